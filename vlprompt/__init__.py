@@ -1,0 +1,3 @@
+"""vlprompt: one benchmark suite for adapting frozen vision-language models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,24 @@
+"""Errors that a user can mend. Each message is one sentence or two: what, got, allowed, do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what was asked for: shown as its message alone, without a traceback, with exit code 2."""
+
+
+class ClassBoundError(UserError):
+    """A learner that owns one parameter per class was asked for classes it was not trained on."""
+
+
+class NonFiniteError(UserError):
+    """A loss or a gradient became NaN or infinite."""
+
+
+def unknown(kind: str, got: object, known: Iterable[str], *, do: str = "") -> UserError:
+    """A `UserError` for a name that is not known: the known ones are listed, the nearest one is proposed."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(got), names, n=1)
+    guess = f"; did you mean '{near[0]}'?" if near else "."
+    return UserError(f"unknown {kind} '{got}': known are {', '.join(names)}{guess}{' ' + do if do else ''}")
