@@ -1,0 +1,124 @@
+"""What every way of adapting a frozen model is: a module whose parameters are all that is trained."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vlprompt.errors import ClassBoundError, UserError
+from vlprompt.towers import Clip, Images, Prompts, TextTower
+
+
+class Learner(nn.Module):
+    """A classifier over a frozen CLIP. `parameters()` is the trainable set, `state_dict()` the checkpoint.
+
+    The constructor's signature is the schema of `conf/method/*.yaml`. Most methods define `encode_classes`,
+    `encode_images` or both. As it stands this is zero-shot CLIP.
+
+    Args:
+        clip: the frozen model; a plain object, so no part of it is a parameter here.
+        classes: names to tell apart; underscores become spaces.
+        template: text around a class name, with one `{}`.
+
+    Raises:
+        UserError: the model lacks what the method needs.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"text"})
+    """What the model must have: "text" (a text tower), "vit" (an image tower with blocks to edit)."""
+
+    def __init__(self, clip: Clip, classes: Sequence[str], *, template: str = "a photo of a {}.") -> None:
+        super().__init__()
+        if "text" in self.needs and clip.text is None:
+            raise UserError(f"{type(self).__name__} needs a text tower, {clip.name} has none: choose a CLIP")
+        if "vit" in self.needs:
+            clip.image.require_blocks()
+        self.clip, self.template = clip, template
+        self.classes = self.trained_classes = tuple(classes)
+        self.rows: tuple[int, ...] | None = None
+        self._prompts: Prompts | None = None
+
+    @property
+    def class_bound(self) -> bool:
+        """Whether it owns one parameter per class, so that it knows no classes but those it was trained on."""
+        return False
+
+    def bind(self, classes: Sequence[str], rows: Sequence[int] | None = None) -> None:
+        """Tell other classes apart with the same parameters.
+
+        `rows[i]` is the place of class i among the classes trained on, where these are a subset of them.
+
+        Raises:
+            ClassBoundError: a learner with one parameter per class is given classes that it was not trained on.
+        """
+        classes, rows = tuple(classes), None if rows is None else tuple(rows)
+        if (classes, rows) == (self.classes, self.rows):
+            return
+        if self.class_bound and rows is None and classes != self.trained_classes:
+            raise ClassBoundError(
+                f"{type(self).__name__} owns parameters for each of its {len(self.trained_classes)} training classes "
+                f"and cannot tell {len(classes)} other ones apart: use a method or setting without class-specific "
+                "parameters, or a protocol that tests the training classes (few-shot)"
+            )
+        self.classes, self.rows, self._prompts = classes, rows, None
+
+    @property
+    def text(self) -> TextTower:
+        if self.clip.text is None:
+            raise UserError(f"{self.clip.name} has no text tower: choose a CLIP")
+        return self.clip.text
+
+    @property
+    def prompts(self) -> Prompts:
+        """The bound classes' embedded prompts; made once a bind."""
+        if self._prompts is None:
+            self._prompts = self.make_prompts()
+        return self._prompts
+
+    def make_prompts(self) -> Prompts:
+        return self.text.prompts(self.classes, template=self.template)
+
+    def encode_classes(self) -> Float[Tensor, "C e"] | None:
+        """Un-normalised class features; None where they depend on the image."""
+        return self.text(self.prompts)
+
+    def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
+        """Un-normalised image features."""
+        return self.clip.image(images)
+
+    def logits(self, images: Images, class_features: Float[Tensor, "C e"] | None) -> Float[Tensor, "B C"]:
+        """Cosines times the frozen scale, in float32 whatever the towers compute in."""
+        assert class_features is not None
+        return scaled_cosine(self.encode_images(images), class_features, self.clip.scale)
+
+    def loss(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+        """Mean cross-entropy."""
+        return F.cross_entropy(self.logits(images, self.encode_classes()), labels)
+
+    def backward(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+        """Leave gradients in the parameters; -> the loss."""
+        loss = self.loss(images, labels)
+        loss.backward()
+        return loss.detach()
+
+    def param_groups(self, fit: Any) -> list[dict[str, Any]]:
+        """Parameter groups for the optimiser; `fit` is the run's `Fit`."""
+        return [{"params": list(self.parameters())}]
+
+    def prepare(self, train: Any, val: Any) -> None:
+        """Called once before fitting, with iterables of (images, labels): caches and closed-form fits."""
+
+    def conclude(self, train: Any, val: Any) -> None:
+        """Called once after fitting: a search on the validation images."""
+
+
+def scaled_cosine(
+    images: Float[Tensor, "B e"], classes: Float[Tensor, "C e"], scale: float
+) -> Float[Tensor, "B C"]:
+    """Cosines times `scale`, at least in float32 even under autocast."""
+    with torch.autocast(images.device.type, enabled=False):
+        images, classes = (t.float() if t.dtype in (torch.half, torch.bfloat16) else t for t in (images, classes))
+        return scale * F.normalize(images, dim=-1) @ F.normalize(classes, dim=-1).T

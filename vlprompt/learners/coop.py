@@ -1,0 +1,62 @@
+"""CoOp: a learned context in front of, around or behind the class name."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlprompt.errors import UserError
+from vlprompt.learners.base import Learner
+from vlprompt.towers import Clip, Position, Prompts
+
+
+class CoOp(Learner):
+    """Context optimisation: `n_context` word vectors are learned, shared by all classes or one set for each.
+
+    Args:
+        n_context: context tokens; not used with `ctx_init`, which sets it to its number of words.
+        ctx_init: a phrase whose word embeddings start the context ("a photo of a"); empty: N(0, 0.02^2).
+        class_specific: a context for each class, which then works for the training classes only.
+        position: where the class name stands: "end", "middle" or "front" of the context.
+
+    Source: Zhou et al., IJCV 2022, https://arxiv.org/abs/2109.01134, section 3.2.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        classes: Sequence[str],
+        *,
+        n_context: int = 16,
+        ctx_init: str = "",
+        class_specific: bool = False,
+        position: Position = "end",
+    ) -> None:
+        super().__init__(clip, classes)
+        if n_context < 1:
+            raise UserError(f"method.n_context is {n_context}: at least 1 is needed")
+        if ctx_init and class_specific:
+            raise UserError("method.ctx_init starts one context for all classes: drop it or method.class_specific")
+        self.ctx_init, self.position, self.class_specific = ctx_init, position, class_specific
+        if ctx_init:
+            context = self.text.embed_phrase(ctx_init).float().clone()
+        else:
+            sets = (len(self.classes),) if class_specific else ()
+            context = torch.randn(*sets, n_context, self.text.width) * 0.02
+        self.context = nn.Parameter(context)  # [n, d] or [C, n, d]
+
+    @property
+    def class_bound(self) -> bool:
+        return self.class_specific
+
+    def make_prompts(self) -> Prompts:
+        if self.ctx_init:
+            return self.text.prompts(self.classes, template=self.ctx_init.replace("_", " ") + " {}.")
+        return self.text.prompts(self.classes, n_context=self.context.shape[-2])
+
+    def encode_classes(self) -> Float[Tensor, "C e"]:
+        if not self.class_specific:
+            return self.text(self.prompts.with_context(self.context, self.position))
+        context = self.context if self.rows is None else self.context[list(self.rows)]
+        return self.text(self.prompts.with_class_context(context, self.position))

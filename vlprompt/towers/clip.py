@@ -1,0 +1,298 @@
+"""A frozen CLIP: two towers, the scale of their cosine, and how images are prepared for it."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import open_clip
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from vlprompt.errors import UserError, unknown
+from vlprompt.towers.block import Weights, view
+from vlprompt.towers.image import ImageTower, image_tower
+from vlprompt.towers.text import TextTower
+from vlprompt.towers.weights import WordTable, read_state
+
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How the model wants its images: size in pixels, channel mean and deviation on [0, 1], and the way to resize."""
+
+    size: int = 224
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize: Literal["shortest", "squash"] = "shortest"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A frozen model. A plain object: what a learner trains never includes any of it."""
+
+    image: ImageTower
+    text: TextTower | None  # None for a plain vision transformer
+    scale: float  # exp(logit_scale)
+    name: str
+    preprocess: Preprocess
+    weights: Weights
+    tokenize: Callable[[list[str]], Int[Tensor, "C L"]]
+    count: Callable[[str], int]
+
+    def with_weights(self, tensors: Mapping[str, Tensor]) -> "Clip":
+        """The same towers reading these tensors instead, under the names of the model's own state dict.
+
+        Raises:
+            UserError: a name or a shape that the model does not have.
+        """
+        own = self.weights.root.state_dict(keep_vars=True)
+        for name, tensor in tensors.items():
+            if name not in own:
+                raise unknown("weight", name, own)
+            if own[name].shape != tensor.shape:
+                raise UserError(f"weight '{name}' is {list(own[name].shape)} in the model, got {list(tensor.shape)}")
+        weights = replace(self.weights, replaced={**self.weights.replaced, **tensors})
+        return build(weights, name=self.name, preprocess=self.preprocess, tokenize=self.tokenize, count=self.count)
+
+    def to(self, device: torch.device | str) -> "Clip":
+        """The same model, moved (the borrowed modules move with it)."""
+        self.weights.root.to(device)
+        return build(self.weights, name=self.name, preprocess=self.preprocess, tokenize=self.tokenize, count=self.count)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.weights.root.parameters()).device
+
+
+def build(
+    weights: Weights,
+    *,
+    name: str,
+    preprocess: Preprocess,
+    tokenize: Callable[[list[str]], Int[Tensor, "C L"]],
+    count: Callable[[str], int],
+) -> Clip:
+    """Both towers over an open_clip model whose parameters no longer ask for gradients."""
+    weights.root.eval().requires_grad_(False)
+    model: Any = weights.root
+    return Clip(
+        image=image_tower(weights.below("visual")),
+        text=_text_tower(weights, tokenize, count),
+        scale=math.exp(float(model.logit_scale)),
+        name=name,
+        preprocess=preprocess,
+        weights=weights,
+        tokenize=tokenize,
+        count=count,
+    )
+
+
+def _text_tower(weights: Weights, tokenize: Callable[[list[str]], Tensor], count: Callable[[str], int]) -> TextTower:
+    if hasattr(weights.root, "text"):
+        weights = weights.below("text")
+        text: Any = weights.module
+        pool, eos = getattr(text, "pool_type", "?"), getattr(text, "eos_id", None)
+    else:
+        text = weights.module
+        pool, eos = getattr(text, "text_pool_type", "argmax"), getattr(text, "text_eos_id", None)
+    kind = type(text).__name__
+    if kind not in ("CLIP", "TextTransformer") or getattr(text, "cls_emb", None) is not None:
+        raise UserError(f"text towers of kind {kind} are not supported: choose a model with open_clip's own text tower")
+    if getattr(text, "use_pad_mask", False) or pool not in ("argmax", "eos", "last"):
+        raise UserError(f"text towers with padding masks or '{pool}' pooling are not supported: choose another model")
+    causal = text.attn_mask is not None
+    embed, final = weights.call("token_embedding"), weights.call("ln_final")
+    linear = isinstance(text.text_projection, nn.Linear)
+
+    def read(ids: Tensor) -> Tensor:
+        if pool == "last":
+            return torch.full((len(ids),), ids.shape[1] - 1)
+        return ids.argmax(-1) if pool == "argmax" else (ids == eos).int().argmax(-1)
+
+    def project(x: Tensor) -> Tensor:
+        x = final(x)
+        if linear:
+            return weights.call("text_projection")(x)
+        return x if text.text_projection is None else x @ weights.tensor("text_projection")
+
+    positions = weights.tensor("positional_embedding")
+    return TextTower(
+        tokenize=tokenize,
+        count=count,
+        embed=lambda ids: embed(ids.to(positions.device)),
+        positions=positions,
+        blocks=tuple(
+            view(weights.below(f"transformer.resblocks.{i}")) for i in range(len(text.transformer.resblocks))
+        ),
+        project=project,
+        read=read,
+        causal=causal,
+        first=1 if causal else 0,
+        width=positions.shape[1],
+        embed_dim=count_outputs(text.text_projection, positions.shape[1]),
+    )
+
+
+def count_outputs(projection: nn.Linear | Tensor | None, width: int) -> int:
+    """Features that come out of a final projection, which may be a module, a matrix or missing."""
+    if isinstance(projection, nn.Linear):
+        return projection.out_features
+    return width if projection is None else projection.shape[1]
+
+
+def load_clip(model: str, weights: str = RANDOM, *, seed: int = 0) -> Clip:
+    """A frozen CLIP in float32 on the CPU.
+
+    `model` is an open_clip architecture, `hf-hub:owner/name`, or a folder with `open_clip_config.json` and
+    `open_clip_model.safetensors`. `weights` is one of the architecture's tags, the path of a file (open_clip's or
+    OpenAI's format; safetensors, a state dict, or OpenAI's TorchScript archive), or `random`.
+
+    Raises:
+        UserError: an unknown model or tag, weights that cannot be fetched or read, that do not fit, or that were
+            trained with another activation.
+    """
+    if Path(model).is_dir():
+        return _load_folder(Path(model), weights, seed)
+    if model.startswith("hf-hub:"):
+        net = _fetch(lambda: open_clip.create_model(model), model)
+        return clip_of(net, name=model, preprocess=_preprocess(net.visual.preprocess_cfg), tokenizer=_tokenizer(model))
+    config = open_clip.get_model_config(model)
+    if config is None:
+        raise unknown("model", model, open_clip.list_models(), do="A folder or hf-hub:owner/name is allowed too.")
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    settings = open_clip.get_pretrained_cfg(model, weights if weights in tags else tags[0]) if tags else {}
+    quick = bool(config.get("quick_gelu", False))
+    net = make_model(config, seed)
+    if weights in tags:
+        _check_activation(model, weights, quick, bool(settings.get("quick_gelu", False)))
+        path = _fetch(lambda: open_clip.download_pretrained(settings), f"{model}/{weights}")
+        open_clip.load_checkpoint(net, path, strict=True, weights_only=True)
+    elif Path(weights).is_file():
+        state, openai = read_state(Path(weights))
+        if openai:
+            _check_activation(model, weights, quick, True)
+        fit(net, state, weights, model)
+    elif weights != RANDOM:
+        raise unknown("weights", weights, [*tags, RANDOM], do="The path of a file is allowed too.")
+    preprocess = _preprocess({**settings, "size": net.visual.image_size})
+    return clip_of(net, name=f"{model}/{Path(weights).name}", preprocess=preprocess, tokenizer=_tokenizer(model))
+
+
+def clip_of(net: nn.Module, *, name: str, preprocess: Preprocess, tokenizer: Any, words: Tensor | None = None) -> Clip:
+    """A frozen CLIP over an open_clip model at hand. `words`: the token ids that have trained embeddings (None: all)."""
+    table = WordTable(tokenizer, words)
+    return build(Weights(net), name=name, preprocess=preprocess, tokenize=table.tokenize, count=table.count)
+
+
+def make_model(config: Mapping[str, Any], seed: int = 0) -> nn.Module:
+    """An open_clip model with random weights from its configuration, whatever the global random state."""
+    config = json.loads(json.dumps(dict(config)))
+    if "multimodal_cfg" in config or "hf_model_name" in config["text_cfg"]:
+        raise UserError("models with a captioner (CoCa) or a Hugging Face text tower are not supported: choose another")
+    custom = config.pop("custom_text", False)
+    if "timm_model_name" in config["vision_cfg"]:
+        config["vision_cfg"]["timm_model_pretrained"] = False
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
+
+
+def _load_folder(folder: Path, weights: str, seed: int) -> Clip:
+    try:
+        config = json.loads((folder / "open_clip_config.json").read_text())
+        net = make_model(config["model_cfg"], seed)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} is no open_clip folder: open_clip_config.json cannot be used ({error})") from None
+    words = None
+    if weights != RANDOM:
+        file = folder / "open_clip_model.safetensors"
+        if not file.is_file():
+            raise UserError(f"{file} is missing: put the weights there, or use backbone.weights=random")
+        state, _ = read_state(file)
+        words = state.pop("token_embedding.ids", None)
+        if words is not None:  # only the rows in use are stored
+            rows = state["token_embedding.weight"]
+            table = torch.zeros(config["model_cfg"]["text_cfg"]["vocab_size"], rows.shape[1])
+            state["token_embedding.weight"] = table.index_copy(0, words.long(), rows.float())
+        fit(net, state, str(file), folder.name)
+    preprocess = _preprocess({**config.get("preprocess_cfg", {}), "size": net.visual.image_size})  # type: ignore[union-attr]
+    return clip_of(
+        net, name=folder.name, preprocess=preprocess, tokenizer=_tokenizer(f"local-dir:{folder}"), words=words
+    )
+
+
+def fit(net: nn.Module, state: Mapping[str, Tensor], weights: str, model: str) -> None:
+    """Load a state dict strictly.
+
+    Raises:
+        UserError: naming the first tensors that are missing, unexpected or of another shape.
+    """
+    own = net.state_dict()
+    wrong = [f"'{k}' is {list(state[k].shape)}, needed {list(own[k].shape)}" for k in own
+             if k in state and state[k].shape != own[k].shape]  # fmt: skip
+    wrong += [f"'{k}' is missing" for k in own if k not in state]
+    wrong += [f"'{k}' is not part of the model" for k in state if k not in own]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(
+            f"the weights {weights} do not fit {model}: {'; '.join(wrong[:3])}{more}; choose the architecture that "
+            "they were made with (backbone.model)"
+        )
+    net.load_state_dict(state)
+
+
+def _check_activation(model: str, weights: str, have: bool, need: bool) -> None:
+    if have != need:
+        names = ("GELU", "QuickGELU")
+        other = model + "-quickgelu" if need else model.removesuffix("-quickgelu")
+        raise UserError(
+            f"{model} computes {names[have]}, but the weights '{weights}' were trained with {names[need]}, which would "
+            f"silently cost accuracy: use backbone.model={other}"
+        )
+
+
+def _fetch(get: Callable[[], Any], what: str) -> Any:
+    try:
+        return get()
+    except Exception as error:  # the hub's client raises dozens of kinds, all meaning the same here
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"the weights {what} could not be fetched ({reason}): connect this machine to the network, or give a "
+            "file with backbone.weights=PATH"
+        ) from error
+
+
+def _tokenizer(model: str) -> Any:
+    try:
+        return open_clip.get_tokenizer(model)
+    except Exception as error:  # as above
+        raise UserError(f"the tokenizer of {model} could not be fetched ({type(error).__name__})") from error
+
+
+def _preprocess(settings: Mapping[str, Any]) -> Preprocess:
+    size = settings.get("size", 224)
+    size = size[0] if isinstance(size, Sequence) else size
+    default = Preprocess()
+    return Preprocess(
+        size=int(size),
+        mean=tuple(settings.get("mean") or default.mean),
+        std=tuple(settings.get("std") or default.std),
+        interpolation="bilinear" if settings.get("interpolation") == "bilinear" else "bicubic",
+        resize="squash" if settings.get("resize_mode") == "squash" else "shortest",
+    )
+
+
+def fingerprint(clip: Clip) -> str:
+    """sha256 over the model's weights: equal where its features are."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(clip.weights.root.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,197 @@
+"""Frozen image towers: an explicit loop over borrowed blocks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vlprompt.errors import UserError
+from vlprompt.towers.block import Block, Map, Weights, view
+from vlprompt.towers.edits import NO_EDITS, NONE, Edits, check_layers
+
+
+class NeedsPixels(Exception):
+    """An edited tower was asked for features of images that came without pixels."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """A batch of images as a loader yields it. Learners pass it on and never open it."""
+
+    pixels: Float[Tensor, "B 3 H W"] | None = None  # normalised by the model's own mean and deviation
+    features: Float[Tensor, "B e"] | None = None  # un-normalised output of the unedited tower, if banked
+
+    def __len__(self) -> int:
+        known = self.pixels if self.pixels is not None else self.features
+        return 0 if known is None else len(known)
+
+    def to(self, device: torch.device | str) -> "Images":
+        moved = (None if t is None else t.to(device, non_blocking=True) for t in (self.pixels, self.features))
+        return Images(*moved)
+
+
+class ImageTower:
+    """Images -> un-normalised features [B, e]. A plain object without parameters of its own; nothing in it is trained.
+
+    Prompt tokens sit after the `first` leading tokens (class token, registers) and are dropped before pooling. Those
+    of layer 0 are embeddings and pass the tower's first norm; later ones are written into the residual stream.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed: Map,  # pixels [B, 3, H, W] -> tokens [B, N, d], positions added
+        norm: Map,  # before the first block
+        blocks: tuple[Block, ...],
+        project: Map,  # tokens [B, N, d] -> features [B, e]
+        first: int,
+        width: int,
+        embed_dim: int,
+    ) -> None:
+        self.embed, self.norm, self.blocks, self.project = embed, norm, blocks, project
+        self.first, self.width, self.embed_dim = first, width, embed_dim
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks that take edits; 0 for a ResNet."""
+        return len(self.blocks)
+
+    @property
+    def heads(self) -> int:
+        return self.blocks[0].heads if self.blocks else 0
+
+    def require_blocks(self) -> None:
+        """Refuse a tower without blocks, for methods that edit them."""
+        if not self.blocks:
+            raise UserError(
+                "this method edits the blocks of the image tower and a ResNet has none: "
+                "choose a backbone with a ViT (backbone=vit_b16)"
+            )
+
+    def __call__(self, images: Images, edits: Edits = NO_EDITS) -> Float[Tensor, "B e"]:
+        """Features of the edited tower.
+
+        Raises:
+            UserError: edits of blocks that do not exist.
+            NeedsPixels: the tower has to run, but the images are banked features only.
+        """
+        if edits:
+            self.require_blocks()
+            check_layers(edits, self.depth, "the image tower")
+        elif images.features is not None:
+            return images.features
+        if images.pixels is None:
+            raise NeedsPixels
+        x, width = self.embed(images.pixels), 0
+        for layer, block in enumerate(self.blocks):
+            edit = edits.get(layer, NONE)
+            if edit.tokens is not None:
+                x, width = write(x, edit.tokens, self.first, width)
+            if layer == 0:
+                x = self.norm(x)
+            x, _ = block(x, edit)
+        if width:
+            x = torch.cat([x[:, : self.first], x[:, self.first + width :]], 1)
+        return self.project(x)
+
+
+def write(
+    x: Float[Tensor, "B N d"], tokens: Float[Tensor, "n w"] | Float[Tensor, "B n w"], at: int, width: int
+) -> tuple[Float[Tensor, "B M d"], int]:
+    """Write prompt tokens into the slot x[:, at : at+width] (width 0: open it). -> (x, the slot's new width)."""
+    if tokens.shape[-1] != x.shape[-1]:
+        raise UserError(f"prompt tokens have width {tokens.shape[-1]}, this tower needs {x.shape[-1]}")
+    tokens = tokens.to(x.dtype).expand(x.shape[0], -1, -1)
+    return torch.cat([x[:, :at], tokens, x[:, at + width :]], 1), tokens.shape[1]
+
+
+def image_tower(weights: Weights) -> ImageTower:
+    """The tower over open_clip's VisionTransformer or ModifiedResNet, or a timm ViT within open_clip's TimmModel.
+
+    Raises:
+        UserError: another kind of tower.
+    """
+    visual: Any = weights.module
+    kind = type(visual).__name__
+    if kind == "ModifiedResNet":
+        run = weights.call("")
+        return ImageTower(
+            embed=run, norm=_same, blocks=(), project=_same, first=0, width=0, embed_dim=visual.output_dim
+        )
+    if kind == "VisionTransformer":
+        return _open_clip_vit(weights)
+    if kind == "TimmModel" and type(visual.trunk).__name__ == "VisionTransformer":
+        head = weights.call("head")
+        return timm_vit(weights.below("trunk"), head)
+    inner = f" ({type(visual.trunk).__name__})" if hasattr(visual, "trunk") else ""
+    raise UserError(
+        f"image towers of kind {kind}{inner} are not supported: allowed are open_clip's VisionTransformer and "
+        "ModifiedResNet and timm's VisionTransformer; choose another model"
+    )
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _open_clip_vit(weights: Weights) -> ImageTower:
+    visual: Any = weights.module
+    if visual.attn_pool is not None or visual.pool_type not in ("tok", "avg"):
+        raise UserError("image towers with attentional pooling (CoCa) are not supported: choose another model")
+    conv, post = weights.call("conv1"), weights.call("ln_post")
+
+    def embed(pixels: Tensor) -> Tensor:
+        x = conv(pixels).flatten(2).mT
+        cls = weights.tensor("class_embedding").to(x.dtype).expand(x.shape[0], 1, -1)
+        return torch.cat([cls, x], 1) + weights.tensor("positional_embedding").to(x.dtype)
+
+    def pool(x: Tensor) -> Tensor:
+        return x[:, 0] if visual.pool_type == "tok" else x[:, 1:].mean(1)
+
+    def project(x: Tensor) -> Tensor:
+        x = post(pool(x)) if visual.final_ln_after_pool or visual.pool_type == "tok" else pool(post(x))
+        return x if visual.proj is None else x @ weights.tensor("proj")
+
+    blocks = tuple(view(weights.below(f"transformer.resblocks.{i}")) for i in range(len(visual.transformer.resblocks)))
+    width = visual.class_embedding.shape[0]
+    embed_dim = width if visual.proj is None else visual.proj.shape[1]
+    return ImageTower(
+        embed=embed,
+        norm=weights.call("ln_pre"),
+        blocks=blocks,
+        project=project,
+        first=1,
+        width=width,
+        embed_dim=embed_dim,
+    )
+
+
+def timm_vit(weights: Weights, head: Callable[[Tensor], Tensor] = _same) -> ImageTower:
+    """The tower over timm's VisionTransformer; `head` follows the trunk's own."""
+    trunk: Any = weights.module
+    patches, positions = weights.call("patch_embed"), weights.call("", "_pos_embed")
+    norm, forward_head = weights.call("norm"), weights.call("", "forward_head")
+
+    def embed(pixels: Tensor) -> Tensor:
+        return positions(patches(pixels))
+
+    def project(x: Tensor) -> Tensor:
+        return head(forward_head(norm(x)))
+
+    projections = [m for m in getattr(head, "children", list)() if hasattr(m, "out_features")]
+    if projections:
+        embed_dim = projections[-1].out_features
+    else:
+        embed_dim = trunk.num_classes or trunk.num_features
+    return ImageTower(
+        embed=embed,
+        norm=weights.call("norm_pre"),
+        blocks=tuple(view(weights.below(f"blocks.{i}")) for i in range(len(trunk.blocks))),
+        project=project,
+        first=trunk.num_prefix_tokens,
+        width=trunk.embed_dim,
+        embed_dim=embed_dim,
+    )

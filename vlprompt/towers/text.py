@@ -1,0 +1,232 @@
+"""Frozen text towers: class prompts, split where causal attention lets them be, and an explicit loop over blocks."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vlprompt.errors import UserError
+from vlprompt.towers.block import Block, Map
+from vlprompt.towers.edits import NO_EDITS, NONE, Edit, Edits, check_layers, drops
+
+Position = Literal["end", "middle", "front"]
+"""Where the class name stands among the context tokens (Zhou et al., IJCV 2022, section 3.2)."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Class names within a text, embedded, without positions.
+
+    What all classes begin with is `shared`; what differs is `own`, padded to one length. Token `first` is where a
+    context begins: after the start token, if the tower has one.
+    """
+
+    shared: Float[Tensor, "P d"] | Float[Tensor, "B P d"]
+    own: Float[Tensor, "C S d"]
+    eot: Int[Tensor, " C"]  # where the token to be read out stands in own
+    name_lengths: tuple[int, ...]  # tokens of each class name
+    first: int
+
+    def with_context(
+        self, context: Float[Tensor, "n d"] | Float[Tensor, "B n d"], position: Position = "end"
+    ) -> "Prompts":
+        """The first n tokens after `first` replaced by a context, and the class name moved to `position` among them."""
+        self._check(context)
+        n = context.shape[-2]
+        if position == "end" and self.shared.shape[-2]:
+            lead = context.shape[:-2]
+            head = self.shared[..., : self.first, :].expand(*lead, -1, -1)
+            tail = self.shared[..., self.first + n :, :].expand(*lead, -1, -1)
+            return replace(self, shared=torch.cat([head, context.to(head.dtype), tail], -2))
+        if context.ndim == 3:
+            raise UserError(f"a context per image needs the class name at the end, got position '{position}'")
+        return self._arranged(context.expand(len(self.own), -1, -1), position, before_name(n, position))
+
+    def with_class_context(self, context: Float[Tensor, "C n d"], position: Position = "end") -> "Prompts":
+        """The same with a context of its own for each class, so that only the start token stays shared."""
+        self._check(context)
+        return self._arranged(context, position, 0)
+
+    def _check(self, context: Tensor) -> None:
+        n, width = context.shape[-2:]
+        if width != self.own.shape[-1]:
+            raise UserError(f"the context has width {width}, the text tower needs {self.own.shape[-1]}")
+        n_shared = self.shared.shape[-2]
+        if 0 < n_shared < self.first + n:
+            raise UserError(
+                f"a context of {n} tokens does not fit: the text has {n_shared - self.first} tokens before the names"
+            )
+
+    def whole(self) -> Float[Tensor, "C T d"]:
+        """The unsplit sequences."""
+        return torch.cat([self.shared.expand(len(self.own), -1, -1), self.own], 1)
+
+    def _arranged(self, context: Float[Tensor, "C n d"], position: Position, kept: int) -> "Prompts":
+        """Sequences with the context written in and reordered; the first `kept` context tokens are alike in all."""
+        n, tokens = context.shape[1], self.whole()
+        tokens = torch.cat([tokens[:, : self.first], context.to(tokens.dtype), tokens[:, self.first + n :]], 1)
+        before = before_name(n, position)
+        rest = tokens.shape[1] - self.first
+        orders = []
+        for length in self.name_lengths:
+            name, tail = range(n, n + length), range(n + length, rest)
+            order = [*range(before), *name, *range(before, n), *tail]
+            orders.append([*range(self.first), *(self.first + i for i in order)])
+        index = torch.tensor(orders, device=tokens.device)
+        if position != "end":
+            tokens = tokens.take_along_dim(index[:, :, None], 1)
+        cut = self.first + kept
+        return replace(
+            self, shared=tokens[0, :cut], own=tokens[:, cut:], eot=self.eot + self.shared.shape[-2] - cut
+        )
+
+
+class TextTower:
+    """Prompts -> un-normalised class features. A plain object without parameters of its own.
+
+    Because attention is causal, the shared tokens run once for all classes, and whatever follows the last token that
+    is read is never computed. Both are exact. A tower without a causal mask (SigLIP) runs every padded sequence whole.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenize: Callable[[list[str]], Int[Tensor, "C L"]],
+        count: Callable[[str], int],  # tokens of a bare text
+        embed: Callable[[Tensor], Tensor],  # ids [.., L] -> embeddings [.., L, d], without positions
+        positions: Float[Tensor, "L d"],
+        blocks: tuple[Block, ...],
+        project: Map,  # [.., d] -> [.., e], final norm included
+        read: Callable[[Tensor], Tensor],  # ids [C, L] -> index of the token whose output is the feature [C]
+        causal: bool,
+        first: int,
+        width: int,
+        embed_dim: int,
+    ) -> None:
+        self.tokenize, self.count, self.embed, self.positions = tokenize, count, embed, positions
+        self.blocks, self.project, self.read = blocks, project, read
+        self.causal, self.first, self.width, self.embed_dim = causal, first, width, embed_dim
+
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def heads(self) -> int:
+        return self.blocks[0].heads
+
+    def prompts(self, classes: Sequence[str], *, template: str = "{}.", n_context: int = 0) -> Prompts:
+        """Embed `n_context` placeholders and the template with each class name; underscores in names become spaces.
+
+        Raises:
+            UserError: no classes; a template without exactly one `{}`; a text that does not fit the tower.
+        """
+        if not classes:
+            raise UserError("no class names: a classifier needs at least one")
+        names = [name.replace("_", " ") for name in classes]
+        lead = "X " * n_context
+        ids = self.tokenize([lead + fill(template, name) for name in names])
+        eot = self.read(ids)
+        end = int(eot.max()) + 1 if self.causal else ids.shape[1]
+        ids = ids[:, :end]
+        n_shared = common_prefix(ids, int(eot.min())) if self.causal else 0
+        tokens = self.embed(ids)
+        lengths = tuple(self.count(name) for name in names)
+        return Prompts(tokens[0, :n_shared], tokens[:, n_shared:], eot - n_shared, lengths, self.first)
+
+    def embed_phrase(self, phrase: str) -> Float[Tensor, "n d"]:
+        """Embeddings of a phrase's first tokens, one for each of its words (the rule of CoOp's `CTX_INIT`)."""
+        phrase = phrase.replace("_", " ")
+        n = len(phrase.split())
+        ids = self.tokenize([phrase])
+        return self.embed(ids[0, self.first : self.first + n])
+
+    def __call__(self, prompts: Prompts, edits: Edits = NO_EDITS) -> Float[Tensor, "C e"] | Float[Tensor, "B C e"]:
+        """Features of all classes, [C, e], or [B, C, e] where the shared tokens come per image.
+
+        Raises:
+            UserError: edits of blocks that do not exist, or of layer 0's tokens (a context enters by `prompts`).
+        """
+        check_layers(edits, self.depth, "the text tower")
+        if edits.get(0, NONE).tokens is not None:
+            raise UserError("tokens of the text tower's layer 0 enter through Prompts.with_context, not as an edit")
+        if self.causal and not drops(edits):
+            x = self._run_shared(prompts, edits)
+        else:
+            x = self._run_whole(prompts, edits)
+        return self.project(x)
+
+    def _run_shared(self, prompts: Prompts, edits: Edits) -> Tensor:
+        lead = prompts.shared.shape[:-2]
+        shared, own = prompts.shared if lead else prompts.shared[None], prompts.own
+        (B, P, _), (C, S, _) = shared.shape, own.shape
+        x = shared + self.positions[:P]
+        y = _repeat((own + self.positions[P : P + S])[None], B, 0)  # [B*C, S, d]
+        causal = torch.ones(P + S, P + S, dtype=torch.bool, device=y.device).tril()
+        for layer, block in enumerate(self.blocks):
+            edit = edits.get(layer, NONE)
+            x = self._write(x, edit)
+            x, (k, v) = block(x, edit, mask=causal[:P, :P])
+            past = (_repeat(k[:, None], C, 1), _repeat(v[:, None], C, 1))
+            y, _ = block(y, edit, mask=causal[P:], past=past)
+        y = y.view(B, C, S, -1)
+        return y[:, torch.arange(C, device=y.device), prompts.eot].reshape(*lead, C, -1)
+
+    def _run_whole(self, prompts: Prompts, edits: Edits) -> Tensor:
+        lead = prompts.shared.shape[:-2]
+        shared, own = prompts.shared if lead else prompts.shared[None], prompts.own
+        (B, P, _), (C, S, _) = shared.shape, own.shape
+        x = torch.cat([_repeat(shared[:, None], C, 1), _repeat(own[None], B, 0)], 1)
+        x = x + self.positions[: P + S]
+        mask = torch.ones(P + S, P + S, dtype=torch.bool, device=x.device).tril() if self.causal else None
+        for layer, block in enumerate(self.blocks):
+            edit = edits.get(layer, NONE)
+            x, _ = block(self._write(x, edit), edit, mask=mask)
+        x = x.view(B, C, P + S, -1)
+        return x[:, torch.arange(C, device=x.device), prompts.eot + P].reshape(*lead, C, -1)
+
+    def _write(self, x: Float[Tensor, "R T d"], edit: Edit) -> Float[Tensor, "R T d"]:
+        """Write deep prompts over the tokens that the context occupies; they get no positions."""
+        if edit.tokens is None:
+            return x
+        n, d = edit.tokens.shape[-2:]
+        if d != self.width or self.first + n > x.shape[1]:
+            raise UserError(
+                f"deep text prompts [{n}, {d}] do not fit: the text tower has width {self.width} and "
+                f"{x.shape[1] - self.first} tokens common to all classes after the start token"
+            )
+        tokens = edit.tokens.to(x.dtype)
+        tokens = _repeat(tokens[:, None], len(x) // len(tokens), 1) if tokens.ndim == 3 else tokens.expand(len(x), n, d)
+        return torch.cat([x[:, : self.first], tokens, x[:, self.first + n :]], 1)
+
+
+def fill(template: str, name: str) -> str:
+    """The template with the class name in its place.
+
+    Raises:
+        UserError: the template has no `{}`, or several.
+    """
+    if template.count("{}") != 1:
+        raise UserError(f"a template has exactly one {{}} for the class name, got '{template}'")
+    return template.replace("{}", name)
+
+
+def before_name(n_context: int, position: Position) -> int:
+    """How many of the context tokens stand before the class name."""
+    return {"end": n_context, "middle": n_context // 2, "front": 0}[position]
+
+
+def common_prefix(ids: Int[Tensor, "C L"], limit: int) -> int:
+    """How many leading tokens all rows have in common, at most `limit`."""
+    same = (ids[:, :limit] == ids[:1, :limit]).all(0)
+    return int(same.int().cumprod(0).sum())
+
+
+def _repeat(x: Tensor, times: int, dim: int) -> Tensor:
+    """[.., 1, ..] (`dim` is 0 or 1) repeated, and the first two dims made one: [B, C, *] -> [B*C, *]."""
+    shape = list(x.shape)
+    shape[dim] = times
+    return x.expand(shape).flatten(0, 1)
