@@ -94,9 +94,13 @@ class Learner(nn.Module):
         assert class_features is not None
         return scaled_cosine(self.encode_images(images), class_features, self.clip.scale)
 
+    def forward(self, images: Images, class_features: Float[Tensor, "C e"] | None) -> Float[Tensor, "B C"]:
+        """The logits; called as a module, so that a trainer's forward hook sees those of each training step."""
+        return self.logits(images, class_features)
+
     def loss(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         """Mean cross-entropy."""
-        return F.cross_entropy(self.logits(images, self.encode_classes()), labels)
+        return F.cross_entropy(self(images, self.encode_classes()), labels)
 
     def backward(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         """Leave gradients in the parameters; -> the loss."""

@@ -1,0 +1,40 @@
+"""Options for test data that is too large to be kept here, or that comes from elsewhere."""
+
+from pathlib import Path
+
+import pytest
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--splits",
+        type=Path,
+        metavar="FOLDER",
+        help="folder with published split files (split_zhou_*.json); without it the tests on them are skipped",
+    )
+    parser.addoption(
+        "--parity",
+        type=Path,
+        metavar="FOLDER",
+        default=FIXTURES / "parity",
+        help="folder with parity cases in the format of tests/fixtures/parity, which is the default",
+    )
+
+
+@pytest.fixture(scope="session")
+def splits_folder(request: pytest.FixtureRequest) -> Path:
+    """The folder with published split files."""
+    folder = request.config.getoption("--splits")
+    if folder is None:
+        pytest.skip("needs --splits=FOLDER with the published split files")
+    if not any(folder.glob("split_zhou_*.json")):
+        raise pytest.UsageError(f"--splits={folder} holds no split_zhou_*.json")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def parity_folder(request: pytest.FixtureRequest) -> Path:
+    """The folder with parity cases."""
+    return request.config.getoption("--parity")

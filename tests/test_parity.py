@@ -1,0 +1,170 @@
+"""Numbers of the original implementations on a tiny CLIP, reproduced: `pytest -k parity --parity=FOLDER`."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import originals
+import pytest
+import safetensors.torch
+import torch
+
+from vlprompt.optim import Fit, Schedule, learning_rate, make_optimizer
+from vlprompt.towers import Images, Preprocess
+from vlprompt.towers.clip import Clip, clip_of, make_model
+
+FIXTURES = Path(__file__).parent / "fixtures" / "parity"
+
+
+def pytest_generate_tests(metafunc):
+    if "case_file" in metafunc.fixturenames:
+        folder = metafunc.config.getoption("--parity")
+        files = sorted((folder / "cases").glob("*.json"))
+        if not files:
+            raise pytest.UsageError(f"--parity={folder} holds no cases/*.json")
+        metafunc.parametrize("case_file", files, ids=[file.stem for file in files])
+
+
+def token_table(rule) -> torch.Tensor:
+    """The token embeddings, which are computed rather than stored: SplitMix64 of a counter."""
+    n = np.uint64(rule["seed"] << 32) + np.arange(rule["rows"] * rule["cols"], dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        z = n + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    values = ((z >> np.uint64(40)).astype(np.float64) / 2**24 - 0.5).astype(np.float16)
+    return torch.from_numpy(values.reshape(rule["rows"], rule["cols"]))
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(parity_folder) -> Clip:
+    folder = parity_folder if (parity_folder / "clip_tiny.json").exists() else FIXTURES
+    shape = json.loads((folder / "clip_tiny.json").read_text())
+    state = safetensors.torch.load_file(folder / "clip_tiny.safetensors")
+    ids, rows = state.pop("token_embedding.sample_ids"), state.pop("token_embedding.sample_rows")
+    table = token_table(shape["token_table"])
+    assert torch.equal(table[ids.long()], rows)
+    state["token_embedding.weight"] = table
+    model = make_model({
+        "embed_dim": shape["embed_dim"],
+        "quick_gelu": shape["activation"] == "quick_gelu",
+        "vision_cfg": {"image_size": shape["image_size"], "patch_size": shape["patch_size"],
+                       "width": shape["vision_width"], "layers": shape["vision_layers"], "head_width": 64},
+        "text_cfg": {"context_length": shape["context_length"], "vocab_size": shape["vocab_size"],
+                     "width": shape["text_width"], "heads": shape["text_heads"], "layers": shape["text_layers"]},
+    })  # fmt: skip
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    preprocess = Preprocess(size=shape["image_size"])
+    return clip_of(model, name="tiny", preprocess=preprocess, tokenizer=open_clip.SimpleTokenizer())
+
+
+def near(ours, theirs, rel):
+    assert ours.shape == theirs.shape
+    assert torch.linalg.norm(ours.double() - theirs.double()) <= rel * torch.linalg.norm(theirs.double())
+
+
+def test_parity_of_the_clip_itself(tiny_clip, parity_folder):
+    folder = parity_folder if (parity_folder / "clip_reference.json").exists() else FIXTURES
+    expected = safetensors.torch.load_file(folder / "clip_reference.safetensors")
+    strings = json.loads((folder / "clip_reference.json").read_text())
+    assert [tiny_clip.count(text) for text in strings["strings"]] == strings["encode_lengths"]
+    assert torch.equal(tiny_clip.tokenize(strings["strings"]), expected["token_ids"])
+    images = tiny_clip.image(Images(expected["images"].float()))
+    torch.testing.assert_close(images, expected["image_features"], atol=2e-5, rtol=1e-5)
+    features = []
+    for text in strings["strings"]:  # one by one: an empty one is among them
+        prompts = tiny_clip.text.prompts(["x"], template="{}")
+        ids = tiny_clip.tokenize([text])
+        end = int(ids.argmax()) + 1
+        tokens = tiny_clip.text.embed(ids[:, :end])
+        whole = type(prompts)(tokens[0, :1], tokens[:, 1:], torch.tensor([end - 2]), (0,), 1)
+        features.append(tiny_clip.text(whole))
+    torch.testing.assert_close(torch.cat(features), expected["text_features"], atol=2e-5, rtol=1e-5)
+
+
+def test_parity(tiny_clip, case_file):
+    case = json.loads(case_file.read_text())
+    method = case["config"].get("method", case_file.stem)
+    if case_file.stem in originals.NO_TARGETS:
+        pytest.skip("documents a fault of the original, no target")
+    if method not in originals.METHODS:
+        pytest.skip(f"method {method} is not built yet")
+    original = originals.METHODS[method]
+    tensors = safetensors.torch.load_file(case_file.with_suffix(".safetensors"))
+    if "logits" in tensors:
+        check_untrained(tiny_clip, original, case, tensors)
+    else:
+        for run in case["runs"]:
+            check_run(tiny_clip, original, case, tensors, run)
+
+
+def check_untrained(clip, original, case, tensors):
+    learner = original.build(clip, case)
+    assert not list(learner.parameters())
+    images = Images(tensors["inputs.images"].float())
+    classes = learner.encode_classes()
+    logits = learner.logits(images, classes)
+    torch.testing.assert_close(logits, tensors["logits"], atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.nn.functional.normalize(classes, dim=-1), tensors["classifier_normalised"],
+                               atol=2e-5, rtol=1e-5)  # fmt: skip
+    loss = torch.nn.functional.cross_entropy(logits, tensors["inputs.labels"]).item()
+    assert loss == pytest.approx(case["ce_loss"], abs=2e-5, rel=1e-5)
+    assert logits.argmax(-1).tolist() == case["top1_pred"]
+
+
+def check_run(clip, original, case, tensors, run):
+    """One training run of a case: every step's loss, gradients and parameters, and the logits around it."""
+    told = case["runs"][run]
+    learner = original.build(clip, case).train()
+    start = {original.ours(k.removeprefix("init.")): v for k, v in tensors.items() if k.startswith("init.")}
+    learner.load_state_dict(start, strict=True)
+    images, labels = Images(tensors["inputs.images"].float()), tensors["inputs.labels"]
+    torch.testing.assert_close(
+        learner.logits(images, learner.encode_classes()), tensors["init_forward.logits"], atol=2e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(
+        learner.encode_classes(), tensors["init_forward.text_features_raw"], atol=2e-5, rtol=1e-5
+    )
+    fit, per_epoch = settings(told)
+    optimizer = make_optimizer(learner, fit)
+    checked = 0
+    for step, expected in enumerate(told["losses"]):
+        rate = learning_rate(step, fit, per_epoch=per_epoch, total=told["max_epoch"] * per_epoch)
+        assert rate == pytest.approx(told["lr_used"][step], rel=1e-9)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        loss = learner.backward(images, labels)
+        assert loss.item() == pytest.approx(expected, abs=2e-5, rel=1e-5)
+        checked += compare(learner, original, tensors, f"{run}.grad{step + 1}.", 1e-4, lambda p: p.grad)
+        optimizer.step()
+        checked += compare(learner, original, tensors, f"{run}.param{step + 1}.", 1e-5, lambda p: p.data)
+    assert checked >= 2 * len(start)
+    learner.eval()
+    with torch.no_grad():
+        for name, key in (("train", "inputs.images"), ("eval", "inputs.eval_images")):
+            logits = learner.logits(Images(tensors[key].float()), learner.encode_classes())
+            torch.testing.assert_close(logits, tensors[f"{run}.logits_final_{name}_images"], atol=1e-4, rtol=0)
+
+
+def compare(learner, original, tensors, prefix, bound, part):
+    own = dict(learner.named_parameters())
+    found = {key: value for key, value in tensors.items() if key.startswith(prefix)}
+    for key, value in found.items():
+        near(part(own[original.ours(key.removeprefix(prefix))]), value, bound)
+    return len(found)
+
+
+def settings(told):
+    """Our settings for a run of a case, and its steps in an epoch."""
+    optim = told["optim"]
+    stepped = told["num_batches_per_epoch"] is not None
+    schedule = Schedule(warmup="constant" if told["warmup_epoch"] > 0 else "none",
+                        warmup_epochs=max(told["warmup_epoch"], 0), warmup_lr=told["warmup_cons_lr"],
+                        shape="cosine" if stepped else "constant")  # fmt: skip
+    fit = Fit(optimizer=optim["name"], lr=optim["lr"], momentum=optim["momentum"], betas=optim["betas"],
+              eps=optim["eps"], weight_decay=optim["weight_decay"], epochs=told["max_epoch"],
+              schedule=schedule)  # fmt: skip
+    return fit, told["num_batches_per_epoch"] or 1

@@ -1,0 +1,113 @@
+"""Protocols: episodes against the published selections, and what may not be imported."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vlprompt.data.dataset import Dataset, Item, Split
+from vlprompt.data.sources import split_file
+from vlprompt.errors import UserError
+from vlprompt.protocols.base import Episode
+from vlprompt.protocols.base_to_novel import BaseToNovel, halves, harmonic_mean
+
+DATA = Path(__file__).parent / "fixtures" / "data"
+PUBLISHED = json.loads((DATA / "fewshot_base_new.json").read_text())
+RECORDS = {(r["seed"], r["shots"], r["subsample"]): r for r in PUBLISHED["records"]}
+PARTS = ("train", "val", "test")
+
+
+def no_image(image: str) -> Image.Image:
+    raise AssertionError(f"a protocol opened {image}")
+
+
+def make_dataset() -> Dataset:
+    parts = {part: tuple(Item(path, label) for path, label, _ in PUBLISHED["input"][part]) for part in PARTS}
+    names = {label: name for _, label, name in PUBLISHED["input"]["train"]}
+    classes = tuple(names[label] for label in range(len(names)))
+    return Dataset(name="published", classes=classes, open_image=no_image, **parts)
+
+
+def run(dataset: Dataset, shots: int, seed: int) -> Episode:
+    (episode,) = BaseToNovel().episodes(dataset, shots="all" if shots == -1 else shots, seed=seed)
+    return episode
+
+
+def indices(split: Split | None, part: str) -> list[list[int]]:
+    """[place in the published input list, label], as the fixture has them."""
+    assert split is not None
+    places = {path: place for place, (path, _, _) in enumerate(PUBLISHED["input"][part])}
+    return [[places[item.image], item.label] for item in split.items]
+
+
+@pytest.mark.parametrize(("seed", "shots"), sorted({key[:2] for key in RECORDS}))
+def test_base_to_novel_equals_the_published_selection(seed: int, shots: int) -> None:
+    episode = run(make_dataset(), shots, seed)
+    base, novel, everything = (RECORDS[seed, shots, subset] for subset in ("base", "new", "all"))
+    assert indices(episode.train, "train") == base["train"]
+    assert indices(episode.val, "val") == base["val"]
+    assert list(episode.tests) == ["base", "novel", "all"]
+    for split, record in zip(episode.tests.values(), (base, novel, everything), strict=True):
+        assert indices(split, "test") == record["test"]
+        assert list(split.classes) == record["classnames"]
+    assert episode.train is not None
+    assert list(episode.train.classes) == base["classnames"]
+
+
+def test_no_validation_images_means_no_validation_split() -> None:
+    dataset = make_dataset()
+    without = Dataset(dataset.name, dataset.classes, dataset.train, (), dataset.test, dataset.open_image)
+    assert run(without, 1, 1).val is None
+
+
+def test_one_class_cannot_be_halved() -> None:
+    items = (Item("a", 0),)
+    with pytest.raises(UserError, match="has 1 class with training images"):
+        run(Dataset("tiny", ("a",), items, items, items, no_image), 1, 1)
+
+
+def test_summary_names_the_headline_numbers_in_order() -> None:
+    summary = BaseToNovel().summary({"all": 0.4, "novel": 0.5, "base": 0.75})
+    assert list(summary.items()) == [("base", 0.75), ("novel", 0.5), ("H", pytest.approx(0.6)), ("all", 0.4)]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "mean"), [(0.8269, 0.6322, 0.7166), (0.5, 0.5, 0.5), (1.0, 0.0, 0.0), (0.0, 0.0, 0.0)]
+)
+def test_harmonic_mean(a: float, b: float, mean: float) -> None:
+    assert harmonic_mean(a, b) == pytest.approx(mean, abs=5e-5)
+
+
+def test_protocols_import_no_torch() -> None:
+    modules = "vlprompt.protocols.base_to_novel, vlprompt.data.dataset, vlprompt.data.sampling"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=DATA.parents[2], check=False)
+    assert done.returncode == 0
+
+
+# classes, base classes, images of train, val, test, and of the tests base and novel
+COUNTS = {
+    "Caltech101": (100, 50, 4128, 1649, 2465, 1549, 916),
+    "OxfordPets": (37, 19, 2944, 736, 3669, 1881, 1788),
+    "StanfordCars": (196, 98, 6509, 1635, 8041, 4002, 4039),
+    "OxfordFlowers": (102, 51, 4093, 1633, 2463, 1053, 1410),
+    "DescribableTextures": (47, 24, 2820, 1128, 1692, 864, 828),
+    "EuroSAT": (10, 5, 13500, 5400, 8100, 4200, 3900),
+    "UCF101": (101, 51, 7639, 1898, 3783, 1934, 1849),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_splits_give_the_published_counts(splits_folder: Path, name: str) -> None:
+    path = splits_folder / f"split_zhou_{name}.json"
+    content = split_file.read(path)
+    parts = {part: tuple(Item(path, label) for path, label, _ in getattr(content, part)) for part in PARTS}
+    dataset = Dataset(name=name, classes=split_file.check(path, content), open_image=no_image, **parts)
+    episode = run(dataset, 16, 1)
+    sizes = [len(getattr(dataset, part)) for part in PARTS]
+    tests = [len(episode.tests[half]) for half in ("base", "novel")]
+    assert (len(dataset.classes), len(halves(dataset)[0]), *sizes, *tests) == COUNTS[name]
+    assert len(episode.train or ()) == 16 * COUNTS[name][1]

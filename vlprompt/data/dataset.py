@@ -1,0 +1,65 @@
+"""Data sets as plain lists: no tensors here, so that protocols and samplers stay free of torch."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from PIL import Image
+
+OpenImage = Callable[[str], Image.Image]
+Part = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One labelled image. `image` names it within its data set (a path below the image folder, or what is drawn)."""
+
+    image: str
+    label: int  # index into the classes of whatever holds this item
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled images of a list of classes, and how to open them.
+
+    `rows[i]` is the place of class i among the classes that were trained on, where these differ only by some being
+    left out (ImageNet-A has 200 of ImageNet's 1000). None: no such relation.
+    """
+
+    items: tuple[Item, ...]
+    classes: tuple[str, ...]  # names by label; names may repeat (ImageNet has two cranes), so never key by them
+    open_image: OpenImage  # -> RGB; must be picklable for worker processes
+    rows: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def select(self, labels: Sequence[int]) -> "Split":
+        """The items of these classes, relabelled 0, 1, ... in the order of `labels`."""
+        new = {label: place for place, label in enumerate(labels)}
+        items = tuple(Item(item.image, new[item.label]) for item in self.items if item.label in new)
+        return replace(self, items=items, classes=tuple(self.classes[label] for label in labels), rows=None)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set with its three parts. `classes` are the final names, underscores kept; labels index them."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: tuple[Item, ...]
+    val: tuple[Item, ...]
+    test: tuple[Item, ...]
+    open_image: OpenImage
+
+    def split(self, part: Part, items: Iterable[Item] | None = None) -> Split:
+        """One part whole, or the given items of it."""
+        return Split(tuple(getattr(self, part) if items is None else items), self.classes, self.open_image)
+
+    def fingerprint(self) -> str:
+        """sha256 over class names and the three lists: equal where the data set is split alike."""
+        parts = {part: [[i.image, i.label] for i in getattr(self, part)] for part in ("train", "val", "test")}
+        text = json.dumps({"classes": self.classes, **parts}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,97 @@
+"""From images on disk, or drawn, to batches: the published transforms, and views that depend on nothing else."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import v2 as transforms
+
+from vlprompt.data.dataset import Split
+from vlprompt.towers import Preprocess
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed from values, the same on every machine; changing one part changes all."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _to_tensor(pre: Preprocess) -> list[torch.nn.Module]:
+    return [
+        transforms.PILToTensor(),
+        transforms.ToDtype(torch.float32, scale=True),
+        transforms.Normalize(list(pre.mean), list(pre.std)),
+    ]
+
+
+def eval_transform(pre: Preprocess) -> transforms.Compose:
+    """One centre crop: shorter side to `size` (or squashed, where the model was trained so), antialiased."""
+    mode = InterpolationMode(pre.interpolation)
+    size = [pre.size, pre.size] if pre.resize == "squash" else pre.size
+    resize = transforms.Resize(size, interpolation=mode, antialias=True)
+    return transforms.Compose([resize, transforms.CenterCrop(pre.size), *_to_tensor(pre)])
+
+
+def train_transform(pre: Preprocess) -> transforms.Compose:
+    """Random crop of 8 to 100 % of the area at 3/4 to 4/3, and a flip, as in CoOp and all that follow it."""
+    mode = InterpolationMode(pre.interpolation)
+    crop = transforms.RandomResizedCrop(pre.size, scale=(0.08, 1.0), interpolation=mode, antialias=True)
+    return transforms.Compose([crop, transforms.RandomHorizontalFlip(0.5), *_to_tensor(pre)])
+
+
+class Views(Dataset[tuple[Tensor, int]]):
+    """The images of a split as tensors, indexed by (view, index).
+
+    View None is the centre crop. Any other is a function of (seed, view, image) alone, whatever the order, the batch
+    size or the number of workers.
+    """
+
+    def __init__(self, split: Split, pre: Preprocess, *, seed: int = 0) -> None:
+        self.split, self.seed = split, seed
+        self.plain, self.random = eval_transform(pre), train_transform(pre)
+
+    def __getitem__(self, key: tuple[int | None, int]) -> tuple[Float[Tensor, "3 H W"], int]:
+        view, index = key
+        item = self.split.items[index]
+        image: Image.Image = self.split.open_image(item.image)
+        if view is None:
+            return self.plain(image), item.label
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of("view", self.seed, view, item.image))
+            return self.random(image), item.label
+
+
+class Shuffled(Sampler[tuple[int | None, int]]):
+    """(view, index) pairs of one epoch: the first `n_kept` images of a random order of the epoch's own."""
+
+    def __init__(self, n_images: int, n_kept: int, *, seed: int) -> None:
+        self.n_images, self.n_kept, self.seed, self.epoch = n_images, n_kept, seed, 0
+
+    def __len__(self) -> int:
+        return self.n_kept
+
+    def __iter__(self) -> Iterator[tuple[int | None, int]]:
+        return iter([(self.epoch, index) for index in self.indices()])
+
+    def indices(self) -> list[int]:
+        generator = torch.Generator().manual_seed(seed_of("order", self.seed, self.epoch))
+        return torch.randperm(self.n_images, generator=generator).tolist()[: self.n_kept]
+
+
+def loader(
+    views: Views, order: Iterable[tuple[int | None, int]], *, batch_size: int, workers: int
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Batches of (pixels [B, 3, H, W], labels [B]); the workers persist from one epoch to the next."""
+    return DataLoader(
+        views,
+        batch_size=batch_size,
+        sampler=order,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )

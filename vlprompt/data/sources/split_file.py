@@ -1,0 +1,100 @@
+"""Data sets that come with a published split file: {"train": [[path, label, class name], ...], "val", "test"}.
+
+Source: Zhou et al., "Learning to Prompt for Vision-Language Models" (IJCV 2022), whose split files others use too.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path, PureWindowsPath
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vlprompt.data.dataset import Dataset, Item
+from vlprompt.data.sources.files import open_file
+from vlprompt.errors import UserError
+
+Entry = tuple[str, Annotated[int, Field(ge=0)], Annotated[str, Field(min_length=1)]]  # path, label, class name
+
+
+class SplitFile(BaseModel):
+    """The contents of a split file."""
+
+    model_config = ConfigDict(strict=True)  # no "3" and no 3.0 for 3
+
+    train: list[Entry] = Field(min_length=1)
+    val: list[Entry]
+    test: list[Entry] = Field(min_length=1)
+
+
+def load(name: str, *, root: str | Path, folder: str, images: str, split: str, links: Mapping[str, str]) -> Dataset:
+    """The data set below `root/folder`: its split file is `split`, its paths are relative to the folder `images`.
+
+    `links` says where `images` and `split` are published.
+    Raises: UserError where a file is missing, or the split file is not what it should be.
+    """
+    base = Path(root).expanduser().absolute() / folder
+    image_root, split_path = base / images, base / split
+    missing = []
+    if not image_root.is_dir():
+        missing.append(f"the image folder at {image_root} (published at {links['images']})")
+    if not split_path.is_file():
+        missing.append(f"the split file at {split_path} (published at {links['split']})")
+    if missing:
+        what = " and ".join(missing)
+        raise UserError(
+            f"{name} is not complete: put {what}, or point data.root to the folder that holds {folder}."
+        )
+    content = read(split_path)
+    classes = check(split_path, content)
+    entries = {part: getattr(content, part) for part in SplitFile.model_fields}
+    parts = {part: tuple(Item(path, label) for path, label, _ in entries[part]) for part in entries}
+    for image in sample_of_each_folder(item for part in parts.values() for item in part):
+        if not (image_root / image).is_file():
+            raise UserError(
+                f"{split_path} lists {image}, which is not below {image_root}: "
+                f"unpack the images there again (published at {links['images']})."
+            )
+    return Dataset(name=name, classes=classes, open_image=partial(open_file, image_root), **parts)
+
+
+def read(path: Path) -> SplitFile:
+    """The parsed file. Raises UserError that says where it departs from the format."""
+    try:
+        return SplitFile.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"split file {path} cannot be read: {error.strerror}.") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = "".join(f"[{step}]" if isinstance(step, int) else str(step) for step in first["loc"])
+        raise damaged(path, f"{where}: {first['msg']}" if where else first["msg"]) from error
+
+
+def check(path: Path, content: SplitFile) -> tuple[str, ...]:
+    """The class names by label, after checks of what the format alone cannot say."""
+    names: dict[int, str] = {}
+    for part in SplitFile.model_fields:
+        for place, (image, label, name) in enumerate(getattr(content, part)):
+            pure = PureWindowsPath(image)  # knows both kinds of slashes, and drives
+            if pure.anchor or ".." in pure.parts or not pure.parts:
+                raise damaged(path, f"{part}[{place}] has the path '{image}', which is not below the image folder")
+            if names.setdefault(label, name) != name:
+                raise damaged(path, f"{part}[{place}] calls label {label} '{name}', but it is '{names[label]}'")
+    trained = {label for _, label, _ in content.train}
+    gap = next((label for label in range(max(names) + 1) if label not in trained), None)
+    if gap is not None:
+        raise damaged(path, f"labels go from 0 to {max(names)}, but train has no image of label {gap}")
+    return tuple(names[label] for label in sorted(names))
+
+
+def damaged(path: Path, why: str) -> UserError:
+    """The error for a file that was read but makes no sense."""
+    return UserError(f"{path} is not a valid split file: {why}; download it again.")
+
+
+def sample_of_each_folder(items: Iterable[Item]) -> list[str]:
+    """The first image of each class in each folder: enough to notice an incomplete archive."""
+    first: dict[tuple[str, int], str] = {}
+    for item in items:
+        first.setdefault((item.image.rpartition("/")[0], item.label), item.image)
+    return list(first.values())

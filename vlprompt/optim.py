@@ -1,0 +1,88 @@
+"""How a learner is fitted: the settings, the optimiser and the learning rate in force at each moment."""
+
+import math
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic.dataclasses import dataclass
+
+from vlprompt.errors import UserError
+from vlprompt.learners.base import Learner
+
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[typeddict-unknown-key]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Schedule:
+    """The learning rate over time, as published for CoOp and its kin (Dassl).
+
+    `every`: the rate changes at the end of an epoch, or of a step. The warm-up is not counted by the cosine, whose
+    period is the whole training, so the last epoch does not reach `floor`.
+    """
+
+    shape: Literal["cosine", "constant"] = "cosine"
+    every: Literal["epoch", "step"] = "epoch"
+    warmup: Literal["none", "constant", "linear"] = "constant"
+    warmup_epochs: NonNegativeInt = 1
+    warmup_lr: NonNegativeFloat = 1e-5  # the constant warm-up's rate; the first rate of a linear one
+    floor: NonNegativeFloat = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Fit:
+    """Everything about fitting that a paper states. Either `epochs` or `steps`."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0)]
+    momentum: Momentum = 0.9  # SGD only
+    betas: Annotated[tuple[Momentum, Momentum], Field(strict=False)] = (0.9, 0.999)  # Adam only
+    eps: Annotated[float, Field(gt=0)] = 1e-8  # Adam only
+    weight_decay: NonNegativeFloat = 5e-4
+    batch_size: PositiveInt = 32
+    drop_last: bool = True  # leave out the last, smaller batch of an epoch, unless it is the only one
+    epochs: PositiveInt | None = None
+    steps: PositiveInt | None = None
+    schedule: Schedule = Schedule()
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise UserError(f"fit takes either epochs or steps, got epochs={self.epochs} and steps={self.steps}")
+
+
+def steps_per_epoch(n_images: int, fit: Fit) -> int:
+    """Batches in one pass: the last smaller one is left out where `drop_last` says so and another remains."""
+    if fit.drop_last and n_images >= fit.batch_size:
+        return n_images // fit.batch_size
+    return math.ceil(n_images / fit.batch_size)
+
+
+def n_steps(n_images: int, fit: Fit) -> int:
+    """Steps of the whole training."""
+    if fit.steps is not None:
+        return fit.steps
+    assert fit.epochs is not None
+    return fit.epochs * steps_per_epoch(n_images, fit)
+
+
+def learning_rate(step: int, fit: Fit, *, per_epoch: int, total: int) -> float:
+    """The rate of a 0-based step, with `per_epoch` steps in an epoch and `total` in all."""
+    schedule, unit = fit.schedule, per_epoch if fit.schedule.every == "epoch" else 1
+    warm = 0 if schedule.warmup == "none" else schedule.warmup_epochs * per_epoch // unit
+    now, end = step // unit, math.ceil(total / unit)
+    if now < warm:
+        linear = schedule.warmup == "linear" and now > 0
+        return fit.lr * now / warm if linear else schedule.warmup_lr
+    if schedule.shape == "constant":
+        return fit.lr
+    return schedule.floor + (fit.lr - schedule.floor) * (1 + math.cos(math.pi * (now - warm) / end)) / 2
+
+
+def make_optimizer(learner: Learner, fit: Fit) -> torch.optim.Optimizer:
+    """The optimiser over the learner's parameter groups; groups keep the rates and decays that they bring."""
+    groups: list[dict[str, Any]] = learner.param_groups(fit)
+    if fit.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=fit.lr, momentum=fit.momentum, weight_decay=fit.weight_decay)
+    kind = torch.optim.Adam if fit.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=fit.lr, betas=fit.betas, eps=fit.eps, weight_decay=fit.weight_decay)

@@ -1,0 +1,35 @@
+"""What a protocol is: a rule that turns a data set into episodes. It knows no method and imports no torch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from vlprompt.data.dataset import Dataset, Split
+from vlprompt.data.sampling import Shots
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One training and its tests. A test whose classes differ from those of `train` needs names to predict from.
+
+    `train` is None where nothing is trained, `val` where the data set has no validation images.
+    """
+
+    train: Split | None
+    val: Split | None
+    tests: Mapping[str, Split]
+
+
+class Protocol(ABC):
+    """Which images a method is trained on, which it is tested on, and which numbers sum that up."""
+
+    name: ClassVar[str]  # as in the configuration and in the records
+
+    @abstractmethod
+    def episodes(self, dataset: Dataset, *, shots: Shots, seed: int) -> Iterator[Episode]:
+        """The trainings that this protocol asks for; equal arguments give equal episodes."""
+
+    def summary(self, accuracies: Mapping[str, float]) -> dict[str, float]:
+        """The headline numbers, in the order to show them, from the accuracy on each test. All are fractions."""
+        return dict(accuracies)

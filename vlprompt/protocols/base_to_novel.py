@@ -1,0 +1,55 @@
+"""Base-to-novel generalisation: train on half of the classes, test on both halves."""
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+from vlprompt.data.dataset import Dataset
+from vlprompt.data.sampling import Shots, sample_few_shot
+from vlprompt.errors import UserError
+from vlprompt.protocols.base import Episode, Protocol
+
+
+class BaseToNovel(Protocol):
+    """One training on the base half; tests on the base half, the novel half, and both over all class names.
+
+    The base half is the first ceil(n/2) labels. Images are sampled from all classes and filtered afterwards: the
+    images of a base class do not depend on the protocol.
+
+    Source: Zhou et al., "Conditional Prompt Learning for Vision-Language Models" (CVPR 2022), section 4.1.
+    Differs: "all" is not in the paper.
+    """
+
+    name: ClassVar[str] = "base_to_novel"
+
+    def episodes(self, dataset: Dataset, *, shots: Shots, seed: int) -> Iterator[Episode]:
+        """One episode. Labels count from 0 within each half."""
+        base, novel = halves(dataset)
+        train, val = sample_few_shot(dataset, shots=shots, seed=seed)
+        test = dataset.split("test")
+        yield Episode(
+            train=dataset.split("train", train).select(base),
+            val=dataset.split("val", val).select(base) or None,  # an empty split is false
+            tests={"base": test.select(base), "novel": test.select(novel), "all": test},
+        )
+
+    def summary(self, accuracies: Mapping[str, float]) -> dict[str, float]:
+        """base, novel, their harmonic mean H, all."""
+        base, novel = accuracies["base"], accuracies["novel"]
+        return {"base": base, "novel": novel, "H": harmonic_mean(base, novel), "all": accuracies["all"]}
+
+
+def halves(dataset: Dataset) -> tuple[list[int], list[int]]:
+    """Base and novel labels. An odd class belongs to base."""
+    labels = sorted({item.label for item in dataset.train})
+    if len(labels) < 2:
+        raise UserError(
+            f"{dataset.name} has {len(labels)} class with training images, but base_to_novel needs at least 2: "
+            "choose another protocol or data set."
+        )
+    middle = (len(labels) + 1) // 2
+    return labels[:middle], labels[middle:]
+
+
+def harmonic_mean(a: float, b: float) -> float:
+    """2ab / (a + b), and 0 where both are 0."""
+    return 2 * a * b / (a + b) if a + b else 0.0
