@@ -4,23 +4,23 @@ import math
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
-from pydantic.dataclasses import dataclass
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
 
-_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[typeddict-unknown-key]
+_STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Schedule:
+class Schedule(BaseModel):
     """The learning rate over time, as published for CoOp and its kin (Dassl).
 
     `every`: the rate changes at the end of an epoch, or of a step. The warm-up is not counted by the cosine, whose
     period is the whole training, so the last epoch does not reach `floor`.
     """
+
+    model_config = _STRICT
 
     shape: Literal["cosine", "constant"] = "cosine"
     every: Literal["epoch", "step"] = "epoch"
@@ -30,9 +30,10 @@ class Schedule:
     floor: NonNegativeFloat = 0.0
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class Fit:
+class Fit(BaseModel):
     """Everything about fitting that a paper states. Either `epochs` or `steps`."""
+
+    model_config = _STRICT
 
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)]
@@ -46,9 +47,11 @@ class Fit:
     steps: PositiveInt | None = None
     schedule: Schedule = Schedule()
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _either(self) -> "Fit":
         if (self.epochs is None) == (self.steps is None):
             raise UserError(f"fit takes either epochs or steps, got epochs={self.epochs} and steps={self.steps}")
+        return self
 
 
 def steps_per_epoch(n_images: int, fit: Fit) -> int:

@@ -1,5 +1,7 @@
 """Features of the unedited image tower, computed once in a run."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,27 +14,27 @@ BATCH = 128
 
 
 class Bank:
-    """Un-normalised features by (image, view), in memory. View None is the centre crop."""
+    """Un-normalised features of one data set's images, in memory: by image, view and the seed that views depend on."""
 
-    def __init__(self, clip: Clip, *, precision: str, workers: int, seed: int) -> None:
-        self.clip, self.precision, self.workers, self.seed = clip, precision, workers, seed
-        self._rows: dict[tuple[str, int | None], Float[Tensor, " e"]] = {}
+    def __init__(self, clip: Clip, *, precision: str, workers: int) -> None:
+        self.clip, self.precision, self.workers = clip, precision, workers
+        self._rows: dict[tuple[str, int | None, int], Float[Tensor, " e"]] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def features(self, split: Split, view: int | None = None) -> Float[Tensor, "N e"]:
-        """Features of a split's images, on the model's device; what is missing is computed."""
-        missing = [i for i, item in enumerate(split.items) if (item.image, view) not in self._rows]
+    def features(self, split: Split, view: int | None = None, *, seed: int = 0) -> Float[Tensor, "N e"]:
+        """Features of a split's images in one view (None: the centre crop), on the model's device."""
+        seed = 0 if view is None else seed
+        missing = [item for item in split.items if (item.image, view, seed) not in self._rows]
         if missing:
-            part = Split(tuple(split.items[i] for i in missing), split.classes, split.open_image)
-            for item, row in zip(part.items, self._compute(part, view), strict=True):
-                self._rows[item.image, view] = row
-        return torch.stack([self._rows[item.image, view] for item in split.items])
+            rows = self._compute(replace(split, items=tuple(missing)), view, seed)
+            self._rows |= {(item.image, view, seed): row for item, row in zip(missing, rows, strict=True)}
+        return torch.stack([self._rows[item.image, view, seed] for item in split.items])
 
     @torch.no_grad()
-    def _compute(self, split: Split, view: int | None) -> Float[Tensor, "N e"]:
-        views = Views(split, self.clip.preprocess, seed=self.seed)
+    def _compute(self, split: Split, view: int | None, seed: int) -> Float[Tensor, "N e"]:
+        views = Views(split, self.clip.preprocess, seed=seed)
         order = [(view, index) for index in range(len(split))]
         device, out = self.clip.device, []
         for pixels, _ in loader(views, order, batch_size=BATCH, workers=self.workers):

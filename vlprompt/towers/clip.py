@@ -33,7 +33,7 @@ class Preprocess:
     resize: Literal["shortest", "squash"] = "shortest"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Clip:
     """A frozen model. A plain object: what a learner trains never includes any of it."""
 

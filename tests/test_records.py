@@ -1,0 +1,314 @@
+"""Records: where they lie, and that no crash, no second process and no full disk harms one."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlprompt import records
+from vlprompt.errors import UserError
+from vlprompt.records import Cell, Record, config_hash, find_records, git_commit, is_finished, open_run, variant_of
+
+CELL = {
+    "protocol": "base_to_novel",
+    "dataset": "shapes",
+    "backbone": "tiny",
+    "method": "coop",
+    "shots": 16,
+    "seed": 1,
+}
+
+
+def record(name: str = "a", **fields: Any) -> Record:
+    return Record(**{**CELL, "status": "finished", "config_hash": name, **fields})
+
+
+def write(folder: Path, done: Record, text: str = "x") -> None:
+    with open_run(folder) as run:
+        (run.folder / "log.txt").write_text(text)
+        run.publish(done)
+
+
+def names(folder: Path) -> set[str]:
+    """What lies beside a run, the lock aside."""
+    return {path.name for path in folder.parent.iterdir() if not path.name.endswith(".lock")}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Cell(**CELL).folder(tmp_path)
+
+
+def test_places(tmp_path: Path) -> None:
+    assert Cell(**CELL).folder(tmp_path) == tmp_path / "runs/base_to_novel/shapes/tiny/coop/shots16/seed1"
+    other = Cell(**{**CELL, "variant": "lr=0.1", "shots": "all"})
+    assert other.folder(tmp_path) == tmp_path / "runs/base_to_novel/shapes/tiny/coop@lr=0.1/shotsall/seed1"
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "..", ".hidden", "a@b", "a b", "x" * 101, "a\n"])
+def test_a_name_that_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="cannot name a folder"):
+        Cell(**{**CELL, "variant": name}).folder(tmp_path)
+
+
+def test_hash_ignores_order_and_the_spelling_of_numbers() -> None:
+    a = {"lr": 1, "epochs": {1: 50, 16: 200}, "init": None, "betas": [0.9, 0.999], "flag": True}
+    b = {"flag": True, "betas": (0.9, 0.999), "init": None, "epochs": {"16": 200.0, "1": 50}, "lr": 1.0}
+    assert config_hash(a) == config_hash(b)
+    assert len(config_hash(a)) == 64
+    others = [{**a, "lr": 1.5}, {**a, "init": 0}, {**a, "flag": 1}, {**a, "lr": "1"}, {**a, "betas": [0.999, 0.9]}]
+    assert len({config_hash(a), *map(config_hash, others)}) == 6
+
+
+def test_hash_stays_the_same_over_versions() -> None:
+    settings = {"fit": {"lr": 0.002, "epochs": 50}, "init": None}
+    assert config_hash(settings) == "9820e9039011fc118ed8b9edd0fbe404e68a512b0142adc72ced3177b316addb"
+
+
+def test_variant() -> None:
+    default = {"fit": {"lr": 0.002, "epochs": 50, "average": {}}, "method": {"init": None}}
+    assert (
+        variant_of({"method": {"init": None}, "fit": {"average": {}, "lr": 2e-3, "epochs": 50.0}}, default) is None
+    )
+    changed = [
+        {"fit": {"lr": 0.01, "epochs": 50, "average": {}}, "method": {"init": None}},
+        {"fit": {"lr": 0.002, "epochs": 50, "average": {"mu": 1}}, "method": {"init": None}},
+        {"fit": {"lr": 0.002, "epochs": 50, "average": {}}, "method": {}},
+        {"fit": {"lr": 0.002, "epochs": 50, "average": {}}, "method": {"init": None, "depth": None}},
+    ]
+    variants = [variant_of(settings, default) for settings in changed]
+    assert len(set(variants)) == 4
+    assert all(len(variant or "") == 8 for variant in variants)
+
+
+def test_round_trip(folder: Path) -> None:
+    full = record(
+        scores={"base": {"accuracy": 0.5, "correct": 1, "total": 2}},
+        config={"fit": {"epochs": {"1": 50}}, "x": [1, 2.5, None]},
+        curve=[{"epoch": 1, "loss": float("nan"), "accuracy": None, "lr": 0.002}],
+        cost={"trained_parameters": 2048, "peak_memory_bytes": None},
+        recipe=["coop_base_to_novel"],
+        versions=records.versions(),
+    )
+    write(folder, full)
+    back = Record.read(folder)
+    assert back is not None
+    assert back.model_dump_json() == full.model_dump_json()
+    assert isinstance(back.scores["base"]["correct"], int)
+    assert back.cell == Cell(**CELL)
+    assert {"python", "torch", "numpy"} <= back.versions.keys()
+    assert is_finished(folder, "a")
+    assert not is_finished(folder, "b")
+    assert names(folder) == {"seed1"}
+    assert {path.name for path in folder.iterdir()} == {"log.txt", "result.json"}
+
+
+def test_damaged_or_newer_records_are_named(folder: Path) -> None:
+    assert Record.read(folder) is None
+    write(folder, record())
+    path = folder / "result.json"
+    good = json.loads(path.read_text())
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(UserError, match=r"result\.json': delete its folder"):
+        is_finished(folder, "a")
+    path.write_text(json.dumps({**good, "schema_version": 99}))
+    with pytest.raises(UserError, match="newer vlprompt"):
+        Record.read(folder)
+    write(folder, record("b"))  # running again mends it
+    assert is_finished(folder, "b")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, None])
+def test_an_unfinished_run_leaves_the_older_one(folder: Path, error: type[BaseException] | None) -> None:
+    write(folder, record(), "old")
+
+    def interrupted() -> None:
+        with open_run(folder) as run:
+            (run.folder / "log.txt").write_text("half")
+            if error is not None:
+                raise error
+
+    if error is None:
+        interrupted()
+    else:
+        with pytest.raises(error):
+            interrupted()
+    assert is_finished(folder, "a")
+    assert (folder / "log.txt").read_text() == "old"
+    assert names(folder) == {"seed1"}
+
+
+def test_a_failed_run_never_replaces_a_finished_one(folder: Path) -> None:
+    failed = record("b", status="failed", reason="loss is NaN")
+    write(folder, failed)
+    assert (got := Record.read(folder)) is not None
+    assert got.reason == "loss is NaN"
+    write(folder, record())
+    with open_run(folder) as run:
+        assert not run.publish(failed)
+    assert is_finished(folder, "a")
+    assert names(folder) == {"seed1"}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from vlprompt.records import Record, open_run
+
+folder, moment = Path(sys.argv[1]), sys.argv[2]
+def kill(*args): os.kill(os.getpid(), signal.SIGKILL)
+def nth(function, n):
+    calls = []
+    return lambda *args: kill() if len(calls) == n else (calls.append(1), function(*args))[1]
+if moment == "before the record": os.fsync = kill
+if moment == "before the swap": Path.rename = nth(Path.rename, 0)
+if moment == "between the renames": Path.rename = nth(Path.rename, 1)
+with open_run(folder) as run:
+    (run.folder / "log.txt").write_text("new")
+    if moment == "while training": kill()
+    run.publish(Record.model_validate_json(sys.argv[3]))
+    kill()
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "published"),
+    [
+        ("while training", False),
+        ("before the record", False),
+        ("before the swap", True),
+        ("between the renames", True),
+        ("after it all", True),
+    ],
+)
+@pytest.mark.parametrize("older", [True, False])
+def test_killed_at_any_moment(folder: Path, moment: str, published: bool, older: bool) -> None:
+    if moment == "between the renames" and not older:
+        pytest.skip("there is one rename only")
+    if older:
+        write(folder, record("old"), "old")
+    command = [sys.executable, "-c", KILLED, str(folder), moment, record("new").model_dump_json()]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    # a reader sees the old run, the new one, or for a moment none: never a half-written one
+    found = Record.read(folder)
+    text = (folder / "log.txt").read_text() if found else None
+    assert (found.config_hash if found else None) == text
+    listed = find_records([folder.parents[5]])
+    assert [done.config_hash for done in listed] == ([text] if text else [])
+    # the next run finds what was complete, and can write
+    with open_run(folder) as run:
+        assert is_finished(folder, "new") == published
+        assert is_finished(folder, "old") == (older and not published)
+        assert list(run.folder.iterdir()) == []
+        run.publish(record("next"))
+    assert is_finished(folder, "next")
+    assert names(folder) == {"seed1"}
+
+
+SECOND = """
+import sys, time
+from pathlib import Path
+from vlprompt.records import Record, is_finished, open_run
+
+folder = Path(sys.argv[1])
+with open_run(folder, on_wait=lambda: print("waited")) as run:
+    if is_finished(folder, "a"):
+        print("found")
+    else:
+        (run.folder / "log.txt").write_text("x")
+        time.sleep(1)
+        run.publish(Record.model_validate_json(sys.argv[2]))
+        print("wrote")
+"""
+
+
+def test_two_processes_on_one_cell(folder: Path) -> None:
+    command = [sys.executable, "-c", SECOND, str(folder), record().model_dump_json()]
+    pair = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    answers = sorted(process.communicate(timeout=30)[0].split() for process in pair)
+    assert answers == [["waited", "found"], ["wrote"]]
+    assert is_finished(folder, "a")
+    assert names(folder) == {"seed1"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_while_training(folder: Path) -> None:
+    write(folder, record(), "old")
+    with pytest.raises(UserError, match="no space left on the disk"), open_run(folder):
+        Path("/dev/full").write_text("x")
+    assert (folder / "log.txt").read_text() == "old"
+    assert names(folder) == {"seed1"}
+
+
+def test_full_disk_while_publishing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder, record(), "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="VLPROMPT_RESULTS"):
+        write(folder, record("b"), "new")
+    assert is_finished(folder, "a")
+    assert (folder / "log.txt").read_text() == "old"
+
+
+def test_full_disk_in_a_library_that_raises_its_own_error(folder: Path) -> None:
+    with pytest.raises(UserError, match="no space left"), open_run(folder):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+    with pytest.raises(ValueError, match="other"), open_run(folder):
+        raise ValueError("other")
+
+
+def test_find_records(tmp_path: Path) -> None:
+    def place(part: str, done: Record) -> Path:
+        target = tmp_path / part / done.folder(tmp_path).relative_to(tmp_path / "runs")
+        write(target, done)
+        return target
+
+    place("demo", record("demo"))
+    place("demo", record("demo", method="zero_shot", shots=0, seed=0))
+    run = place("runs", record("run"))
+    place("runs", record("other", seed=2))
+    (run.parent / ".seed3.partial").mkdir()
+    (run.parent / ".seed3.partial" / "result.json").write_text(record(seed=3).model_dump_json())
+    found = {(done.method, done.seed): done.config_hash for done in find_records([tmp_path])}
+    assert found == {("coop", 1): "run", ("coop", 2): "other", ("zero_shot", 0): "demo"}
+    assert len(find_records([tmp_path / "demo"])) == 2
+    assert [done.seed for done in find_records([run])] == [1]
+    assert find_records([tmp_path / "absent"]) == []
+
+
+def test_git_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+        answer = subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return answer.stdout.strip()
+
+    code = tmp_path / "vlprompt" / "records.py"
+    code.parent.mkdir()
+    code.write_text("1")
+    monkeypatch.setattr(records, "__file__", str(code))
+    assert git_commit() is None
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    git("tag", "v1")
+    assert git_commit() == git("rev-parse", "HEAD")
+    code.write_text("2")
+    assert git_commit() == git("rev-parse", "HEAD") + "+dirty"
+    monkeypatch.setenv("PATH", "")
+    assert git_commit() is None
+
+
+def test_no_torch_is_loaded_for_reading() -> None:
+    code = "import sys, vlprompt.records; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,176 @@
+"""Tables: numbers over seeds, places of rows, and four formats."""
+
+import csv
+import io
+from collections import Counter
+
+import pytest
+from rich.text import Text
+
+from vlprompt import tables
+from vlprompt.errors import UserError
+from vlprompt.records import Record
+from vlprompt.tables import DEMO_NOTE, PRECISION_NOTE, frame, render, summarise
+
+CSV_COLUMNS = (
+    "protocol,dataset,backbone,weights,precision,method,variant,shots,n,base,base_sd,novel,novel_sd,H,failed"
+)
+
+
+def record(method: str, seed: int, base: float | None = 0.8, novel: float = 0.7, **fields: object) -> Record:
+    known = {
+        "protocol": "base_to_novel",
+        "dataset": "caltech101",
+        "backbone": "vit_b16",
+        "weights": "openai",
+        "precision": "bf16",
+        "shots": 16,
+        "status": "finished" if base is not None else "failed",
+        "scores": {} if base is None else {"base": {"accuracy": base}, "novel": {"accuracy": novel}},
+    }
+    return Record(method=method, seed=seed, **{**known, **fields})
+
+
+@pytest.fixture
+def records() -> list[Record]:
+    return [
+        record("vpt_shallow", 1),
+        *(record("coop", s, b, n) for s, b, n in [(1, 0.876, 0.737), (2, 0.802, 0.673), (3, 0.839, 0.657)]),
+        record("coop", 4, None),
+        record("coop", 1, variant="long", shots="all"),
+        record("coop", 1, shots=2),
+        record("lora", 1, None, status="not_applicable"),
+        record("zero_shot", 0, 0.75, 0.72, shots=0),
+    ]
+
+
+def test_mean_deviation_and_harmonic_mean_of_means(records: list[Record]) -> None:
+    table = summarise(records)
+    row = table[(table.method == "coop") & (table.shots == 16)].iloc[0]
+    assert (row.n, row.failed) == (3, 1)
+    assert row.base == pytest.approx(83.9)
+    assert row.base_sd == pytest.approx(3.7)  # sample deviation; that of the population is 3.02
+    assert row.novel == pytest.approx(68.9)
+    assert pytest.approx(2 * 83.9 * 68.9 / (83.9 + 68.9)) == row.H
+    assert table[table.method == "vpt_shallow"].base_sd.isna().all()  # one seed has no deviation
+
+
+def test_order_and_untrained_beside_every_shots(records: list[Record]) -> None:
+    table = summarise(records)
+    rows = list(table[["shots", "method"]].itertuples(index=False, name=None))
+    assert rows == [
+        (2, "zero_shot"),
+        (2, "coop"),
+        (16, "zero_shot"),
+        (16, "coop"),
+        (16, "lora"),
+        (16, "vpt_shallow"),
+        ("all", "zero_shot"),
+        ("all", "coop"),
+    ]
+    assert (table[table.method == "zero_shot"].base == 75).all()
+    other = summarise([*records, record("coop", 1, dataset="digits", shots=4)])
+    assert not ((other.dataset == "digits") & (other.method == "zero_shot")).any()
+    alone = summarise([record("zero_shot", 0, shots=0)])
+    assert alone.shots.tolist() == [0]
+
+
+def test_runs_without_a_result_are_counted_not_dropped(records: list[Record]) -> None:
+    table = summarise(records)
+    lora = table[table.method == "lora"].iloc[0]
+    assert (lora.n, lora.failed) == (0, 1)
+    assert lora[["base", "H"]].isna().all()
+    assert "failed" in render(table)
+    assert "failed" not in render(summarise([record("coop", 1)]))
+
+
+def test_columns_follow_the_protocol() -> None:
+    scores = {"imagenet_v2": {"accuracy": 0.6}, "sketch": {"accuracy": 0.4}}
+    table = summarise([record("coop", s, protocol="shift", scores=scores) for s in (1, 2)])
+    assert table.columns.tolist()[8:] == ["n", "imagenet_v2", "imagenet_v2_sd", "sketch", "sketch_sd", "failed"]
+    assert "60.00 ± 0.00" in render(table)
+
+
+def test_precisions_and_weights_are_not_averaged_together() -> None:
+    mixed = [record("coop", 1), record("coop", 2, precision="fp32"), record("coop", 3, weights=None)]
+    table = summarise(mixed)
+    assert table.n.tolist() == [1, 1, 1]
+    for format in ("terminal", "markdown", "latex"):
+        assert PRECISION_NOTE in render(table, format)
+    assert PRECISION_NOTE not in render(summarise(mixed[:1]))
+
+
+def test_frame_has_one_row_a_run(records: list[Record]) -> None:
+    runs = frame(records)
+    assert len(runs) == len(records)
+    assert runs.status.value_counts().to_dict() == {"finished": 7, "failed": 1, "not_applicable": 1}
+    assert runs.base.max() == pytest.approx(87.6)
+
+
+def test_plain_output_is_never_wrapped_cut_or_coloured(
+    records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    name = "a" * 90
+    lines = render(summarise([*records, record("coop", 1, variant=name)])).splitlines()
+    assert lines[0] == (
+        "protocol base_to_novel, dataset caltech101, backbone vit_b16, weights openai, precision bf16"
+    )
+    assert sum("coop" in line for line in lines) == 4
+    line = next(line for line in lines if name in line)
+    assert "80.00" in line
+    assert "\x1b" not in "".join(lines)
+    assert any("83.90 ± 3.70" in line and "vpt" not in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [100, 50])
+def test_terminal_output_fits_and_loses_nothing(
+    records: list[Record], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    plain = render(summarise(records))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(width))
+    text = Text.from_ansi(render(summarise(records))).plain
+    assert max(map(len, text.splitlines())) <= width
+    if width == 100:
+        assert set(text.split()) - {"─" * (width - 2)} >= set(plain.replace("-", "").split())
+    letters = Counter("".join(text.split()))  # in a narrow one words are folded, never cut
+    assert not Counter("".join(plain.replace("-", "").split())) - letters
+
+
+def test_csv_holds_raw_numbers(records: list[Record]) -> None:
+    text = render(summarise(records), "csv")
+    assert text.splitlines()[0] == CSV_COLUMNS
+    rows = list(csv.DictReader(io.StringIO(text)))
+    coop = next(row for row in rows if row["method"] == "coop" and row["shots"] == "16")
+    assert float(coop["H"]) == pytest.approx(75.663743455, abs=1e-9)
+    assert (coop["variant"], coop["weights"]) == ("", "openai")
+
+
+def test_markdown_and_latex(records: list[Record]) -> None:
+    markdown, latex = (render(summarise(records), format) for format in ("markdown", "latex"))
+    assert markdown.startswith("| protocol")
+    assert "vpt_shallow" in markdown
+    assert "\\toprule" in latex
+    assert "vpt\\_shallow" in latex
+    assert "83.90 $\\pm$ 3.70" in latex
+    assert "_shallow" not in latex.replace("\\_", "")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"dataset": "shapes"}, {"dataset": "shapes_sketch"}, {"backbone": "shapes_vit"}]
+)
+def test_the_demo_ranks_nothing(fields: dict[str, str]) -> None:
+    demo, real = summarise([record("coop", 1, **fields)]), summarise([record("coop", 1)])
+    for format in ("terminal", "markdown", "latex"):
+        assert DEMO_NOTE in render(demo, format)
+        assert DEMO_NOTE not in render(real, format)
+    assert DEMO_NOTE not in render(demo, "csv")
+
+
+def test_no_runs_and_unknown_format(records: list[Record]) -> None:
+    with pytest.raises(UserError, match=r"python run\.py"):
+        summarise([])
+    with pytest.raises(UserError, match="did you mean 'latex'"):
+        render(summarise(records), "latx")
+    assert tables.frame([]).empty

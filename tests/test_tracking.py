@@ -1,0 +1,180 @@
+"""Weights & Biases: offline runs are read back by W&B's own reader; failures never cost a run."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vlprompt import tracking
+from vlprompt.errors import UserError
+from vlprompt.metrics import Predictions
+from vlprompt.records import Cell
+from vlprompt.tracking import Tracker, track
+
+CELL = Cell(protocol="base_to_novel", dataset="shapes", backbone="tiny", method="coop", shots=16, seed=1)
+GROUP = "base_to_novel-shapes-tiny-coop@long-shots16"
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """One tracked run, as W&B's own reader prints it: its records by type, and its summary."""
+    (log,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+    answers = []
+    for options in ([], ["--summary"]):
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(log)]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        if answer.returncode == 2:
+            pytest.skip("this version of wandb has no reader for offline runs")
+        assert answer.returncode == 0, answer.stderr
+        answers.append(answer.stdout)
+    kept: dict[str, Any] = json.loads(answers[1])
+    for line in answers[0].splitlines():
+        entry = json.loads(line)
+        kept.setdefault("records", {}).setdefault(entry["type"], []).append(entry.get(entry["type"]))
+    return kept
+
+
+def test_an_offline_run_is_read_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    three = Predictions.from_logits(["a", "b", "c"], torch.tensor([0, 2, 2]), torch.eye(3))
+    config = {"fit": {"epochs": {1: 50, 16: 200}, "lr": 0.002}, "init": None}
+    with track(None, cell=CELL.model_copy(update={"variant": "long"}), config=config, folder=tmp_path) as tracker:
+        for epoch in range(3):
+            tracker.log({"loss": 1 / (epoch + 1), "accuracy": None, "lr": 0.1}, step=epoch)
+        scores = {"base": {"accuracy": 0.5, "correct": 2}, "novel": {"accuracy": 0.25, "correct": 1}}
+        many = [str(i) for i in range(101)]
+        tracker.finish(scores, {"base": three, "novel": three}, {"base": ["x", "y", "z"], "novel": many})
+    assert capfd.readouterr() == ("", "")
+
+    kept = read(tmp_path)
+    assert (kept["state"], kept["exit_code"]) == ("finished", 0)
+    assert (kept["project"], kept["name"]) == ("vlprompt", f"{GROUP}-seed1")
+    assert kept["config"] == {"fit": {"epochs": {"1": 50, "16": 200}, "lr": 0.002}, "init": None}
+    run = kept["records"]["run"][0]
+    assert (run["run_group"], run["job_type"]) == (GROUP, "train")
+    curve = [entry["item"] for entry in kept["records"]["history"]]
+    assert [point["loss"] for point in curve[:3]] == pytest.approx([1, 1 / 2, 1 / 3])
+    assert [point["_step"] for point in curve[:3]] == [0, 1, 2]
+    assert "accuracy" not in curve[0]
+    summary = kept["summary"]
+    assert (summary["base/accuracy"], summary["novel/correct"]) == (0.5, 1)
+    assert summary["H"] == pytest.approx(1 / 3)
+    assert summary["novel/confusion"] == "not drawn: 101 classes"
+
+    (table,) = (tmp_path / "wandb").glob("offline-run-*/files/media/table/base/*.json")
+    cells = {(actual, predicted): n for actual, predicted, n in json.loads(table.read_text())["data"]}
+    assert len(cells) == 9
+    assert {key: n for key, n in cells.items() if n} == {("x", "x"): 1, ("z", "y"): 1, ("z", "z"): 1}
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_ends_the_run_as_failed(tmp_path: Path, error: type[BaseException]) -> None:
+    untrained = CELL.model_copy(update={"shots": 0, "seed": 0})
+    with pytest.raises(error), track("offline", cell=untrained, config={}, folder=tmp_path):
+        raise error
+    kept = read(tmp_path)
+    assert kept["exit_code"] == 1
+    assert kept["records"]["run"][0]["job_type"] == "eval"
+
+
+@pytest.mark.parametrize(
+    ("mode", "environment", "expected"),
+    [(None, None, "offline"), (None, "online", "online"), ("offline", "online", "offline"), (None, "", "offline")],
+)
+def test_modes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str | None, environment: str | None, expected: str
+) -> None:
+    if environment is not None:
+        monkeypatch.setenv("WANDB_MODE", environment)
+    started: list[str] = []
+    monkeypatch.setattr(tracking, "_start", lambda mode, *_: started.append(mode))
+    with track(mode, cell=CELL, config={}, folder=tmp_path):
+        pass
+    assert started == [expected]
+
+
+def test_disabled_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with track(None, cell=CELL, config={}, folder=tmp_path) as tracker:
+        tracker.log({"loss": 1.0}, step=0)
+        tracker.finish({"test": {"accuracy": 1.0}})
+    assert tracker.where is None
+    assert list(tmp_path.iterdir()) == []
+    with (
+        pytest.raises(UserError, match="did you mean 'offline'"),
+        track("ofline", cell=CELL, config={}, folder=tmp_path),
+    ):
+        pass
+
+
+ONLINE = """
+import sys
+from pathlib import Path
+from vlprompt import tracking
+from vlprompt.errors import UserError
+from vlprompt.records import Cell
+
+tracking.SECONDS_TO_START = 1
+try:
+    with tracking.track("online", cell=Cell.model_validate_json(sys.argv[2]), config={}, folder=Path(sys.argv[1])):
+        print("started")
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("key", ["", "0123456789" * 4])
+def test_online_without_account_or_network_is_one_sentence(tmp_path: Path, key: str) -> None:
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "WANDB_API_KEY": key,
+        "WANDB_BASE_URL": "http://127.0.0.1:9",
+    }
+    command = [sys.executable, "-c", ONLINE, str(tmp_path), CELL.model_dump_json()]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=60)
+    (line,) = answer.stdout.splitlines()
+    assert line.startswith("Weights & Biases cannot start online (")
+    assert line.endswith("use wandb=offline.")
+    assert "Traceback" not in answer.stderr
+
+
+def test_offline_goes_on_where_nothing_can_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "wandb").write_text("in the way")
+    with caplog.at_level(logging.WARNING), track("offline", cell=CELL, config={}, folder=tmp_path) as tracker:
+        tracker.log({"loss": 1.0}, step=0)
+        tracker.finish({"test": {"accuracy": 1.0}})
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "goes on without it" in caplog.text
+
+
+def test_a_failure_on_the_way_warns_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        url, dir, ended = None, "run/files", 0
+
+        def log(self, *_: object, **__: object) -> None:
+            raise OSError("disk gone\nmore")
+
+        def finish(self, exit_code: int) -> None:
+            self.ended += 1
+
+    broken = Broken()
+    tracker = Tracker(broken)
+    assert tracker.where == "run"
+    with caplog.at_level(logging.WARNING):
+        for epoch in range(3):
+            tracker.log({"loss": 1.0}, step=epoch)
+        tracker.close(exit_code=0)
+    assert len(caplog.records) == 1
+    assert "(disk gone)" in caplog.text
+    assert broken.ended == 1

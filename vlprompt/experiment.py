@@ -1,0 +1,372 @@
+"""One cell of a benchmark: a method on a data set under a protocol, from checked settings to a record."""
+
+import os
+import pydoc
+import resource
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from vlprompt import demo, saved
+from vlprompt.data.cache import Bank
+from vlprompt.data.dataset import Dataset
+from vlprompt.data.images import seed_of
+from vlprompt.errors import UserError
+from vlprompt.learners.base import Learner
+from vlprompt.metrics import Predictions, save_predictions, score
+from vlprompt.progress import Reporter
+from vlprompt.protocols.base import Episode, Protocol
+from vlprompt.records import Cell, OpenRun, Record, config_hash, git_commit, is_finished, open_run, variant_of, versions
+from vlprompt.settings import Settings, check_arguments, read_settings
+from vlprompt.tables import render, summarise
+from vlprompt.towers import Clip, load_clip
+from vlprompt.tracking import Tracker, track
+from vlprompt.trainer import Epoch, Trainer, measure
+
+MAX_WORKERS = 8
+
+
+def results_root() -> Path:
+    """VLPROMPT_RESULTS, or `results` in the working directory."""
+    return Path(os.environ.get("VLPROMPT_RESULTS", "results"))
+
+
+def data_root(settings: Settings) -> Path:
+    """data.root, VLPROMPT_DATA, or `datasets` in the working directory."""
+    return Path(settings.data.root or os.environ.get("VLPROMPT_DATA", "datasets"))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run, checked and ready, with nothing heavy loaded yet."""
+
+    settings: Settings
+    config: dict[str, Any]  # as composed, resolved
+    cell: Cell
+    hash: str  # of every setting that can change the result
+    recipes: list[str]
+    dataset: Dataset
+    protocol: Protocol
+    learner: type[Learner]
+    arguments: dict[str, Any]
+    device: torch.device
+    precision: str
+
+    @property
+    def trained(self) -> bool:
+        return self.settings.fit is not None
+
+    @property
+    def folder(self) -> Path:
+        return self.cell.folder(results_root())
+
+    @classmethod
+    def read(
+        cls,
+        config: Any,
+        *,
+        choices: Mapping[str, str],
+        default: Callable[[], Any],
+        recipes: list[str] | None = None,
+    ) -> "Experiment":
+        """Check a composed configuration.
+
+        `choices` are the names of the chosen groups; `default()` is the configuration that these choices alone give.
+
+        Raises:
+            UserError: a wrong setting, a missing data set, a device that this machine lacks.
+        """
+        settings = read_settings(config)
+        device = resolve_device(settings.device)
+        precision = resolve_precision(settings.precision, device)
+        learner, arguments = locate(settings.method, Learner, "method")
+        protocol, protocol_arguments = locate(settings.protocol, Protocol, "protocol")
+        dataset = load_dataset(settings)
+        relevant = result_relevant(settings, precision, dataset)
+        variant = settings.name or variant_of(
+            relevant, result_relevant(read_settings(default()), resolve_precision("auto", device), dataset)
+        )
+        cell = Cell(
+            protocol=choices["protocol"],
+            dataset=choices["dataset"],
+            backbone=choices["backbone"],
+            method=choices["method"],
+            variant=variant,
+            shots=settings.shots if settings.fit else 0,
+            seed=settings.seed if settings.fit else 0,
+        )
+        return cls(
+            settings=settings,
+            config=config,
+            cell=cell,
+            hash=config_hash(relevant),
+            recipes=recipes or [],
+            dataset=dataset,
+            protocol=protocol(**protocol_arguments),
+            learner=learner,
+            arguments=arguments,
+            device=device,
+            precision=precision,
+        )
+
+    def run(self, reference: "Experiment | None" = None) -> Record:
+        """Run, or find the finished run, and show its table beside the reference's.
+
+        Raises:
+            UserError: more shots than images, a class-bound method, a loss that is not finite, a full disk, ...
+        """
+        beside = [reference.obtain()] if reference else []
+        record = self.obtain()
+        Reporter().say("\n" + render(summarise([*beside, record])).rstrip())
+        return record
+
+    def obtain(self) -> Record:
+        """The record of this cell: found, if it is finished, or made."""
+        wait = f"another process is running {self.folder}: waiting for it"
+        with open_run(self.folder, on_wait=lambda: Reporter().say(wait)) as run:
+            if not self.settings.force and is_finished(self.folder, self.hash):
+                record = Record.read(self.folder)
+                assert record is not None
+                Reporter().say(f"{self.folder} is finished already (force=true runs it again)")
+                return record
+            reporter = Reporter(run.folder / "log.txt")
+            try:
+                with track(self.settings.wandb, cell=self.cell, config=self.config, folder=results_root()) as tracker:
+                    return self._make(run, reporter, tracker)
+            finally:
+                reporter.close()
+
+    def _make(self, run: OpenRun, reporter: Reporter, tracker: Tracker) -> Record:
+        reporter.say(self._headline())
+        if self.settings.threads:
+            torch.set_num_threads(self.settings.threads)
+        episode = self._episode()
+        clip = clip_at(self.settings.backbone.model, self.settings.backbone.weights, self.device)
+        learner = self._build(clip, episode)
+        trainer = Trainer(
+            clip=clip,
+            bank=bank_at(clip, self.dataset.fingerprint(), self.precision, self._workers()),
+            reporter=reporter,
+            precision=self.precision,
+            seed=self.settings.seed,
+            workers=self._workers(),
+            bank_views=self.settings.bank.views,
+        )
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        curve, train_seconds = self._fit(trainer, learner, episode, tracker)
+        predictions, test_seconds = measure(trainer.evaluate, learner, episode.tests)
+        scores = {name: score(kept) for name, kept in predictions.items()}
+        self._log_scores(reporter, scores)
+        record = self._record(
+            scores=scores,
+            curve=[asdict(epoch) for epoch in curve],
+            bank=bank_use(trainer, learner),
+            cost={
+                "trained_parameters": sum(p.numel() for p in learner.parameters()),
+                "stored_bytes": self._save(run.folder, learner, predictions),
+                "train_seconds": train_seconds,
+                "test_seconds": test_seconds,
+                "peak_memory_bytes": peak_memory(self.device),
+            },
+        )
+        reporter.log(f"finished; record of {self.folder}")
+        reporter.close()
+        run.publish(record)
+        tracker.finish(scores, predictions, {name: split.classes for name, split in episode.tests.items()})
+        return record
+
+    def _headline(self) -> str:
+        cell, backbone = self.cell, self.settings.backbone
+        train = f", {cell.shots} shots, seed {cell.seed}" if self.trained else ""
+        return (
+            f"{cell.learner} on {cell.dataset}: {cell.protocol}{train}; {cell.backbone} ({backbone.weights}), "
+            f"{self.precision} on {device_name(self.device)}"
+        )
+
+    def _episode(self) -> Episode:
+        (episode,) = self.protocol.episodes(self.dataset, shots=self.settings.shots, seed=self.settings.seed)
+        return episode
+
+    def _build(self, clip: Clip, episode: Episode) -> Learner:
+        """A fresh learner, whose initial values depend on the seed alone.
+
+        Raises:
+            ClassBoundError: the protocol tests classes that the learner cannot know.
+        """
+        assert episode.train is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of("init", self.settings.seed))
+            learner = self.learner(clip, episode.train.classes, **self.arguments).to(self.device)
+        for split in episode.tests.values():
+            learner.bind(split.classes, split.rows)
+        learner.bind(episode.train.classes)
+        return learner
+
+    def _fit(
+        self, trainer: Trainer, learner: Learner, episode: Episode, tracker: Tracker
+    ) -> tuple[list[Epoch], float]:
+        if self.settings.fit is None:
+            return [], 0.0
+        torch.manual_seed(seed_of("train", self.settings.seed))  # dropout
+        curve, seconds = measure(trainer.fit, learner, episode, self.settings.fit)
+        for epoch in curve:
+            values = {"train/loss": epoch.loss, "train/accuracy": epoch.accuracy, "train/lr": epoch.lr}
+            tracker.log(values, epoch.epoch + 1)
+        return curve, seconds
+
+    def _save(self, folder: Path, learner: Learner, predictions: Mapping[str, Predictions]) -> int:
+        """All files of the run but its record; -> bytes of the trained tensors."""
+        save_predictions(folder / "predictions.npz", predictions)
+        (folder / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
+        if not self.trained:
+            return 0
+        about = {
+            "method": self.cell.method,
+            "target": self.settings.method["_target_"],
+            "arguments": self.arguments,
+            "backbone": self.settings.backbone.model_dump(),
+            "dataset": self.cell.dataset,
+            "protocol": self.cell.protocol,
+            "split_hash": self.dataset.fingerprint(),
+        }
+        return saved.save(learner, folder, about)
+
+    def _record(self, **found: Any) -> Record:
+        return Record(
+            **self.cell.model_dump(),
+            status="finished",
+            weights=self.settings.backbone.weights,
+            precision=self.precision,
+            device=device_name(self.device),
+            config=self.config,
+            config_hash=self.hash,
+            recipe=self.recipes,
+            versions=versions(),
+            git=git_commit(),
+            split_hash=self.dataset.fingerprint(),
+            **found,
+        )
+
+    def _log_scores(self, reporter: Reporter, scores: Mapping[str, Mapping[str, float]]) -> None:
+        """In the words of CoOp's logs, so that scripts which read those read these."""
+        for name, kept in scores.items():
+            reporter.log(f"Evaluate on the *test* set ({name})")
+            for line in (
+                f"=> result\n* total: {kept['total']:,}\n* correct: {kept['correct']:,}",
+                f"* accuracy: {100 * kept['accuracy']:.2f}%\n* error: {100 - 100 * kept['accuracy']:.2f}%",
+                f"* macro_f1: {100 * kept['macro_f1']:.2f}%",
+            ):
+                reporter.log(line)
+
+    def _workers(self) -> int:
+        if self.settings.workers is not None:
+            return self.settings.workers
+        return min(MAX_WORKERS, max((os.cpu_count() or 1) - 1, 0))
+
+
+def record_failure(config: Any, choices: Mapping[str, str], status: str, reason: str) -> None:
+    """Leave a record of a sweep's run that did not finish, where its cell can be told from the configuration."""
+    shots = config["shots"] if config.get("fit") else 0
+    try:
+        cell = Cell(**{group: choices[group] for group in ("protocol", "dataset", "backbone", "method")},
+                    variant=config["name"], shots=shots, seed=config["seed"] if shots else 0)  # fmt: skip
+        with open_run(cell.folder(results_root())) as run:
+            run.publish(Record(**cell.model_dump(), status=status, reason=reason, config=config))  # type: ignore[arg-type]
+    except ValueError:
+        return  # not even the cell has a name
+
+
+def result_relevant(settings: Settings, precision: str, dataset: Dataset) -> dict[str, Any]:
+    """The settings that can change a result: what the hash and the variant of a run are made of."""
+    chosen: dict[str, Any] = {
+        "backbone": settings.backbone.model_dump(),
+        "dataset": {"name": settings.dataset.name, "template": settings.dataset.template},
+        "split": dataset.fingerprint(),
+        "protocol": settings.protocol,
+        "method": settings.method,
+        "precision": precision,
+    }
+    if settings.fit is not None:
+        chosen |= {"fit": settings.fit.model_dump(), "bank": settings.bank.model_dump()}
+        chosen |= {"seed": settings.seed, "shots": settings.shots}
+    return chosen
+
+
+def locate(config: Mapping[str, Any], kind: type, where: str) -> tuple[Any, dict[str, Any]]:
+    """The class that `_target_` names, and its checked arguments.
+
+    Raises:
+        UserError: nothing importable of that name, something of another kind, or a wrong argument.
+    """
+    target = config.get("_target_", "")
+    try:
+        found = pydoc.locate(target)
+    except pydoc.ErrorDuringImport as error:
+        raise UserError(f"{where}._target_={target} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise UserError(f"{where}._target_ is '{target}', allowed is the import path of a {kind.__name__}")
+    arguments = {key: value for key, value in config.items() if key != "_target_"}
+    check_arguments(found, arguments, where)
+    return found, arguments
+
+
+def load_dataset(settings: Settings) -> Dataset:
+    source = dict(settings.dataset.source)
+    target = source.pop("_target_", "")
+    load = pydoc.locate(target)
+    if not callable(load):
+        raise UserError(f"dataset.source._target_ is '{target}', allowed is the import path of a function")
+    return load(name=settings.dataset.name, root=data_root(settings), **source)  # type: ignore[no-any-return]
+
+
+def resolve_device(name: str) -> torch.device:
+    """Raises: UserError for a GPU that this machine does not have."""
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if n_gpus else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= n_gpus:
+        raise UserError(f"device={name} asks for a GPU, and torch finds {n_gpus} here: use device=cpu or device=auto")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    return ("bf16" if device.type == "cuda" else "fp32") if name == "auto" else name
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU's memory during this run, or of the whole process so far on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def bank_use(trainer: Trainer, learner: Learner) -> dict[str, Any]:
+    """What of the bank this run used, for its record."""
+    banked = trainer.reads_features(learner)
+    return {"test_features": banked, "views": trainer.bank_views if banked else None}
+
+
+@lru_cache(maxsize=1)
+def clip_at(model: str, weights: str, device: torch.device) -> Clip:
+    """The frozen model on its device; the runs of a sweep share it."""
+    folder = demo.BACKBONES.get(model)
+    return load_clip(str(folder) if folder else model, weights).to(device)
+
+
+@cache
+def bank_at(clip: Clip, dataset: str, precision: str, workers: int) -> Bank:
+    """The features of a data set (by its fingerprint) in this process, shared like the model."""
+    return Bank(clip, precision=precision, workers=workers)

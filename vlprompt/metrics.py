@@ -1,0 +1,112 @@
+"""What a test split's logits come to: predictions that are kept, and the scores derived from them."""
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from vlprompt.errors import NonFiniteError, UserError
+
+N_BINS = 15  # equal-width bins of the expected calibration error
+ROWS_AT_ONCE = 4096  # sorting 50,000 x 1,000 logits at once would take 400 MB of indices
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What is kept of the logits of one split: enough for every later metric that needs no full row of logits."""
+
+    images: Shaped[np.ndarray, " N"]  # the image's name within its data set
+    labels: Int[np.ndarray, " N"]
+    top5: Int[
+        np.ndarray, "N k"
+    ]  # class indices by falling logit, k = min(5, C); of equal ones the first class wins
+    confidence: Float[np.ndarray, " N"]  # softmax probability of the predicted class
+    label_logit: Float[np.ndarray, " N"]
+    logsumexp: Float[np.ndarray, " N"]
+
+    @classmethod
+    def from_logits(
+        cls, images: Sequence[str], labels: Int[Tensor, " N"], logits: Float[Tensor, "N C"]
+    ) -> "Predictions":
+        """Raises: NonFiniteError where a logit is NaN or infinite."""
+        logits, labels = logits.detach().float().cpu(), labels.cpu().long()
+        if not logits.isfinite().all():
+            raise NonFiniteError(
+                "the learner gave logits that are NaN or infinite: lower fit.lr or use precision=fp32."
+            )
+        order = [rows.argsort(dim=1, descending=True, stable=True)[:, :5] for rows in logits.split(ROWS_AT_ONCE)]
+        top5, logsumexp = torch.cat(order), logits.logsumexp(dim=1)
+        return cls(
+            images=np.array(images, dtype=np.str_),
+            labels=labels.numpy(),
+            top5=top5.int().numpy(),
+            confidence=(logits.amax(dim=1) - logsumexp).exp().numpy(),
+            label_logit=logits.gather(1, labels[:, None])[:, 0].numpy(),
+            logsumexp=logsumexp.numpy(),
+        )
+
+    @property
+    def predicted(self) -> Int[np.ndarray, " N"]:
+        """The class with the largest logit."""
+        return self.top5[:, 0]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def save_predictions(path: Path, predictions: Mapping[str, Predictions]) -> None:
+    """Write all splits of a run into one compressed file, as arrays `<split>/<field>`."""
+    arrays = {f"{split}/{name}": a for split, kept in predictions.items() for name, a in asdict(kept).items()}
+    np.savez_compressed(path, **arrays)
+
+
+def load_predictions(path: Path) -> dict[str, Predictions]:
+    """The splits of a run, by name. Raises: UserError where the file is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            splits = dict.fromkeys(key.rpartition("/")[0] for key in file.files)
+            return {
+                split: Predictions(**{field.name: file[f"{split}/{field.name}"] for field in fields(Predictions)})
+                for split in splits
+            }
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"cannot read the predictions '{path}' ({error}): run this cell again with force=true."
+        ) from error
+
+
+def score(predictions: Predictions) -> dict[str, float | int]:
+    """Accuracy, macro-F1, ECE, negative log-likelihood (nats): fractions, not percent.
+
+    Macro-F1 is the plain mean over the classes that have test images. ECE has 15 equal-width bins over the
+    confidence of the predicted class. Source: Guo et al., ICML 2017, https://arxiv.org/abs/1706.04599, section 2.
+    """
+    from sklearn.metrics import f1_score
+    from torchmetrics.functional.classification import binary_calibration_error
+
+    if not len(predictions):
+        raise UserError("a test split holds no images: nothing can be scored.")
+    labels, predicted = predictions.labels, predictions.predicted
+    correct = predicted == labels
+    # Below 1: torchmetrics takes values above 1 (rounding) for logits, and gives 1 itself a bin of its own.
+    confidence = predictions.confidence.astype(np.float64).clip(max=np.nextafter(1.0, 0.0))
+    ece = binary_calibration_error(torch.from_numpy(confidence), torch.from_numpy(correct).int(), n_bins=N_BINS)
+    nll = predictions.logsumexp.astype(np.float64) - predictions.label_logit
+    return {
+        "accuracy": float(correct.mean()),
+        "correct": int(correct.sum()),
+        "total": len(predictions),
+        "macro_f1": float(f1_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)),
+        "ece": float(ece),
+        "nll": float(nll.mean()),
+    }
+
+
+def harmonic_mean(base: float, novel: float) -> float:
+    """2 b n / (b + n); 0 where both are 0."""
+    return 2 * base * novel / (base + novel) if base + novel else 0.0

@@ -1,0 +1,127 @@
+"""One run, from its configuration to its record: what `python run.py` does. Hydra is used here and in cli.py only."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vlprompt.errors import ClassBoundError, UserError, unknown
+
+GROUPS = ("method", "dataset", "protocol", "backbone")
+SHARED = ("dataset", "protocol", "backbone", "precision", "device", "threads", "workers", "data", "force", "wandb")
+"""What a run and the zero-shot run beside it have in common."""
+_mistakes: list[UserError] = []  # of this process's jobs; raised within Hydra, it would print them its own way
+
+
+def config_dir() -> Path:
+    """The folder `conf`: inside an installed package, else beside run.py."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "conf"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run what the arguments ask for; -> exit code (0 done, 1 a job of a sweep failed, 2 a mistake, 130 Ctrl-C)."""
+    sys.argv = ["run.py", *arguments]
+    trace = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach this function whole
+    _mistakes.clear()
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
+        if _mistakes and not isinstance(_mistakes[0], _InSweep):
+            raise _mistakes[0]
+    except KeyboardInterrupt:
+        print("\ninterrupted: this run left no record, earlier ones are untouched", file=sys.stderr)  # noqa: T201
+        return 130
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if trace:
+            traceback.print_exc()
+        else:
+            print(f"error: {error if isinstance(error, UserError) else explain(error)}", file=sys.stderr)  # noqa: T201
+        return 2
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = str(int(trace))
+    if _mistakes:
+        print(f"{len(_mistakes)} of the sweep's runs did not finish:", *_mistakes, sep="\n  ", file=sys.stderr)  # noqa: T201
+    return 1 if _mistakes else 0
+
+
+def job(config: DictConfig) -> None:
+    """One run as composed by Hydra. In a sweep a user's mistake becomes a record, and the sweep goes on."""
+    from vlprompt.experiment import Experiment, record_failure
+
+    now = HydraConfig.get()
+    overrides, choices = list(now.overrides.task), dict(now.runtime.choices)
+    try:
+        experiment = Experiment.read(
+            OmegaConf.to_container(config, resolve=True),
+            choices=choices,
+            default=lambda: compose([f"{g}={choices[g]}" for g in GROUPS] + kept(overrides, ("seed", "shots"))),
+            recipes=recipes(choices),
+        )
+        reference = None
+        if experiment.trained:
+            asked = [f"{g}={choices[g]}" for g in GROUPS if g != "method"]
+            asked += ["method=zero_shot", *kept(overrides, SHARED)]
+            plain = compose(asked)
+            reference = Experiment.read(plain, choices={**choices, "method": "zero_shot"}, default=lambda: plain)
+        experiment.run(reference)
+    except UserError as error:
+        if now.mode != RunMode.MULTIRUN:
+            _mistakes.append(error)
+            return
+        status = "not_applicable" if isinstance(error, ClassBoundError) else "failed"
+        record_failure(OmegaConf.to_container(config), choices, status, str(error))
+        _mistakes.append(_InSweep(f"{' '.join(overrides)}: {error}"))
+
+
+class _InSweep(UserError):
+    """A mistake in one job of a sweep."""
+
+
+def compose(overrides: list[str]) -> Any:
+    """The plain configuration that these overrides give."""
+    running = GlobalHydra.instance().is_initialized()
+    with nullcontext() if running else hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return OmegaConf.to_container(hydra.compose("config", overrides), resolve=True)
+
+
+def kept(overrides: list[str], names: tuple[str, ...]) -> list[str]:
+    """The overrides of these keys and of what is below them; the choices of groups are left out."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    pairs = [(o.key_or_group.split("."), text) for o, text in zip(parsed, overrides, strict=True)]
+    return [text for key, text in pairs if key[0] in names and (len(key) > 1 or key[0] not in GROUPS)]
+
+
+def recipes(choices: dict[str, Any]) -> list[str]:
+    """The recipes that took part, each a file below conf/recipe."""
+    groups = ("recipe", "recipe/backbone", "recipe/dataset")
+    names = [(group, choices.get(group)) for group in groups]
+    return [f"{group}/{name}" for group, name in names if name and (config_dir() / group / f"{name}.yaml").is_file()]
+
+
+def explain(error: Exception) -> UserError:
+    """Hydra's complaint about a command line as one sentence."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        if (config_dir() / group).is_dir():
+            return unknown(group, name, sorted(p.stem for p in (config_dir() / group).glob("*.yaml")))
+    if isinstance(error, ConfigCompositionException) and "Could not override '" in text:
+        key = text.split("Could not override '")[1].split("'")[0]
+        parent, _, name = key.rpartition(".")
+        known = OmegaConf.select(OmegaConf.create(compose([])), parent) if parent else compose([])
+        if isinstance(known, DictConfig | dict):
+            return unknown("setting", key, [f"{parent}.{k}" if parent else str(k) for k in known])
+    return UserError(text.removesuffix("Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."))

@@ -1,0 +1,128 @@
+"""What a run may be told, checked before anything heavy is loaded."""
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+
+from vlprompt.errors import UserError, unknown
+from vlprompt.optim import Fit
+
+_STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Bank(BaseModel):
+    model_config = _STRICT
+    views: PositiveInt | None = None
+
+
+class Data(BaseModel):
+    model_config = _STRICT
+    root: str | None = None
+
+
+class Backbone(BaseModel):
+    model_config = _STRICT
+    model: str
+    weights: str
+
+
+class DataSource(BaseModel):
+    model_config = _STRICT
+    name: str
+    template: str
+    source: dict[str, Any]
+
+
+class Settings(BaseModel):
+    """The resolved configuration of one run; `conf/config.yaml` explains each key."""
+
+    model_config = _STRICT
+
+    seed: NonNegativeInt
+    shots: PositiveInt | Literal["all"]
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    precision: Literal["auto", "fp32", "bf16"]
+    threads: PositiveInt | None
+    workers: NonNegativeInt | None
+    force: bool
+    name: str | None
+    wandb: Literal["online", "offline", "disabled"] | None
+    bank: Bank
+    data: Data
+    backbone: Backbone
+    dataset: DataSource
+    protocol: dict[str, Any]
+    method: dict[str, Any]
+    fit: Fit | None
+
+
+def read_settings(config: Mapping[str, Any]) -> Settings:
+    """Check a plain configuration.
+
+    Raises:
+        UserError: naming the first key that is unknown, or has a wrong type or range.
+    """
+    config = dict(config)
+    if isinstance(config.get("fit"), Mapping):
+        shots = config.get("shots")
+        config["fit"] = {key: at_shots(value, shots, f"fit.{key}") for key, value in config["fit"].items()}
+    try:
+        return Settings.model_validate(config)
+    except ValidationError as error:
+        raise explain(error) from None
+
+
+def check_arguments(target: type, arguments: Mapping[str, Any], where: str) -> None:
+    """Hold arguments against the keyword-only parameters of a constructor and their annotations.
+
+    Raises:
+        UserError: an unknown argument, or one of a wrong type.
+    """
+    parameters = {name: p for name, p in inspect.signature(target).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    for name, value in arguments.items():
+        if name not in parameters:
+            raise unknown(f"setting of {where}", name, parameters)
+        adapter: TypeAdapter[Any] = TypeAdapter(parameters[name].annotation, config=ConfigDict(strict=True))
+        try:
+            adapter.validate_python(value)
+        except ValidationError as error:
+            raise explain(error, f"{where}.{name}") from None
+
+
+def at_shots(value: Any, shots: Any, where: str) -> Any:
+    """A setting that is a mapping from shots, at this number: between two keys the larger one, beyond them the last."""
+    if not isinstance(value, Mapping) or not value or not all(isinstance(key, int) for key in value):
+        return value
+    if shots != "all" and not isinstance(shots, int):
+        return value  # shots itself is wrong and will be named
+    keys = sorted(value)
+    wanted = math.inf if shots == "all" else shots
+    return value[next((key for key in keys if key >= wanted), keys[-1])]
+
+
+def explain(error: ValidationError, where: str = "") -> UserError:
+    """The first complaint of pydantic as one sentence: what, got, allowed."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    path = [str(part) for part in first["loc"] if isinstance(part, int) or str(part).isidentifier()]
+    # the members of a union are complained of one by one; what they allow belongs together
+    same = [p for p in problems if p["input"] is first["input"]]
+    allowed = " or ".join(dict.fromkeys(_allowed(p) for p in same))
+    tags = {"int", "str", "float", "bool", "NoneType", "Literal", "constrained"}
+    name = ".".join([where, *(part for part in path if part not in tags)]).strip(".")
+    if first["type"] == "extra_forbidden" or first["type"] == "unexpected_keyword_argument":
+        return UserError(f"unknown setting '{name}': drop it, or see conf/ for the settings there are")
+    if first["type"] in ("missing", "missing_argument"):
+        return UserError(f"the setting '{name}' is missing: give it a value")
+    got = first["input"]
+    return UserError(f"{name} is {got!r}, allowed is {allowed}: set it as in {name}=VALUE, or drop it for the default")
+
+
+def _allowed(problem: Any) -> str:
+    message = str(problem["msg"])
+    if problem["type"] == "string_pattern_mismatch":
+        return "auto, cpu, cuda or cuda:N"
+    return message.removeprefix("Input should be ").removeprefix("Value error, ")

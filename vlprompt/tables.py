@@ -1,0 +1,156 @@
+"""Tables of results, derived from records: mean and deviation over seeds, for the terminal and for papers."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from vlprompt.errors import UserError, unknown
+from vlprompt.metrics import harmonic_mean
+from vlprompt.records import Record
+
+FORMATS = ("terminal", "markdown", "csv", "latex")
+CONTEXT = ["protocol", "dataset", "backbone", "weights", "precision"]  # what a table's rows often share
+KEYS = [*CONTEXT, "method", "variant", "shots"]
+UNTRAINED = 0  # shots of a learner that is not trained
+DEMO_NOTE = "The demo world checks the software; it ranks nothing."
+PRECISION_NOTE = "Rows differ in precision: compare them with care."
+NO_RUNS = "there are no runs to show: `python run.py` makes the first one, on the demo, without any download."
+
+
+def frame(records: Sequence[Record]) -> pd.DataFrame:
+    """One row a run: its cell, weights, precision and status, and the accuracy of each test split in percent."""
+    rows = []
+    for record in records:
+        keys = {name: getattr(record, name) for name in (*KEYS, "seed", "status")}
+        rows.append(keys | {split: 100 * scores["accuracy"] for split, scores in record.scores.items()})
+    return pd.DataFrame(rows)
+
+
+def summarise(records: Sequence[Record]) -> pd.DataFrame:
+    """One row a learner and number of shots: over its seeds, n and for each split the mean and sample deviation.
+
+    Percent. `H` is the harmonic mean of the means of base and novel. `failed` counts the seeds without a result
+    (failed or not applicable). A learner that is not trained appears beside every number of shots.
+    Raises: UserError where there are no runs.
+    """
+    if not records:
+        raise UserError(NO_RUNS)
+    splits = list(dict.fromkeys(split for record in records for split in record.scores))
+    runs = frame(_beside_every_shots(records)).reindex(columns=[*KEYS, "seed", "status", *splits])
+    rows: list[dict[str, Any]] = []
+    for keys, group in runs.groupby(KEYS, dropna=False, sort=False):
+        finished = group[group["status"] == "finished"]
+        row: dict[str, Any] = {name: None if pd.isna(key) else key for name, key in zip(KEYS, keys, strict=True)}
+        row["n"] = len(finished)
+        for split in splits:
+            row |= {split: finished[split].mean(), f"{split}_sd": finished[split].std(ddof=1)}
+        if {"base", "novel"} <= set(splits):
+            row["H"] = harmonic_mean(row["base"], row["novel"])
+        rows.append(row | {"failed": len(group) - len(finished)})
+    rows.sort(key=_place)
+    return pd.DataFrame(rows)
+
+
+def _beside_every_shots(records: Sequence[Record]) -> list[Record]:
+    """The records, those of untrained learners once for every number of shots that others of their context have."""
+
+    def context(record: Record) -> tuple[str | None, ...]:
+        return record.protocol, record.dataset, record.backbone, record.weights
+
+    shots: dict[tuple[str | None, ...], dict[int | str, None]] = {}  # the inner one is an ordered set
+    for record in records:
+        if record.shots != UNTRAINED:
+            shots.setdefault(context(record), {})[record.shots] = None
+    return [
+        record.model_copy(update={"shots": k})
+        for record in records
+        for k in ([record.shots] if record.shots != UNTRAINED else shots.get(context(record), [UNTRAINED]))
+    ]
+
+
+def _place(row: dict[str, Any]) -> tuple:
+    """Sorts by context and shots ("all" last), then zero-shot first, then by name."""
+    context = [str(row[name]) for name in ("protocol", "dataset", "backbone", "weights")]
+    shots = float("inf") if row["shots"] == "all" else row["shots"]
+    return (
+        *context,
+        shots,
+        row["method"] != "zero_shot",
+        row["method"],
+        row["variant"] or "",
+        str(row["precision"]),
+    )
+
+
+def render(table: pd.DataFrame, format: str = "terminal") -> str:
+    """A summary as text. CSV holds the raw numbers; the others two decimals, `mean ± deviation`.
+
+    "terminal" is a rich table on a terminal; into a file or a pipe it is plain, never wrapped, never cut.
+    """
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    if table.empty:
+        raise UserError(NO_RUNS)
+    if format == "csv":
+        return table.to_csv(index=False)
+    shown, notes = _readable(table), _notes(table)
+    if format == "markdown":
+        text = shown.to_markdown(index=False, disable_numparse=True)
+    elif format == "latex":
+        text = shown.to_latex(index=False, escape=True).replace("±", r"$\pm$")
+    else:
+        shared = [name for name in CONTEXT if name in shown and shown[name].nunique() == 1]
+        title = ", ".join(f"{name} {shown[name].iloc[0]}" for name in shared)
+        rows = shown.drop(columns=shared)
+        text = _rich(rows, title) if sys.stdout.isatty() else f"{title}\n{_plain(rows)}".lstrip("\n")
+    return "\n\n".join([text.rstrip("\n"), *notes]) + "\n"
+
+
+def _readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The cells as text; columns that say nothing (no variants, none failed) left out."""
+    shown = table[KEYS].map(lambda value: "" if pd.isna(value) else str(value))
+    shown["n"] = table["n"].astype(str)
+    for column in table.columns[len(KEYS) + 1 :]:
+        if f"{column}_sd" in table:
+            means = zip(table[column], table[f"{column}_sd"], strict=True)
+            shown[column] = [_number(mean) + (f" ± {_number(sd)}" if pd.notna(sd) else "") for mean, sd in means]
+        elif column == "H":
+            shown[column] = [_number(value) for value in table[column]]
+    if table["failed"].any():
+        shown["failed"] = table["failed"].astype(str)
+    return shown.drop(columns=[name for name in shown if (shown[name] == "").all()])
+
+
+def _number(value: float) -> str:
+    return "" if pd.isna(value) else f"{value:.2f}"
+
+
+def _notes(table: pd.DataFrame) -> list[str]:
+    demo = table["dataset"].str.startswith("shapes") | (table["backbone"] == "shapes_vit")
+    mixed = table["precision"].nunique() > 1
+    return [DEMO_NOTE] * bool(demo.any()) + [PRECISION_NOTE] * bool(mixed)
+
+
+def _plain(rows: pd.DataFrame) -> str:
+    from tabulate import tabulate
+
+    return tabulate(rows.values.tolist(), headers=list(rows), tablefmt="simple", disable_numparse=True)
+
+
+def _rich(rows: pd.DataFrame, title: str) -> str:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in rows:
+        grid.add_column(Text(str(name)), overflow="fold")
+    for row in rows.values.tolist():
+        grid.add_row(*map(Text, row))
+    console = Console()
+    with console.capture() as capture:
+        console.print(grid)
+    return capture.get()

@@ -1,0 +1,205 @@
+"""Fitting a learner, and evaluating it: the same few lines for every method."""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from vlprompt.data.cache import Bank
+from vlprompt.data.dataset import Split
+from vlprompt.data.images import Shuffled, Views, loader
+from vlprompt.errors import NonFiniteError
+from vlprompt.learners.base import Learner
+from vlprompt.metrics import Predictions
+from vlprompt.optim import Fit, learning_rate, make_optimizer, n_steps, steps_per_epoch
+from vlprompt.progress import Reporter
+from vlprompt.protocols.base import Episode
+from vlprompt.towers import Clip, Images, NeedsPixels
+
+TEST_BATCH = 100
+Batch = tuple[Images, Int[Tensor, " B"]]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of the training curve: mean loss and accuracy over the epoch's batches, and its first learning rate."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+    lr: float
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Fits and evaluates learners over one frozen model.
+
+    `bank` holds features of the unedited image tower; `bank_views` training views an image are taken from it, in
+    turn, for learners that leave the tower alone (None: a fresh view every epoch, as published).
+    """
+
+    clip: Clip
+    bank: Bank
+    reporter: Reporter
+    precision: str = "fp32"
+    seed: int = 1
+    workers: int = 0
+    bank_views: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.clip.device
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def reads_features(self, learner: Learner) -> bool:
+        """Whether the learner leaves the image tower alone, found out by trying it without pixels."""
+        features = torch.ones(1, self.clip.image.embed_dim, device=self.device)
+        was_training = learner.training
+        try:
+            with torch.no_grad(), self.autocast():
+                learner.eval().logits(Images(features=features), learner.encode_classes())
+        except NeedsPixels:
+            return False
+        finally:
+            learner.train(was_training)
+        return True
+
+    def fit(self, learner: Learner, episode: Episode, fit: Fit) -> list[Epoch]:
+        """Train on the episode's images; -> the curve.
+
+        Raises:
+            NonFiniteError: the loss, or a trained parameter after a step, is no longer finite.
+        """
+        train = episode.train
+        assert train is not None
+        per_epoch, total = steps_per_epoch(len(train), fit), n_steps(len(train), fit)
+        banked = self.bank_views is not None and self.reads_features(learner)
+        batches = self._train_batches(train, fit, per_epoch, banked)
+        learner.prepare(self._passes(train, learner), self._passes(episode.val, learner))
+        optimizer = make_optimizer(learner, fit)
+        scales = [group["lr"] / fit.lr for group in optimizer.param_groups]  # groups may have rates of their own
+        last: dict[str, Tensor] = {}
+        hook = learner.register_forward_hook(lambda module, args, logits: last.update(logits=logits.detach()))
+        curve, sums = [], defaultdict[str, float](float)
+        learner.train()
+        with self.reporter.track("training", total) as track:
+            for step, (images, labels) in enumerate(batches):
+                rate = learning_rate(step, fit, per_epoch=per_epoch, total=total)
+                for group, scale in zip(optimizer.param_groups, scales, strict=True):
+                    group["lr"] = rate * scale
+                optimizer.zero_grad(set_to_none=True)
+                with self.autocast():
+                    loss = learner.backward(images, labels)
+                self._check_finite(loss, learner, step, rate)
+                optimizer.step()
+                sums["loss"] += loss.item() * len(labels)
+                sums["correct"] += (last["logits"].argmax(-1) == labels).sum().item()
+                sums["images"] += len(labels)
+                note = f"loss {sums['loss'] / sums['images']:.3f}  accuracy {sums['correct'] / sums['images']:.1%}"
+                track.advance(note=f"epoch {step // per_epoch + 1}/{math.ceil(total / per_epoch)}  {note}")
+                if (step + 1) % per_epoch == 0 or step + 1 == total:
+                    first = learning_rate(step - step % per_epoch, fit, per_epoch=per_epoch, total=total)
+                    mean, accuracy = sums["loss"] / sums["images"], sums["correct"] / sums["images"]
+                    curve.append(Epoch(step // per_epoch, mean, accuracy, first))
+                    self.reporter.log(f"epoch {step // per_epoch + 1}  {note}  lr {first:.3g}")
+                    sums.clear()
+        hook.remove()
+        self._check_finite(torch.zeros(()), learner, total - 1, rate, gradients=False)
+        learner.eval()
+        learner.conclude(self._passes(train, learner), self._passes(episode.val, learner))
+        return curve
+
+    @staticmethod
+    def _check_finite(loss: Tensor, learner: Learner, step: int, rate: float, gradients: bool = True) -> None:
+        wrong = [] if torch.isfinite(loss) else [f"the loss is {loss.item()}"]
+        tensors = {f"the gradient of {n}" if gradients else n: p.grad if gradients else p
+                   for n, p in learner.named_parameters()}  # fmt: skip
+        wrong += [f"{n} is not finite" for n, t in tensors.items() if t is not None and not torch.isfinite(t).all()]
+        if wrong:
+            raise NonFiniteError(
+                f"training stopped at step {step + 1} (learning rate {rate:.3g}): {', '.join(wrong[:3])}; lower fit.lr "
+                "or use precision=fp32"
+            )
+
+    @torch.no_grad()
+    def evaluate(self, learner: Learner, tests: Mapping[str, Split]) -> dict[str, Predictions]:
+        """Predictions of the learner on each test split, bound to that split's classes."""
+        learner.eval()
+        found = {}
+        for name, split in tests.items():
+            learner.bind(split.classes, split.rows)
+            with self.autocast():
+                classes = learner.encode_classes()
+            rows = []
+            with self.reporter.track(f"testing {name}", len(split)) as track:
+                for images, labels in self._passes(split, learner):
+                    with self.autocast():
+                        rows.append(learner.logits(images, classes).float().cpu())
+                    track.advance(len(labels))
+            labels = torch.tensor([item.label for item in split.items])
+            names = [item.image for item in split.items]
+            found[name] = Predictions.from_logits(names, labels, torch.cat(rows))
+        return found
+
+    def _train_batches(self, split: Split, fit: Fit, per_epoch: int, banked: bool) -> Iterator[Batch]:
+        """Batches for all steps of the training."""
+        order = Shuffled(len(split), min(len(split), per_epoch * fit.batch_size), seed=self.seed)
+        total = n_steps(len(split), fit)
+        views = Views(split, self.clip.preprocess, seed=self.seed)
+        pixels = None if banked else loader(views, order, batch_size=fit.batch_size, workers=self.workers)
+        labels = torch.tensor([item.label for item in split.items], device=self.device)
+        for epoch in range(math.ceil(total / per_epoch)):
+            order.epoch = epoch
+            left = total - epoch * per_epoch
+            if pixels is not None:
+                for _, (batch, of_batch) in zip(range(left), pixels, strict=False):
+                    yield Images(batch).to(self.device), of_batch.to(self.device, non_blocking=True)
+                continue
+            assert self.bank_views is not None
+            features = self.bank.features(split, epoch % self.bank_views, seed=self.seed)
+            for _, chosen in zip(range(left), torch.tensor(order.indices()).split(fit.batch_size), strict=False):
+                index = chosen.to(self.device)
+                yield Images(features=features[index]), labels[index]
+
+    def _passes(self, split: Split | None, learner: Learner) -> "Pass | None":
+        return None if split is None else Pass(self, split, self.reads_features(learner))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over the centre crops of a split, in order; can be repeated. Banked where features are enough."""
+
+    trainer: Trainer
+    split: Split
+    banked: bool
+
+    def __iter__(self) -> Iterator[Batch]:
+        trainer, split = self.trainer, self.split
+        if self.banked:
+            labels = torch.tensor([item.label for item in split.items], device=trainer.device)
+            features = trainer.bank.features(split).split(TEST_BATCH)
+            for part, of_part in zip(features, labels.split(TEST_BATCH), strict=True):
+                yield Images(features=part), of_part
+            return
+        views = Views(split, trainer.clip.preprocess)
+        order = [(None, index) for index in range(len(split))]
+        for batch, of_batch in loader(views, order, batch_size=TEST_BATCH, workers=trainer.workers):
+            yield Images(batch).to(trainer.device), of_batch.to(trainer.device)
+
+
+def measure(function: Any, *args: Any) -> tuple[Any, float]:
+    """A call's result and its wall time in seconds."""
+    start = time.perf_counter()
+    result = function(*args)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - start
