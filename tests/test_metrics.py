@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vlprompt.errors import NonFiniteError, UserError
-from vlprompt.metrics import Predictions, harmonic_mean, load_predictions, save_predictions, score
+from vlprompt.metrics import Predictions, load_predictions, save_predictions, score
 
 EVALUATOR = Path(__file__).parent / "fixtures" / "data" / "evaluator.json"
 
@@ -91,8 +91,3 @@ def test_damaged_predictions_are_named(tmp_path: Path, content: bytes | None) ->
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"predictions\.npz"):
         load_predictions(path)
-
-
-def test_harmonic_mean() -> None:
-    assert harmonic_mean(82.69, 63.22) == pytest.approx(71.66, abs=0.005)  # CoOp, as published
-    assert harmonic_mean(0.0, 0.0) == 0

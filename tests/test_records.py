@@ -73,9 +73,7 @@ def test_hash_stays_the_same_over_versions() -> None:
 
 def test_variant() -> None:
     default = {"fit": {"lr": 0.002, "epochs": 50, "average": {}}, "method": {"init": None}}
-    assert (
-        variant_of({"method": {"init": None}, "fit": {"average": {}, "lr": 2e-3, "epochs": 50.0}}, default) is None
-    )
+    assert variant_of({"method": {"init": None}, "fit": {"average": {}, "lr": 2e-3, "epochs": 50.0}}, default) is None
     changed = [
         {"fit": {"lr": 0.01, "epochs": 50, "average": {}}, "method": {"init": None}},
         {"fit": {"lr": 0.002, "epochs": 50, "average": {"mu": 1}}, "method": {"init": None}},

@@ -121,9 +121,7 @@ def test_splits_give_the_published_selection(splits_folder: Path, name: str) -> 
     """The first images of 16 shots and seed 1, and 16 and 4 images of every class."""
     path = splits_folder / f"split_zhou_{name}.json"
     content = split_file.read(path)
-    parts = {
-        part: tuple(Item(path, label) for path, label, _ in getattr(content, part)) for part in ("train", "val")
-    }
+    parts = {part: tuple(Item(path, label) for path, label, _ in getattr(content, part)) for part in ("train", "val")}
     dataset = Dataset(name=name, classes=split_file.check(path, content), test=(), open_image=no_image, **parts)
     train, val = sample_few_shot(dataset, shots=16, seed=1)
     assert [item.image.removesuffix(".jpg") for item in train[:3]] == FIRST_16_SHOT_SEED_1[name]

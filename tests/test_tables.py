@@ -12,9 +12,7 @@ from vlprompt.errors import UserError
 from vlprompt.records import Record
 from vlprompt.tables import DEMO_NOTE, PRECISION_NOTE, frame, render, summarise
 
-CSV_COLUMNS = (
-    "protocol,dataset,backbone,weights,precision,method,variant,shots,n,base,base_sd,novel,novel_sd,H,failed"
-)
+CSV_COLUMNS = "protocol,dataset,backbone,weights,precision,method,variant,shots,n,base,base_sd,novel,novel_sd,H,failed"
 
 
 def record(method: str, seed: int, base: float | None = 0.8, novel: float = 0.7, **fields: object) -> Record:
@@ -107,15 +105,11 @@ def test_frame_has_one_row_a_run(records: list[Record]) -> None:
     assert runs.base.max() == pytest.approx(87.6)
 
 
-def test_plain_output_is_never_wrapped_cut_or_coloured(
-    records: list[Record], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plain_output_is_never_wrapped_cut_or_coloured(records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     name = "a" * 90
     lines = render(summarise([*records, record("coop", 1, variant=name)])).splitlines()
-    assert lines[0] == (
-        "protocol base_to_novel, dataset caltech101, backbone vit_b16, weights openai, precision bf16"
-    )
+    assert lines[0] == ("protocol base_to_novel, dataset caltech101, backbone vit_b16, weights openai, precision bf16")
     assert sum("coop" in line for line in lines) == 4
     line = next(line for line in lines if name in line)
     assert "80.00" in line
@@ -157,9 +151,7 @@ def test_markdown_and_latex(records: list[Record]) -> None:
     assert "_shallow" not in latex.replace("\\_", "")
 
 
-@pytest.mark.parametrize(
-    "fields", [{"dataset": "shapes"}, {"dataset": "shapes_sketch"}, {"backbone": "shapes_vit"}]
-)
+@pytest.mark.parametrize("fields", [{"dataset": "shapes"}, {"dataset": "shapes_sketch"}, {"backbone": "shapes_vit"}])
 def test_the_demo_ranks_nothing(fields: dict[str, str]) -> None:
     demo, real = summarise([record("coop", 1, **fields)]), summarise([record("coop", 1)])
     for format in ("terminal", "markdown", "latex"):

@@ -319,6 +319,7 @@ def whole_pass(model, tokens, eot, deep=()):
     x = padded + model.positional_embedding
     handles = []
     for layer, prompts in deep:
+
         def hook(module, args, prompts=prompts):
             y, n = args[0], len(prompts)
             return (torch.cat([y[:, :1], prompts.expand(len(y), -1, -1), y[:, 1 + n :]], 1), *args[1:])
@@ -352,9 +353,7 @@ def test_contexts(position, specific):
     clip, model = tiny.clip()
     context = leaf(*([len(CLASSES)] if specific else []), 5, 32)
     prompts = clip.text.prompts(CLASSES, n_context=5)
-    prompts = (
-        prompts.with_class_context(context, position) if specific else prompts.with_context(context, position)
-    )
+    prompts = prompts.with_class_context(context, position) if specific else prompts.with_context(context, position)
     expected = {"end": 6, "middle": 3, "front": 1}[position]
     assert prompts.shared.shape[0] == (1 if specific else expected)
     check_gradients(clip.text(prompts), whole_pass(model, *sequences(clip, context, position)), [context])
@@ -427,7 +426,7 @@ def test_siglip_context_enters_the_padded_sequence():
         (lambda t: t.prompts(["cat"], template="a photo"), r"exactly one \{\}"),
         (lambda t: t.prompts(["cat " * 100]), "has 10. tokens, the text tower takes 75"),
         (lambda t: t.prompts(["cat", "dog"]).with_context(torch.zeros(2, 32)), "2 tokens does not fit"),
-        (lambda t: t.prompts(["cat"], n_context=2).with_context(torch.zeros(2, 48)), "width 48, the text tower needs 32"),
+        (lambda t: t.prompts(["cat"], n_context=2).with_context(torch.zeros(2, 48)), "width 48, .* needs 32"),
     ],
 )  # fmt: skip
 def test_text_errors(call, message):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -22,7 +22,18 @@ from vlprompt.learners.base import Learner
 from vlprompt.metrics import Predictions, save_predictions, score
 from vlprompt.progress import Reporter
 from vlprompt.protocols.base import Episode, Protocol
-from vlprompt.records import Cell, OpenRun, Record, config_hash, git_commit, is_finished, open_run, variant_of, versions
+from vlprompt.records import (
+    Cell,
+    OpenRun,
+    Record,
+    config_hash,
+    git_commit,
+    is_finished,
+    open_run,
+    results_root,
+    variant_of,
+    versions,
+)
 from vlprompt.settings import Settings, check_arguments, read_settings
 from vlprompt.tables import render, summarise
 from vlprompt.towers import Clip, load_clip
@@ -30,11 +41,6 @@ from vlprompt.tracking import Tracker, track
 from vlprompt.trainer import Epoch, Trainer, measure
 
 MAX_WORKERS = 8
-
-
-def results_root() -> Path:
-    """VLPROMPT_RESULTS, or `results` in the working directory."""
-    return Path(os.environ.get("VLPROMPT_RESULTS", "results"))
 
 
 def data_root(settings: Settings) -> Path:
@@ -209,9 +215,7 @@ class Experiment:
         learner.bind(episode.train.classes)
         return learner
 
-    def _fit(
-        self, trainer: Trainer, learner: Learner, episode: Episode, tracker: Tracker
-    ) -> tuple[list[Epoch], float]:
+    def _fit(self, trainer: Trainer, learner: Learner, episode: Episode, tracker: Tracker) -> tuple[list[Epoch], float]:
         if self.settings.fit is None:
             return [], 0.0
         torch.manual_seed(seed_of("train", self.settings.seed))  # dropout
@@ -271,14 +275,16 @@ class Experiment:
         return min(MAX_WORKERS, max((os.cpu_count() or 1) - 1, 0))
 
 
-def record_failure(config: Any, choices: Mapping[str, str], status: str, reason: str) -> None:
+def record_failure(
+    config: Any, choices: Mapping[str, str], status: Literal["failed", "not_applicable"], reason: str
+) -> None:
     """Leave a record of a sweep's run that did not finish, where its cell can be told from the configuration."""
     shots = config["shots"] if config.get("fit") else 0
     try:
         cell = Cell(**{group: choices[group] for group in ("protocol", "dataset", "backbone", "method")},
                     variant=config["name"], shots=shots, seed=config["seed"] if shots else 0)  # fmt: skip
         with open_run(cell.folder(results_root())) as run:
-            run.publish(Record(**cell.model_dump(), status=status, reason=reason, config=config))  # type: ignore[arg-type]
+            run.publish(Record(**cell.model_dump(), status=status, reason=reason, config=config))
     except ValueError:
         return  # not even the cell has a name
 
@@ -323,7 +329,7 @@ def load_dataset(settings: Settings) -> Dataset:
     load = pydoc.locate(target)
     if not callable(load):
         raise UserError(f"dataset.source._target_ is '{target}', allowed is the import path of a function")
-    return load(name=settings.dataset.name, root=data_root(settings), **source)  # type: ignore[no-any-return]
+    return load(name=settings.dataset.name, root=data_root(settings), **source)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -22,9 +22,7 @@ class Predictions:
 
     images: Shaped[np.ndarray, " N"]  # the image's name within its data set
     labels: Int[np.ndarray, " N"]
-    top5: Int[
-        np.ndarray, "N k"
-    ]  # class indices by falling logit, k = min(5, C); of equal ones the first class wins
+    top5: Int[np.ndarray, "N k"]  # class indices by falling logit, k = min(5, C); of equal ones the first class wins
     confidence: Float[np.ndarray, " N"]  # softmax probability of the predicted class
     label_logit: Float[np.ndarray, " N"]
     logsumexp: Float[np.ndarray, " N"]
@@ -105,8 +103,3 @@ def score(predictions: Predictions) -> dict[str, float | int]:
         "ece": float(ece),
         "nll": float(nll.mean()),
     }
-
-
-def harmonic_mean(base: float, novel: float) -> float:
-    """2 b n / (b + n); 0 where both are 0."""
-    return 2 * base * novel / (base + novel) if base + novel else 0.0

@@ -1,5 +1,6 @@
 """What a run says while it works: a bar on a terminal, plain lines elsewhere, and everything in log.txt."""
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-PLAIN_LINES = 10
+PLAIN_LINES = 10  # of a long stretch of work, where there is no terminal
+LONG = 2.0  # seconds: shorter stretches leave no plain lines
 
 
 class Reporter:
@@ -19,8 +21,11 @@ class Reporter:
     def __init__(self, log: Path | None = None) -> None:
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._log: TextIO | None = log.open("a", encoding="utf-8", buffering=1) if log else None
+        self._warnings = logging.StreamHandler(self._log) if self._log else logging.NullHandler()
+        logging.getLogger("vlprompt").addHandler(self._warnings)
 
     def close(self) -> None:
+        logging.getLogger("vlprompt").removeHandler(self._warnings)
         if self._log:
             self._log.close()
 
@@ -57,19 +62,18 @@ class Track:
 
     def __init__(self, reporter: Reporter, title: str, total: int, bar: Progress | None) -> None:
         self.reporter, self.title, self.total, self.bar = reporter, title, total, bar
-        self.done, self.start = 0, time.monotonic()
+        self.done, self.start, self.told = 0, time.monotonic(), 0
         self.task = bar.add_task(title, total=total, note="") if bar else None
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Count steps as done; `note` stands beside the bar."""
-        before, self.done = self.done, self.done + steps
+        self.done += steps
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, advance=steps, note=note)
             return
-        shown = PLAIN_LINES * self.done // self.total
-        if shown > PLAIN_LINES * before // self.total:
-            spent = time.monotonic() - self.start
+        spent, tenth = time.monotonic() - self.start, PLAIN_LINES * self.done // max(self.total, 1)
+        if spent > LONG and tenth > self.told:
+            self.told = tenth
             left = spent / self.done * (self.total - self.done)
-            self.reporter.console.print(
-                f"{self.title}: {self.done}/{self.total}  {note}  {left:.0f} s left", markup=False
-            )
+            line = f"{self.title}: {self.done}/{self.total}  {note}  {left:.0f} s left"
+            self.reporter.console.print(" ".join(line.split()), markup=False)

@@ -24,6 +24,11 @@ FILE = "result.json"
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "hydra-core", "numpy", "vlprompt")
 
 
+def results_root() -> Path:
+    """VLPROMPT_RESULTS, or `results` in the working directory."""
+    return Path(os.environ.get("VLPROMPT_RESULTS") or "results")
+
+
 class Cell(BaseModel):
     """What one run is a run of: its place in every table."""
 
@@ -91,9 +96,7 @@ class Record(Cell):
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValidationError) as error:
-            raise UserError(
-                f"cannot read the record '{path}': delete its folder and run this cell again."
-            ) from error
+            raise UserError(f"cannot read the record '{path}': delete its folder and run this cell again.") from error
         if record.schema_version > SCHEMA_VERSION:
             raise UserError(f"'{path}' was written by a newer vlprompt: update vlprompt to read it.")
         return record

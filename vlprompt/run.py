@@ -81,8 +81,8 @@ def job(config: DictConfig) -> None:
         if now.mode != RunMode.MULTIRUN:
             _mistakes.append(error)
             return
-        status = "not_applicable" if isinstance(error, ClassBoundError) else "failed"
-        record_failure(OmegaConf.to_container(config), choices, status, str(error))
+        bound = isinstance(error, ClassBoundError)
+        record_failure(OmegaConf.to_container(config), choices, "not_applicable" if bound else "failed", str(error))
         _mistakes.append(_InSweep(f"{' '.join(overrides)}: {error}"))
 
 
@@ -123,5 +123,5 @@ def explain(error: Exception) -> UserError:
         parent, _, name = key.rpartition(".")
         known = OmegaConf.select(OmegaConf.create(compose([])), parent) if parent else compose([])
         if isinstance(known, DictConfig | dict):
-            return unknown("setting", key, [f"{parent}.{k}" if parent else str(k) for k in known])
+            return unknown("setting", key, [f"{parent}.{k!s}" if parent else str(k) for k in known])
     return UserError(text.removesuffix("Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."))

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from vlprompt.errors import UserError, unknown
-from vlprompt.metrics import harmonic_mean
+from vlprompt.protocols.base_to_novel import harmonic_mean
 from vlprompt.records import Record
 
 FORMATS = ("terminal", "markdown", "csv", "latex")

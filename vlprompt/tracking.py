@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vlprompt.errors import UserError, unknown
-from vlprompt.metrics import Predictions, harmonic_mean
+from vlprompt.metrics import Predictions
+from vlprompt.protocols.base_to_novel import harmonic_mean
 from vlprompt.records import Cell
 
 MODES = ("online", "offline", "disabled")

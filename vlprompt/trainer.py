@@ -83,6 +83,8 @@ class Trainer:
         assert train is not None
         per_epoch, total = steps_per_epoch(len(train), fit), n_steps(len(train), fit)
         banked = self.bank_views is not None and self.reads_features(learner)
+        if banked:
+            self._fill_views(train)
         batches = self._train_batches(train, fit, per_epoch, banked)
         learner.prepare(self._passes(train, learner), self._passes(episode.val, learner))
         optimizer = make_optimizer(learner, fit)
@@ -140,11 +142,14 @@ class Trainer:
             with self.autocast():
                 classes = learner.encode_classes()
             rows = []
-            with self.reporter.track(f"testing {name}", len(split)) as track:
-                for images, labels in self._passes(split, learner):
+            banked = self.reads_features(learner)
+            with self.reporter.track(f"testing on {name}", len(split)) as track:
+                if banked:
+                    self.bank.fill(split, done=track.advance)
+                for images, labels in Pass(self, split, banked):
                     with self.autocast():
                         rows.append(learner.logits(images, classes).float().cpu())
-                    track.advance(len(labels))
+                    track.advance(0 if banked else len(labels))
             labels = torch.tensor([item.label for item in split.items])
             names = [item.image for item in split.items]
             found[name] = Predictions.from_logits(names, labels, torch.cat(rows))
@@ -169,6 +174,13 @@ class Trainer:
             for _, chosen in zip(range(left), torch.tensor(order.indices()).split(fit.batch_size), strict=False):
                 index = chosen.to(self.device)
                 yield Images(features=features[index]), labels[index]
+
+    def _fill_views(self, split: Split) -> None:
+        """Bank the training views before the first step, so that the time left is known."""
+        assert self.bank_views is not None
+        with self.reporter.track(f"reading {self.bank_views} views an image", len(split) * self.bank_views) as track:
+            for view in range(self.bank_views):
+                self.bank.fill(split, view, seed=self.seed, done=track.advance)
 
     def _passes(self, split: Split | None, learner: Learner) -> "Pass | None":
         return None if split is None else Pass(self, split, self.reads_features(learner))

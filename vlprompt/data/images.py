@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -83,9 +84,7 @@ class Shuffled(Sampler[tuple[int | None, int]]):
         return torch.randperm(self.n_images, generator=generator).tolist()[: self.n_kept]
 
 
-def loader(
-    views: Views, order: Iterable[tuple[int | None, int]], *, batch_size: int, workers: int
-) -> DataLoader[tuple[Tensor, Tensor]]:
+def loader(views: Views, order: Iterable[tuple[int | None, int]], *, batch_size: int, workers: int) -> DataLoader[Any]:
     """Batches of (pixels [B, 3, H, W], labels [B]); the workers persist from one epoch to the next."""
     return DataLoader(
         views,

@@ -48,16 +48,16 @@ def _clouds(rng: np.random.Generator, cells: int) -> Array:
 def _background(rng: np.random.Generator, look: Look, kind: str) -> Array:
     value = rng.uniform(*look.ground_value)
     first = rgb(rng.random(), rng.uniform(0, look.ground_saturation), value)
-    other_value = np.clip(value + rng.choice([-1, 1]) * rng.uniform(0.1, 0.3), 0, 1)
+    other_value = np.clip(value + rng.choice([-1, 1]) * rng.uniform(0.1, 0.3), 0.0, 1)
     other = rgb(rng.random(), rng.uniform(0, look.ground_saturation), other_value)
     angle = rng.uniform(0, 2 * np.pi)
     along = X * math.cos(angle) + Y * math.sin(angle)
     if kind == "gradient":
-        mix = np.clip(along - along.min(), 0, 1)
+        mix = np.clip(along - along.min(), 0.0, 1)
     elif kind == "clouds":
-        mix = np.clip(0.5 + 0.8 * _clouds(rng, int(rng.integers(3, 9))), 0, 1)
+        mix = np.clip(0.5 + 0.8 * _clouds(rng, int(rng.integers(3, 9))), 0.0, 1)
     elif kind == "grain":
-        mix = np.clip(0.5 + 0.35 * _clouds(rng, 48), 0, 1)
+        mix = np.clip(0.5 + 0.35 * _clouds(rng, 48), 0.0, 1)
     elif kind == "boards":
         mix = (np.sin(along * rng.uniform(20, 60)) > 0) * np.float32(rng.uniform(0.2, 0.7))
     elif kind == "halves":
@@ -128,7 +128,7 @@ def _pattern(rng: np.random.Generator, name: str, u: Array, v: Array, look: Look
         field = 1.6 * np.sin(0.85 * a) * np.sin(0.85 * b)
     else:
         field = np.sin(1.3 * a + 2.2 * np.arcsin(np.sin(1.3 * b)))
-    return np.clip(0.5 + 3.0 * field, 0, 1)
+    return np.clip(0.5 + 3.0 * field, 0.0, 1)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def draw(rng: np.random.Generator, pattern: str, colour: str, shape: str, look: 
     outer, *holes = (_roughen(rng, p, wobble) @ matrix.T + centre for p in OUTLINES[shape])
 
     hue, saturation, value = COLOURS[colour]
-    saturation, value = np.clip(np.array([saturation, value]) * np.exp(rng.normal(0, look.shade, 2)), 0, 1)
+    saturation, value = np.clip(np.array([saturation, value]) * np.exp(rng.normal(0, look.shade, 2)), 0.0, 1)
     main = rgb((hue + rng.normal(0, look.hue)) % 1, saturation, value)
     second, contour = str(rng.choice(look.second)), str(rng.choice(look.contours))
     inner = {
@@ -205,7 +205,7 @@ def _scatter(rng: np.random.Generator, count: int) -> Layer:
         if rng.random() < 0.5:
             layer.disc(x, y, radius, colour)
         else:
-            half = 3 * radius * arc(rng.uniform(0, np.pi), 0, 1)
+            half = 3 * radius * arc(rng.uniform(0, np.pi), 0.0, 1)
             layer.line(np.concatenate([half, -half]) + np.array([x, y]), colour, 0.6 * radius)
     return layer
 
@@ -213,7 +213,7 @@ def _scatter(rng: np.random.Generator, count: int) -> Layer:
 def _bars(rng: np.random.Generator, layer: Layer, count: int) -> None:
     """Straight bars across the whole picture, in front of everything."""
     for _ in range(count):
-        half = 2 * arc(rng.uniform(0, np.pi), 0, 1)
+        half = 2 * arc(rng.uniform(0, np.pi), 0.0, 1)
         colour = rgb(rng.random(), rng.uniform(0, 0.4), rng.random())
         layer.line(np.concatenate([half, -half]) + rng.uniform(0.2, 0.8, 2), colour, rng.uniform(0.016, 0.05))
 

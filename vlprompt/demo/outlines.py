@@ -26,13 +26,13 @@ def _mirror(half: list[tuple[float, float]]) -> Array:
 
 
 OUTLINES: dict[str, tuple[Array, ...]] = {  # the outer outline in [-1, 1], y down; then holes
-    "circle": (arc(0, 2 * np.pi, 49)[:-1] * 0.92,),
+    "circle": (arc(0.0, 2 * np.pi, 49)[:-1] * 0.92,),
     "square": (np.array([(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)]),),
     "triangle": (np.array([(0.0, -1.05), (1.05, 0.8), (-1.05, 0.8)]),),
     "star": (_polar(np.array([1.15, 0.48] * 5)),),
     "heart": (_heart(),),
-    "cross": (_mirror([(0.34, -1), (0.34, -0.34), (1, -0.34), (1, 0.34), (0.34, 0.34), (0.34, 1)]),),
-    "ring": (arc(0, 2 * np.pi, 49)[:-1] * 1.02, arc(0, 2 * np.pi, 33)[:-1] * 0.45),
+    "cross": (_mirror([(0.34, -1.0), (0.34, -0.34), (1.0, -0.34), (1.0, 0.34), (0.34, 0.34), (0.34, 1.0)]),),
+    "ring": (arc(0.0, 2 * np.pi, 49)[:-1] * 1.02, arc(0.0, 2 * np.pi, 33)[:-1] * 0.45),
     "moon": (np.concatenate([arc(0.95, 2 * np.pi - 0.95, 36, 1.08, 0.15), arc(5.04, 1.25, 28, 0.93, 0.47)]),),
     "arrow": (_mirror([(0.0, -1.1), (0.95, -0.05), (0.38, -0.05), (0.38, 1.05)]),),
     "flower": (_polar(0.78 + 0.32 * np.cos(5 * np.linspace(0, 2 * np.pi, 60, endpoint=False))),),

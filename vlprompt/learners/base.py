@@ -119,9 +119,7 @@ class Learner(nn.Module):
         """Called once after fitting: a search on the validation images."""
 
 
-def scaled_cosine(
-    images: Float[Tensor, "B e"], classes: Float[Tensor, "C e"], scale: float
-) -> Float[Tensor, "B C"]:
+def scaled_cosine(images: Float[Tensor, "B e"], classes: Float[Tensor, "C e"], scale: float) -> Float[Tensor, "B C"]:
     """Cosines times `scale`, at least in float32 even under autocast."""
     with torch.autocast(images.device.type, enabled=False):
         images, classes = (t.float() if t.dtype in (torch.half, torch.bfloat16) else t for t in (images, classes))

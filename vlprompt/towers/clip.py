@@ -98,10 +98,10 @@ def _text_tower(weights: Weights, tokenize: Callable[[list[str]], Tensor], count
     if hasattr(weights.root, "text"):
         weights = weights.below("text")
         text: Any = weights.module
-        pool, eos = getattr(text, "pool_type", "?"), getattr(text, "eos_id", None)
+        pool, eos = getattr(text, "pool_type", "?"), getattr(text, "eos_id", -1)
     else:
         text = weights.module
-        pool, eos = getattr(text, "text_pool_type", "argmax"), getattr(text, "text_eos_id", None)
+        pool, eos = getattr(text, "text_pool_type", "argmax"), getattr(text, "text_eos_id", -1)
     kind = type(text).__name__
     if kind not in ("CLIP", "TextTransformer") or getattr(text, "cls_emb", None) is not None:
         raise UserError(f"text towers of kind {kind} are not supported: choose a model with open_clip's own text tower")
@@ -114,7 +114,7 @@ def _text_tower(weights: Weights, tokenize: Callable[[list[str]], Tensor], count
     def read(ids: Tensor) -> Tensor:
         if pool == "last":
             return torch.full((len(ids),), ids.shape[1] - 1)
-        return ids.argmax(-1) if pool == "argmax" else (ids == eos).int().argmax(-1)
+        return ids.argmax(-1) if pool == "argmax" else ids.eq(eos).int().argmax(-1)
 
     def project(x: Tensor) -> Tensor:
         x = final(x)
@@ -128,9 +128,7 @@ def _text_tower(weights: Weights, tokenize: Callable[[list[str]], Tensor], count
         count=count,
         embed=lambda ids: embed(ids.to(positions.device)),
         positions=positions,
-        blocks=tuple(
-            view(weights.below(f"transformer.resblocks.{i}")) for i in range(len(text.transformer.resblocks))
-        ),
+        blocks=tuple(view(weights.below(f"transformer.resblocks.{i}")) for i in range(len(text.transformer.resblocks))),
         project=project,
         read=read,
         causal=causal,
@@ -186,14 +184,15 @@ def load_clip(model: str, weights: str = RANDOM, *, seed: int = 0) -> Clip:
 
 
 def clip_of(net: nn.Module, *, name: str, preprocess: Preprocess, tokenizer: Any, words: Tensor | None = None) -> Clip:
-    """A frozen CLIP over an open_clip model at hand. `words`: the token ids that have trained embeddings (None: all)."""
+    """A frozen CLIP over an open_clip model at hand. `words`: token ids that have embeddings (None: all)."""
     table = WordTable(tokenizer, words)
     return build(Weights(net), name=name, preprocess=preprocess, tokenize=table.tokenize, count=table.count)
 
 
-def make_model(config: Mapping[str, Any], seed: int = 0) -> nn.Module:
+def make_model(config: Mapping[str, Any], seed: int = 0) -> Any:
     """An open_clip model with random weights from its configuration, whatever the global random state."""
     config = json.loads(json.dumps(dict(config)))
+    assert isinstance(config, dict)
     if "multimodal_cfg" in config or "hf_model_name" in config["text_cfg"]:
         raise UserError("models with a captioner (CoCa) or a Hugging Face text tower are not supported: choose another")
     custom = config.pop("custom_text", False)
@@ -222,7 +221,7 @@ def _load_folder(folder: Path, weights: str, seed: int) -> Clip:
             table = torch.zeros(config["model_cfg"]["text_cfg"]["vocab_size"], rows.shape[1])
             state["token_embedding.weight"] = table.index_copy(0, words.long(), rows.float())
         fit(net, state, str(file), folder.name)
-    preprocess = _preprocess({**config.get("preprocess_cfg", {}), "size": net.visual.image_size})  # type: ignore[union-attr]
+    preprocess = _preprocess({**config.get("preprocess_cfg", {}), "size": net.visual.image_size})
     return clip_of(
         net, name=folder.name, preprocess=preprocess, tokenizer=_tokenizer(f"local-dir:{folder}"), words=words
     )

@@ -79,9 +79,7 @@ class Prompts:
         if position != "end":
             tokens = tokens.take_along_dim(index[:, :, None], 1)
         cut = self.first + kept
-        return replace(
-            self, shared=tokens[0, :cut], own=tokens[:, cut:], eot=self.eot + self.shared.shape[-2] - cut
-        )
+        return replace(self, shared=tokens[0, :cut], own=tokens[:, cut:], eot=self.eot + self.shared.shape[-2] - cut)
 
 
 class TextTower:

@@ -42,9 +42,7 @@ def load(name: str, *, root: str | Path, folder: str, images: str, split: str, l
         missing.append(f"the split file at {split_path} (published at {links['split']})")
     if missing:
         what = " and ".join(missing)
-        raise UserError(
-            f"{name} is not complete: put {what}, or point data.root to the folder that holds {folder}."
-        )
+        raise UserError(f"{name} is not complete: put {what}, or point data.root to the folder that holds {folder}.")
     content = read(split_path)
     classes = check(split_path, content)
     entries = {part: getattr(content, part) for part in SplitFile.model_fields}
