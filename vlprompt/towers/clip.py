@@ -1,6 +1,5 @@
 """A frozen CLIP: two towers, the scale of their cosine, and how images are prepared for it."""
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -286,12 +285,3 @@ def _preprocess(settings: Mapping[str, Any]) -> Preprocess:
         interpolation="bilinear" if settings.get("interpolation") == "bilinear" else "bicubic",
         resize="squash" if settings.get("resize_mode") == "squash" else "shortest",
     )
-
-
-def fingerprint(clip: Clip) -> str:
-    """sha256 over the model's weights: equal where its features are."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(clip.weights.root.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -1,5 +1,7 @@
 """Files of weights, and token tables that hold only part of the vocabulary."""
 
+import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from vlprompt.errors import UserError
 
 OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
 """Entries that OpenAI's files have beside the weights."""
+DERIVED = ("attn_mask",)
+"""Buffers that a TorchScript archive may hold though the model makes them itself."""
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], bool]:
@@ -37,7 +41,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], bool]:
     if not isinstance(state, dict) or not all(isinstance(t, Tensor | int) for t in state.values()):
         raise UserError(f"{path} holds no state dict: give a file of tensors by name")
     openai = archive or all(key in state for key in OPENAI_KEYS)
-    tensors = {k.removeprefix("module."): t for k, t in state.items() if k not in OPENAI_KEYS}
+    tensors = {k.removeprefix("module."): t for k, t in state.items() if k not in OPENAI_KEYS + DERIVED}
     return {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}, openai
 
 
@@ -47,7 +51,9 @@ def _read(path: Path) -> Any:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(Path(name).name == "constants.pkl" for name in archive.namelist()):
-                return torch.jit.load(path, map_location="cpu")
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FutureWarning)  # deprecated, but these files stay as they are
+                    return torch.jit.load(path, map_location="cpu")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -84,7 +90,8 @@ class WordTable:
             if len(tokens) + 2 > limit:
                 raise UserError(f"the text '{text[:60]}...' has {len(tokens)} tokens, the text tower takes {limit - 2}")
             if self.known is not None and not self.known.issuperset(tokens):
-                unknown = [word for word in text.split() if not self.known.issuperset(self._encode(word))]
+                words = re.findall(r"[^\W_]+", text)
+                unknown = [word for word in words if not self.known.issuperset(self._encode(word))]
                 raise UserError(
                     f"this small backbone does not know the word '{(unknown or [text])[0]}': choose class names, "
                     "templates and contexts from its own world, or another backbone (backbone=vit_b16)"
