@@ -37,14 +37,14 @@ from vlprompt.demo.glyphs import DIGITS, LETTERS, draw_glyph
 from vlprompt.demo.looks import PRETRAINING_LOOKS, VALIDATION_LOOK
 from vlprompt.demo.shapes import COMBINATIONS, HELD_OUT, Combination, generator
 
-SIDE = 64
+SIDE = 48
 MEAN = STD = 0.5
 TEMPLATES = open_clip.OPENAI_IMAGENET_TEMPLATES
 MODEL = {
-    "embed_dim": 96,
+    "embed_dim": 64,
     "quick_gelu": True,
-    "vision_cfg": {"image_size": SIDE, "patch_size": 8, "width": 160, "head_width": 32, "layers": 4},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 4},
+    "vision_cfg": {"image_size": SIDE, "patch_size": 8, "width": 128, "head_width": 32, "layers": 4},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 96, "heads": 3, "layers": 4},
 }
 SMOKE = {"steps": 4, "batch": 16, "pool": 64, "check_every": 2, "validation": 24}
 
@@ -248,7 +248,7 @@ def train(args: argparse.Namespace) -> None:
     words, started = Vocabulary(), time.monotonic()
     seen, _ = combinations()
     source = Source(
-        f"train{args.seed}", tuple(PRETRAINING_LOOKS), tuple(seen), tuple(map(tuple, fonts)), (0.52, 0.38, 0.1)
+        f"train{args.seed}", tuple(PRETRAINING_LOOKS), tuple(seen), tuple(map(tuple, fonts)), (0.53, 0.4, 0.07)
     )
     with get_context("spawn").Pool(args.threads) as workers:
         pool = paint(source, args.pool, workers)
@@ -310,11 +310,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2700)
     parser.add_argument("--minutes", type=float, default=0, help="end after this time if the steps take longer")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--pool", type=int, default=50_000, help="pictures drawn beforehand")
+    parser.add_argument("--pool", type=int, default=30_000, help="pictures drawn beforehand")
     parser.add_argument("--validation", type=int, default=400, help="pictures of each of the three parts")
-    parser.add_argument("--check-every", type=int, default=150, help="steps between validations")
+    parser.add_argument("--check-every", type=int, default=200, help="steps between validations")
     parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--patch-dropout", type=float, default=0.25, help="share of patches left out at first")
+    parser.add_argument("--patch-dropout", type=float, default=0.0, help="share of patches left out at first")
     parser.add_argument(
         "--all-patches-from", type=float, default=0.8, help="share of the training after which none is"
     )

@@ -2,21 +2,42 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
 from vlprompt.learners.base import Learner
+from vlprompt.learners.cocoop import CoCoOp
 from vlprompt.learners.coop import CoOp
+from vlprompt.learners.ivlp import IVLP
+from vlprompt.learners.lora import LoRA
+from vlprompt.learners.maple import MaPLe
+from vlprompt.learners.vpt import VPT
 from vlprompt.learners.zero_shot import ZeroShot
-from vlprompt.towers import Clip
+from vlprompt.towers import Clip, Preprocess
+from vlprompt.towers.block import Weights
+from vlprompt.towers.clip import build as build_clip
 
 
 @dataclass(frozen=True)
 class Original:
-    """`build(clip, case)` makes the learner; `names` maps the original's trained tensors (patterns) to ours."""
+    """`build(clip, case)` makes the learner; `names` maps the original's trained tensors (patterns) to ours.
 
-    build: Callable[[Clip, Mapping[str, Any]], Learner]
-    names: Mapping[str, str] = field(default_factory=dict)
+    A name may end in an index or a slice of our parameter. `logits` is an absolute bound, `parameters` one on the
+    relative L2 distance after a step. With `own_backbone`, `build` gets the case's tensors for a clip.
+    With `decay_all` the case was made with one optimiser group, whatever groups the method asks for.
+    """
+
+    build: Callable[[Any, Mapping[str, Any]], Learner]
+    names: Mapping[str, str | Callable[[re.Match[str]], str]] = field(default_factory=dict)
+    logits: float = 2e-5
+    parameters: float = 1e-5
+    own_backbone: bool = False
+    decay_all: bool = False
 
     def ours(self, name: str) -> str:
         for pattern, replacement in self.names.items():
@@ -46,10 +67,169 @@ def zero_shot(clip: Clip, case: Mapping[str, Any]) -> Learner:
     return ZeroShot(clip, names, templates=templates)
 
 
+def cocoop(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    options = case["config"]["trainer_options"]
+    return CoCoOp(clip, case["config"]["classnames"], n_context=options["N_CTX"], ctx_init=options["CTX_INIT"])
+
+
+def short_phrase(options: Mapping[str, Any], n_context: int) -> str:
+    """The originals take the phrase for up to four tokens and start from random values beyond."""
+    return options["CTX_INIT"] if n_context <= 4 else ""
+
+
+def maple(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    options = case["config"]["trainer_options"]
+    n = options["N_CTX"]
+    names = case["config"]["classnames"]
+    return MaPLe(clip, names, n_context=n, ctx_init=short_phrase(options, n), depth=options["PROMPT_DEPTH"])
+
+
+def ivlp(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    options = case["config"]["trainer_options"]
+    n = options["N_CTX_TEXT"]
+    return IVLP(
+        clip,
+        case["config"]["classnames"],
+        n_context=n,
+        ctx_init=short_phrase(options, n),
+        depth=options["PROMPT_DEPTH_TEXT"],
+        n_tokens=options["N_CTX_VISION"],
+        image_depth=options["PROMPT_DEPTH_VISION"],
+    )
+
+
+def vpt(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    options = case["config"]["trainer_options"]
+    depth, n = options["PROMPT_DEPTH_VISION"], options["N_CTX_VISION"]
+    return VPT(clip, case["config"]["classnames"], n_tokens=n, depth=depth)  # always "a photo of a {}."
+
+
+def clip_lora(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    config = case["config"]
+    return LoRA(
+        replace(clip, scale=float(config["logit_scale"])),
+        config["classnames"],
+        template=config["template"],
+        towers={"vision": "image"}.get(config["encoder"], config["encoder"]),
+        sites=config["params"],
+        rank=config["r"],
+        alpha=float(config["alpha"]),
+        scaling=config["scaling"],
+    )
+
+
+def vpt_vit(tensors: Mapping[str, Tensor], case: Mapping[str, Any]) -> Learner:
+    """VPT's own supervised ViT: its backbone comes with the case."""
+    config = case["config"]
+    vit = VisionTransformer(
+        img_size=config["image"],
+        patch_size=config["patch"],
+        embed_dim=config["hidden"],
+        depth=config["layers"],
+        num_heads=config["heads"],
+        mlp_ratio=config["mlp_dim"] / config["hidden"],
+        num_classes=0,
+        norm_layer=partial(nn.LayerNorm, eps=config["layernorm_eps"]),
+    )
+    vit.load_state_dict(as_timm(tensors))
+    clip = build_clip(Weights(vit), name="vptvit", preprocess=Preprocess(size=config["image"]), words=None)
+    return VPT(
+        clip,
+        [f"class {i}" for i in range(config["n_classes"])],
+        n_tokens=config["n_tokens"],
+        depth=config["layers"] if config["deep"] else 1,
+        head="linear",
+        project=config["project"] if config["project"] > 0 else None,
+    )
+
+
+def as_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`backbone.*` under timm's names, q, k and v stacked."""
+    old = {k.removeprefix("backbone.transformer."): v.float() for k, v in tensors.items() if k.startswith("backbone.")}
+    stacked = {}
+    for name in [name for name in old if ".attn.query." in name]:
+        parts = [old.pop(name.replace("query", part)) for part in ("query", "key", "value")]
+        stacked[name.replace("query", "qkv")] = torch.cat(parts)
+    renamed = {}
+    for name, tensor in (old | stacked).items():
+        for pattern, new in (
+            (r"embeddings\.position_embeddings", "pos_embed"),
+            (r"embeddings\.cls_token", "cls_token"),
+            (r"embeddings\.patch_embeddings", "patch_embed.proj"),
+            (r"encoder\.encoder_norm", "norm"),
+            (r"encoder\.layer", "blocks"),
+            (r"attention_norm", "norm1"),
+            (r"ffn_norm", "norm2"),
+            (r"ffn\.", "mlp."),
+            (r"attn\.out\.", "attn.proj."),
+        ):
+            name = re.sub(pattern, new, name)
+        renamed[name] = tensor
+    return renamed
+
+
+CONTEXT = {r"prompt_learner\.ctx": "context"}
+
+
+def one_later(match: re.Match[str]) -> str:
+    return f"coupling.{int(match[1]) + 1}.{match[2]}"
+
+
 METHODS = {
     "ZeroshotCLIP": Original(zero_shot),
     "ZeroshotCLIP2": Original(zero_shot),
-    "CoOp": Original(coop, {r"prompt_learner\.ctx": "context"}),
+    "CoOp": Original(coop, CONTEXT),
+    "CoCoOp": Original(cocoop, {**CONTEXT, r"prompt_learner\.meta_net\.(.*)": r"meta_net.\1"}),
+    "MaPLe": Original(
+        maple,
+        {
+            **CONTEXT,
+            r"prompt_learner\.proj\.(.*)": r"coupling.0.\1",
+            r"prompt_learner\.compound_prompts_text\.(\d+)": r"deep.\1",
+            r"prompt_learner\.compound_prompt_projections\.(\d+)\.(.*)": one_later,
+        },
+    ),
+    "IVLP": Original(
+        ivlp,
+        {
+            **CONTEXT,
+            r"image_encoder\.VPT": "image_tokens.0",
+            r"image_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow": r"image_tokens.\1",
+            r"text_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow": lambda m: f"deep.{int(m[1]) - 1}",
+        },
+    ),
+    "VPT": Original(
+        vpt,
+        {
+            r"image_encoder\.VPT": "tokens[0]",
+            r"image_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow": r"tokens[\1]",
+        },
+    ),
+    "CLIP-LoRA": Original(
+        clip_lora,
+        {
+            r"visual\.transformer\.resblocks\.(\d+)\.attn\.(\w+)\.w_lora_(.)": lambda m: lora_name("image", m),
+            r"transformer\.resblocks\.(\d+)\.attn\.(\w+)\.w_lora_(.)": lambda m: lora_name("text", m),
+        },
+        logits=1e-4,
+        parameters=1e-3,
+    ),
+    "VPT (original, supervised ViT)": Original(
+        vpt_vit,
+        {
+            r"transformer\.prompt_embeddings": "tokens[0:1]",
+            r"transformer\.deep_prompt_embeddings": "tokens[1:]",
+            r"transformer\.prompt_proj\.(.*)": r"project.\1",
+            r"head\.(.*)": r"head.\1",
+        },
+        own_backbone=True,
+        decay_all=True,
+    ),
 }
 NO_TARGETS = ("lora_nonzero_b_mergepath",)
 """Cases that document a fault of the original."""
+
+
+def lora_name(tower: str, match: re.Match[str]) -> str:
+    site = {"proj": "o"}.get(match[2], match[2][0])
+    return f"layers.{tower}.{match[1]}.{site}.{match[3].lower()}"

@@ -24,6 +24,8 @@ from vlprompt.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "vlprompt" / "demo" / "shapes_vit"
+CONFIG = json.loads((FOLDER / "open_clip_config.json").read_text())
+SIDE = CONFIG["preprocess_cfg"]["size"][0]
 DIGEST = """
 import hashlib
 from vlprompt.demo.shapes import STYLES, load
@@ -34,7 +36,7 @@ for style in STYLES:
 
 
 def pixels(names, data):
-    images = [data.open_image(name).resize((64, 64), 3) for name in names]
+    images = [data.open_image(name).resize((SIDE, SIDE), 3) for name in names]
     return torch.from_numpy(np.stack(images).astype(np.float32)).permute(0, 3, 1, 2) / 127.5 - 1
 
 
@@ -145,7 +147,7 @@ def test_pairs_that_fit_are_no_negatives(pretraining):
 @pytest.fixture(scope="module")
 def backbone():
     """The model with a whole table of tokens, and the numbers of the tokens that it knows."""
-    config = json.loads((FOLDER / "open_clip_config.json").read_text())["model_cfg"]
+    config = CONFIG["model_cfg"]
     state = {k: v.float() for k, v in load_file(FOLDER / "open_clip_model.safetensors").items()}
     known = state.pop("token_embedding.ids").long()
     table = torch.zeros(config["text_cfg"]["vocab_size"], config["text_cfg"]["width"])

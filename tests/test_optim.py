@@ -35,6 +35,15 @@ def test_rates_by_step_reach_the_floor():
     assert sorted(rates, reverse=True) == rates
 
 
+def test_vpt_warms_up_from_zero_and_decays_to_zero():
+    """Jia et al., ECCV 2022: ten epochs up from 0, then a cosine down to 0 over the other ninety."""
+    fit = Fit(lr=1.0, epochs=100, schedule=Schedule(warmup="linear", warmup_epochs=10, warmup_lr=0.0, period="rest"))
+    rates = [learning_rate(epoch, fit, per_epoch=1, total=100) for epoch in range(100)]
+    assert rates[:11] == pytest.approx([i / 10 for i in range(11)])
+    assert rates[55] == pytest.approx(0.5)
+    assert 0 < rates[99] < 4e-4
+
+
 @pytest.mark.parametrize(
     ("images", "drop_last", "expected"), [(80, True, 2), (80, False, 3), (20, True, 1), (96, True, 3)]
 )

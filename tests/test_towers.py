@@ -45,7 +45,7 @@ def test_unedited_towers_equal_open_clip(kind):
     check_gradients(clip.image(Images(x)), model.encode_image(x), [x])
     assert clip.image.embed_dim == clip.image(Images(x)).shape[1]
     prompts = clip.text.prompts(CLASSES, template=TEMPLATE)
-    ids = clip.tokenize([TEMPLATE.replace("{}", name.replace("_", " ")) for name in CLASSES])
+    ids = clip.text.tokenize([TEMPLATE.replace("{}", name.replace("_", " ")) for name in CLASSES])
     close(clip.text(prompts), model.encode_text(ids))
     assert clip.text.embed_dim == clip.text(prompts).shape[1]
     assert abs(clip.scale - model.logit_scale.exp().item()) < 1e-12
@@ -214,7 +214,7 @@ def test_with_weights_equals_a_model_that_has_them():
     close(clip.text(prompts), tiny.clip()[0].text(prompts))
     model.load_state_dict({**before, **changed})
     close(image, model.encode_image(x))
-    ids = clip.tokenize([c.replace("_", " ") + "." for c in CLASSES])
+    ids = clip.text.tokenize([c.replace("_", " ") + "." for c in CLASSES])
     close(text, model.encode_text(ids))
     with pytest.raises(UserError, match="unknown weight"):
         clip.with_weights({"visual.nothing": torch.zeros(1)})
@@ -264,7 +264,7 @@ def test_prefixes(tower, gated):
         ours, oracle = clip.image(Images(x), edits), model.encode_image(x)
     else:
         ours = clip.text(clip.text.prompts(CLASSES, template=TEMPLATE), edits)
-        ids = clip.tokenize([TEMPLATE.replace("{}", name.replace("_", " ")) for name in CLASSES])
+        ids = clip.text.tokenize([TEMPLATE.replace("{}", name.replace("_", " ")) for name in CLASSES])
         oracle = model.encode_text(ids)
     check_gradients(ours, oracle, [key, value] + ([gate] if gated else []))
 
@@ -306,7 +306,7 @@ def test_branches(tower, site):
         ours, oracle = clip.image(Images(x), edits), model.encode_image(x)
     else:
         ours = clip.text(clip.text.prompts(CLASSES), edits)
-        oracle = model.encode_text(clip.tokenize([c.replace("_", " ") + "." for c in CLASSES]))
+        oracle = model.encode_text(clip.text.tokenize([c.replace("_", " ") + "." for c in CLASSES]))
     check_gradients(ours, oracle, [a, b])
 
 
@@ -337,9 +337,9 @@ def sequences(clip, context, position):
     for i, name in enumerate(CLASSES):
         own = context[i] if context.ndim == 3 else context
         n = len(own)
-        ids = clip.tokenize(["X " * n + name.replace("_", " ") + "."])[0]
+        ids = clip.text.tokenize(["X " * n + name.replace("_", " ") + "."])[0]
         tokens = clip.text.embed(ids)
-        length = clip.count(name.replace("_", " "))
+        length = clip.text.count(name.replace("_", " "))
         name_tokens, rest = tokens[1 + n : 1 + n + length], tokens[1 + n + length :]
         before = {"end": n, "middle": n // 2, "front": 0}[position]
         rows.append(torch.cat([tokens[:1], own[:before], name_tokens, own[before:], rest])[:77])
@@ -376,7 +376,7 @@ def test_deep_text_prompts_replace_and_leave_fixed_words():
     prompts = clip.text.prompts(CLASSES, template="a photo of a {}.").with_context(context)
     assert prompts.shared.shape[0] == 5
     ours = clip.text(prompts, {1: Edit(tokens=deep)})
-    ids = clip.tokenize([f"a photo of a {c.replace('_', ' ')}." for c in CLASSES])
+    ids = clip.text.tokenize([f"a photo of a {c.replace('_', ' ')}." for c in CLASSES])
     tokens = clip.text.embed(ids)
     tokens = torch.cat([tokens[:, :1], context.expand(len(tokens), -1, -1), tokens[:, 3:]], 1)
     check_gradients(ours, whole_pass(model, tokens, ids.argmax(-1), [(1, deep)]), [context, deep])
@@ -404,7 +404,7 @@ def test_active_dropout_switches_sharing_off():
 def test_one_class_and_names_with_a_common_start():
     clip, model = tiny.clip()
     for names in (["cat"], ["striped red star", "striped red heart"], ["cat", "cat"]):
-        ids = clip.tokenize([f"a photo of a {c}." for c in names])
+        ids = clip.text.tokenize([f"a photo of a {c}." for c in names])
         close(clip.text(clip.text.prompts(names, template="a photo of a {}.")), model.encode_text(ids))
 
 
@@ -412,7 +412,7 @@ def test_siglip_context_enters_the_padded_sequence():
     clip, model = tiny.clip("siglip")
     context = leaf(3, 32)
     prompts = clip.text.prompts(CLASSES, n_context=3).with_context(context)
-    ids = clip.tokenize(["X X X " + c.replace("_", " ") + "." for c in CLASSES])
+    ids = clip.text.tokenize(["X X X " + c.replace("_", " ") + "." for c in CLASSES])
     x = model.text.token_embedding(ids)
     x = torch.cat([context.expand(len(x), -1, -1), x[:, 3:]], 1) + model.text.positional_embedding
     x = model.text.ln_final(model.text.transformer(x))[:, -1]

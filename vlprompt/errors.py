@@ -21,4 +21,4 @@ def unknown(kind: str, got: object, known: Iterable[str], *, do: str = "") -> Us
     names = sorted(known)
     near = difflib.get_close_matches(str(got), names, n=1)
     guess = f"; did you mean '{near[0]}'?" if near else "."
-    return UserError(f"unknown {kind} '{got}': known are {', '.join(names)}{guess}{' ' + do if do else ''}")
+    return UserError(f"unknown {kind} '{got}': known are {', '.join(names) or 'none'}{guess}{' ' + do if do else ''}")

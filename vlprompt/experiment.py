@@ -107,6 +107,7 @@ class Experiment:
             shots=settings.shots if settings.fit else 0,
             seed=settings.seed if settings.fit else 0,
         )
+        cell.folder(results_root())  # a name that cannot be a folder's is refused here
         return cls(
             settings=settings,
             config=config,
@@ -127,8 +128,8 @@ class Experiment:
         Raises:
             UserError: more shots than images, a class-bound method, a loss that is not finite, a full disk, ...
         """
+        record = self.obtain()  # first: a mistake in it shows before the reference is computed
         beside = [reference.obtain()] if reference else []
-        record = self.obtain()
         Reporter().say("\n" + render(summarise([*beside, record])).rstrip())
         return record
 
@@ -157,7 +158,7 @@ class Experiment:
         learner = self._build(clip, episode)
         trainer = Trainer(
             clip=clip,
-            bank=bank_at(clip, self.dataset.fingerprint(), self.precision, self._workers()),
+            bank=bank_at(clip, self._images(), self.precision, self._workers()),
             reporter=reporter,
             precision=self.precision,
             seed=self.settings.seed,
@@ -197,7 +198,8 @@ class Experiment:
         )
 
     def _episode(self) -> Episode:
-        (episode,) = self.protocol.episodes(self.dataset, shots=self.settings.shots, seed=self.settings.seed)
+        shots = self.settings.shots if self.trained else "all"  # what is not trained draws no images
+        (episode,) = self.protocol.episodes(self.dataset, shots=shots, seed=self.settings.seed)
         return episode
 
     def _build(self, clip: Clip, episode: Episode) -> Learner:
@@ -269,6 +271,11 @@ class Experiment:
             ):
                 reporter.log(line)
 
+    def _images(self) -> str:
+        """Stands for the images behind the data set's items, whose names alone may be those of another data set."""
+        source = {**self.settings.dataset.source, "root": str(data_root(self.settings))}
+        return config_hash({"source": source, "split": self.dataset.fingerprint()})
+
     def _workers(self) -> int:
         if self.settings.workers is not None:
             return self.settings.workers
@@ -276,12 +283,17 @@ class Experiment:
 
 
 def record_failure(
-    config: Any, choices: Mapping[str, str], status: Literal["failed", "not_applicable"], reason: str
+    config: Any,
+    choices: Mapping[str, str],
+    status: Literal["failed", "not_applicable"],
+    reason: str,
+    *,
+    cell: Cell | None = None,
 ) -> None:
-    """Leave a record of a sweep's run that did not finish, where its cell can be told from the configuration."""
+    """Leave a record of a sweep's run that did not finish, where its cell is known or the configuration tells it."""
     shots = config["shots"] if config.get("fit") else 0
     try:
-        cell = Cell(**{group: choices[group] for group in ("protocol", "dataset", "backbone", "method")},
+        cell = cell or Cell(**{group: choices[group] for group in ("protocol", "dataset", "backbone", "method")},
                     variant=config["name"], shots=shots, seed=config["seed"] if shots else 0)  # fmt: skip
         with open_run(cell.folder(results_root())) as run:
             run.publish(Record(**cell.model_dump(), status=status, reason=reason, config=config))
@@ -291,9 +303,10 @@ def record_failure(
 
 def result_relevant(settings: Settings, precision: str, dataset: Dataset) -> dict[str, Any]:
     """The settings that can change a result: what the hash and the variant of a run are made of."""
+    source = {key: value for key, value in settings.dataset.source.items() if key != "links"}
     chosen: dict[str, Any] = {
         "backbone": settings.backbone.model_dump(),
-        "dataset": {"name": settings.dataset.name, "template": settings.dataset.template},
+        "dataset": settings.dataset.model_dump() | {"source": source},
         "split": dataset.fingerprint(),
         "protocol": settings.protocol,
         "method": settings.method,
@@ -329,7 +342,9 @@ def load_dataset(settings: Settings) -> Dataset:
     load = pydoc.locate(target)
     if not callable(load):
         raise UserError(f"dataset.source._target_ is '{target}', allowed is the import path of a function")
-    return load(name=settings.dataset.name, root=data_root(settings), **source)
+    source["root"] = data_root(settings)
+    check_arguments(load, source, "dataset.source")
+    return load(name=settings.dataset.name, **source)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -373,6 +388,6 @@ def clip_at(model: str, weights: str, device: torch.device) -> Clip:
 
 
 @cache
-def bank_at(clip: Clip, dataset: str, precision: str, workers: int) -> Bank:
-    """The features of a data set (by its fingerprint) in this process, shared like the model."""
+def bank_at(clip: Clip, images: str, precision: str, workers: int) -> Bank:
+    """The features of a data set's images in this process, shared like the model."""
     return Bank(clip, precision=precision, workers=workers)

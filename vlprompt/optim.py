@@ -14,10 +14,11 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Schedule(BaseModel):
-    """The learning rate over time, as published for CoOp and its kin (Dassl).
+    """The learning rate over time.
 
-    `every`: the rate changes at the end of an epoch, or of a step. The warm-up is not counted by the cosine, whose
-    period is the whole training, so the last epoch does not reach `floor`.
+    `every`: the rate changes at the end of an epoch, or of a step. The cosine starts after the warm-up. Its half
+    period is the whole `training`, so that the last epoch does not reach `floor` (CoOp and its kin), or only the
+    `rest` of it (VPT).
     """
 
     model_config = _STRICT
@@ -27,6 +28,7 @@ class Schedule(BaseModel):
     warmup: Literal["none", "constant", "linear"] = "constant"
     warmup_epochs: NonNegativeInt = 1
     warmup_lr: NonNegativeFloat = 1e-5  # the constant warm-up's rate; the first rate of a linear one
+    period: Literal["training", "rest"] = "training"
     floor: NonNegativeFloat = 0.0
 
 
@@ -79,7 +81,8 @@ def learning_rate(step: int, fit: Fit, *, per_epoch: int, total: int) -> float:
         return fit.lr * now / warm if linear else schedule.warmup_lr
     if schedule.shape == "constant":
         return fit.lr
-    return schedule.floor + (fit.lr - schedule.floor) * (1 + math.cos(math.pi * (now - warm) / end)) / 2
+    period = end if schedule.period == "training" else max(end - warm, 1)
+    return schedule.floor + (fit.lr - schedule.floor) * (1 + math.cos(math.pi * (now - warm) / period)) / 2
 
 
 def make_optimizer(learner: Learner, fit: Fit) -> torch.optim.Optimizer:

@@ -14,6 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 PLAIN_LINES = 10  # of a long stretch of work, where there is no terminal
 LONG = 2.0  # seconds: shorter stretches leave no plain lines
 
+logger = logging.getLogger("vlprompt")
+
 
 class Reporter:
     """Lines for the user and for the log file."""
@@ -21,11 +23,14 @@ class Reporter:
     def __init__(self, log: Path | None = None) -> None:
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._log: TextIO | None = log.open("a", encoding="utf-8", buffering=1) if log else None
-        self._warnings = logging.StreamHandler(self._log) if self._log else logging.NullHandler()
-        logging.getLogger("vlprompt").addHandler(self._warnings)
+        self._warnings = _Warnings(self)
+        if log:
+            logger.addHandler(self._warnings)
+            logger.propagate = False  # libraries leave handlers at the root, which would show them once more
 
     def close(self) -> None:
-        logging.getLogger("vlprompt").removeHandler(self._warnings)
+        logger.removeHandler(self._warnings)
+        logger.propagate = True
         if self._log:
             self._log.close()
 
@@ -55,6 +60,17 @@ class Reporter:
         )
         with Progress(*columns, console=self.console) as bar:
             yield Track(self, title, total, bar)
+
+
+class _Warnings(logging.Handler):
+    """Shows warnings from anywhere in the package, and logs them."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__(logging.WARNING)
+        self.reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.reporter.say(f"warning: {record.getMessage()}")
 
 
 class Track:

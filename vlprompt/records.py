@@ -173,13 +173,17 @@ def open_run(folder: Path, *, on_wait: Callable[[], object] = lambda: None) -> I
     """
     run = OpenRun(folder)
     with _full_disk_named(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.with_name(f".{folder.name}.lock"))
         try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout:
             on_wait()
             lock.acquire()
+        except OSError as error:
+            raise UserError(
+                f"cannot write results to '{folder}' ({error.strerror}): set VLPROMPT_RESULTS to a folder of your own."
+            ) from error
         try:
             run.settle()
             run.folder.mkdir()

@@ -12,7 +12,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         if trace:
             traceback.print_exc()
         else:
-            print(f"error: {error if isinstance(error, UserError) else explain(error)}", file=sys.stderr)  # noqa: T201
+            print(f"error: {error if isinstance(error, UserError) else explain(error, arguments)}", file=sys.stderr)  # noqa: T201
         return 2
     finally:
         os.environ["HYDRA_FULL_ERROR"] = str(int(trace))
@@ -63,26 +63,29 @@ def job(config: DictConfig) -> None:
 
     now = HydraConfig.get()
     overrides, choices = list(now.overrides.task), dict(now.runtime.choices)
+    experiment: Experiment | None = None
     try:
+        check_recipes(overrides)
         experiment = Experiment.read(
             OmegaConf.to_container(config, resolve=True),
             choices=choices,
-            default=lambda: compose([f"{g}={choices[g]}" for g in GROUPS] + kept(overrides, ("seed", "shots"))),
+            default=lambda: default(choices, overrides),
             recipes=recipes(choices),
         )
         reference = None
         if experiment.trained:
             asked = [f"{g}={choices[g]}" for g in GROUPS if g != "method"]
             asked += ["method=zero_shot", *kept(overrides, SHARED)]
-            plain = compose(asked)
-            reference = Experiment.read(plain, choices={**choices, "method": "zero_shot"}, default=lambda: plain)
+            beside = {**choices, "method": "zero_shot"}
+            reference = Experiment.read(compose(asked), choices=beside, default=lambda: default(beside, []))
         experiment.run(reference)
     except UserError as error:
         if now.mode != RunMode.MULTIRUN:
             _mistakes.append(error)
             return
-        bound = isinstance(error, ClassBoundError)
-        record_failure(OmegaConf.to_container(config), choices, "not_applicable" if bound else "failed", str(error))
+        status: Any = "not_applicable" if isinstance(error, ClassBoundError) else "failed"
+        cell = experiment.cell if experiment else None
+        record_failure(OmegaConf.to_container(config), choices, status, str(error), cell=cell)
         _mistakes.append(_InSweep(f"{' '.join(overrides)}: {error}"))
 
 
@@ -95,6 +98,11 @@ def compose(overrides: list[str]) -> Any:
     running = GlobalHydra.instance().is_initialized()
     with nullcontext() if running else hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         return OmegaConf.to_container(hydra.compose("config", overrides), resolve=True)
+
+
+def default(choices: dict[str, Any], overrides: list[str]) -> Any:
+    """The configuration of these groups' choices, with nothing else changed but the seed and the shots."""
+    return compose([f"{group}={choices[group]}" for group in GROUPS] + kept(overrides, ("seed", "shots")))
 
 
 def kept(overrides: list[str], names: tuple[str, ...]) -> list[str]:
@@ -111,17 +119,33 @@ def recipes(choices: dict[str, Any]) -> list[str]:
     return [f"{group}/{name}" for group, name in names if name and (config_dir() / group / f"{name}.yaml").is_file()]
 
 
-def explain(error: Exception) -> UserError:
+def check_recipes(overrides: list[str]) -> None:
+    """Refuse a recipe that is asked for and is not there; Hydra passes over it, for recipes are optional."""
+    for override in OverridesParser.create().parse_overrides(overrides):
+        group, name = override.key_or_group, override.value()
+        known = [path.stem for path in (config_dir() / group).glob("*.yaml")]
+        if group.split("/")[0] == "recipe" and name is not None and name not in known:
+            raise unknown(group, name, known)
+
+
+def explain(error: Exception, arguments: Sequence[str]) -> UserError:
     """Hydra's complaint about a command line as one sentence."""
     text = " ".join(str(error).split())
+    if isinstance(error, OverrideParseException):
+        return UserError(
+            f"cannot read '{error.override}': a setting is NAME=VALUE, with quotes around special characters"
+        )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         if (config_dir() / group).is_dir():
             return unknown(group, name, sorted(p.stem for p in (config_dir() / group).glob("*.yaml")))
     if isinstance(error, ConfigCompositionException) and "Could not override '" in text:
-        key = text.split("Could not override '")[1].split("'")[0]
-        parent, _, name = key.rpartition(".")
-        known = OmegaConf.select(OmegaConf.create(compose([])), parent) if parent else compose([])
-        if isinstance(known, DictConfig | dict):
-            return unknown("setting", key, [f"{parent}.{k!s}" if parent else str(k) for k in known])
+        node = compose([a for a in arguments if a.partition("=")[0] in GROUPS and "," not in a])
+        path = ""
+        for part in text.split("Could not override '")[1].split("'")[0].split("."):
+            if not isinstance(node, dict):
+                return UserError(f"unknown setting '{path}{part}': {path[:-1]} is {node} here, drop it")
+            if part not in node:
+                return unknown("setting", path + part, [path + str(key) for key in node])
+            path, node = f"{path}{part}.", node[part]
     return UserError(text.removesuffix("Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."))

@@ -2,10 +2,19 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 
 from vlprompt.errors import UserError, unknown
 from vlprompt.optim import Fit
@@ -29,10 +38,16 @@ class Backbone(BaseModel):
     weights: str
 
 
+def _check_template(template: str) -> str:
+    if template.count("{}") != 1:
+        raise ValueError("a text with exactly one {} for the class name")
+    return template
+
+
 class DataSource(BaseModel):
     model_config = _STRICT
     name: str
-    template: str
+    template: Annotated[str, AfterValidator(_check_template)]
     source: dict[str, Any]
 
 
@@ -75,13 +90,14 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         raise explain(error) from None
 
 
-def check_arguments(target: type, arguments: Mapping[str, Any], where: str) -> None:
-    """Hold arguments against the keyword-only parameters of a constructor and their annotations.
+def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> None:
+    """Hold arguments against the optional and keyword-only parameters of a callable, and their annotations.
 
     Raises:
-        UserError: an unknown argument, or one of a wrong type.
+        UserError: an unknown or missing argument, or one of a wrong type.
     """
-    parameters = {name: p for name, p in inspect.signature(target).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    signature = inspect.signature(target).parameters.items()
+    parameters = {name: p for name, p in signature if p.kind is p.KEYWORD_ONLY or p.default is not p.empty}
     for name, value in arguments.items():
         if name not in parameters:
             raise unknown(f"setting of {where}", name, parameters)
@@ -90,6 +106,9 @@ def check_arguments(target: type, arguments: Mapping[str, Any], where: str) -> N
             adapter.validate_python(value)
         except ValidationError as error:
             raise explain(error, f"{where}.{name}") from None
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in arguments:
+            raise UserError(f"the setting '{where}.{name}' is missing: give it a value")
 
 
 def at_shots(value: Any, shots: Any, where: str) -> Any:

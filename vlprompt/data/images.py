@@ -13,6 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as transforms
 
 from vlprompt.data.dataset import Split
+from vlprompt.errors import UserError
 from vlprompt.towers import Preprocess
 
 
@@ -84,9 +85,19 @@ class Shuffled(Sampler[tuple[int | None, int]]):
         return torch.randperm(self.n_images, generator=generator).tolist()[: self.n_kept]
 
 
-def loader(views: Views, order: Iterable[tuple[int | None, int]], *, batch_size: int, workers: int) -> DataLoader[Any]:
+class Loader(DataLoader[Any]):
+    """A DataLoader whose workers report a user's mistake as such: torch puts a traceback into its message."""
+
+    def __iter__(self) -> Any:
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from None
+
+
+def loader(views: Views, order: Iterable[tuple[int | None, int]], *, batch_size: int, workers: int) -> Loader:
     """Batches of (pixels [B, 3, H, W], labels [B]); the workers persist from one epoch to the next."""
-    return DataLoader(
+    return Loader(
         views,
         batch_size=batch_size,
         sampler=order,

@@ -1,7 +1,7 @@
 """What every way of adapting a frozen model is: a module whose parameters are all that is trained."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vlprompt.errors import ClassBoundError, UserError
-from vlprompt.towers import Clip, Images, Prompts, TextTower
+from vlprompt.towers import Clip, Edit, Edits, Images, ImageTower, Prompts, TextTower
+
+Towers = Literal["image", "text", "both"]
 
 
 class Learner(nn.Module):
@@ -124,3 +126,80 @@ def scaled_cosine(images: Float[Tensor, "B e"], classes: Float[Tensor, "C e"], s
     with torch.autocast(images.device.type, enabled=False):
         images, classes = (t.float() if t.dtype in (torch.half, torch.bfloat16) else t for t in (images, classes))
         return scale * F.normalize(images, dim=-1) @ F.normalize(classes, dim=-1).T
+
+
+class ContextLearner(Learner):
+    """A learner of a context [n, d] in front of the class names.
+
+    `ctx_init` starts it from the embeddings of a phrase's first `n_context` tokens, whose rest stays as fixed words;
+    otherwise it starts from N(0, 0.02^2).
+    """
+
+    def __init__(self, clip: Clip, classes: Sequence[str], *, n_context: int, ctx_init: str) -> None:
+        super().__init__(clip, classes)
+        n_words = len(ctx_init.replace("_", " ").split())
+        if n_context < 1:
+            raise UserError(f"method.n_context is {n_context}: at least 1 is needed")
+        if ctx_init and n_context > n_words:
+            raise UserError(
+                f"method.ctx_init='{ctx_init}' has {n_words} words for n_context={n_context} tokens: "
+                f"use method.n_context={n_words} or fewer, or a longer phrase"
+            )
+        self.ctx_init, self.n_context = " ".join(ctx_init.replace("_", " ").split()), n_context
+        if ctx_init:
+            context = self.text.embed_phrase(ctx_init)[:n_context].float().clone()
+        else:
+            context = torch.randn(n_context, self.text.width) * 0.02
+        self.context = nn.Parameter(context)
+
+    def make_prompts(self) -> Prompts:
+        if self.ctx_init:
+            return self.text.prompts(self.classes, template=self.ctx_init + " {}.")
+        return self.text.prompts(self.classes, n_context=self.n_context)
+
+
+class BlockLearner(Learner):
+    """A learner that edits every block of one tower or of both, and leaves the text as it is.
+
+    `towers` holds the edited ones by name, "image" and "text".
+    """
+
+    def __init__(self, clip: Clip, classes: Sequence[str], *, template: str, towers: Towers) -> None:
+        super().__init__(clip, classes, template=template)
+        self.towers: dict[str, ImageTower | TextTower] = {}
+        if towers != "text":
+            clip.image.require_blocks()
+            self.towers["image"] = clip.image
+        if towers != "image":
+            self.towers["text"] = self.text
+
+    def edits(self, tower: str) -> Edits:
+        """The edits of one tower; none where it is not edited."""
+        raise NotImplementedError
+
+    def encode_classes(self) -> Float[Tensor, "C e"] | None:
+        return self.text(self.prompts, self.edits("text"))
+
+    def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
+        return self.clip.image(images, self.edits("image"))
+
+
+class SiteLearner(BlockLearner):
+    """A block learner with one module for each of some edit sites of each block, in `layers[tower][layer][site]`."""
+
+    def fill(self, make: Callable[[ImageTower | TextTower, int], Mapping[str, nn.Module]]) -> None:
+        """Make the modules: `make(tower, layer)` gives those of one block by site."""
+        self.layers = nn.ModuleDict()
+        for name, tower in self.towers.items():
+            blocks = (nn.ModuleDict(dict(make(tower, layer))) for layer in range(tower.depth))
+            self.layers[name] = nn.ModuleList(blocks)
+
+    def edits(self, tower: str) -> Edits:
+        layers: Any = self.layers[tower] if tower in self.towers else ()
+        return {layer: Edit(**dict(sites.items())) for layer, sites in enumerate(layers)}
+
+
+def check_depth(setting: str, depth: int, blocks: int) -> None:
+    """Refuse a depth that the tower does not have."""
+    if not 1 <= depth <= blocks:
+        raise UserError(f"{setting} is {depth}, allowed is 1 to {blocks}, the blocks of this tower")

@@ -7,11 +7,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Learner
-from vlprompt.towers import Clip, Position, Prompts
+from vlprompt.learners.base import ContextLearner
+from vlprompt.towers import Clip, Position
 
 
-class CoOp(Learner):
+class CoOp(ContextLearner):
     """Context optimisation: `n_context` word vectors are learned, shared by all classes or one set for each.
 
     Args:
@@ -33,27 +33,18 @@ class CoOp(Learner):
         class_specific: bool = False,
         position: Position = "end",
     ) -> None:
-        super().__init__(clip, classes)
-        if n_context < 1:
-            raise UserError(f"method.n_context is {n_context}: at least 1 is needed")
         if ctx_init and class_specific:
             raise UserError("method.ctx_init starts one context for all classes: drop it or method.class_specific")
-        self.ctx_init, self.position, self.class_specific = ctx_init, position, class_specific
-        if ctx_init:
-            context = self.text.embed_phrase(ctx_init).float().clone()
-        else:
-            sets = (len(self.classes),) if class_specific else ()
-            context = torch.randn(*sets, n_context, self.text.width) * 0.02
-        self.context = nn.Parameter(context)  # [n, d] or [C, n, d]
+        n_words = len(ctx_init.replace("_", " ").split())
+        super().__init__(clip, classes, n_context=n_words or n_context, ctx_init=ctx_init)
+        self.position, self.class_specific = position, class_specific
+        if class_specific:
+            context = torch.randn(len(self.classes), n_context, self.text.width) * 0.02
+            self.context = nn.Parameter(context)  # [C, n, d]
 
     @property
     def class_bound(self) -> bool:
         return self.class_specific
-
-    def make_prompts(self) -> Prompts:
-        if self.ctx_init:
-            return self.text.prompts(self.classes, template=self.ctx_init.replace("_", " ") + " {}.")
-        return self.text.prompts(self.classes, n_context=self.context.shape[-2])
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
         if not self.class_specific:

@@ -70,6 +70,16 @@ def _attribute(module: nn.Module, name: str) -> Any:
 
 
 @dataclass(frozen=True)
+class Matrix:
+    """Where the matrix of a linear map stands: rows of a weight of the model's state dict."""
+
+    name: str
+    rows: slice
+    n_out: int
+    n_in: int
+
+
+@dataclass(frozen=True)
 class Block:
     """A pre-norm block, as maps. `qkv` stacks the three projections: [.., d] -> [.., 3d]."""
 
@@ -85,6 +95,7 @@ class Block:
     k_norm: Map
     gain1: Map  # layer scale, or identity
     gain2: Map
+    matrices: Mapping[str, Matrix]  # by edit site: q, k, v, o, fc1, fc2
 
     def __call__(
         self,
@@ -154,6 +165,16 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
+def _matrices(weights: Weights, qkv: str, out: str, fc1: str, fc2: str) -> dict[str, Matrix]:
+    n, d = weights.tensor(qkv).shape
+    third = {site: slice(i * n // 3, (i + 1) * n // 3) for i, site in enumerate("qkv")}
+    found = {site: Matrix(weights.at + qkv, rows, n // 3, d) for site, rows in third.items()}
+    for site, name in {"o": out, "fc1": fc1, "fc2": fc2}.items():
+        n_out, n_in = weights.tensor(f"{name}.weight").shape
+        found[site] = Matrix(f"{weights.at}{name}.weight", slice(None), n_out, n_in)
+    return found
+
+
 def view(weights: Weights) -> Block:
     """The block at `weights` as maps.
 
@@ -181,6 +202,7 @@ def view(weights: Weights) -> Block:
             k_norm=weights.call("attn.ln_k") if hasattr(attn, "ln_k") else _identity,
             gain1=weights.call("ls_1"),
             gain2=weights.call("ls_2"),
+            matrices=_matrices(weights, "attn.in_proj_weight", "attn.out_proj", "mlp.c_fc", "mlp.c_proj"),
         )
     if kind == "Block" and hasattr(getattr(block, "attn", None), "qkv"):  # timm's VisionTransformer
         if getattr(block.attn, "gate", None) is not None:
@@ -201,6 +223,7 @@ def view(weights: Weights) -> Block:
             k_norm=weights.call("attn.k_norm"),
             gain1=weights.call("ls1"),
             gain2=weights.call("ls2"),
+            matrices=_matrices(weights, "attn.qkv.weight", "attn.proj", "mlp.fc1", "mlp.fc2"),
         )
     raise UserError(
         f"blocks of kind {type(block).__module__}.{kind} are not supported: allowed are open_clip's "

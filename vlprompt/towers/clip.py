@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import open_clip
+import timm
 import torch
-from jaxtyping import Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError, unknown
 from vlprompt.towers.block import Weights, view
-from vlprompt.towers.image import ImageTower, image_tower
+from vlprompt.towers.image import ImageTower, image_tower, timm_vit
 from vlprompt.towers.text import TextTower
 from vlprompt.towers.weights import WordTable, read_state
 
-RANDOM = "random"
+RANDOM, PRETRAINED = "random", "pretrained"
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,7 @@ class Clip:
     name: str
     preprocess: Preprocess
     weights: Weights
-    tokenize: Callable[[list[str]], Int[Tensor, "C L"]]
-    count: Callable[[str], int]
+    words: WordTable | None = None  # None where there is no text tower
 
     def with_weights(self, tensors: Mapping[str, Tensor]) -> "Clip":
         """The same towers reading these tensors instead, under the names of the model's own state dict.
@@ -58,42 +58,44 @@ class Clip:
             if own[name].shape != tensor.shape:
                 raise UserError(f"weight '{name}' is {list(own[name].shape)} in the model, got {list(tensor.shape)}")
         weights = replace(self.weights, replaced={**self.weights.replaced, **tensors})
-        return build(weights, name=self.name, preprocess=self.preprocess, tokenize=self.tokenize, count=self.count)
+        return build(weights, name=self.name, preprocess=self.preprocess, words=self.words)
+
+    def merge(self, deltas: Mapping[tuple[str, int, str], Float[Tensor, "n_out n_in"]]) -> "Clip":
+        """The same towers with matrices added to linear maps, by tower ("image", "text"), layer and edit site."""
+        tensors: dict[str, Tensor] = {}
+        for (tower, layer, site), delta in deltas.items():
+            blocks = self.image.blocks if tower == "image" or self.text is None else self.text.blocks
+            matrix = blocks[layer].matrices[site]
+            whole = tensors.setdefault(matrix.name, self.weights.tensor(matrix.name).clone())
+            whole[matrix.rows] += delta.to(whole.dtype)
+        return self.with_weights(tensors)
 
     def to(self, device: torch.device | str) -> "Clip":
         """The same model, moved (the borrowed modules move with it)."""
         self.weights.root.to(device)
-        return build(self.weights, name=self.name, preprocess=self.preprocess, tokenize=self.tokenize, count=self.count)
+        return build(self.weights, name=self.name, preprocess=self.preprocess, words=self.words)
 
     @property
     def device(self) -> torch.device:
         return next(self.weights.root.parameters()).device
 
 
-def build(
-    weights: Weights,
-    *,
-    name: str,
-    preprocess: Preprocess,
-    tokenize: Callable[[list[str]], Int[Tensor, "C L"]],
-    count: Callable[[str], int],
-) -> Clip:
-    """Both towers over an open_clip model whose parameters no longer ask for gradients."""
+def build(weights: Weights, *, name: str, preprocess: Preprocess, words: WordTable | None) -> Clip:
+    """The towers over an open_clip or timm model, whose parameters no longer ask for gradients."""
     weights.root.eval().requires_grad_(False)
     model: Any = weights.root
     return Clip(
-        image=image_tower(weights.below("visual")),
-        text=_text_tower(weights, tokenize, count),
-        scale=math.exp(float(model.logit_scale)),
+        image=timm_vit(weights) if words is None else image_tower(weights.below("visual")),
+        text=None if words is None else _text_tower(weights, words),
+        scale=1.0 if words is None else math.exp(float(model.logit_scale)),
         name=name,
         preprocess=preprocess,
         weights=weights,
-        tokenize=tokenize,
-        count=count,
+        words=words,
     )
 
 
-def _text_tower(weights: Weights, tokenize: Callable[[list[str]], Tensor], count: Callable[[str], int]) -> TextTower:
+def _text_tower(weights: Weights, words: WordTable) -> TextTower:
     if hasattr(weights.root, "text"):
         weights = weights.below("text")
         text: Any = weights.module
@@ -123,8 +125,8 @@ def _text_tower(weights: Weights, tokenize: Callable[[list[str]], Tensor], count
 
     positions = weights.tensor("positional_embedding")
     return TextTower(
-        tokenize=tokenize,
-        count=count,
+        tokenize=words.tokenize,
+        count=words.count,
         embed=lambda ids: embed(ids.to(positions.device)),
         positions=positions,
         blocks=tuple(view(weights.below(f"transformer.resblocks.{i}")) for i in range(len(text.transformer.resblocks))),
@@ -147,9 +149,10 @@ def count_outputs(projection: nn.Linear | Tensor | None, width: int) -> int:
 def load_clip(model: str, weights: str = RANDOM, *, seed: int = 0) -> Clip:
     """A frozen CLIP in float32 on the CPU.
 
-    `model` is an open_clip architecture, `hf-hub:owner/name`, or a folder with `open_clip_config.json` and
-    `open_clip_model.safetensors`. `weights` is one of the architecture's tags, the path of a file (open_clip's or
-    OpenAI's format; safetensors, a state dict, or OpenAI's TorchScript archive), or `random`.
+    `model` is an open_clip architecture, `hf-hub:owner/name`, a folder with `open_clip_config.json` and
+    `open_clip_model.safetensors`, or `timm:NAME`, a vision transformer without a text tower. `weights` is one of the
+    architecture's tags, `pretrained` (a folder's or timm's own), the path of a file (open_clip's or OpenAI's format;
+    safetensors, a state dict, or OpenAI's TorchScript archive), or `random`.
 
     Raises:
         UserError: an unknown model or tag, weights that cannot be fetched or read, that do not fit, or that were
@@ -157,6 +160,8 @@ def load_clip(model: str, weights: str = RANDOM, *, seed: int = 0) -> Clip:
     """
     if Path(model).is_dir():
         return _load_folder(Path(model), weights, seed)
+    if model.startswith("timm:"):
+        return _load_timm(model.removeprefix("timm:"), weights, seed)
     if model.startswith("hf-hub:"):
         net = _fetch(lambda: open_clip.create_model(model), model)
         return clip_of(net, name=model, preprocess=_preprocess(net.visual.preprocess_cfg), tokenizer=_tokenizer(model))
@@ -184,8 +189,7 @@ def load_clip(model: str, weights: str = RANDOM, *, seed: int = 0) -> Clip:
 
 def clip_of(net: nn.Module, *, name: str, preprocess: Preprocess, tokenizer: Any, words: Tensor | None = None) -> Clip:
     """A frozen CLIP over an open_clip model at hand. `words`: token ids that have embeddings (None: all)."""
-    table = WordTable(tokenizer, words)
-    return build(Weights(net), name=name, preprocess=preprocess, tokenize=table.tokenize, count=table.count)
+    return build(Weights(net), name=name, preprocess=preprocess, words=WordTable(tokenizer, words))
 
 
 def make_model(config: Mapping[str, Any], seed: int = 0) -> Any:
@@ -202,6 +206,23 @@ def make_model(config: Mapping[str, Any], seed: int = 0) -> Any:
         return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
 
 
+def _load_timm(name: str, weights: str, seed: int) -> Clip:
+    """timm's vision transformer with its classifier taken off; the features are what it would read."""
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('.')[0][:8]}*")
+        raise unknown("timm model", name, near or ["vit_base_patch16_224"], do="timm.list_models() lists all.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = _fetch(lambda: timm.create_model(name, pretrained=weights == "pretrained", num_classes=0), name)
+    if Path(weights).is_file():
+        state, _ = read_state(Path(weights))
+        fit(net, {k: t for k, t in state.items() if not k.startswith("head.")}, weights, name)
+    elif weights not in ("pretrained", RANDOM):
+        raise unknown("weights", weights, ["pretrained", RANDOM], do="The path of a file is allowed too.")
+    settings = {**net.pretrained_cfg, "size": net.pretrained_cfg["input_size"][-1]}
+    return build(Weights(net), name=f"{name}/{Path(weights).name}", preprocess=_preprocess(settings), words=None)
+
+
 def _load_folder(folder: Path, weights: str, seed: int) -> Clip:
     try:
         config = json.loads((folder / "open_clip_config.json").read_text())
@@ -210,7 +231,9 @@ def _load_folder(folder: Path, weights: str, seed: int) -> Clip:
         raise UserError(f"{folder} is no open_clip folder: open_clip_config.json cannot be used ({error})") from None
     words = None
     if weights != RANDOM:
-        file = folder / "open_clip_model.safetensors"
+        file = folder / "open_clip_model.safetensors" if weights == PRETRAINED else Path(weights)
+        if weights != PRETRAINED and not file.is_file():
+            raise unknown("weights", weights, [PRETRAINED, RANDOM], do="The path of a file is allowed too.")
         if not file.is_file():
             raise UserError(f"{file} is missing: put the weights there, or use backbone.weights=random")
         state, _ = read_state(file)

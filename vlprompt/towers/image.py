@@ -50,7 +50,9 @@ class ImageTower:
         first: int,
         width: int,
         embed_dim: int,
+        patch_size: int = 0,  # side in pixels; 0 for a ResNet
     ) -> None:
+        self.patch_size = patch_size
         self.embed, self.norm, self.blocks, self.project = embed, norm, blocks, project
         self.first, self.width, self.embed_dim = first, width, embed_dim
 
@@ -166,12 +168,19 @@ def _open_clip_vit(weights: Weights) -> ImageTower:
         first=1,
         width=width,
         embed_dim=embed_dim,
+        patch_size=visual.conv1.kernel_size[0],
     )
 
 
 def timm_vit(weights: Weights, head: Callable[[Tensor], Tensor] = _same) -> ImageTower:
-    """The tower over timm's VisionTransformer; `head` follows the trunk's own."""
+    """The tower over timm's VisionTransformer; `head` follows the trunk's own.
+
+    Raises:
+        UserError: another kind of model.
+    """
     trunk: Any = weights.module
+    if type(trunk).__name__ != "VisionTransformer":
+        raise UserError(f"timm models of kind {type(trunk).__name__} are not supported: choose a plain ViT")
     patches, positions = weights.call("patch_embed"), weights.call("", "_pos_embed")
     norm, forward_head = weights.call("norm"), weights.call("", "forward_head")
 
@@ -194,4 +203,5 @@ def timm_vit(weights: Weights, head: Callable[[Tensor], Tensor] = _same) -> Imag
         first=trunk.num_prefix_tokens,
         width=trunk.embed_dim,
         embed_dim=embed_dim,
+        patch_size=trunk.patch_embed.patch_size[0],
     )

@@ -1,0 +1,54 @@
+"""CoCoOp: a learned context that each image shifts."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlprompt.learners.base import ContextLearner, scaled_cosine
+from vlprompt.towers import Clip, Images
+
+PROMPTS_AT_ONCE = 4096  # images x classes in one pass of the text tower, where no gradients are kept
+
+
+class CoCoOp(ContextLearner):
+    """Conditional context optimisation: a small network turns the image's feature into a shift of every token.
+
+    Args:
+        n_context: context tokens.
+        ctx_init: a phrase whose word embeddings start the context; empty: N(0, 0.02^2).
+        reduction: the network's hidden layer has 1/reduction of the embedding's width.
+
+    Source: Zhou et al., CVPR 2022, https://arxiv.org/abs/2203.05557, section 3.2.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        classes: Sequence[str],
+        *,
+        n_context: int = 4,
+        ctx_init: str = "a photo of a",
+        reduction: int = 16,
+    ) -> None:
+        super().__init__(clip, classes, n_context=n_context, ctx_init=ctx_init)
+        embed_dim, hidden = clip.image.embed_dim, clip.image.embed_dim // reduction
+        layers = [nn.Linear(embed_dim, hidden), nn.ReLU(), nn.Linear(hidden, self.text.width)]
+        self.meta_net = nn.Sequential(OrderedDict(zip(("linear1", "relu", "linear2"), layers, strict=True)))
+
+    def encode_classes(self) -> None:
+        """They depend on the image."""
+
+    def logits(self, images: Images, class_features: Float[Tensor, "C e"] | None = None) -> Float[Tensor, "B C"]:
+        features = self.encode_images(images)
+        at_once = len(features) if torch.is_grad_enabled() else max(1, PROMPTS_AT_ONCE // len(self.classes))
+        return torch.cat([self._conditional(part) for part in features.split(at_once)])
+
+    def _conditional(self, features: Float[Tensor, "B e"]) -> Float[Tensor, "B C"]:
+        shift = self.meta_net(F.normalize(features.float(), dim=-1))  # [B, d]
+        classes = self.text(self.prompts.with_context(self.context + shift[:, None]))  # [B, C, e]
+        rows = [scaled_cosine(f[None], c, self.clip.scale) for f, c in zip(features, classes, strict=True)]
+        return torch.cat(rows)

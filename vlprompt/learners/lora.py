@@ -1,0 +1,84 @@
+"""LoRA: low-rank updates of the frozen linear maps."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlprompt.errors import UserError
+from vlprompt.learners.base import SiteLearner, Towers
+from vlprompt.towers import Clip, ImageTower, TextTower
+
+SITES = ("q", "k", "v", "o", "fc1", "fc2")
+
+
+class LoRA(SiteLearner):
+    """W x + (alpha / r) B A dropout(x) for some maps of every block; B starts at zero, the learner as the frozen model.
+
+    Args:
+        towers: "image", "text" or "both".
+        sites: which maps: any of q, k, v, o, fc1, fc2.
+        rank, alpha: r and alpha above.
+        scaling: "alpha/r", or "alpha/sqrt(r)" (rank-stabilised; CLIP-LoRA).
+        dropout: on the input of each update, of its own for each map, while training.
+
+    Source: Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685, section 4.1; Kalajdzievski, 2023,
+    https://arxiv.org/abs/2312.03732; Zanella and Ben Ayed, CVPR Workshops 2024, https://arxiv.org/abs/2405.18541.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        classes: Sequence[str],
+        *,
+        template: str = "a photo of a {}.",
+        towers: Towers = "both",
+        sites: list[str] | None = None,
+        rank: int = 2,
+        alpha: float = 1.0,
+        scaling: Literal["alpha/r", "alpha/sqrt(r)"] = "alpha/r",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(clip, classes, template=template, towers=towers)
+        sites = ["q", "k", "v"] if sites is None else list(sites)
+        if not sites or not set(sites) <= set(SITES):
+            raise UserError(f"method.sites is {sites}, allowed are one or more of {', '.join(SITES)}")
+        if rank < 1 or not 0 <= dropout < 1:
+            raise UserError(f"method.rank={rank}, dropout={dropout}: allowed are at least 1, and 0 to below 1")
+        factor = alpha / (rank if scaling == "alpha/r" else math.sqrt(rank))
+
+        def make(tower: ImageTower | TextTower, layer: int) -> dict[str, nn.Module]:
+            matrices = {site: tower.blocks[layer].matrices[site] for site in sites}
+            return {site: LowRank(m.n_in, m.n_out, rank, factor, dropout) for site, m in matrices.items()}
+
+        self.fill(make)
+
+    def merged(self) -> Clip:
+        """The model with the updates added to its weights: the same function without any edit."""
+        return self.clip.merge({
+            (tower, layer, site): update.matrix()
+            for tower in self.towers
+            for layer, edit in self.edits(tower).items()
+            for site in SITES
+            if isinstance(update := getattr(edit, site), LowRank)
+        })  # fmt: skip
+
+
+class LowRank(nn.Module):
+    """factor * B A dropout(x)."""
+
+    def __init__(self, n_in: int, n_out: int, rank: int, factor: float, dropout: float) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.empty(rank, n_in))
+        self.b = nn.Parameter(torch.zeros(n_out, rank))
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+        self.factor, self.dropout = factor, nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "*rows n_in"]) -> Float[Tensor, "*rows n_out"]:
+        return self.dropout(x) @ self.a.T @ self.b.T * self.factor
+
+    def matrix(self) -> Float[Tensor, "n_out n_in"]:
+        return self.b @ self.a * self.factor
