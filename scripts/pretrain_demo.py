@@ -2,10 +2,18 @@
 
     python scripts/pretrain_demo.py --fonts /usr/share/fonts --out vlprompt/demo/shapes_vit
 
-TIMES
+The published weights: `--minutes 29`, which ended after 1276 of 4000 steps: the two CPU cores were shared and slow.
+Drawing 30,000 pictures took 2 minutes, a step of 128 pictures 0.6 s on free cores and up to 3 s on busy ones. All
+4000 steps take about 45 minutes on two free cores (estimated from the time of a step) and should do better.
+`--minutes` ends the schedule by the clock, so such a run cannot be repeated exactly; without it, it can.
 
 Letters and printed digits are drawn in the fonts found. The published weights used these Debian packages (main):
-FONTS. With other fonts the result differs slightly, with Pillow's own font alone it works too.
+fonts-breip fonts-cabin fonts-cantarell fonts-comic-neue fonts-dancingscript fonts-dejavu-core fonts-dejavu-extra
+fonts-dkg-handwriting fonts-dustin fonts-ecolier-court fonts-freefont-ttf fonts-humor-sans fonts-inconsolata
+fonts-isabella fonts-junction fonts-kaushanscript fonts-klee fonts-kristi fonts-lato fonts-liberation fonts-lobster
+fonts-lobstertwo fonts-monofur fonts-mononoki fonts-ocr-a fonts-oldstandard fonts-open-sans fonts-opendyslexic
+fonts-play fonts-quicksand fonts-roboto-slab fonts-rufscript fonts-sil-andika fonts-tomsontalks fonts-ubuntu-title
+fonts-urw-base35 fonts-yusei-magic. With other fonts the result differs slightly; Pillow's own font alone works too.
 
 Of the data sets that it is meant for, it sees nothing: no picture in their styles, none of the 40 combinations of
 `vlprompt.demo.shapes.HELD_OUT`, no handwritten digit of scikit-learn's. The weights that are written are those with the
@@ -27,7 +35,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -253,11 +261,15 @@ def train(args: argparse.Namespace) -> None:
     with get_context("spawn").Pool(args.threads) as workers:
         pool = paint(source, args.pool, workers)
         validation = Validation(held_fonts, args.validation, workers)
-    print(
-        f"{len(words.ids)} tokens, {sum(map(len, fonts))} fonts, pictures after {time.monotonic() - started:.0f} s"
-    )
+    print(f"{len(words.ids)} tokens, {sum(map(len, fonts))} fonts, pictures after {time.monotonic() - started:.0f} s")
 
-    clip = build(words, args.patch_dropout).to(args.device)
+    clip = build(words, args.patch_dropout)
+    if args.resume:
+        state = load_file(args.resume / "open_clip_model.safetensors")
+        if state.pop("token_embedding.ids").tolist() != words.ids:
+            raise SystemExit(f"the weights in {args.resume} know other tokens than today's captions: train anew")
+        clip.load_state_dict({name: value.float() for name, value in state.items()})
+    clip.to(args.device)
     decayed = [p for p in clip.parameters() if p.ndim >= 2]
     other = [p for p in clip.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": other, "weight_decay": 0.0}]
@@ -307,6 +319,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("vlprompt/demo/shapes_vit"), help="folder to write")
     parser.add_argument("--fonts", type=Path, nargs="*", default=[Path("/usr/share/fonts")], help="font folders")
+    parser.add_argument("--resume", type=Path, help="folder with weights to start from, instead of random ones")
     parser.add_argument("--steps", type=int, default=2700)
     parser.add_argument("--minutes", type=float, default=0, help="end after this time if the steps take longer")
     parser.add_argument("--batch", type=int, default=128)
@@ -315,15 +328,11 @@ def main() -> None:
     parser.add_argument("--check-every", type=int, default=200, help="steps between validations")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--patch-dropout", type=float, default=0.0, help="share of patches left out at first")
-    parser.add_argument(
-        "--all-patches-from", type=float, default=0.8, help="share of the training after which none is"
-    )
+    parser.add_argument("--all-patches-from", type=float, default=0.8, help="share of the training after which none is")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument(
-        "--smoke", action="store_true", help="a few steps on a few pictures: only to see that it runs"
-    )
+    parser.add_argument("--smoke", action="store_true", help="a few steps on a few pictures: only to see that it runs")
     args = parser.parse_args()
     if args.smoke:
         vars(args).update(SMOKE)

@@ -12,7 +12,7 @@ from vlprompt.errors import UserError
 from vlprompt.records import Record
 from vlprompt.tables import DEMO_NOTE, PRECISION_NOTE, frame, render, summarise
 
-CSV_COLUMNS = "protocol,dataset,backbone,weights,precision,method,variant,shots,n,base,base_sd,novel,novel_sd,H,failed"
+CSV_COLUMNS = "protocol,dataset,backbone,weights,precision,method,variant,shots,n,base,base_sd,novel,novel_sd,H,parameters,train_s,test_s,peak_bytes,failed,missing"
 
 
 def record(method: str, seed: int, base: float | None = 0.8, novel: float = 0.7, **fields: object) -> Record:
@@ -85,7 +85,8 @@ def test_runs_without_a_result_are_counted_not_dropped(records: list[Record]) ->
 def test_columns_follow_the_protocol() -> None:
     scores = {"imagenet_v2": {"accuracy": 0.6}, "sketch": {"accuracy": 0.4}}
     table = summarise([record("coop", s, protocol="shift", scores=scores) for s in (1, 2)])
-    assert table.columns.tolist()[8:] == ["n", "imagenet_v2", "imagenet_v2_sd", "sketch", "sketch_sd", "failed"]
+    assert table.columns.tolist()[8:13] == ["n", "imagenet_v2", "imagenet_v2_sd", "sketch", "sketch_sd"]
+    assert "H" not in table
     assert "60.00 ± 0.00" in render(table)
 
 
@@ -166,3 +167,14 @@ def test_no_runs_and_unknown_format(records: list[Record]) -> None:
     with pytest.raises(UserError, match="did you mean 'latex'"):
         render(summarise(records), "latx")
     assert tables.frame([]).empty
+
+
+def test_costs_and_missing_seeds_are_shown() -> None:
+    cost = {"trained_parameters": 512, "train_seconds": 30.0, "test_seconds": 2.0, "peak_memory_bytes": 2**30}
+    made = [record("coop", seed, cost=cost) for seed in (1, 2, 3)]
+    made += [record("maple", 1), record("zero_shot", 0, shots=0)]
+    table = summarise(made).set_index("method")
+    assert table.loc["coop", ["parameters", "train_s", "missing"]].tolist() == [512, 30.0, 0]
+    assert table.loc["maple", "missing"] == 2
+    assert table.loc["zero_shot", "missing"] == 0
+    assert "1024" in render(summarise(made), "markdown")

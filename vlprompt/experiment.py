@@ -41,6 +41,7 @@ from vlprompt.tracking import Tracker, track
 from vlprompt.trainer import Epoch, Trainer, measure
 
 MAX_WORKERS = 8
+PLACES = ("links", "path", "labels", "names", "stored")  # of a source: where it lies, not what it is
 
 
 def data_root(settings: Settings) -> Path:
@@ -100,7 +101,7 @@ class Experiment:
         )
         cell = Cell(
             protocol=choices["protocol"],
-            dataset=choices["dataset"],
+            dataset=dataset.name,
             backbone=choices["backbone"],
             method=choices["method"],
             variant=variant,
@@ -122,7 +123,7 @@ class Experiment:
             precision=precision,
         )
 
-    def run(self, reference: "Experiment | None" = None) -> Record:
+    def run(self, reference: "Experiment | None" = None, *, show: bool = True) -> Record:
         """Run, or find the finished run, and show its table beside the reference's.
 
         Raises:
@@ -130,7 +131,8 @@ class Experiment:
         """
         record = self.obtain()  # first: a mistake in it shows before the reference is computed
         beside = [reference.obtain()] if reference else []
-        Reporter().say("\n" + render(summarise([*beside, record])).rstrip())
+        if show:
+            Reporter().say("\n" + render(summarise([*beside, record])).rstrip())
         return record
 
     def obtain(self) -> Record:
@@ -303,10 +305,10 @@ def record_failure(
 
 def result_relevant(settings: Settings, precision: str, dataset: Dataset) -> dict[str, Any]:
     """The settings that can change a result: what the hash and the variant of a run are made of."""
-    source = {key: value for key, value in settings.dataset.source.items() if key != "links"}
+    source = {key: value for key, value in settings.dataset.source.items() if key not in PLACES}
     chosen: dict[str, Any] = {
         "backbone": settings.backbone.model_dump(),
-        "dataset": settings.dataset.model_dump() | {"source": source},
+        "dataset": settings.dataset.model_dump() | {"name": dataset.name, "source": source},
         "split": dataset.fingerprint(),
         "protocol": settings.protocol,
         "method": settings.method,

@@ -1,7 +1,9 @@
 """One run, from its configuration to its record: what `python run.py` does. Hydra is used here and in cli.py only."""
 
+import json
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -22,7 +24,9 @@ from vlprompt.errors import ClassBoundError, UserError, unknown
 GROUPS = ("method", "dataset", "protocol", "backbone")
 SHARED = ("dataset", "protocol", "backbone", "precision", "device", "threads", "workers", "data", "force", "wandb")
 """What a run and the zero-shot run beside it have in common."""
-_mistakes: list[UserError] = []  # of this process's jobs; raised within Hydra, it would print them its own way
+NULL_GROUP = "Config group override must be"  # how Hydra's ValueError for method=null begins
+SWEEP_LOG = "VLPROMPT_SWEEP_LOG"  # a folder where the jobs of a sweep, in whatever process, leave their outcomes
+_mistakes: list[UserError] = []  # of a single run; raised within Hydra, it would print them its own way
 
 
 def config_dir() -> Path:
@@ -38,13 +42,18 @@ def main(arguments: Sequence[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach this function whole
     _mistakes.clear()
     try:
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
-        if _mistakes and not isinstance(_mistakes[0], _InSweep):
-            raise _mistakes[0]
+        with tempfile.TemporaryDirectory() as log:
+            os.environ[SWEEP_LOG] = log
+            hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
+            if _mistakes:
+                raise _mistakes[0]
+            return summarise_sweep(Path(log))
     except KeyboardInterrupt:
         print("\ninterrupted: this run left no record, earlier ones are untouched", file=sys.stderr)  # noqa: T201
         return 130
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except (UserError, HydraException, OmegaConfBaseException, ValueError) as error:
+        if isinstance(error, ValueError) and not str(error).startswith(NULL_GROUP):
+            raise
         if trace:
             traceback.print_exc()
         else:
@@ -52,18 +61,17 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     finally:
         os.environ["HYDRA_FULL_ERROR"] = str(int(trace))
-    if _mistakes:
-        print(f"{len(_mistakes)} of the sweep's runs did not finish:", *_mistakes, sep="\n  ", file=sys.stderr)  # noqa: T201
-    return 1 if _mistakes else 0
 
 
 def job(config: DictConfig) -> None:
-    """One run as composed by Hydra. In a sweep a user's mistake becomes a record, and the sweep goes on."""
+    """One run as composed by Hydra. In a sweep whatever goes wrong becomes a record, and the sweep goes on."""
     from vlprompt.experiment import Experiment, record_failure
 
     now = HydraConfig.get()
+    sweep = now.mode == RunMode.MULTIRUN
     overrides, choices = list(now.overrides.task), dict(now.runtime.choices)
     experiment: Experiment | None = None
+    outcome: dict[str, Any] = {"job": " ".join(overrides), "folders": []}
     try:
         check_recipes(overrides)
         experiment = Experiment.read(
@@ -78,19 +86,42 @@ def job(config: DictConfig) -> None:
             asked += ["method=zero_shot", *kept(overrides, SHARED)]
             beside = {**choices, "method": "zero_shot"}
             reference = Experiment.read(compose(asked), choices=beside, default=lambda: default(beside, []))
-        experiment.run(reference)
-    except UserError as error:
-        if now.mode != RunMode.MULTIRUN:
+        experiment.run(reference, show=not sweep)
+        outcome["folders"] = [str(e.folder) for e in (reference, experiment) if e]
+    except Exception as error:
+        if not sweep:
+            if not isinstance(error, UserError):
+                raise
             _mistakes.append(error)
             return
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        if not isinstance(error, UserError):
+            traceback.print_exc()
         status: Any = "not_applicable" if isinstance(error, ClassBoundError) else "failed"
         cell = experiment.cell if experiment else None
-        record_failure(OmegaConf.to_container(config), choices, status, str(error), cell=cell)
-        _mistakes.append(_InSweep(f"{' '.join(overrides)}: {error}"))
+        record_failure(OmegaConf.to_container(config), choices, status, reason, cell=cell)
+        outcome |= {"status": status, "reason": reason}
+    if sweep:
+        path = Path(os.environ[SWEEP_LOG], f"{now.job.num:06d}.json")
+        path.write_text(json.dumps(outcome), encoding="utf-8")
 
 
-class _InSweep(UserError):
-    """A mistake in one job of a sweep."""
+def summarise_sweep(log: Path) -> int:
+    """Show what the jobs of a sweep came to (nothing for a single run); -> 1 if one failed."""
+    from vlprompt.records import Record
+    from vlprompt.tables import render, summarise
+
+    outcomes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(log.glob("*.json"))]
+    folders = dict.fromkeys(folder for outcome in outcomes for folder in outcome["folders"])
+    records = [record for folder in folders if (record := Record.read(Path(folder)))]
+    if records:
+        print("\n" + render(summarise(records)).rstrip())  # noqa: T201
+    stopped = [outcome for outcome in outcomes if "status" in outcome]
+    if stopped:
+        print(f"{len(stopped)} of {len(outcomes)} runs did not finish:", file=sys.stderr)  # noqa: T201
+        for outcome in stopped:
+            print(f"  {outcome['job']} ({outcome['status']}): {outcome['reason']}", file=sys.stderr)  # noqa: T201
+    return int(any(outcome["status"] == "failed" for outcome in stopped))
 
 
 def compose(overrides: list[str]) -> Any:
@@ -131,6 +162,8 @@ def check_recipes(overrides: list[str]) -> None:
 def explain(error: Exception, arguments: Sequence[str]) -> UserError:
     """Hydra's complaint about a command line as one sentence."""
     text = " ".join(str(error).split())
+    if text.startswith(NULL_GROUP):
+        return UserError("a group of settings cannot be null: leave one out with ~GROUP, as in ~recipe")
     if isinstance(error, OverrideParseException):
         return UserError(
             f"cannot read '{error.override}': a setting is NAME=VALUE, with quotes around special characters"

@@ -49,6 +49,11 @@ class DataSource(BaseModel):
     name: str
     template: Annotated[str, AfterValidator(_check_template)]
     source: dict[str, Any]
+    # Where a data set of one's own lies: no part of what it is, so that moving it changes no hash.
+    root: str | None = Field(default=None, exclude=True)
+    labels: str | None = Field(default=None, exclude=True)
+    names: str | None = Field(default=None, exclude=True)
+    split: str | None = Field(default=None, exclude=True)
 
 
 class Settings(BaseModel):

@@ -13,32 +13,37 @@ from vlprompt.records import Record
 FORMATS = ("terminal", "markdown", "csv", "latex")
 CONTEXT = ["protocol", "dataset", "backbone", "weights", "precision"]  # what a table's rows often share
 KEYS = [*CONTEXT, "method", "variant", "shots"]
-UNTRAINED = 0  # shots of a learner that is not trained
+COSTS = {"parameters": "trained_parameters", "train_s": "train_seconds", "test_s": "test_seconds",
+         "peak_bytes": "peak_memory_bytes"}  # fmt: skip
+UNTRAINED = 0  # shots and seed of a learner that is not trained
 DEMO_NOTE = "The demo world checks the software; it ranks nothing."
 PRECISION_NOTE = "Rows differ in precision: compare them with care."
 NO_RUNS = "there are no runs to show: `python run.py` makes the first one, on the demo, without any download."
 
 
 def frame(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a run: its cell, weights, precision and status, and the accuracy of each test split in percent."""
+    """One row a run: its cell, weights, precision, status and cost, and each test split's accuracy in percent."""
     rows = []
     for record in records:
-        keys = {name: getattr(record, name) for name in (*KEYS, "seed", "status")}
-        rows.append(keys | {split: 100 * scores["accuracy"] for split, scores in record.scores.items()})
+        row = {name: getattr(record, name) for name in (*KEYS, "seed", "status")}
+        row |= {split: 100 * scores["accuracy"] for split, scores in record.scores.items()}
+        rows.append(row | {name: record.cost.get(source, float("nan")) for name, source in COSTS.items()})
     return pd.DataFrame(rows)
 
 
 def summarise(records: Sequence[Record]) -> pd.DataFrame:
     """One row a learner and number of shots: over its seeds, n and for each split the mean and sample deviation.
 
-    Percent. `H` is the harmonic mean of the means of base and novel. `failed` counts the seeds without a result
-    (failed or not applicable). A learner that is not trained appears beside every number of shots.
+    Percent. `H` is the harmonic mean of the means of base and novel. Costs are means. `failed` counts the seeds without
+    a result (failed or not applicable), `missing` those that other learners of the same context and shots have. A
+    learner that is not trained appears beside every number of shots.
     Raises: UserError where there are no runs.
     """
     if not records:
         raise UserError(NO_RUNS)
     splits = list(dict.fromkeys(split for record in records for split in record.scores))
-    runs = frame(_beside_every_shots(records)).reindex(columns=[*KEYS, "seed", "status", *splits])
+    runs = frame(_beside_every_shots(records)).reindex(columns=[*KEYS, "seed", "status", *splits, *COSTS])
+    seeds = runs[runs["seed"] != UNTRAINED].groupby([*CONTEXT[:3], "shots"], dropna=False)["seed"].agg(set).to_dict()
     rows: list[dict[str, Any]] = []
     for keys, group in runs.groupby(KEYS, dropna=False, sort=False):
         finished = group[group["status"] == "finished"]
@@ -46,9 +51,11 @@ def summarise(records: Sequence[Record]) -> pd.DataFrame:
         row["n"] = len(finished)
         for split in splits:
             row |= {split: finished[split].mean(), f"{split}_sd": finished[split].std(ddof=1)}
-        if {"base", "novel"} <= set(splits):
-            row["H"] = harmonic_mean(row["base"], row["novel"])
-        rows.append(row | {"failed": len(group) - len(finished)})
+            if split == "novel" and "base" in splits:
+                row["H"] = harmonic_mean(row["base"], row["novel"])
+        row |= {name: finished[name].mean() for name in COSTS}
+        expected = seeds.get((*keys[:3], row["shots"]), set()) if UNTRAINED not in set(group["seed"]) else set()
+        rows.append(row | {"failed": len(group) - len(finished), "missing": len(expected - set(group["seed"]))})
     rows.sort(key=_place)
     return pd.DataFrame(rows)
 
@@ -118,13 +125,17 @@ def _readable(table: pd.DataFrame) -> pd.DataFrame:
             shown[column] = [_number(mean) + (f" ± {_number(sd)}" if pd.notna(sd) else "") for mean, sd in means]
         elif column == "H":
             shown[column] = [_number(value) for value in table[column]]
-    if table["failed"].any():
-        shown["failed"] = table["failed"].astype(str)
+    shown["parameters"] = [_number(value, ",.0f") for value in table["parameters"]]
+    shown["train s"] = [_number(value, ".1f") for value in table["train_s"]]
+    shown["peak MB"] = [_number(value / 2**20, ".0f") for value in table["peak_bytes"]]
+    for column in ("failed", "missing"):
+        if table[column].any():
+            shown[column] = table[column].astype(str)
     return shown.drop(columns=[name for name in shown if (shown[name] == "").all()])
 
 
-def _number(value: float) -> str:
-    return "" if pd.isna(value) else f"{value:.2f}"
+def _number(value: float, form: str = ".2f") -> str:
+    return "" if pd.isna(value) else format(value, form)
 
 
 def _notes(table: pd.DataFrame) -> list[str]:

@@ -31,24 +31,24 @@ class Look:
 
 # The data set's styles. No picture in one of these was shown to the backbone.
 STYLES = {
-    "scene": Look(  # cluttered, skewed, badly lit, behind bars, patterns in shades of their own colour
+    "scene": Look(  # at dusk: warm, uneven light; patterns in shades of their own colour; busy grounds, a bar in front
         backgrounds=("clouds", "halves", "boards", "grain"),
         ground_saturation=0.55,
         second=("deep", "ground"),
         contours=("none", "own"),
-        radius=(0.2, 0.32),
-        rotation=50.0,
-        stretch=0.17,
-        wobble=(0.0, 0.03),
-        density=(1.0, 1.8),
+        radius=(0.29, 0.42),
+        stretch=0.1,
+        wobble=(0.0, 0.015),
+        density=(0.85, 1.15),
         hue=0.02,
         shade=0.2,
-        clutter=(3, 9),
-        bars=(0, 3),
-        light=(0.2, 0.6),
-        cast=0.12,
-        blur=(0.3, 1.3),
-        noise=(0.02, 0.08),
+        clutter=(1, 5),
+        bars=(0, 1),
+        light=(0.1, 0.35),
+        tint=(1.1, 0.88, 0.66),
+        cast=0.05,
+        blur=(0.2, 0.7),
+        noise=(0.01, 0.04),
     ),
     "sketch": Look(
         backgrounds=("flat",),

@@ -62,9 +62,7 @@ def load(style: str = "scene", *, name: str | None = None, root: object = None) 
     if style not in STYLES:
         raise unknown("style of the shapes", style, STYLES)
     parts = {
-        part: tuple(
-            Item(f"{part}/{'_'.join(c)}/{i:03d}", label) for label, c in enumerate(HELD_OUT) for i in range(n)
-        )
+        part: tuple(Item(f"{part}/{'_'.join(c)}/{i:03d}", label) for label, c in enumerate(HELD_OUT) for i in range(n))
         for part, n in PER_CLASS.items()
     }
     name = name or ("shapes" if style == "scene" else f"shapes_{style}")

@@ -1,0 +1,42 @@
+"""Trained parameters at ViT-B/16 as the papers count them; random weights, nothing is run."""
+
+import pydoc
+
+import pytest
+
+from vlprompt.learners.base import Learner
+from vlprompt.run import compose
+from vlprompt.towers import Clip, load_clip
+
+CLASSES = ["cat"] * 100
+COUNTS = {
+    "method=coop protocol=base_to_novel": 2_048,
+    "method=coop recipe=coop_ijcv": 8_192,
+    "method=coop recipe=coop_ijcv method.class_specific=true": 100 * 8_192,
+    "method=cocoop": 35_360,
+    "method=maple": 3_555_072,
+    "method=maple method.depth=3": 1_185_024,
+    "method=vpt_deep": 73_728,
+    "method=vpt_shallow": 6_144,
+    "method=ivlp": 30_720,
+    "method=ivlp recipe=ivlp_promptsrc": 46_080,
+    "method=language_prompts": 24_576,
+    "method=clip_lora": 184_320,
+    "method=zero_shot": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return load_clip("ViT-B-16-quickgelu")
+
+
+@pytest.mark.parametrize("overrides", COUNTS)
+def test_trained_parameters(overrides, clip):
+    # no demo recipes: another data set and the published backbone
+    config = compose(["dataset=caltech101", *overrides.split()])
+    target = pydoc.locate(config["method"].pop("_target_"))
+    assert isinstance(target, type)
+    assert issubclass(target, Learner)
+    learner = target(clip, CLASSES, **config["method"])
+    assert sum(p.numel() for p in learner.parameters()) == COUNTS[overrides]
