@@ -57,7 +57,10 @@ def test_the_readers_of_imports_see_them() -> None:
 @pytest.mark.parametrize(
     ("part", "forbidden"),
     [
-        ("towers/", ("learners", "data", "protocols", "trainer.py", "experiment.py", "settings.py", "run.py", "cli.py")),
+        (
+            "towers/",
+            ("learners", "data", "protocols", "trainer.py", "experiment.py", "settings.py", "run.py", "cli.py"),
+        ),
         ("learners/", ("protocols", "trainer.py", "experiment.py", "settings.py", "run.py", "cli.py")),
         ("protocols/", ("learners", "towers", "trainer.py", "experiment.py", "settings.py", "run.py", "cli.py")),
         ("data/", ("learners", "protocols", "trainer.py", "experiment.py", "settings.py", "run.py", "cli.py")),

@@ -13,6 +13,7 @@ from vlprompt.data.sources import split_file
 from vlprompt.errors import UserError
 from vlprompt.protocols.base import Episode
 from vlprompt.protocols.base_to_novel import BaseToNovel, halves, harmonic_mean
+from vlprompt.protocols.few_shot import FewShot
 
 DATA = Path(__file__).parent / "fixtures" / "data"
 PUBLISHED = json.loads((DATA / "fewshot_base_new.json").read_text())
@@ -63,6 +64,35 @@ def test_no_validation_images_means_no_validation_split() -> None:
     assert run(without, 1, 1).val is None
 
 
+@pytest.mark.parametrize(("seed", "shots"), sorted({key[:2] for key in RECORDS}))
+def test_few_shot_equals_the_published_selection(seed: int, shots: int) -> None:
+    dataset, record = make_dataset(), RECORDS[seed, shots, "all"]
+    (episode,) = FewShot().episodes(dataset, shots="all" if shots == -1 else shots, seed=seed)
+    assert indices(episode.train, "train") == record["train"]
+    assert indices(episode.val, "val") == record["val"]
+    assert list(episode.tests) == ["test"]
+    assert indices(episode.tests["test"], "test") == record["test"]
+    for split in (episode.train, episode.val, episode.tests["test"]):
+        assert split is not None
+        assert list(split.classes) == record["classnames"]
+
+
+def test_few_shot_uses_the_images_of_base_to_novel() -> None:
+    dataset = make_dataset()
+    (episode,) = FewShot().episodes(dataset, shots=1, seed=1)
+    assert episode.train is not None
+    base = run(dataset, 1, 1).train
+    assert base == episode.train.select(halves(dataset)[0])
+
+
+def test_few_shot_without_validation_images_and_its_summary() -> None:
+    dataset = make_dataset()
+    without = Dataset(dataset.name, dataset.classes, dataset.train, (), dataset.test, dataset.open_image)
+    (episode,) = FewShot().episodes(without, shots=1, seed=1)
+    assert episode.val is None
+    assert FewShot().summary({"test": 0.25}) == {"test": 0.25}
+
+
 def test_one_class_cannot_be_halved() -> None:
     items = (Item("a", 0),)
     with pytest.raises(UserError, match="has 1 class with training images"):
@@ -82,7 +112,8 @@ def test_harmonic_mean(a: float, b: float, mean: float) -> None:
 
 
 def test_protocols_import_no_torch() -> None:
-    modules = "vlprompt.protocols.base_to_novel, vlprompt.data.dataset, vlprompt.data.sampling"
+    protocols = "vlprompt.protocols.base_to_novel, vlprompt.protocols.few_shot"
+    modules = f"{protocols}, vlprompt.data.dataset, vlprompt.data.sampling"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=DATA.parents[2], check=False)
     assert done.returncode == 0

@@ -1,23 +1,69 @@
 """Images stored as files."""
 
+import contextlib
 import struct
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
 
 from vlprompt.errors import UserError
 
 # What Pillow raises for damaged files depends on the format. UnidentifiedImageError is an OSError.
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+DAMAGED = (
+    *(OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error),
+    Image.DecompressionBombError,
+)
+DEEPEST = 65535  # of 16 bits
 
 
-def open_file(root: Path, image: str) -> Image.Image:
-    """The image at `root/image` as RGB. Raises UserError, naming the file, where it is missing or damaged."""
+def open_file(root: Path, image: str, *, as_shown: bool = False) -> Image.Image:
+    """The image at `root/image` as RGB, deep grey values scaled to 8 bits.
+
+    `as_shown`: turned as its EXIF data says, and on white where it is transparent, as people saw it who labelled it.
+    Without, pixels are taken as they are stored: so do the original implementations on the published data sets.
+
+    Raises: UserError, naming the file, where it is missing or damaged.
+    """
     path = root / image
     try:
         with Image.open(path) as opened:
-            return opened.convert("RGB")
+            pixels = to_rgb(opened, on_white=as_shown)
+            return turn(pixels, orientation_of(opened)) if as_shown else pixels
     except FileNotFoundError as error:
         raise UserError(f"image {path} is missing: put it back, or unpack the data set again.") from error
     except DAMAGED as error:
         raise UserError(f"image {path} cannot be read ({error}): replace the file.") from error
+
+
+def to_rgb(image: Image.Image, *, on_white: bool = False) -> Image.Image:
+    """Eight bits a channel, from any mode that Pillow reads. Transparent pixels are white, or lose their alpha."""
+    if image.mode.startswith(("I", "F")):
+        image = to_8_bits(image)  # Pillow's own conversion clips some of these modes at 255
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if on_white:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey at a fixed scale. Values beyond, and floats, have none: their least becomes 0, their greatest 255."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    low, high = 0.0, float(DEEPEST)
+    if image.mode == "F" or values.min() < low or values.max() > high:
+        low, high = values.min(), values.max()
+    return Image.fromarray(np.round((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8))
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) where there is none or it cannot be read."""
+    with contextlib.suppress(*DAMAGED):  # a camera's broken notes do not make a broken picture
+        found = image.getexif().get(ExifTags.Base.Orientation)
+        return found if isinstance(found, int) else 1
+    return 1
+
+
+def turn(image: Image.Image, orientation: int) -> Image.Image:
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    return ImageOps.exif_transpose(image)

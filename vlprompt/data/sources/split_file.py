@@ -14,6 +14,8 @@ from vlprompt.data.dataset import Dataset, Item
 from vlprompt.data.sources.files import open_file
 from vlprompt.errors import UserError
 
+DOWNLOAD = "download it again"
+
 Entry = tuple[str, Annotated[int, Field(ge=0)], Annotated[str, Field(min_length=1)]]  # path, label, class name
 
 
@@ -56,8 +58,8 @@ def load(name: str, *, root: str | Path, folder: str, images: str, split: str, l
     return Dataset(name=name, classes=classes, open_image=partial(open_file, image_root), **parts)
 
 
-def read(path: Path) -> SplitFile:
-    """The parsed file. Raises UserError that says where it departs from the format."""
+def read(path: Path, *, remedy: str = DOWNLOAD) -> SplitFile:
+    """The parsed file. Raises UserError that says where it departs from the format, and ends with `remedy`."""
     try:
         return SplitFile.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -65,7 +67,7 @@ def read(path: Path) -> SplitFile:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = "".join(f"[{step}]" if isinstance(step, int) else str(step) for step in first["loc"])
-        raise damaged(path, f"{where}: {first['msg']}" if where else first["msg"]) from error
+        raise damaged(path, f"{where}: {first['msg']}" if where else first["msg"], remedy) from error
 
 
 def check(path: Path, content: SplitFile) -> tuple[str, ...]:
@@ -85,9 +87,9 @@ def check(path: Path, content: SplitFile) -> tuple[str, ...]:
     return tuple(names[label] for label in sorted(names))
 
 
-def damaged(path: Path, why: str) -> UserError:
+def damaged(path: Path, why: str, remedy: str = DOWNLOAD) -> UserError:
     """The error for a file that was read but makes no sense."""
-    return UserError(f"{path} is not a valid split file: {why}; download it again.")
+    return UserError(f"{path} is not a valid split file: {why}; {remedy}.")
 
 
 def sample_of_each_folder(items: Iterable[Item]) -> list[str]:

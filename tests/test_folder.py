@@ -1,0 +1,556 @@
+"""Data sets of one's own: layouts, tables, names, the stored split, odd image files, and a whole run."""
+
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlprompt import cli, run
+from vlprompt.data.dataset import Dataset
+from vlprompt.data.sources import digits, folder
+from vlprompt.data.sources.files import open_file
+from vlprompt.data.sources.layouts import warn
+from vlprompt.errors import UserError
+
+PARTS = ("train", "val", "test")
+
+
+@pytest.fixture(autouse=True)
+def no_warning_was_given() -> None:
+    warn.cache_clear()
+
+
+def draw(path: Path, shade: int = 0, suffix: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (4, 3), shade).save(path)
+    return path
+
+
+def fill(root: Path, **n: int) -> Path:
+    """n[name] images below root/name; `train__cat` stands for train/cat."""
+    for name, count in n.items():
+        for i in range(count):
+            draw(root / name.replace("__", "/") / f"{i:02d}.png")
+    return root
+
+
+def load(root: Path, **more: Any) -> Dataset:
+    return folder.load("folder", path=str(root), **more)
+
+
+def same(one: Dataset, other: Dataset) -> bool:
+    return (one.name, one.fingerprint()) == (other.name, other.fingerprint())
+
+
+def images(dataset: Dataset) -> dict[str, set[str]]:
+    return {part: {item.image for item in getattr(dataset, part)} for part in PARTS}
+
+
+def counts(dataset: Dataset) -> dict[str, list[int]]:
+    """Of each class: its images in train, val and test."""
+    found = {part: Counter(item.label for item in getattr(dataset, part)) for part in PARTS}
+    return {name: [found[part][label] for part in PARTS] for label, name in enumerate(dataset.classes)}
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+# layouts
+
+
+def test_class_folders_are_split_50_20_30_and_the_split_is_stored(tmp_path: Path) -> None:
+    dataset = load(fill(tmp_path, cat=10, big_dog=20, ant=2, bee=5))
+    assert counts(dataset) == {"ant": [1, 0, 1], "bee": [2, 2, 1], "big_dog": [10, 4, 6], "cat": [5, 2, 3]}
+    stored = json.loads((tmp_path / folder.STORED).read_text())
+    for part in PARTS:
+        entries = [[item.image, item.label, dataset.classes[item.label]] for item in getattr(dataset, part)]
+        assert stored[part] == entries
+    assert sum(map(len, images(dataset).values())) == len(set().union(*images(dataset).values())) == 37
+    assert images(dataset)["train"] != {f"cat/{i:02d}.png" for i in range(5)}  # shuffled
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == [folder.STORED]  # no draft is left
+
+
+def test_the_split_of_a_class_depends_on_that_class_alone(tmp_path: Path) -> None:
+    few = load(fill(tmp_path / "a", cat=20, dog=4))
+    many = load(fill(tmp_path / "b", cat=20, dog=9, ant=9))
+    of_cats = [{image for image in images(d)["test"] if image.startswith("cat/")} for d in (few, many)]
+    assert of_cats[0] == of_cats[1] != set()
+
+
+def test_part_folders_are_taken_as_they_are(tmp_path: Path) -> None:
+    fill(tmp_path, Training__cat=3, Training__dog=2, valid__cat=1, test__dog=2)
+    (tmp_path / "valid" / "dog").mkdir()  # empty, but not for training
+    dataset = load(tmp_path)
+    assert counts(dataset) == {"cat": [3, 1, 0], "dog": [2, 0, 2]}
+    assert images(dataset)["val"] == {"valid/cat/00.png"}
+    assert not (tmp_path / folder.STORED).exists()
+
+
+def test_without_a_val_folder_a_part_of_train_is_taken(tmp_path: Path) -> None:
+    dataset = load(fill(tmp_path, train__cat=10, train__dog=1, test__cat=2, test__dog=3))
+    assert counts(dataset) == {"cat": [8, 2, 2], "dog": [1, 0, 3]}
+    assert same(load(tmp_path), dataset)
+
+
+def test_without_a_test_folder_val_is_the_test(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = load(fill(tmp_path, train__cat=5, train__dog=5, val__cat=2, val__dog=3))
+    assert counts(dataset) == {"cat": [4, 1, 2], "dog": [4, 1, 3]}
+    assert same(load(tmp_path), dataset)
+    assert len(warnings(caplog)) == 1
+    assert "the validation images are the test" in warnings(caplog)[0]
+
+
+def test_only_a_train_folder_is_split_like_class_folders(tmp_path: Path) -> None:
+    assert counts(load(fill(tmp_path, train__cat=10, train__dog=10))) == {"cat": [5, 2, 3], "dog": [5, 2, 3]}
+
+
+def test_a_class_may_be_called_train(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = load(fill(tmp_path, bus=4, train=4, train__steam=6))
+    assert counts(dataset) == {"bus": [2, 1, 1], "train": [5, 2, 3]}
+    assert not warnings(caplog)
+
+
+def test_what_lies_beside_part_folders_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = load(fill(tmp_path, train__cat=2, train__dog=2, test__cat=1, masks=3, train=1))
+    assert dataset.classes == ("cat", "dog")
+    assert ["masks" in text for text in warnings(caplog)] == [True, False]
+    assert "1 images in" in warnings(caplog)[1]
+
+
+def test_what_is_no_image_is_skipped(tmp_path: Path) -> None:
+    fill(tmp_path, cat=2, dog=2, **{".hidden": 2, "__MACOSX": 0, "cat__.thumbs": 1})
+    draw(tmp_path / "__MACOSX" / "cat" / "a.png")
+    draw(tmp_path / "cat" / "._00.png")
+    for junk in ("cat/.DS_Store", "cat/Thumbs.db", "dog/notes.txt", "README.md", "dog/jpg"):
+        (tmp_path / junk).write_bytes(b"x")
+    assert counts(load(tmp_path)) == {"cat": [1, 0, 1], "dog": [1, 0, 1]}
+
+
+def test_links_depths_and_letters_of_any_kind(tmp_path: Path) -> None:
+    base, other = tmp_path / "my päges" / "ün", tmp_path / "other"
+    draw(base / "Schöne Katze" / "tief" / "sehr tief" / "a b.JPG")
+    draw(base / "Schöne Katze" / "写真 1.PNG")
+    draw(base / "do\u0308g" / "a.png")  # the o and its dots apart, as macOS has it
+    draw(other / "x.png")
+    (base / "Schöne Katze" / "circle").symlink_to(base / "Schöne Katze", target_is_directory=True)
+    (base / "do\u0308g" / "b.png").symlink_to(other / "x.png")
+    (base / "linked").symlink_to(other, target_is_directory=True)
+    draw(other / "y.png")
+    dataset = load(base)
+    assert counts(dataset) == {"Schöne Katze": [1, 0, 1], "dög": [1, 0, 1], "linked": [1, 0, 1]}
+    assert same(load(base), dataset)
+    assert dataset.name.startswith("folder-ün-")
+    for item in (*dataset.train, *dataset.test):
+        assert dataset.open_image(item.image).mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({}, "has no class folders: put the images of each class"),
+        ({"cat": 2}, "has one class, 'cat'"),
+        ({"train__cat": 2, "test__cat": 1}, "has one class, 'cat'"),
+        ({"cat": 3, "dog": 1}, "class 'dog' has one image"),
+        ({"train": 3, "test": 3}, "test has no class folders"),
+        ({"train__cat": 2, "train__dog": 2, "test": 3}, "test has no class folders"),
+        ({"test__cat": 2, "test__dog": 2}, "no training images"),
+        ({"train__cat": 2, "train__dog": 2, "val__cat": 1, "validation__cat": 1}, "mean the same"),
+        ({"train__cat": 2, "train__dog": 2, "test__ant": 2}, "class 'ant' has no training images"),
+    ],
+)
+def test_a_wrong_layout_is_explained(tmp_path: Path, tree: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load(fill(tmp_path, **tree))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["ant", "train/ant"])
+def test_an_empty_class_folder_is_named(tmp_path: Path, place: str) -> None:
+    fill(tmp_path, **({"cat": 2, "dog": 2} if place == "ant" else {"train__cat": 2, "train__dog": 2, "test__cat": 1}))
+    (tmp_path / place).mkdir()
+    (tmp_path / place / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"ant holds no images .*remove it"):
+        load(tmp_path)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"add dataset\.root=PATH"):
+        folder.load("folder", path=None)
+    with pytest.raises(UserError, match="nowhere is no folder"):
+        load(tmp_path / "nowhere")
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    fill(tmp_path, cat=2, dog=2)
+    (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(UserError, match=r"gone\.png"):
+        load(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.uname().sysname == "Darwin", reason="file names are Unicode there")
+def test_a_name_in_no_alphabet_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, cat=2, dog=2)
+    draw(tmp_path / "a.png").rename(os.fsdecode(bytes(tmp_path / "cat") + b"/\xff.png"))
+    with pytest.raises(UserError, match="is not in UTF-8: rename it"):
+        load(tmp_path)
+
+
+# the stored split
+
+
+def test_a_new_image_does_not_reshuffle(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = load(fill(tmp_path, cat=10, dog=10))
+    stored = (tmp_path / folder.STORED).read_bytes()
+    draw(tmp_path / "cat" / "99.png")
+    fill(tmp_path, ant=12)
+    for _ in range(2):
+        assert same(load(tmp_path), before)
+    (text,) = warnings(caplog)
+    assert "ant/00.png" in text
+    assert "and 3 more" in text
+    assert "ant/10.png" not in text
+    assert (tmp_path / folder.STORED).read_bytes() == stored
+    (tmp_path / folder.STORED).unlink()
+    assert counts(load(tmp_path)) == {"ant": [6, 2, 4], "cat": [6, 2, 3], "dog": [5, 2, 3]}
+
+
+def test_a_missing_image_of_the_stored_split_is_an_error(tmp_path: Path) -> None:
+    load(fill(tmp_path, cat=4, dog=4))
+    (tmp_path / "dog" / "02.png").unlink()
+    with pytest.raises(UserError, match=r"dog/02\.png of the stored split is not there") as caught:
+        load(tmp_path)
+    assert str(tmp_path / folder.STORED) in str(caught.value)
+
+
+def test_an_image_that_changed_its_part_is_an_error(tmp_path: Path) -> None:
+    fill(tmp_path, cat=4, dog=4)
+    dataset = load(tmp_path)
+    moved = dataset.test[0].image
+    rows = [f"{item.image},{dataset.classes[item.label]},{part}" for part in ("train", "test")
+            for item in getattr(dataset, part) if item.image != moved]  # fmt: skip
+    rows += [f"{item.image},{dataset.classes[item.label]},train" for item in dataset.val]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label,split", *rows, f"{moved},cat,train"]))
+    with pytest.raises(UserError, match=f"{moved} is in train, but .* has it in test"):
+        load(tmp_path, labels="table.csv")
+
+
+@pytest.mark.parametrize("content", ["{", '{"train": []}', '{"train": [["cat/00.png", 0]], "val": [], "test": []}'])
+def test_a_damaged_stored_split_is_explained(tmp_path: Path, content: str) -> None:
+    fill(tmp_path, cat=4, dog=4)
+    (tmp_path / folder.STORED).write_text(content)
+    with pytest.raises(UserError, match=f"not a valid split file: .*delete .*{folder.STORED} to split anew"):
+        load(tmp_path)
+
+
+def test_the_split_can_be_stored_elsewhere(tmp_path: Path) -> None:
+    fill(tmp_path / "data", cat=4, dog=4)
+    with pytest.raises(UserError, match=r"cannot store .*/nowhere/split\.json .*: set dataset\.split=FILE"):
+        load(tmp_path / "data", stored=str(tmp_path / "nowhere" / "split.json"))
+    load(tmp_path / "data", stored=str(tmp_path / "split.json"))
+    assert (tmp_path / "split.json").is_file()
+    assert not (tmp_path / "data" / folder.STORED).exists()
+
+
+def test_the_name_tells_data_sets_apart_wherever_they_lie(tmp_path: Path) -> None:
+    first = load(fill(tmp_path / "a" / "my pets!", cat=4, dog=4))
+    assert first.name.rpartition("-")[0] == "folder-my_pets_"
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    assert load(tmp_path / "b" / "my pets!").name == first.name
+    other = fill(tmp_path / "c" / "my pets!", cat=4, dog=4)
+    Image.effect_noise((50, 50), 90).save(other / "cat" / "00.png")
+    assert load(other).fingerprint() == first.fingerprint()
+    assert load(other).name != first.name
+
+
+# tables
+
+
+def table(root: Path, text: str) -> str:
+    (root / "my labels.csv").write_text(text, encoding="utf-8")
+    return "my labels.csv"
+
+
+def test_a_table_with_parts(tmp_path: Path) -> None:
+    fill(tmp_path, pics=6)
+    file = table(
+        tmp_path,
+        "\ufeffID, Split ,label,Path\n1,train,dög,pics/00.png\n2,Train,cat,./pics/01.png\n3,test,cat,pics/02.png\n"
+        f'4,valid,"cat","pics/03.png"\n5,test,dög,{tmp_path}/pics/04.png\n5,test,dög,pics/04.png\n',
+    )
+    dataset = load(tmp_path, labels=file)
+    assert counts(dataset) == {"cat": [1, 1, 1], "dög": [1, 0, 1]}
+    assert images(dataset)["test"] == {"pics/02.png", "pics/04.png"}
+    assert same(load(tmp_path, labels=str(tmp_path / file)), dataset)
+
+
+def test_a_table_without_parts_is_split(tmp_path: Path) -> None:
+    fill(tmp_path, pics=20)
+    rows = [f"pics/{i:02d}.png,{i % 2}" for i in range(20)]
+    dataset = load(tmp_path, labels=table(tmp_path, "\n".join(["path,label", *rows])))
+    assert counts(dataset) == {"0": [5, 2, 3], "1": [5, 2, 3]}
+    assert (tmp_path / folder.STORED).is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "begins with '', allowed is the header path,label,split"),
+        ("pics/00.png,cat\n", "begins with 'pics/00.png,cat', allowed"),
+        ("path;label\n", "begins with 'path;label', allowed"),
+        ("path,label\npics/00.png\n", "line 2: path or label is empty"),
+        ("path,label\npics/00.png,cat\npics/77.png,cat\n", "line 3: there is no file .*77.png; paths are relative"),
+        ("path,label\n../x.png,cat\n", "line 2: ../x.png is not below"),
+        ("path,label\n/etc/x.png,cat\n", "line 2: /etc/x.png is not below"),
+        ("path,label,split\npics/00.png,cat,tset\n", "line 2: split is 'tset', allowed are train, val and test"),
+        ("path,label,split\npics/00.png,cat\n", "line 2: split is ''"),
+        ("path,label\npics/00.png,cat\npics/00.png,dog\n", "line 3: pics/00.png has another label or split"),
+        ("path,label\n", "has no images"),
+        ("path,label\npics/00.png,cat\n", "has one class, 'cat'"),
+        ("path,label,split\npics/00.png,cat,test\npics/01.png,dog,test\n", "no training images"),
+        ('path,label\n"pics/00.png,cat\n', "line 2: path or label is empty|there is no file"),
+    ],
+)
+def test_a_wrong_table_is_explained(tmp_path: Path, text: str, message: str) -> None:
+    fill(tmp_path, pics=2)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, labels=table(tmp_path, text))
+
+
+def test_a_table_in_another_encoding_or_nowhere(tmp_path: Path) -> None:
+    fill(tmp_path, pics=2)
+    (tmp_path / "a.csv").write_bytes("path,label\npics/00.png,dög\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"a\.csv is no CSV file in UTF-8"):
+        load(tmp_path, labels="a.csv")
+    with pytest.raises(UserError, match=r"dataset\.labels=b\.csv: there is no such file"):
+        load(tmp_path, labels="b.csv")
+
+
+# names
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["n02,dog\nn01,cat, domestic\n", "n01\tcat, domestic\nn02\tdog\nn03\tunused\n", "cat, domestic\n\ndog\n",
+     "\ufefffolder,name\nn01,cat, domestic\nn02,dog"],
+)  # fmt: skip
+def test_names_from_a_file(tmp_path: Path, text: str) -> None:
+    fill(tmp_path, n01=4, n02=2)
+    (tmp_path / "names.txt").write_text(text, encoding="utf-8")
+    assert counts(load(tmp_path, names="names.txt")) == {"cat, domestic": [2, 1, 1], "dog": [1, 0, 1]}
+
+
+def test_names_may_repeat_and_change_after_the_split(tmp_path: Path) -> None:
+    before = load(fill(tmp_path, n01=4, n02=4))
+    (tmp_path / "names.txt").write_text("crane\ncrane\n")
+    after = load(tmp_path, names="names.txt")
+    assert after.classes == ("crane", "crane")
+    assert images(after) == images(before)
+    assert after.name != before.name
+
+
+def test_numbered_folders_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    fill(tmp_path, **{str(i): 2 for i in range(11)})
+    (tmp_path / "names.txt").write_text("\n".join(f"name {i}" for i in range(11)))
+    dataset = load(tmp_path, names="names.txt")
+    assert dataset.classes[10] == "name 10"
+    assert {item.image.split("/")[0] for item in dataset.train if item.label == 10} == {"10"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cat\n", "has 1 names for 2 classes .'n01' to 'n02'.: .* lines such as 'n01,NAME'"),
+        ("n01,cat\nn03,dog\n", "has no name for 'n02': add a line 'n02,NAME'"),
+        ("n01,cat\nn02,\n", "has no name for 'n02'"),
+        ("", "has 0 names"),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_of_names_is_explained(tmp_path: Path, text: str, message: str) -> None:
+    fill(tmp_path, n01=2, n02=2)
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, names="names.txt")
+
+
+# image files
+
+RAMP = np.arange(6, dtype=np.float64).reshape(2, 3) / 5
+
+
+def opened(path: Path, **more: Any) -> np.ndarray:
+    image = open_file(path.parent, path.name, **more)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale", "suffix"),
+    [
+        ("<u2", 65535, "png"),
+        ("<u2", 65535, "tif"),
+        (">u2", 65535, "tif"),
+        ("<i4", 65535, "tif"),
+        ("<i4", 10**6, "tif"),
+        ("<f4", 1, "tif"),
+        ("u1", 255, "png"),
+    ],
+)
+def test_deep_grey_values_are_scaled_not_clipped(tmp_path: Path, kind: str, scale: float, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(np.round(RAMP * scale, 3).astype(kind)).save(path)
+    for as_shown in (False, True):
+        grey = opened(path, as_shown=as_shown)
+        assert np.abs(grey - (RAMP * 255)[..., None]).max() <= 1
+
+
+def test_a_dark_16_bit_image_stays_dark(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray((RAMP * 257).astype("<u2")).save(path)
+    assert opened(path).max() == 1
+
+
+def test_a_flat_float_image_opens(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.full((2, 2), 3, "<f4")).save(path)
+    assert opened(path).tolist() == [[[0, 0, 0]] * 2] * 2
+
+
+def test_black_and_white_and_print_colours(tmp_path: Path) -> None:
+    Image.new("1", (2, 2), 1).save(tmp_path / "a.png")
+    assert opened(tmp_path / "a.png", as_shown=True).min() == 255
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg")
+    red, green, blue = opened(tmp_path / "a.jpg", as_shown=True)[4, 4]
+    assert (red > 240, green < 15, blue < 15) == (True, True, True)
+
+
+def transparent(mode: str) -> Image.Image:
+    """A dark pixel, and a transparent one that is red (grey) underneath."""
+    image = Image.new("RGBA", (2, 1), (40, 0, 0, 255))
+    image.putpixel((1, 0), (200, 0, 0, 0))
+    if mode != "P":
+        return image.convert(mode)
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([40, 0, 0, 200, 0, 0])
+    palette.putpixel((1, 0), 1)
+    return palette
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.filterwarnings("error")
+def test_transparent_pixels(tmp_path: Path, mode: str) -> None:
+    """White where people see white; what is underneath where the published code sees that."""
+    transparent(mode).save(tmp_path / "a.png", **({"transparency": b"\xff\x00"} if mode == "P" else {}))
+    with Image.open(tmp_path / "a.png") as stored:
+        assert stored.mode == mode
+    assert opened(tmp_path / "a.png", as_shown=True)[0, 1].tolist() == [255, 255, 255]
+    for as_shown in (False, True):
+        assert opened(tmp_path / "a.png", as_shown=as_shown)[0, 0, 0] in (40, 12)
+    assert opened(tmp_path / "a.png")[0, 1, 0] in (200, 60)
+
+
+def test_a_palette_without_transparency(tmp_path: Path) -> None:
+    transparent("P").save(tmp_path / "a.gif")
+    assert opened(tmp_path / "a.gif", as_shown=True)[0].tolist() == [[40, 0, 0], [200, 0, 0]]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_exif_turns_images_of_a_folder_only(tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[274] = 6  # the first row is the right side
+    pixels = np.zeros((16, 32), np.uint8)
+    pixels[:8] = 255
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(pixels).save(path, exif=exif)
+    shown, stored = opened(path, as_shown=True), opened(path)
+    assert (shown.shape, stored.shape) == ((32, 16, 3), (16, 32, 3))
+    assert shown[:, 12:].min() > 200
+    assert shown[:, :4].max() < 50
+    dataset = load(fill(tmp_path / "pets", cat=2, dog=2))
+    draw(tmp_path / "pets" / "cat" / "00.png")
+    shutil.copy(path, tmp_path / "pets" / "cat" / f"turned.{suffix}")
+    assert dataset.open_image(f"cat/turned.{suffix}").size == (16, 32)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_broken_exif_is_no_broken_image(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.new("L", (8, 4), 200).save(path, exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\xff\x01\x12")
+    assert opened(path, as_shown=True).shape == (4, 8, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n" + bytes(9), b"\xff\xd8\xff\xe0" + bytes(9)])
+@pytest.mark.parametrize("as_shown", [False, True])
+def test_files_that_are_no_images_are_named(tmp_path: Path, content: bytes, as_shown: bool) -> None:
+    (tmp_path / "a b.jpg").write_bytes(content)
+    with pytest.raises(UserError, match=r"a b\.jpg cannot be read") as caught:
+        open_file(tmp_path, "a b.jpg", as_shown=as_shown)
+    assert "\n" not in str(caught.value)
+
+
+# from nothing to a row of a table
+
+RUN = ["dataset=folder", "backbone=shapes_vit", "method=coop", "shots=4", "fit.epochs=2", "bank.views=1", "workers=0"]
+
+
+@pytest.fixture
+def scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """scikit-learn's digits as files, ten of each in a folder "zero" to "nine"; results go beside it."""
+    monkeypatch.setenv("VLPROMPT_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    source = digits.load("digits")
+    for label, name in enumerate(source.classes):
+        (tmp_path / "my scans" / name).mkdir(parents=True)
+        for item in [item for item in source.train if item.label == label][:10]:
+            source.open_image(item.image).convert("L").save(tmp_path / "my scans" / name / f"{item.image}.png")
+    return tmp_path / "my scans"
+
+
+def rows(capsys: pytest.CaptureFixture[str]) -> list[dict[str, str]]:
+    capsys.readouterr()
+    assert cli.main(["table", "--format", "csv"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    return [dict(zip(head.split(","), line.split(","), strict=True)) for line in lines]
+
+
+@pytest.mark.parametrize(("protocol", "tests"), [("few_shot", ["test"]), ("base_to_novel", ["base", "novel", "all"])])
+def test_a_folder_of_scans_becomes_a_row(
+    scans: Path, protocol: str, tests: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main([*RUN, f"dataset.root={scans}", f"protocol={protocol}"]) == 0
+    assert counts(load(scans)) == {name: [5, 2, 3] for name in digits.CLASSES}
+    found = rows(capsys)
+    assert [row["method"] for row in found] == ["zero_shot", "coop"]
+    for row in found:
+        assert (row["protocol"], row["dataset"]) == (protocol, load(scans).name)
+        assert row["dataset"].startswith("folder-my_scans-")
+        assert (row["n"], row["shots"], row["backbone"]) == ("1", "4", "shapes_vit")
+        assert all(0 <= float(row[name]) <= 100 for name in tests)
+    again = [*RUN, f"dataset.root={os.path.relpath(scans)}", f"protocol={protocol}"]
+    assert run.main(again) == 0
+    assert "is finished already" in capsys.readouterr().out
+
+
+def test_mistakes_end_a_run_in_one_sentence(scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*arguments: str) -> str:
+        assert run.main([*RUN, "protocol=few_shot", *arguments]) == 2
+        text = capsys.readouterr().err
+        assert text.startswith("error: ")
+        assert text.count("\n") == 1
+        return text
+
+    assert "add dataset.root=PATH" in told()
+    assert "nowhere is no folder" in told("dataset.root=nowhere")
+    assert "dataset.root is 5" in told("dataset.root=5")
+    damaged = sorted((scans / "nine").iterdir())[3]
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    for workers in (0, 1):
+        text = told(f"dataset.root={scans}", "shots=all", f"workers={workers}", "fit.epochs=1")
+        assert f"image {damaged} cannot be read" in text

@@ -1,0 +1,27 @@
+"""Few-shot learning: train on all classes, test on all classes."""
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from vlprompt.data.dataset import Dataset
+from vlprompt.data.sampling import Shots, sample_few_shot
+from vlprompt.protocols.base import Episode, Protocol
+
+
+class FewShot(Protocol):
+    """One training on a few images of every class, and one test.
+
+    Source: Zhou et al., "Learning to Prompt for Vision-Language Models" (IJCV 2022), section 4.1.
+    Differs: "all" is not in the paper.
+    """
+
+    name: ClassVar[str] = "few_shot"
+
+    def episodes(self, dataset: Dataset, *, shots: Shots, seed: int) -> Iterator[Episode]:
+        """One episode."""
+        train, val = sample_few_shot(dataset, shots=shots, seed=seed)
+        yield Episode(
+            train=dataset.split("train", train),
+            val=dataset.split("val", val) or None,  # an empty split is false
+            tests={"test": dataset.split("test")},
+        )
