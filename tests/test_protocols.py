@@ -142,3 +142,11 @@ def test_splits_give_the_published_counts(splits_folder: Path, name: str) -> Non
     tests = [len(episode.tests[half]) for half in ("base", "novel")]
     assert (len(dataset.classes), len(halves(dataset)[0]), *sizes, *tests) == COUNTS[name]
     assert len(episode.train or ()) == 16 * COUNTS[name][1]
+
+
+@pytest.mark.parametrize("protocol", [BaseToNovel, FewShot])
+def test_settings_can_be_chosen_on_validation_images(protocol) -> None:
+    world = Dataset("world", ("a", "b"), *(tuple(Item(f"{p}/{i}", i % 2) for i in range(8)) for p in "xyz"), no_image)
+    (episode,) = protocol(part="val").episodes(world, shots=1, seed=1)
+    seen = {item.image for test in episode.tests.values() for item in test.items}
+    assert seen == {item.image for item in world.val}

@@ -1,5 +1,7 @@
 """One cell of a benchmark: a method on a data set under a protocol, from checked settings to a record."""
 
+import hashlib
+import mmap
 import os
 import pydoc
 import resource
@@ -36,7 +38,7 @@ from vlprompt.records import (
 )
 from vlprompt.settings import Settings, check_arguments, read_settings
 from vlprompt.tables import render, summarise
-from vlprompt.towers import Clip, load_clip
+from vlprompt.towers import RANDOM, WEIGHTS_FILE, Clip, load_clip
 from vlprompt.tracking import Tracker, track
 from vlprompt.trainer import Epoch, Trainer, measure
 
@@ -307,7 +309,7 @@ def result_relevant(settings: Settings, precision: str, dataset: Dataset) -> dic
     """The settings that can change a result: what the hash and the variant of a run are made of."""
     source = {key: value for key, value in settings.dataset.source.items() if key not in PLACES}
     chosen: dict[str, Any] = {
-        "backbone": settings.backbone.model_dump(),
+        "backbone": weights_identity(settings),
         "dataset": settings.dataset.model_dump() | {"name": dataset.name, "source": source},
         "split": dataset.fingerprint(),
         "protocol": settings.protocol,
@@ -318,6 +320,25 @@ def result_relevant(settings: Settings, precision: str, dataset: Dataset) -> dic
         chosen |= {"fit": settings.fit.model_dump(), "bank": settings.bank.model_dump()}
         chosen |= {"seed": settings.seed, "shots": settings.shots}
     return chosen
+
+
+def weights_identity(settings: Settings) -> dict[str, str]:
+    """The backbone, with the content of local files in the place of their paths."""
+    model, weights = settings.backbone.model, settings.backbone.weights
+    if Path(weights).is_file():
+        return {"model": model, "weights": file_hash(Path(weights))}
+    folder = demo.BACKBONES.get(model, Path(model))
+    inside = folder.is_dir() and weights != RANDOM
+    return {"model": model, "weights": file_hash(folder / WEIGHTS_FILE) if inside else weights}
+
+
+@cache
+def file_hash(path: Path) -> str:
+    """sha256 of a file; empty where there is none (what is missing is named when it is read)."""
+    if not path.is_file() or not path.stat().st_size:
+        return ""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return hashlib.sha256(content).hexdigest()
 
 
 def locate(config: Mapping[str, Any], kind: type, where: str) -> tuple[Any, dict[str, Any]]:

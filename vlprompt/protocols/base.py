@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from vlprompt.data.dataset import Dataset, Split
 from vlprompt.data.sampling import Shots
@@ -22,9 +22,16 @@ class Episode:
 
 
 class Protocol(ABC):
-    """Which images a method is trained on, which it is tested on, and which numbers sum that up."""
+    """Which images a method is trained on, which it is tested on, and which numbers sum that up.
+
+    `part` is where the tests come from: "val" is for choosing settings without a look at the test images. All
+    validation images of the data set are used then, not the few of the few-shot sample.
+    """
 
     name: ClassVar[str]  # as in the configuration and in the records
+
+    def __init__(self, *, part: Literal["test", "val"] = "test") -> None:
+        self.part = part
 
     @abstractmethod
     def episodes(self, dataset: Dataset, *, shots: Shots, seed: int) -> Iterator[Episode]:

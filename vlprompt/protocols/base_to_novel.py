@@ -25,7 +25,7 @@ class BaseToNovel(Protocol):
         """One episode. Labels count from 0 within each half."""
         base, novel = halves(dataset)
         train, val = sample_few_shot(dataset, shots=shots, seed=seed)
-        test = dataset.split("test")
+        test = dataset.split(self.part)
         yield Episode(
             train=dataset.split("train", train).select(base),
             val=dataset.split("val", val).select(base) or None,  # an empty split is false

@@ -23,5 +23,5 @@ class FewShot(Protocol):
         yield Episode(
             train=dataset.split("train", train),
             val=dataset.split("val", val) or None,  # an empty split is false
-            tests={"test": dataset.split("test")},
+            tests={self.part: dataset.split(self.part)},
         )

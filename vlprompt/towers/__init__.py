@@ -1,12 +1,12 @@
 """Frozen towers as plain functions with named edit sites: everything that knows open_clip and timm."""
 
-from vlprompt.towers.clip import Clip, Preprocess, load_clip
+from vlprompt.towers.clip import RANDOM, WEIGHTS_FILE, Clip, Preprocess, load_clip
 from vlprompt.towers.edits import NO_EDITS, Edit, Edits, Prefix, merge
 from vlprompt.towers.image import Images, ImageTower, NeedsPixels
 from vlprompt.towers.templates import ensemble
 from vlprompt.towers.text import Position, Prompts, TextTower
 
 __all__ = [
-    "NO_EDITS", "Clip", "Edit", "Edits", "ImageTower", "Images", "NeedsPixels", "Position", "Prefix", "Preprocess",
-    "Prompts", "TextTower", "ensemble", "load_clip", "merge",
+    "NO_EDITS", "RANDOM", "WEIGHTS_FILE", "Clip", "Edit", "Edits", "ImageTower", "Images", "NeedsPixels", "Position",
+    "Prefix", "Preprocess", "Prompts", "TextTower", "ensemble", "load_clip", "merge",
 ]  # fmt: skip

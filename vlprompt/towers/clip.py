@@ -20,6 +20,7 @@ from vlprompt.towers.text import TextTower
 from vlprompt.towers.weights import WordTable, read_state
 
 RANDOM, PRETRAINED = "random", "pretrained"
+WEIGHTS_FILE = "open_clip_model.safetensors"  # of a model in a folder
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ def _load_folder(folder: Path, weights: str, seed: int) -> Clip:
         raise UserError(f"{folder} is no open_clip folder: open_clip_config.json cannot be used ({error})") from None
     words = None
     if weights != RANDOM:
-        file = folder / "open_clip_model.safetensors" if weights == PRETRAINED else Path(weights)
+        file = folder / WEIGHTS_FILE if weights == PRETRAINED else Path(weights)
         if weights != PRETRAINED and not file.is_file():
             raise unknown("weights", weights, [PRETRAINED, RANDOM], do="The path of a file is allowed too.")
         if not file.is_file():
