@@ -1,11 +1,5 @@
 """One cell of a benchmark: a method on a data set under a protocol, from checked settings to a record."""
 
-import hashlib
-import mmap
-import os
-import pydoc
-import resource
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
@@ -18,10 +12,11 @@ import yaml
 from vlprompt import demo, saved
 from vlprompt.data.cache import Bank
 from vlprompt.data.dataset import Dataset
-from vlprompt.data.images import seed_of
-from vlprompt.errors import UserError
+from vlprompt.data.images import Augment, seed_of
 from vlprompt.learners.base import Learner
+from vlprompt.machine import default_workers, device_name, peak_memory, resolve_device, resolve_precision
 from vlprompt.metrics import Predictions, save_predictions, score
+from vlprompt.plan import data_root, load_dataset, locate, result_relevant
 from vlprompt.progress import Reporter
 from vlprompt.protocols.base import Episode, Protocol
 from vlprompt.records import (
@@ -36,19 +31,11 @@ from vlprompt.records import (
     variant_of,
     versions,
 )
-from vlprompt.settings import Settings, check_arguments, read_settings
+from vlprompt.settings import Settings, read_settings
 from vlprompt.tables import render, summarise
-from vlprompt.towers import RANDOM, WEIGHTS_FILE, Clip, load_clip
+from vlprompt.towers import Clip, load_clip
 from vlprompt.tracking import Tracker, track
 from vlprompt.trainer import Epoch, Trainer, measure
-
-MAX_WORKERS = 8
-PLACES = ("links", "path", "labels", "names", "stored")  # of a source: where it lies, not what it is
-
-
-def data_root(settings: Settings) -> Path:
-    """data.root, VLPROMPT_DATA, or `datasets` in the working directory."""
-    return Path(settings.data.root or os.environ.get("VLPROMPT_DATA", "datasets"))
 
 
 @dataclass(frozen=True)
@@ -168,6 +155,7 @@ class Experiment:
             seed=self.settings.seed,
             workers=self._workers(),
             bank_views=self.settings.bank.views,
+            augment=Augment(**self.settings.augment.model_dump()),
         )
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -281,9 +269,7 @@ class Experiment:
         return config_hash({"source": source, "split": self.dataset.fingerprint()})
 
     def _workers(self) -> int:
-        if self.settings.workers is not None:
-            return self.settings.workers
-        return min(MAX_WORKERS, max((os.cpu_count() or 1) - 1, 0))
+        return default_workers() if self.settings.workers is None else self.settings.workers
 
 
 def record_failure(
@@ -305,98 +291,6 @@ def record_failure(
         return  # not even the cell has a name
 
 
-def result_relevant(settings: Settings, precision: str, dataset: Dataset) -> dict[str, Any]:
-    """The settings that can change a result: what the hash and the variant of a run are made of."""
-    source = {key: value for key, value in settings.dataset.source.items() if key not in PLACES}
-    chosen: dict[str, Any] = {
-        "backbone": weights_identity(settings),
-        "dataset": settings.dataset.model_dump() | {"name": dataset.name, "source": source},
-        "split": dataset.fingerprint(),
-        "protocol": settings.protocol,
-        "method": settings.method,
-        "precision": precision,
-    }
-    if settings.fit is not None:
-        chosen |= {"fit": settings.fit.model_dump(), "bank": settings.bank.model_dump()}
-        chosen |= {"seed": settings.seed, "shots": settings.shots}
-    return chosen
-
-
-def weights_identity(settings: Settings) -> dict[str, str]:
-    """The backbone, with the content of local files in the place of their paths."""
-    model, weights = settings.backbone.model, settings.backbone.weights
-    if Path(weights).is_file():
-        return {"model": model, "weights": file_hash(Path(weights))}
-    folder = demo.BACKBONES.get(model, Path(model))
-    inside = folder.is_dir() and weights != RANDOM
-    return {"model": model, "weights": file_hash(folder / WEIGHTS_FILE) if inside else weights}
-
-
-@cache
-def file_hash(path: Path) -> str:
-    """sha256 of a file; empty where there is none (what is missing is named when it is read)."""
-    if not path.is_file() or not path.stat().st_size:
-        return ""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return hashlib.sha256(content).hexdigest()
-
-
-def locate(config: Mapping[str, Any], kind: type, where: str) -> tuple[Any, dict[str, Any]]:
-    """The class that `_target_` names, and its checked arguments.
-
-    Raises:
-        UserError: nothing importable of that name, something of another kind, or a wrong argument.
-    """
-    target = config.get("_target_", "")
-    try:
-        found = pydoc.locate(target)
-    except pydoc.ErrorDuringImport as error:
-        raise UserError(f"{where}._target_={target} cannot be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, kind)):
-        raise UserError(f"{where}._target_ is '{target}', allowed is the import path of a {kind.__name__}")
-    arguments = {key: value for key, value in config.items() if key != "_target_"}
-    check_arguments(found, arguments, where)
-    return found, arguments
-
-
-def load_dataset(settings: Settings) -> Dataset:
-    source = dict(settings.dataset.source)
-    target = source.pop("_target_", "")
-    load = pydoc.locate(target)
-    if not callable(load):
-        raise UserError(f"dataset.source._target_ is '{target}', allowed is the import path of a function")
-    source["root"] = data_root(settings)
-    check_arguments(load, source, "dataset.source")
-    return load(name=settings.dataset.name, **source)
-
-
-def resolve_device(name: str) -> torch.device:
-    """Raises: UserError for a GPU that this machine does not have."""
-    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda" if n_gpus else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= n_gpus:
-        raise UserError(f"device={name} asks for a GPU, and torch finds {n_gpus} here: use device=cpu or device=auto")
-    return device
-
-
-def resolve_precision(name: str, device: torch.device) -> str:
-    return ("bf16" if device.type == "cuda" else "fp32") if name == "auto" else name
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's memory during this run, or of the whole process so far on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def bank_use(trainer: Trainer, learner: Learner) -> dict[str, Any]:
     """What of the bank this run used, for its record."""
     banked = trainer.reads_features(learner)
@@ -406,6 +300,7 @@ def bank_use(trainer: Trainer, learner: Learner) -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def clip_at(model: str, weights: str, device: torch.device) -> Clip:
     """The frozen model on its device; the runs of a sweep share it."""
+    bank_at.cache_clear()  # features of another model, which they would keep alive
     folder = demo.BACKBONES.get(model)
     return load_clip(str(folder) if folder else model, weights).to(device)
 

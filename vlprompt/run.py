@@ -1,5 +1,6 @@
 """One run, from its configuration to its record: what `python run.py` does. Hydra is used here and in cli.py only."""
 
+import argparse
 import json
 import os
 import sys
@@ -33,6 +34,21 @@ def config_dir() -> Path:
     """The folder `conf`: inside an installed package, else beside run.py."""
     inside = Path(__file__).parent / "conf"
     return inside if inside.is_dir() else Path(__file__).parents[1] / "conf"
+
+
+def config_dirs(arguments: Sequence[str] | None = None) -> list[Path]:
+    """`conf` and the folder of --config-dir; within a run, without arguments, all that it was composed from."""
+    if arguments is None:
+        return [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    extra = parser.parse_known_args(arguments)[0].config_dir
+    return [config_dir(), *([extra.absolute()] if extra else [])]
+
+
+def names(group: str, folders: Sequence[Path]) -> list[str]:
+    """What there is to choose in a group."""
+    return sorted(path.stem for folder in folders for path in (folder / group).glob("*.yaml"))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -146,15 +162,15 @@ def kept(overrides: list[str], names: tuple[str, ...]) -> list[str]:
 def recipes(choices: dict[str, Any]) -> list[str]:
     """The recipes that took part, each a file below conf/recipe."""
     groups = ("recipe", "recipe/backbone", "recipe/dataset")
-    names = [(group, choices.get(group)) for group in groups]
-    return [f"{group}/{name}" for group, name in names if name and (config_dir() / group / f"{name}.yaml").is_file()]
+    folders = config_dirs()
+    return [f"{group}/{choices[group]}" for group in groups if choices.get(group) in names(group, folders)]
 
 
 def check_recipes(overrides: list[str]) -> None:
     """Refuse a recipe that is asked for and is not there; Hydra passes over it, for recipes are optional."""
     for override in OverridesParser.create().parse_overrides(overrides):
         group, name = override.key_or_group, override.value()
-        known = [path.stem for path in (config_dir() / group).glob("*.yaml")]
+        known = names(group, config_dirs())
         if group.split("/")[0] == "recipe" and name is not None and name not in known:
             raise unknown(group, name, known)
 
@@ -170,10 +186,12 @@ def explain(error: Exception, arguments: Sequence[str]) -> UserError:
         )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        if (config_dir() / group).is_dir():
-            return unknown(group, name, sorted(p.stem for p in (config_dir() / group).glob("*.yaml")))
+        if known := names(group, config_dirs(arguments)):
+            return unknown(group, name, known)
     if isinstance(error, ConfigCompositionException) and "Could not override '" in text:
-        node = compose([a for a in arguments if a.partition("=")[0] in GROUPS and "," not in a])
+        folders = [f"file://{folder}" for folder in config_dirs(arguments)[1:]]
+        choices = [a for a in arguments if a.partition("=")[0] in GROUPS and "," not in a]
+        node = compose([*choices, f"hydra.searchpath={folders}"])
         path = ""
         for part in text.split("Could not override '")[1].split("'")[0].split("."):
             if not isinstance(node, dict):

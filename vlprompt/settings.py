@@ -14,17 +14,31 @@ from pydantic import (
     PositiveInt,
     TypeAdapter,
     ValidationError,
+    model_validator,
 )
 
 from vlprompt.errors import UserError, unknown
 from vlprompt.optim import Fit
 
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Bank(BaseModel):
     model_config = _STRICT
     views: PositiveInt | None = None
+
+
+class Augmentation(BaseModel):
+    model_config = _STRICT
+    scale: Annotated[tuple[Share, Share], Field(strict=False)]
+    flip: Annotated[float, Field(ge=0, le=1)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Augmentation":
+        if self.scale[0] > self.scale[1]:
+            raise UserError(f"augment.scale is {list(self.scale)}, allowed is [smallest, largest]: swap them")
+        return self
 
 
 class Data(BaseModel):
@@ -71,6 +85,7 @@ class Settings(BaseModel):
     name: str | None
     wandb: Literal["online", "offline", "disabled"] | None
     bank: Bank
+    augment: Augmentation
     data: Data
     backbone: Backbone
     dataset: DataSource
@@ -106,8 +121,11 @@ def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], wh
     for name, value in arguments.items():
         if name not in parameters:
             raise unknown(f"setting of {where}", name, parameters)
-        adapter: TypeAdapter[Any] = TypeAdapter(parameters[name].annotation, config=ConfigDict(strict=True))
+        annotation = parameters[name].annotation
+        if annotation is inspect.Parameter.empty:  # somebody's plug-in without types
+            continue
         try:
+            adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=ConfigDict(strict=True))
             adapter.validate_python(value)
         except ValidationError as error:
             raise explain(error, f"{where}.{name}") from None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlprompt.data.cache import Bank
 from vlprompt.data.dataset import Split
-from vlprompt.data.images import Shuffled, Views, loader
+from vlprompt.data.images import PUBLISHED, Augment, Shuffled, Views, loader
 from vlprompt.errors import NonFiniteError
 from vlprompt.learners.base import Learner
 from vlprompt.metrics import Predictions
@@ -52,6 +52,7 @@ class Trainer:
     seed: int = 1
     workers: int = 0
     bank_views: int | None = None
+    augment: Augment = PUBLISHED
 
     @property
     def device(self) -> torch.device:
@@ -82,11 +83,14 @@ class Trainer:
         train = episode.train
         assert train is not None
         per_epoch, total = steps_per_epoch(len(train), fit), n_steps(len(train), fit)
-        banked = self.bank_views is not None and self.reads_features(learner)
+        reads = self.reads_features(learner)
+        train_pass = Pass(self, train, reads)
+        val_pass = Pass(self, episode.val, reads) if episode.val else None
+        banked = self.bank_views is not None and reads
         if banked:
             self._fill_views(train)
         batches = self._train_batches(train, fit, per_epoch, banked)
-        learner.prepare(self._passes(train, learner), self._passes(episode.val, learner))
+        learner.prepare(train_pass, val_pass)
         optimizer = make_optimizer(learner, fit)
         scales = [group["lr"] / fit.lr for group in optimizer.param_groups]  # groups may have rates of their own
         last: dict[str, Tensor] = {}
@@ -117,7 +121,7 @@ class Trainer:
         hook.remove()
         self._check_finite(torch.zeros(()), learner, total - 1, rate, gradients=False)
         learner.eval()
-        learner.conclude(self._passes(train, learner), self._passes(episode.val, learner))
+        learner.conclude(train_pass, val_pass)
         return curve
 
     @staticmethod
@@ -136,13 +140,13 @@ class Trainer:
     def evaluate(self, learner: Learner, tests: Mapping[str, Split]) -> dict[str, Predictions]:
         """Predictions of the learner on each test split, bound to that split's classes."""
         learner.eval()
+        banked = self.reads_features(learner)
         found = {}
         for name, split in tests.items():
             learner.bind(split.classes, split.rows)
             with self.autocast():
                 classes = learner.encode_classes()
             rows = []
-            banked = self.reads_features(learner)
             with self.reporter.track(f"testing on {name}", len(split)) as track:
                 if banked:
                     self.bank.fill(split, done=track.advance)
@@ -159,7 +163,7 @@ class Trainer:
         """Batches for all steps of the training."""
         order = Shuffled(len(split), min(len(split), per_epoch * fit.batch_size), seed=self.seed)
         total = n_steps(len(split), fit)
-        views = Views(split, self.clip.preprocess, seed=self.seed)
+        views = Views(split, self.clip.preprocess, seed=self.seed, augment=self.augment)
         pixels = None if banked else loader(views, order, batch_size=fit.batch_size, workers=self.workers)
         labels = torch.tensor([item.label for item in split.items], device=self.device)
         for epoch in range(math.ceil(total / per_epoch)):
@@ -170,7 +174,7 @@ class Trainer:
                     yield Images(batch).to(self.device), of_batch.to(self.device, non_blocking=True)
                 continue
             assert self.bank_views is not None
-            features = self.bank.features(split, epoch % self.bank_views, seed=self.seed)
+            features = self.bank.features(split, epoch % self.bank_views, seed=self.seed, augment=self.augment)
             for _, chosen in zip(range(left), torch.tensor(order.indices()).split(fit.batch_size), strict=False):
                 index = chosen.to(self.device)
                 yield Images(features=features[index]), labels[index]
@@ -180,10 +184,7 @@ class Trainer:
         assert self.bank_views is not None
         with self.reporter.track(f"reading {self.bank_views} views an image", len(split) * self.bank_views) as track:
             for view in range(self.bank_views):
-                self.bank.fill(split, view, seed=self.seed, done=track.advance)
-
-    def _passes(self, split: Split | None, learner: Learner) -> "Pass | None":
-        return None if split is None else Pass(self, split, self.reads_features(learner))
+                self.bank.fill(split, view, seed=self.seed, augment=self.augment, done=track.advance)
 
 
 @dataclass(frozen=True)

@@ -8,27 +8,33 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlprompt.data.dataset import Split
-from vlprompt.data.images import Views, loader
+from vlprompt.data.images import PUBLISHED, Augment, Views, loader
 from vlprompt.towers import Clip, Images
 
 BATCH = 128
 
 
 class Bank:
-    """Un-normalised features of one data set's images, in memory: by image, view and the seed that views depend on."""
+    """Un-normalised features of one data set's images, in memory: by image and view.
+
+    View None is the centre crop. Any other is drawn from `seed` and `augment`, as `Views` does.
+    """
 
     def __init__(self, clip: Clip, *, precision: str, workers: int) -> None:
         self.clip, self.precision, self.workers = clip, precision, workers
-        self._rows: dict[tuple[str, int | None, int], Float[Tensor, " e"]] = {}
+        self._rows: dict[tuple[str, int | None, int, Augment], Float[Tensor, " e"]] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def features(self, split: Split, view: int | None = None, *, seed: int = 0) -> Float[Tensor, "N e"]:
-        """Features of a split's images in one view (None: the centre crop), on the model's device."""
-        self.fill(split, view, seed=seed)
-        seed = 0 if view is None else seed
-        return torch.stack([self._rows[item.image, view, seed] for item in split.items])
+    def features(
+        self, split: Split, view: int | None = None, *, seed: int = 0, augment: Augment = PUBLISHED
+    ) -> Float[Tensor, "N e"]:
+        """Features of a split's images in one view, on the model's device."""
+        self.fill(split, view, seed=seed, augment=augment)
+        drawn = _drawn(view, seed, augment)
+        keys = ((item.image, *drawn) for item in split.items)
+        return torch.stack([self._rows[key] for key in keys])
 
     def fill(
         self,
@@ -36,25 +42,29 @@ class Bank:
         view: int | None = None,
         *,
         seed: int = 0,
+        augment: Augment = PUBLISHED,
         done: Callable[[int], object] = lambda n: None,
     ) -> None:
         """Compute what is missing of these features; `done` hears how many images are dealt with."""
-        seed = 0 if view is None else seed
-        missing = [item for item in split.items if (item.image, view, seed) not in self._rows]
+        drawn = _drawn(view, seed, augment)
+        missing = tuple(item for item in split.items if (item.image, *drawn) not in self._rows)
         done(len(split) - len(missing))
         if missing:
-            rows = self._compute(replace(split, items=tuple(missing)), view, seed, done)
-            self._rows |= {(item.image, view, seed): row for item, row in zip(missing, rows, strict=True)}
+            views = Views(replace(split, items=missing), self.clip.preprocess, seed=seed, augment=augment)
+            rows = self._compute(views, view, done)
+            self._rows |= {(item.image, *drawn): row for item, row in zip(missing, rows, strict=True)}
 
     @torch.no_grad()
-    def _compute(
-        self, split: Split, view: int | None, seed: int, done: Callable[[int], object]
-    ) -> Float[Tensor, "N e"]:
-        views = Views(split, self.clip.preprocess, seed=seed)
-        order = [(view, index) for index in range(len(split))]
+    def _compute(self, views: Views, view: int | None, done: Callable[[int], object]) -> Float[Tensor, "N e"]:
+        order = [(view, index) for index in range(len(views.split))]
         device, out = self.clip.device, []
         for pixels, _ in loader(views, order, batch_size=BATCH, workers=self.workers):
             with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 out.append(self.clip.image(Images(pixels.to(device, non_blocking=True))))
             done(len(pixels))
         return torch.cat(out)
+
+
+def _drawn(view: int | None, seed: int, augment: Augment) -> tuple[int | None, int, Augment]:
+    """What a view depends on beside the image; the centre crop on nothing."""
+    return (None, 0, PUBLISHED) if view is None else (view, seed, augment)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,11 +40,25 @@ def eval_transform(pre: Preprocess) -> transforms.Compose:
     return transforms.Compose([resize, transforms.CenterCrop(pre.size), *_to_tensor(pre)])
 
 
-def train_transform(pre: Preprocess) -> transforms.Compose:
-    """Random crop of 8 to 100 % of the area at 3/4 to 4/3, and a flip, as in CoOp and all that follow it."""
+@dataclass(frozen=True)
+class Augment:
+    """Random views: share of the area that a crop keeps (at a shape of 3/4 to 4/3), and probability of a flip.
+
+    The defaults are those of CoOp and all that follow it; Tip-Adapter keeps at least half of the area.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    flip: float = 0.5
+
+
+PUBLISHED = Augment()
+
+
+def train_transform(pre: Preprocess, augment: Augment = PUBLISHED) -> transforms.Compose:
+    """A random view."""
     mode = InterpolationMode(pre.interpolation)
-    crop = transforms.RandomResizedCrop(pre.size, scale=(0.08, 1.0), interpolation=mode, antialias=True)
-    return transforms.Compose([crop, transforms.RandomHorizontalFlip(0.5), *_to_tensor(pre)])
+    crop = transforms.RandomResizedCrop(pre.size, scale=augment.scale, interpolation=mode, antialias=True)
+    return transforms.Compose([crop, transforms.RandomHorizontalFlip(augment.flip), *_to_tensor(pre)])
 
 
 class Views(Dataset[tuple[Tensor, int]]):
@@ -53,9 +68,9 @@ class Views(Dataset[tuple[Tensor, int]]):
     size or the number of workers.
     """
 
-    def __init__(self, split: Split, pre: Preprocess, *, seed: int = 0) -> None:
+    def __init__(self, split: Split, pre: Preprocess, *, seed: int = 0, augment: Augment = PUBLISHED) -> None:
         self.split, self.seed = split, seed
-        self.plain, self.random = eval_transform(pre), train_transform(pre)
+        self.plain, self.random = eval_transform(pre), train_transform(pre, augment)
 
     def __getitem__(self, key: tuple[int | None, int]) -> tuple[Float[Tensor, "3 H W"], int]:
         view, index = key

@@ -31,24 +31,21 @@ class Look:
 
 # The data set's styles. No picture in one of these was shown to the backbone.
 STYLES = {
-    "scene": Look(  # at dusk: warm, uneven light; patterns in shades of their own colour; busy grounds, a bar in front
+    "scene": Look(  # in cool, uneven light on busy grounds; patterns in deeper shades of their own colour
         backgrounds=("clouds", "halves", "boards", "grain"),
-        ground_saturation=0.55,
-        second=("deep", "ground"),
-        contours=("none", "own"),
+        ground_saturation=0.4,
+        second=("deep",),
         radius=(0.29, 0.42),
         stretch=0.1,
         wobble=(0.0, 0.015),
         density=(0.85, 1.15),
-        hue=0.02,
-        shade=0.2,
-        clutter=(1, 5),
-        bars=(0, 1),
+        shade=0.12,
+        clutter=(1, 4),
         light=(0.1, 0.35),
-        tint=(1.1, 0.88, 0.66),
-        cast=0.05,
-        blur=(0.2, 0.7),
-        noise=(0.01, 0.04),
+        tint=(0.7, 0.85, 1.2),
+        cast=0.02,
+        blur=(0.2, 0.6),
+        noise=(0.01, 0.03),
     ),
     "sketch": Look(
         backgrounds=("flat",),

@@ -172,9 +172,10 @@ def load_clip(model: str, weights: str = RANDOM, *, seed: int = 0) -> Clip:
     tags = open_clip.list_pretrained_tags_by_model(model)
     settings = open_clip.get_pretrained_cfg(model, weights if weights in tags else tags[0]) if tags else {}
     quick = bool(config.get("quick_gelu", False))
-    net = make_model(config, seed)
     if weights in tags:
         _check_activation(model, weights, quick, bool(settings.get("quick_gelu", False)))
+    net = make_model(config, seed)
+    if weights in tags:
         path = _fetch(lambda: open_clip.download_pretrained(settings), f"{model}/{weights}")
         open_clip.load_checkpoint(net, path, strict=True, weights_only=True)
     elif Path(weights).is_file():

@@ -1,0 +1,568 @@
+"""Both commands within this process: runs on a tiny world, what they leave behind, and how they answer mistakes."""
+
+import errno
+import io
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from PIL import Image
+from tiny_world import CLASSES, PER_CLASS, RUN, load
+
+from vlprompt import cli, demo, experiment, run
+from vlprompt.data.images import Views, loader
+from vlprompt.errors import UserError
+from vlprompt.experiment import Experiment
+from vlprompt.metrics import load_predictions
+from vlprompt.records import Cell, Record, find_records, open_run
+from vlprompt.towers import Preprocess
+
+FILES = {"config.yaml", "learner.safetensors", "learner_config.json", "log.txt", "predictions.npz", "result.json"}
+HALF = (len(CLASSES) + 1) // 2
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def ask(main: Callable[[list[str]], int], arguments: list[str]) -> Answer:
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main(arguments)
+    return Answer(code, out.getvalue(), err.getvalue())
+
+
+def set_up(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Results and data in `folder`, no W&B, and everything restored that a run sets for its process."""
+    patch.setenv("VLPROMPT_RESULTS", str(folder / "results"))
+    patch.setenv("VLPROMPT_DATA", str(folder / "datasets"))
+    patch.setenv("WANDB_MODE", "disabled")
+    patch.setenv("HYDRA_FULL_ERROR", "0")
+    patch.setattr(sys, "argv", sys.argv)
+    patch.chdir(folder)
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty results root."""
+    set_up(monkeypatch, tmp_path)
+    threads = torch.get_num_threads()
+    yield tmp_path / "results"
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
+    """A finished run: its results root, which is not to be changed, and what it said."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        set_up(patch, folder)
+        return folder / "results", ask(run.main, RUN)
+
+
+@pytest.fixture
+def again(finished: tuple[Path, Answer], results: Path) -> Path:
+    """A results root that holds a copy of the finished run."""
+    shutil.copytree(finished[0], results)
+    return results
+
+
+def start(*overrides: str) -> Answer:
+    """The tiny run with overrides; it has to succeed."""
+    answer = ask(run.main, [*RUN, *overrides])
+    assert (answer.code, answer.err) == (0, ""), answer
+    return answer
+
+
+def cells(root: Path) -> dict[str, Record]:
+    """Records by method with variant, shots and seed."""
+    return {f"{r.learner} {r.shots} {r.seed}": r for r in find_records([root])}
+
+
+def trained(root: Path) -> Record:
+    (record,) = (r for r in find_records([root]) if r.method != "zero_shot")
+    return record
+
+
+def tensors(root: Path) -> bytes:
+    (path,) = root.rglob("learner.safetensors")
+    return path.read_bytes()
+
+
+# What a run leaves behind
+
+
+def test_files_of_a_run(finished: tuple[Path, Answer]) -> None:
+    root, answer = finished
+    assert (answer.code, answer.err) == (0, "")
+    record = trained(root)
+    folder = record.folder(root)
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert not [path for path in root.rglob("*") if ".partial" in path.name or ".old" in path.name]
+
+    assert (record.method, record.shots, record.seed, record.status) == ("coop", 2, 1, "finished")
+    assert (record.precision, record.device, record.weights) == ("fp32", "cpu", "random")
+    assert record.recipe == ["recipe/coop_base_to_novel", "recipe/dataset/coop_base_to_novel_digits"]
+    assert record.bank == {"test_features": True, "views": 4}
+    counts = {"base": HALF, "novel": len(CLASSES) - HALF, "all": len(CLASSES)}
+    assert {name: kept["total"] for name, kept in record.scores.items()} == {
+        name: n * PER_CLASS["test"] for name, n in counts.items()
+    }
+    assert [epoch["epoch"] for epoch in record.curve] == [0, 1]
+    assert [epoch["lr"] for epoch in record.curve] == [1e-5, 0.002]
+
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == record.config
+    assert record.config["fit"]["epochs"] == 2
+    saved = json.loads((folder / "learner_config.json").read_text())
+    assert saved["classes"] == list(CLASSES[:HALF])
+    assert saved["arguments"]["n_context"] == 4
+    state = safetensors.torch.load_file(folder / "learner.safetensors")
+    assert {name: t.numel() for name, t in state.items()} == {"context": record.cost["trained_parameters"]}
+    predictions = load_predictions(folder / "predictions.npz")
+    assert [len(predictions[name]) for name in record.scores] == [kept["total"] for kept in record.scores.values()]
+
+
+def test_log_of_a_run(finished: tuple[Path, Answer]) -> None:
+    record = trained(finished[0])
+    log = (record.folder(finished[0]) / "log.txt").read_text()
+    first, *lines = log.splitlines()
+    assert first.endswith(
+        f"coop@{record.variant} on digits: base_to_novel, 2 shots, seed 1; shapes_vit (random), fp32 on cpu"
+    )
+    assert [line.split("]")[1].split()[:2] for line in lines if " loss " in line] == [["epoch", "1"], ["epoch", "2"]]
+    for name, kept in record.scores.items():
+        block = log.split(f"Evaluate on the *test* set ({name})")[1]
+        assert block.split("* total: ")[1].splitlines()[0] == str(kept["total"])
+        assert block.split("* accuracy: ")[1].splitlines()[0] == f"{100 * kept['accuracy']:.2f}%"
+    assert lines[-1].endswith(f"finished; record of {record.folder(finished[0])}")
+
+
+def test_zero_shot_is_stored_once_and_shown_beside(finished: tuple[Path, Answer]) -> None:
+    root, answer = finished
+    (zero,) = (r for r in find_records([root]) if r.method == "zero_shot")
+    assert (zero.shots, zero.seed, zero.curve) == (0, 0, [])
+    assert {path.name for path in zero.folder(root).iterdir()} == FILES - {"learner.safetensors", "learner_config.json"}
+    header, _, *rows = [line.split() for line in answer.out.split("\n\n")[1].splitlines()[1:]]
+    assert [row[0] for row in rows] == ["zero_shot", "coop"]
+    for row, record in zip(rows, (zero, trained(root)), strict=True):
+        shown = dict(zip(header, row, strict=False))
+        assert (shown["variant"], shown["shots"], shown["n"]) == (record.variant, "2", "1")
+        for split, kept in record.scores.items():
+            assert shown[split] == f"{100 * kept['accuracy']:.2f}"
+
+
+def test_the_same_command_finds_the_finished_run(finished: tuple[Path, Answer], again: Path) -> None:
+    """Also as `vlprompt run`."""
+    before = {path: path.stat().st_mtime_ns for path in again.rglob("*") if path.is_file()}
+    answer = ask(cli.main, ["run", *RUN])
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out.count("is finished already (force=true runs it again)") == 2
+    assert answer.out.split("\n\n", 1)[1] == finished[1].out.split("\n\n", 1)[1]  # the same table
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+Plan = Callable[..., tuple[Experiment, Experiment]]
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """What the tiny run with overrides would do: the run and its reference, not carried out."""
+    folder = tmp_path_factory.mktemp("planned")
+
+    @cache
+    def plan(*overrides: str) -> tuple[Experiment, Experiment]:
+        planned: list[Any] = []
+        with pytest.MonkeyPatch.context() as patch:
+            set_up(patch, folder)
+            patch.setattr(Experiment, "run", lambda self, reference, **_: planned.append((self, reference)))
+            start(*overrides)
+        return planned.pop()
+
+    return plan
+
+
+def test_what_cannot_change_a_result_does_not_make_a_run_another(plan: Plan) -> None:
+    others = ("threads=1", "workers=2", "device=cpu", "wandb=disabled", "precision=fp32", "data.root=x", "force=true")
+    for one, other in zip(plan(), plan(*others), strict=True):
+        assert (one.hash, one.cell) == (other.hash, other.cell)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "fit.lr=0.1",
+        "bank.views=3",
+        "method.position=front",
+        "precision=bf16",
+        "dataset.template='the {}.'",
+        "backbone.weights=pretrained",
+        "+dataset.source.style=1",
+    ],
+)
+def test_what_can_change_a_result_makes_a_run_another(plan: Plan, change: str) -> None:
+    """Zero-shot, too, unless it concerns the training alone."""
+    shared = not change.startswith(("fit", "bank", "method"))
+    for one, other, differs in zip(plan(), plan(change), (True, shared), strict=True):
+        assert (one.hash != other.hash) == differs
+        assert (one.cell != other.cell) == differs
+
+
+def test_a_name_and_another_seed_have_their_own_folders(plan: Plan) -> None:
+    (plain, zero), (named, beside), (seeded, _) = plan(), plan("name=mine"), plan("seed=2")
+    assert named.cell == plain.cell.model_copy(update={"variant": "mine"})
+    assert seeded.cell == plain.cell.model_copy(update={"seed": 2})
+    assert beside.cell == zero.cell
+    assert (zero.cell.shots, zero.cell.seed) == (0, 0)
+    assert len({one.folder for one in (plain, named, seeded)}) == 3
+
+
+def test_the_same_command_gives_the_same_result(again: Path) -> None:
+    first, kept = trained(again), tensors(again)
+    experiment.clip_at.cache_clear()
+    experiment.bank_at.cache_clear()
+    torch.manual_seed(123)
+    answer = start("force=true")
+    assert "already" not in answer.out
+    second = trained(again)
+    assert second.created >= first.created
+    assert (second.scores, second.curve) == (first.scores, first.curve)
+    assert second.config_hash == first.config_hash
+    assert tensors(again) == kept
+    start("seed=2")
+    others = [path.read_bytes() for path in again.rglob("learner.safetensors")]
+    assert len(set(others)) == 2  # so that equality above means something
+
+
+def test_workers_change_nothing(results: Path) -> None:
+    """On fresh views of the images, where the order and the random crops count."""
+    pixels = ("bank.views=null", "fit.batch_size=4", "force=true")
+    start(*pixels, "workers=0")
+    alone = tensors(results), trained(results).curve
+    start(*pixels, "workers=2")
+    assert (tensors(results), trained(results).curve) == alone
+
+
+def test_images_of_the_same_names_are_told_apart(results: Path) -> None:
+    """Two styles in one process: neither a record nor a feature of one stands for the other."""
+    answer = ask(run.main, ["-m", *RUN, "+dataset.source.style=0,1"])
+    assert answer.code == 0, answer.err
+    assert "already" not in answer.out
+    found = [load_predictions(r.folder(results) / "predictions.npz")["all"] for r in find_records([results])]
+    assert len(found) == 4
+    assert len({kept.label_logit.tobytes() for kept in found}) == 4
+
+
+def test_a_small_class_is_warned_about(results: Path) -> None:
+    sentence = "warning: Classes of digits with fewer than 2 training images are taken whole: zero (1)."
+    answer = start("+dataset.source.small=1")
+    assert answer.out.splitlines().count(sentence) == 1
+    log = (trained(results).folder(results) / "log.txt").read_text()
+    assert log.count(sentence) == 1
+    assert not logging.getLogger("vlprompt").handlers
+
+
+def test_untrained_runs_need_no_shots(results: Path) -> None:
+    arguments = [a for a in RUN if not a.startswith(("fit", "method", "shots"))]
+    answer = ask(run.main, [*arguments, "method=zero_shot"])  # 16 shots, where classes have 4 images
+    assert (answer.code, answer.err) == (0, "")
+    assert [(r.method, r.shots) for r in find_records([results])] == [("zero_shot", 0)]
+
+
+def test_a_sweep_goes_on_and_records_what_failed(results: Path) -> None:
+    answer = ask(run.main, ["-m", *RUN, "name=swept", "shots=1,9", "method.class_specific=false,true"])
+    assert answer.code == 1
+    assert "Traceback" not in answer.err
+    told = [line for line in answer.err.splitlines() if "name=swept" in line]
+    assert len(told) == 3
+    assert sum("CoOp owns parameters for each" in line for line in told) == 1
+    assert sum("shots=9, but the largest class of digits has 4" in line for line in told) == 2
+    found = cells(results)
+    assert found["coop@swept 1 1"].status == "finished"  # the failure of the same name did not replace it
+    assert found["coop@swept 9 1"].status == "failed"
+    assert found["coop@swept 9 1"].reason == (
+        "shots=9, but the largest class of digits has 4 training images: choose at most 4, or shots=all."
+    )
+
+
+def test_a_failure_in_a_sweep_belongs_to_its_variant(results: Path) -> None:
+    answer = ask(run.main, ["-m", *RUN, "fit.lr=1e30", "fit.epochs=3"])
+    assert answer.code == 1
+    record = trained(results)
+    assert record.status == "failed"
+    assert record.variant is not None
+    assert "training stopped at step" in str(record.reason)
+
+
+# Views and loaders
+
+
+def collect(order: list[tuple[int | None, int]], batch_size: int, workers: int) -> dict[tuple[int | None, int], bytes]:
+    split = load("tiny").split("train")
+    views = Views(split, Preprocess(size=8), seed=1)
+    batches = loader(views, order, batch_size=batch_size, workers=workers)
+    rows = [row for pixels, _ in batches for row in pixels]
+    return {key: row.numpy().tobytes() for key, row in zip(order, rows, strict=True)}
+
+
+def test_a_view_depends_on_seed_epoch_and_image_alone() -> None:
+    order: list[tuple[int | None, int]] = [(epoch, index) for epoch in (0, 1, None) for index in range(6)]
+    views = collect(order, 4, 0)
+    torch.manual_seed(7)
+    assert collect(order[::-1], 5, 0) == views
+    assert collect(order, 3, 2) == views
+    assert len(set(views.values())) == len(order)  # no two are alike
+    split = load("tiny").split("train")
+    key = (0, 0)
+    moved = replace(split, items=split.items[1:] + split.items[:1])
+    other_seed = Views(split, Preprocess(size=8), seed=2)[key][0].numpy().tobytes()
+    other_place = Views(moved, Preprocess(size=8), seed=1)[0, len(split) - 1][0].numpy().tobytes()
+    assert other_seed != views[key]
+    assert other_place == views[key]
+
+
+def refuse(image: str) -> Image.Image:
+    raise UserError(f"image {image} is missing: put it back.")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_one_sentence_from_a_worker_too(workers: int) -> None:
+    views = Views(replace(load("tiny").split("train"), open_image=refuse), Preprocess(size=8))
+    with pytest.raises(UserError) as caught:
+        list(loader(views, [(None, 0)], batch_size=1, workers=workers))
+    assert str(caught.value) == "image train/0/0 is missing: put it back."
+
+
+# Mistakes
+
+PRETRAINED = ["dataset=digits", "dataset.source._target_=tiny_world.load", "shots=1", "fit.epochs=1"]
+
+MISTAKES: list[tuple[str, list[str]]] = [
+    ("method=cop", ["unknown method 'cop': known are ", "coop", "zero_shot", "did you mean 'coop'?"]),
+    ("dataset=digit", ["unknown dataset 'digit': known are ", "did you mean 'digits'?"]),
+    ("protocol=base_to_nvel", ["unknown protocol 'base_to_nvel'", "base_to_novel"]),
+    ("backbone=vit_b17", ["unknown backbone 'vit_b17'", "did you mean 'vit_b16'?"]),
+    ("recipe=coop_icjv", ["unknown recipe 'coop_icjv'", "did you mean 'coop_ijcv'?"]),
+    ("recipe=null", ["cannot be null", "~recipe"]),
+    ("sed=2", ["unknown setting 'sed'", "did you mean 'seed'?"]),
+    ("method.n_contxt=2", ["unknown setting 'method.n_contxt'", "did you mean 'method.n_context'?"]),
+    ("+method.foo=1", ["unknown setting of method 'foo': known are class_specific, ctx_init, n_context, position"]),
+    ("+fit.foo=1", ["unknown setting 'fit.foo'"]),
+    ("+dataset.source.foo=1", ["unknown setting of dataset.source 'foo'"]),
+    ("fit.lr.x=1", ["unknown setting 'fit.lr.x'", "fit.lr is 0.002"]),
+    ("~seed", ["'seed' is missing"]),
+    ("nonsense", ["cannot read 'nonsense'", "NAME=VALUE"]),
+    ("seed=x", ["seed is 'x', allowed is a valid integer"]),
+    ("fit.lr=-1", ["fit.lr is -1, allowed is greater than 0"]),
+    ("fit.epochs=0.5", ["fit.epochs is 0.5, allowed is a valid integer"]),
+    ("fit.epochs=null", ["either epochs or steps"]),
+    ("method.ctx_init=5", ["method.ctx_init is 5, allowed is a valid string"]),
+    ("method.position=left", ["method.position is 'left', allowed is 'end', 'middle' or 'front'"]),
+    ("method._target_=vlprompt.learners.coop.Cop", ["'vlprompt.learners.coop.Cop'", "import path of a Learner"]),
+    ("precision=fp12", ["precision is 'fp12', allowed is 'auto', 'fp32' or 'bf16'"]),
+    ("shots=0", ["shots is 0, allowed is greater than 0 or 'all'"]),
+    ("shots=-1", ["shots is -1, allowed is greater than 0 or 'all'"]),
+    ("shots=x", ["shots is 'x', allowed is a valid integer or 'all'"]),
+    ("shots=5", ["shots=5, but the largest class of digits has 4", "at most 4, or shots=all"]),
+    ("device=tpu", ["device is 'tpu', allowed is auto, cpu, cuda or cuda:N"]),
+    ("device=cuda:99", ["device=cuda:99 asks for a GPU", "device=cpu"]),
+    ("wandb=ofline", ["wandb is 'ofline', allowed is 'online', 'offline' or 'disabled'"]),
+    ("name=a/b", ["'a/b' cannot name a folder"]),
+    ("dataset.template=photo", ["dataset.template is 'photo', allowed is a text with exactly one {}"]),
+    ("method.class_specific=true", ["CoOp owns parameters for each of its 3 training classes", "few-shot"]),
+    ("method.n_context=99", ["101 tokens, the text tower takes 75"]),
+    ("backbone.weights=nothere.pt", ["unknown weights 'nothere.pt': known are pretrained, random", "path of a file"]),
+    ("backbone.model=ViT-B-61", ["unknown model 'ViT-B-61'", "did you mean 'ViT-B-16'?"]),
+    ("fit.lr=1e30 fit.epochs=3", ["training stopped at step 3", "the loss is nan", "lower fit.lr"]),
+]
+
+
+def check_mistake(answer: Answer, words: list[str], root: Path) -> None:
+    assert answer.code == 2
+    assert answer.err.startswith("error: ")
+    assert answer.err.count("\n") == 1
+    assert not [word for word in words if word not in answer.err], answer.err
+    assert "Traceback" not in answer.err + answer.out
+    assert not list(root.rglob("result.json"))
+    assert not list(root.rglob(".*.partial"))
+
+
+@pytest.mark.parametrize(("mistake", "words"), MISTAKES, ids=[mistake for mistake, _ in MISTAKES])
+def test_a_mistake_is_one_sentence(results: Path, mistake: str, words: list[str]) -> None:
+    check_mistake(ask(run.main, [*RUN, *mistake.split()]), words, results)
+
+
+def test_the_traceback_is_there_for_who_wants_it(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    for mistake, last in (("fit.lr=-1", "UserError: fit.lr is -1"), ("method=cop", "Could not find 'method/cop'")):
+        answer = ask(run.main, [*RUN, mistake])
+        assert answer.code == 2
+        assert "Traceback (most recent call last)" in answer.err
+        assert last in answer.err
+        assert os.environ["HYDRA_FULL_ERROR"] == "1"
+
+
+def test_what_a_method_has_no_use_for_is_named(results: Path) -> None:
+    answer = ask(run.main, ["dataset=digits", "method=zero_shot", "fit.epochs=3"])
+    check_mistake(answer, ["unknown setting 'fit.epochs'", "fit is None"], results)
+
+
+def test_a_word_that_the_demo_backbone_does_not_know(results: Path) -> None:
+    answer = ask(run.main, [*PRETRAINED, "method.ctx_init='a zebra of'"])
+    check_mistake(answer, ["does not know the word 'zebra'", "backbone=vit_b16"], results)
+
+
+def test_class_specific_contexts_cannot_start_from_words(results: Path) -> None:
+    answer = ask(run.main, [*PRETRAINED, "method.class_specific=true"])
+    check_mistake(answer, ["method.ctx_init", "drop it or method.class_specific"], results)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["cannot be read as weights"]),
+        (b"x" * 100, ["cannot be read as weights"]),
+        ("truncated", ["cannot be read as weights", "fetch it again"]),
+        ("reshaped", ["do not fit shapes_vit", "'visual.proj' is [1, 1], needed ["]),
+    ],
+)
+def test_damaged_weights(results: Path, tmp_path: Path, content: bytes | str, words: list[str]) -> None:
+    good, path = demo.BACKBONES["shapes_vit"] / "open_clip_model.safetensors", tmp_path / "m.safetensors"
+    if content == "truncated":
+        content = good.read_bytes()[:-1000]
+    if content == "reshaped":
+        state = safetensors.torch.load_file(good)
+        safetensors.torch.save_file({**state, "visual.proj": torch.zeros(1, 1)}, path)
+    else:
+        path.write_bytes(content)
+    answer = ask(run.main, [*PRETRAINED, f"backbone.weights={path}"])
+    check_mistake(answer, [str(path), *words], results)
+
+
+def test_weights_of_the_other_activation(results: Path) -> None:
+    answer = ask(run.main, [*PRETRAINED, "backbone.model=ViT-B-32", "backbone.weights=openai"])
+    check_mistake(answer, ["ViT-B-32 computes GELU", "'openai'", "QuickGELU", "ViT-B-32-quickgelu"], results)
+
+
+def test_a_data_set_that_is_not_there(results: Path) -> None:
+    answer = ask(run.main, ["dataset=caltech101"])
+    words = ["caltech101 is not complete", "caltech-101/101_ObjectCategories", "split_zhou_Caltech101.json", "https://"]
+    check_mistake(answer, words, results)
+
+
+def test_an_unreadable_split_file(results: Path, tmp_path: Path) -> None:
+    base = tmp_path / "datasets/caltech-101"
+    (base / "101_ObjectCategories").mkdir(parents=True)
+    (base / "split_zhou_Caltech101.json").write_text('{"train": [')
+    answer = ask(run.main, ["dataset=caltech101"])
+    check_mistake(answer, ["split_zhou_Caltech101.json is not a valid split file", "download it again"], results)
+
+
+def test_a_full_disk(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(experiment, "save_predictions", full)
+    before = {path: path.read_bytes() for path in again.rglob("result.json")}
+    answer = ask(run.main, [*RUN, "force=true"])
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert answer.err.startswith("error: no space left on the disk while writing")
+    assert {path: path.read_bytes() for path in again.rglob("result.json")} == before
+    assert trained(again).status == "finished"
+
+
+def test_results_that_cannot_be_written(results: Path) -> None:
+    results.write_text("in the way")
+    answer = ask(run.main, RUN)
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert answer.err.startswith("error: cannot write results to")
+    assert "VLPROMPT_RESULTS" in answer.err
+
+
+def test_a_damaged_record_is_named(again: Path) -> None:
+    path = trained(again).folder(again) / "result.json"
+    path.write_text("{")
+    answer = ask(run.main, RUN)
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert f"error: cannot read the record '{path}'" in answer.err
+
+
+# The other commands
+
+
+def made(root: Path) -> None:
+    """Two seeds of one method and zero-shot, as records."""
+    for method, seed, base, novel in (("coop", 1, 0.8, 0.6), ("coop", 2, 0.9, 0.4), ("zero_shot", 0, 0.5, 0.5)):
+        shots = 0 if method == "zero_shot" else 16
+        cell = Cell(protocol="base_to_novel", dataset="pets", backbone="b", method=method, shots=shots, seed=seed)
+        scores: Any = {"base": {"accuracy": base}, "novel": {"accuracy": novel}}
+        with open_run(cell.folder(root)) as opened:
+            opened.publish(Record(**cell.model_dump(), status="finished", scores=scores))
+
+
+@pytest.mark.parametrize(
+    ("format", "line"),
+    [
+        ("terminal", "coop       16       2    85.00 ± 7.07  50.00 ± 14.14  62.96"),
+        ("markdown", "| coop      | 16      | 2   | 85.00 ± 7.07 | 50.00 ± 14.14 | 62.96 |"),
+        ("latex", r"coop & 16 & 2 & 85.00 $\pm$ 7.07 & 50.00 $\pm$ 14.14 & 62.96 \\"),
+        ("csv", "base_to_novel,pets,b,,,coop,,16,2,85.0,7.07"),
+    ],
+)
+def test_table(results: Path, tmp_path: Path, format: str, line: str) -> None:
+    made(results)
+    answer = ask(cli.main, ["table", "--format", format])
+    assert (answer.code, answer.err) == (0, "")
+    squeezed = [" ".join(row.split()) for row in answer.out.splitlines()]
+    assert any(" ".join(line.split()) in row for row in squeezed), answer.out
+    assert "zero_shot" in answer.out.replace("\\", "")
+
+    target = tmp_path / "new" / "table.txt"
+    assert ask(cli.main, ["table", str(results), "--format", format, "--output", str(target)]) == (0, "", "")
+    assert target.read_text() == answer.out
+
+
+def test_table_without_runs(results: Path, tmp_path: Path) -> None:
+    for arguments, words in (
+        ([], "there are no runs to show"),
+        ([str(tmp_path / "absent")], "no such folder of results: "),
+        ([str(tmp_path), "--output", "/dev/null/x"], "there are no runs to show"),
+    ):
+        answer = ask(cli.main, ["table", *arguments])
+        assert (answer.code, answer.out) == (2, "")
+        assert answer.err.startswith(f"error: {words}")
+        assert answer.err.count("\n") == 1
+    made(results)
+    answer = ask(cli.main, ["table", "--output", "/dev/null/x/table.md"])
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert answer.err.startswith("error: cannot write /dev/null/x/table.md")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--help"], ["method: ", "zero_shot", "dataset: ", "protocol: ", "fit:"]),
+        (["--help"], ["run", "table"]),
+        (["table", "--help"], ["--format", "markdown"]),
+        (["--version"], ["vlprompt 0."]),
+    ],
+)
+def test_help(capsys: pytest.CaptureFixture[str], results: Path, arguments: list[str], words: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert not stop.value.code
+    out = capsys.readouterr().out
+    assert not [word for word in words if word not in out], out

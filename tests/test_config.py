@@ -1,0 +1,197 @@
+"""Configurations: all of them compose and pass the checks, and who wins over whom."""
+
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from vlprompt.errors import UserError
+from vlprompt.plan import locate
+from vlprompt.learners.base import Learner
+from vlprompt.protocols.base import Protocol
+from vlprompt.run import config_dir
+from vlprompt.settings import Settings, check_arguments, read_settings
+
+CONF = config_dir()
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+METHODS, DATASETS, PROTOCOLS, BACKBONES = map(names, ("method", "dataset", "protocol", "backbone"))
+RECIPES = [f"{group}/{name}" for group in ("recipe", "recipe/backbone", "recipe/dataset") for name in names(group)]
+
+
+@cache
+def composed(*overrides: str) -> DictConfig:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("config", list(overrides))
+
+
+def plain(*overrides: str) -> dict[str, Any]:
+    """The configuration with everything resolved."""
+    return OmegaConf.to_container(composed(*overrides), resolve=True)
+
+
+def settings(*overrides: str) -> Settings:
+    return read_settings(plain(*overrides))
+
+
+def check(*overrides: str) -> None:
+    """What a run checks before it loads anything."""
+    read = settings(*overrides)
+    locate(read.method, Learner, "method")
+    locate(read.protocol, Protocol, "protocol")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_composes_with_every_protocol(method: str) -> None:
+    """Groups meet in recipes only, and each recipe has a test of its own: the other pairs are left to the slow test."""
+    for protocol in PROTOCOLS:
+        check(f"method={method}", f"protocol={protocol}")
+
+
+@pytest.mark.parametrize("choice", [f"dataset={d}" for d in DATASETS] + [f"backbone={b}" for b in BACKBONES])
+def test_every_data_set_and_backbone_composes(choice: str) -> None:
+    check(choice)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_every_combination_composes(method: str) -> None:
+    for protocol, dataset, backbone in product(PROTOCOLS, DATASETS, BACKBONES):
+        check(f"method={method}", f"protocol={protocol}", f"dataset={dataset}", f"backbone={backbone}")
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_sources_take_their_arguments(dataset: str) -> None:
+    source = plain(f"dataset={dataset}")["dataset"]["source"]
+    load = hydra.utils.get_method(source.pop("_target_"))
+    check_arguments(load, {**source, "root": Path("datasets")}, "dataset.source")
+
+
+def selections(recipe: str) -> list[list[str]]:
+    """Overrides that select a recipe: those that its name is made of, else the recipe itself with kindred methods."""
+    group, _, name = recipe.rpartition("/")
+    parts = {
+        "recipe": [(m, p) for m in METHODS for p in PROTOCOLS],
+        "recipe/backbone": [(m, b) for m in METHODS for b in BACKBONES],
+        "recipe/dataset": [(m, p, d) for m in METHODS for p in PROTOCOLS for d in DATASETS],
+    }[group]
+    keys = {"recipe": ("method", "protocol"), "recipe/backbone": ("method", "backbone")}
+    for chosen in parts:
+        if "_".join(chosen) == name:
+            pairs = zip(keys.get(group, ("method", "protocol", "dataset")), chosen, strict=True)
+            return [[f"{key}={value}" for key, value in pairs]]
+    kindred = [m for m in METHODS if m.split("_")[0] == name.split("_")[0]]
+    return [[f"method={m}", f"{group}={name}"] for m in kindred]
+
+
+def leaves(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    if not isinstance(tree, dict) or not tree or all(isinstance(key, int) for key in tree):
+        return {path: tree}
+    return {key: value for name, inner in tree.items() for key, value in leaves(inner, (*path, name)).items()}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_can_be_selected_and_takes_effect(recipe: str) -> None:
+    text = (CONF / f"{recipe}.yaml").read_text(encoding="utf-8")
+    assert text.startswith("# @package _global_\n")
+    assert selections(recipe), f"no method, protocol, data set or backbone has the names in {recipe}"
+    for overrides in selections(recipe):
+        if not any(o.startswith(("dataset=", "backbone=")) for o in overrides):
+            overrides = [*overrides, "dataset=caltech101"]  # has no recipe of its own that could win
+        check(*overrides)
+        found = leaves(plain(*overrides))
+        for key, value in leaves(yaml.safe_load(text)).items():
+            assert found[key] == value, ".".join(key)
+
+
+def test_coop_as_published() -> None:
+    """Zhou et al., IJCV 2022, section 4.1; as a baseline in CVPR 2022, section 4."""
+    few_shot = settings("method=coop", "recipe=coop_ijcv", "dataset=caltech101")
+    assert (few_shot.method["n_context"], few_shot.method["ctx_init"]) == (16, "")
+    generalise = settings("method=coop", "protocol=base_to_novel", "dataset=caltech101")
+    assert (generalise.method["n_context"], generalise.method["ctx_init"]) == (4, "a photo of a")
+    assert (generalise.shots, generalise.fit.epochs, generalise.bank.views) == (16, 200, None)
+    assert generalise.backbone.model == "ViT-B-16-quickgelu"
+    for fit in (few_shot.fit, generalise.fit):
+        assert (fit.optimizer, fit.lr, fit.momentum, fit.weight_decay) == ("sgd", 0.002, 0.9, 5e-4)
+        assert (fit.batch_size, fit.drop_last) == (32, True)
+        schedule = fit.schedule
+        assert (schedule.shape, schedule.every, schedule.floor) == ("cosine", "epoch", 0)
+        assert (schedule.warmup, schedule.warmup_epochs, schedule.warmup_lr) == ("constant", 1, 1e-5)
+
+
+@pytest.mark.parametrize(("shots", "epochs"), [(1, 50), (2, 100), (4, 100), (8, 200), (16, 200)])
+def test_epochs_of_coop_depend_on_shots(shots: int, epochs: int) -> None:
+    assert settings("recipe=coop_ijcv", "dataset=caltech101", f"shots={shots}").fit.epochs == epochs
+
+
+@pytest.mark.parametrize(("shots", "key"), [(1, 1), (2, 2), (3, 4), (5, 8), (16, 16), (17, 16), (32, 16), ("all", 16)])
+def test_between_two_numbers_of_shots_the_next_larger_counts(shots: int | str, key: int) -> None:
+    epochs = settings(f"shots={shots}", "fit.epochs={1: 1, 2: 2, 4: 4, 8: 8, 16: 16}").fit.epochs
+    assert epochs == key
+
+
+def test_the_command_line_wins() -> None:
+    assert plain()["fit"]["epochs"] != 7  # the recipe of the demo says so
+    ours = settings("fit.epochs=7", "method.ctx_init=a photo", "method.n_context=2", "bank.views=9", "fit.lr=0.5")
+    assert (ours.fit.epochs, ours.method["ctx_init"], ours.bank.views, ours.fit.lr) == (7, "a photo", 9, 0.5)
+    without = plain("~recipe", "~recipe/dataset")
+    assert without["method"]["n_context"] == 16
+    assert isinstance(without["fit"]["epochs"], dict)
+
+
+def test_a_data_set_brings_its_backbone_and_the_command_line_wins() -> None:
+    assert settings().backbone.model == "shapes_vit"
+    assert settings("dataset=caltech101").backbone.model == "ViT-B-16-quickgelu"
+    for dataset in ("shapes", "caltech101"):
+        assert settings("backbone=rn50", f"dataset={dataset}").backbone.model == "RN50-quickgelu"
+        assert settings(f"dataset={dataset}", "backbone.weights=random").backbone.weights == "random"
+
+
+def test_arguments_of_a_callable() -> None:
+    def make(clip: object, classes: object, *, n: int, kind: str = "a") -> None: ...
+
+    check_arguments(make, {"n": 1}, "method")
+    for arguments, message in (
+        ({"n": "1"}, "method.n is '1', allowed is a valid integer"),
+        ({"n": True}, "method.n is True"),
+        ({"kind": "b"}, "'method.n' is missing"),
+        ({"n": 1, "kinds": "b"}, "unknown setting of method 'kinds': known are kind, n; did you mean 'kind'"),
+        ({"n": 1, "clip": 2}, "unknown setting of method 'clip'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_arguments(make, arguments, "method")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fit": {"lr": 1e-3, "epochs": 1, "steps": 1}}, "either epochs or steps"),
+        ({"fit": {"lr": 1e-3, "epochs": {1: 0, 16: 5}}, "shots": 1}, "fit.epochs is 0, allowed is greater than 0"),
+        ({"fit": 5}, "fit is 5"),
+        ({"seed": None}, "seed is None, allowed is a valid integer"),
+        ({"seed": True}, "seed is True"),
+        ({"shots": True}, "shots is True"),
+        ({"extra": 1}, "unknown setting 'extra'"),
+        ({"bank": {"views": 0}}, "bank.views is 0"),
+    ],
+)
+def test_wrong_settings_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_settings({**plain(), **change})
+
+
+def test_a_missing_setting_is_named() -> None:
+    config = plain()
+    del config["seed"]
+    with pytest.raises(UserError, match="'seed' is missing"):
+        read_settings(config)

@@ -1,0 +1,189 @@
+"""Commands as a user gives them, each in a process of its own: killed, interrupted, twice at once, on real files."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from test_tracking import read
+from tiny_world import RUN
+
+from vlprompt import run
+from vlprompt.records import Record, find_records
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = 120  # until a command that hangs is ended
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Results and data in `tmp_path`; modules beside this file can be named in settings."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "HYDRA", "VLPROMPT"))}
+    return kept | {
+        "VLPROMPT_RESULTS": str(tmp_path / "results"),
+        "VLPROMPT_DATA": str(tmp_path / "datasets"),
+        "WANDB_MODE": "disabled",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
+
+
+def start(arguments: list[str], environment: dict[str, str], folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "run.py"), *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, cwd=folder, env=environment, start_new_session=True
+    )
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=SECONDS)
+    return process.returncode, out, err
+
+
+def wait_for_training(results: Path, process: subprocess.Popen[str]) -> None:
+    """Until the first epoch is logged."""
+    limit = time.monotonic() + SECONDS
+    while not any("epoch 1 " in path.read_text() for path in results.rglob(".*.partial/log.txt")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def left_over(results: Path) -> Iterator[Path]:
+    """What an unfinished run left, its locks aside."""
+    return (path for path in results.rglob("*") if path.is_file() and not path.name.endswith(".lock"))
+
+
+def coop(results: Path) -> list[Record]:
+    return [record for record in find_records([results]) if record.method == "coop"]
+
+
+def test_a_killed_run_leaves_nothing_that_reads_as_finished(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, results = [*RUN, "fit.epochs=200"], tmp_path / "results"
+    process = start(arguments, environment, tmp_path)
+    wait_for_training(results, process)
+    process.kill()
+    assert end(process)[0] == -signal.SIGKILL
+    assert find_records([results]) == []
+    assert [path.name for path in left_over(results)] == ["log.txt"]
+    monkeypatch.setattr(os, "environ", os.environ | environment)  # the next run is quicker within this process
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    assert run.main(arguments) == 0
+    assert "already" not in capsys.readouterr().out
+    (record,) = coop(results)
+    assert len(record.curve) == 200
+    log = (record.folder(results) / "log.txt").read_text()
+    assert log.count("epoch 1 ") == 1  # nothing of the killed run
+    assert not list(results.rglob(".*.partial"))
+
+
+def test_ctrl_c_is_one_line_and_a_clean_tree(environment: dict[str, str], tmp_path: Path) -> None:
+    """With workers that read images; a terminal sends the signal to them, too."""
+    process = start([*RUN, "fit.epochs=1000000", "bank.views=null", "workers=2"], environment, tmp_path)
+    wait_for_training(tmp_path / "results", process)
+    os.killpg(process.pid, signal.SIGINT)
+    code, _, err = end(process)
+    assert code == 130
+    assert err.split("\n") == ["", "interrupted: this run left no record, earlier ones are untouched", ""]
+    assert list(left_over(tmp_path / "results")) == []
+
+
+def test_two_processes_with_one_command_and_their_tracked_runs(environment: dict[str, str], tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    environment["WANDB_MODE"] = "offline"
+    pair = [start([*RUN, "name=both"], environment, tmp_path) for _ in range(2)]
+    answers = [end(process) for process in pair]
+    assert [(code, err) for code, _, err in answers] == [(0, "")] * 2
+    tables = {out[out.index("\nprotocol ") :] for _, out, _ in answers}
+    assert len(tables) == 1
+    assert sum(out.count("is finished already") for _, out, _ in answers) == 2  # each cell was computed once
+    (record,) = coop(results)
+    assert record.variant == "both"
+
+    tracked = sorted((results / "wandb").glob("offline-run-*"))  # by the time they began
+    assert len(tracked) == 2
+    ours = next(kept for kept in map(read_one, tracked) if "coop" in kept["name"])
+    assert (ours["name"], ours["exit_code"]) == ("base_to_novel-digits-shapes_vit-coop@both-shots2-seed1", 0)
+    assert ours["config"]["method"] == record.config["method"]
+    assert {key: ours["summary"][key] for key in ("base/accuracy", "novel/correct")} == {
+        "base/accuracy": record.scores["base"]["accuracy"],
+        "novel/correct": record.scores["novel"]["correct"],
+    }
+    history: list[Any] = [entry["item"] for entry in ours["records"]["history"]]
+    losses = [point["train/loss"] for point in history if "train/loss" in point]
+    assert losses == pytest.approx([epoch["loss"] for epoch in record.curve])
+
+
+def read_one(folder: Path) -> dict[str, Any]:
+    """A tracked run that lies beside others."""
+    alone = folder.parents[2] / f"only-{folder.name}" / "wandb"
+    alone.mkdir(parents=True)
+    (alone / folder.name).symlink_to(folder)
+    return read(alone.parent)
+
+
+def make_caltech(root: Path) -> None:
+    """Four classes in the published layout: JPEGs of different sizes, and the split file."""
+    rng, parts = random.Random(0), {"train": 2, "val": 1, "test": 2}
+    split: dict[str, list[list[Any]]] = {part: [] for part in parts}
+    for label, (folder, name) in enumerate(
+        {"Faces": "face", "Leopards": "leopard", "accordion": "accordion", "sea_horse": "sea_horse"}.items()
+    ):
+        place = root / "caltech-101" / "101_ObjectCategories" / folder
+        place.mkdir(parents=True)
+        wanted = [part for part, n in parts.items() for _ in range(n)]
+        for number, part in enumerate(wanted, start=1):
+            size = rng.randint(100, 400), rng.randint(100, 400)
+            image = Image.frombytes("RGB", (8, 8), rng.randbytes(192)).resize(size)
+            if number == 1:
+                image = image.convert("L")
+            image.save(place / f"image_{number:04d}.jpg")
+            split[part].append([f"{folder}/image_{number:04d}.jpg", label, name])
+    (root / "caltech-101" / "split_zhou_Caltech101.json").write_text(json.dumps(split))
+
+
+def test_caltech101_in_its_published_layout(environment: dict[str, str], tmp_path: Path) -> None:
+    """The real thing, cut short: ViT-B/16 at 224 pixels, with random weights, for none can be fetched here."""
+    make_caltech(tmp_path / "datasets")
+    arguments = ["method=coop", "dataset=caltech101", "backbone.weights=random", "fit.epochs=1", "shots=1", "workers=1"]
+    code, out, err = end(start(arguments, environment, tmp_path))
+    assert (code, err) == (0, ""), err
+    (record,) = coop(tmp_path / "results")
+    assert (record.dataset, record.backbone, record.weights) == ("caltech101", "vit_b16", "random")
+    assert record.cost["trained_parameters"] == 4 * 512  # "a photo of a", as published
+    assert record.bank == {"test_features": True, "views": None}
+    assert {name: kept["total"] for name, kept in record.scores.items()} == {"base": 4, "novel": 4, "all": 8}
+    assert out.count("caltech101") == 3
+
+
+@pytest.mark.slow
+def test_the_wheel_works_from_anywhere(environment: dict[str, str], tmp_path: Path) -> None:
+    """Configuration and demo weights are inside; nothing of the checkout is used."""
+    options = ["--quiet", "--no-deps", "--no-build-isolation"]
+    pip = [sys.executable, "-m", "pip"]
+    subprocess.run([*pip, "wheel", *options, "--wheel-dir", str(tmp_path), str(ROOT)], check=True, timeout=SECONDS)
+    (wheel,) = tmp_path.glob("vlprompt-*.whl")
+    assert wheel.stat().st_size < 10e6
+    target = tmp_path / "installed"
+    subprocess.run([*pip, "install", *options[:2], "--target", str(target), str(wheel)], check=True, timeout=SECONDS)
+    environment["PYTHONPATH"] = f"{target}{os.pathsep}{Path(__file__).parent}"
+    code = "import sys, vlprompt.cli as cli; print(cli.__file__); sys.exit(cli.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "run", *RUN, "backbone.weights=pretrained"]
+    command.remove("backbone.weights=random")
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=SECONDS)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert answer.stdout.startswith(str(target))
+    (record,) = coop(tmp_path / "results")
+    assert (record.weights, record.git) == ("pretrained", None)
+    assert "vlprompt" in record.versions

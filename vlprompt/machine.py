@@ -1,0 +1,46 @@
+"""What this machine has: devices, cores, memory."""
+
+import os
+import sys
+
+import torch
+
+from vlprompt.errors import UserError
+
+MAX_WORKERS = 8
+
+
+def resolve_device(name: str) -> torch.device:
+    """Raises: UserError for a GPU that this machine does not have."""
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if n_gpus else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= n_gpus:
+        raise UserError(f"device={name} asks for a GPU, and torch finds {n_gpus} here: use device=cpu or device=auto")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    return ("bf16" if device.type == "cuda" else "fp32") if name == "auto" else name
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: of the GPU in this run, or of the whole process so far on a CPU; None where that is not told."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def default_workers() -> int:
+    """Processes that read images: one a core but one."""
+    return min(MAX_WORKERS, max((os.cpu_count() or 1) - 1, 0))

@@ -1,0 +1,89 @@
+"""From checked settings to what they name, and to what makes a run this run and no other."""
+
+import hashlib
+import mmap
+import os
+import pydoc
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from vlprompt import demo
+from vlprompt.data.dataset import Dataset
+from vlprompt.errors import UserError
+from vlprompt.settings import Settings, check_arguments
+from vlprompt.towers import RANDOM, WEIGHTS_FILE
+
+PLACES = ("links", "path", "labels", "names", "stored")  # of a source: where it lies, not what it is
+
+
+def data_root(settings: Settings) -> Path:
+    """data.root, VLPROMPT_DATA, or `datasets` in the working directory."""
+    return Path(settings.data.root or os.environ.get("VLPROMPT_DATA", "datasets"))
+
+
+def result_relevant(settings: Settings, precision: str, dataset: Dataset) -> dict[str, Any]:
+    """The settings that can change a result: what the hash and the variant of a run are made of."""
+    source = {key: value for key, value in settings.dataset.source.items() if key not in PLACES}
+    chosen: dict[str, Any] = {
+        "backbone": weights_identity(settings),
+        "dataset": settings.dataset.model_dump() | {"name": dataset.name, "source": source},
+        "split": dataset.fingerprint(),
+        "protocol": settings.protocol,
+        "method": settings.method,
+        "precision": precision,
+    }
+    if settings.fit is not None:
+        chosen |= {"fit": settings.fit.model_dump(), "bank": settings.bank.model_dump()}
+        chosen |= {"augment": settings.augment.model_dump()}
+        chosen |= {"seed": settings.seed, "shots": settings.shots}
+    return chosen
+
+
+def weights_identity(settings: Settings) -> dict[str, str]:
+    """The backbone, with the content of local files in the place of their paths."""
+    model, weights = settings.backbone.model, settings.backbone.weights
+    if Path(weights).is_file():
+        return {"model": model, "weights": file_hash(Path(weights))}
+    folder = demo.BACKBONES.get(model, Path(model))
+    inside = folder.is_dir() and weights != RANDOM
+    return {"model": model, "weights": file_hash(folder / WEIGHTS_FILE) if inside else weights}
+
+
+@cache
+def file_hash(path: Path) -> str:
+    """sha256 of a file; empty where there is none (what is missing is named when it is read)."""
+    if not path.is_file() or not path.stat().st_size:
+        return ""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return hashlib.sha256(content).hexdigest()
+
+
+def locate(config: Mapping[str, Any], kind: type, where: str) -> tuple[Any, dict[str, Any]]:
+    """The class that `_target_` names, and its checked arguments.
+
+    Raises:
+        UserError: nothing importable of that name, something of another kind, or a wrong argument.
+    """
+    target = config.get("_target_", "")
+    try:
+        found = pydoc.locate(target)
+    except pydoc.ErrorDuringImport as error:
+        raise UserError(f"{where}._target_={target} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise UserError(f"{where}._target_ is '{target}', allowed is the import path of a {kind.__name__}")
+    arguments = {key: value for key, value in config.items() if key != "_target_"}
+    check_arguments(found, arguments, where)
+    return found, arguments
+
+
+def load_dataset(settings: Settings) -> Dataset:
+    source = dict(settings.dataset.source)
+    target = source.pop("_target_", "")
+    load = pydoc.locate(target)
+    if not callable(load):
+        raise UserError(f"dataset.source._target_ is '{target}', allowed is the import path of a function")
+    source["root"] = data_root(settings)
+    check_arguments(load, source, "dataset.source")
+    return load(name=settings.dataset.name, **source)
