@@ -116,8 +116,8 @@ def test_files_of_a_run(finished: tuple[Path, Answer]) -> None:
 
     assert (record.method, record.shots, record.seed, record.status) == ("coop", 2, 1, "finished")
     assert (record.precision, record.device, record.weights) == ("fp32", "cpu", "random")
-    assert record.recipe == ["recipe/coop_base_to_novel", "recipe/dataset/coop_base_to_novel_digits"]
-    assert record.bank == {"test_features": True, "views": 4}
+    assert "recipe/coop_base_to_novel" in record.recipe
+    assert record.bank == {"test_features": True, "views": 2}
     counts = {"base": HALF, "novel": len(CLASSES) - HALF, "all": len(CLASSES)}
     assert {name: kept["total"] for name, kept in record.scores.items()} == {
         name: n * PER_CLASS["test"] for name, n in counts.items()

@@ -84,7 +84,7 @@ def world(kind: str) -> tuple[Any, Any, Images, Tensor]:
 
 @cache
 def configured(method: str) -> Any:
-    return compose([f"method={method}"])
+    return compose([f"method={method}", "dataset=caltech101"])  # without recipes for the demo
 
 
 def build(case: Case, classes: list[str] = CLASSES, seed: int = 0) -> Learner:

@@ -17,6 +17,8 @@ RUN = [
     "method.ctx_init=''",
     "method.n_context=4",
     "fit.epochs=2",
+    "fit.lr=0.002",
+    "bank.views=2",
     "shots=2",
 ]
 """A run of CoOp on this world, from random values."""

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from .drawing import COLOURS, PATTERNS, Scene
-from .glyphs import DIGITS, LETTERS
-from .outlines import SHAPES
+from vlprompt.demo.drawing import COLOURS, PATTERNS, Scene
+from vlprompt.demo.glyphs import DIGITS, LETTERS
+from vlprompt.demo.outlines import SHAPES
 
 Template = Callable[[str], str]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .looks import Look
-from .outlines import OUTLINES, Array, arc
+from vlprompt.demo.looks import Look
+from vlprompt.demo.outlines import OUTLINES, Array, arc
 
 SIZE = 96  # pixels of a side of what is drawn
 OVERSAMPLING = 2  # outlines are drawn larger by this factor, then averaged

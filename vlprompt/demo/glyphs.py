@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from .drawing import SIZE, rgb
-from .outlines import Array
+from vlprompt.demo.drawing import SIZE, rgb
+from vlprompt.demo.outlines import Array
 
 DIGITS = "0123456789"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -5,16 +5,16 @@ none of these combinations.
 """
 
 import hashlib
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 from PIL import Image
 
-from ..data.dataset import Dataset, Item
-from ..errors import unknown
-from .drawing import COLOURS, PATTERNS, draw
-from .looks import STYLES
-from .outlines import SHAPES
+from vlprompt.data.dataset import Dataset, Item
+from vlprompt.errors import unknown
+from vlprompt.demo.drawing import COLOURS, PATTERNS, draw
+from vlprompt.demo.looks import STYLES
+from vlprompt.demo.outlines import SHAPES
 
 Combination = tuple[str, str, str]  # pattern, colour, shape
 
@@ -45,6 +45,7 @@ def _held_out() -> tuple[Combination, ...]:
 HELD_OUT = _held_out()
 
 
+@lru_cache(maxsize=4096)  # 27 kB each; drawing takes milliseconds
 def open_image(name: str, *, style: str) -> Image.Image:
     """Draws "train/striped_red_star/003": the same picture for the same style and name, always."""
     pattern, colour, shape = name.split("/")[1].split("_")
