@@ -362,7 +362,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("+method.foo=1", ["unknown setting of method 'foo': known are class_specific, ctx_init, n_context, position"]),
     ("+fit.foo=1", ["unknown setting 'fit.foo'"]),
     ("+dataset.source.foo=1", ["unknown setting of dataset.source 'foo'"]),
-    ("fit.lr.x=1", ["unknown setting 'fit.lr.x'", "fit.lr is 0.002"]),
+    ("fit.lr.x=1", ["unknown setting 'fit.lr.x'", "fit.lr is 0.0"]),
     ("~seed", ["'seed' is missing"]),
     ("nonsense", ["cannot read 'nonsense'", "NAME=VALUE"]),
     ("seed=x", ["seed is 'x', allowed is a valid integer"]),
