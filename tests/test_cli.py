@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from vlprompt.errors import UserError
 from vlprompt.experiment import Experiment
 from vlprompt.metrics import load_predictions
 from vlprompt.records import Cell, Record, find_records, open_run
+from vlprompt.run import compose
 from vlprompt.towers import Preprocess
 
 FILES = {"config.yaml", "learner.safetensors", "learner_config.json", "log.txt", "predictions.npz", "result.json"}
@@ -46,8 +48,17 @@ def ask(main: Callable[[list[str]], int], arguments: list[str]) -> Answer:
     return Answer(code, out.getvalue(), err.getvalue())
 
 
+@cache
+def composed(*overrides: str) -> Any:
+    return compose(list(overrides))
+
+
 def set_up(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Results and data in `folder`, no W&B, and everything restored that a run sets for its process."""
+    """Results and data in `folder`, no W&B, and everything restored that a run sets for its process.
+
+    The defaults that a run is held against are composed once for all tests: they are what takes most of the time.
+    """
+    patch.setattr(run, "compose", lambda overrides: deepcopy(composed(*overrides)))
     patch.setenv("VLPROMPT_RESULTS", str(folder / "results"))
     patch.setenv("VLPROMPT_DATA", str(folder / "datasets"))
     patch.setenv("WANDB_MODE", "disabled")

@@ -11,8 +11,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from vlprompt.errors import UserError
-from vlprompt.plan import locate
 from vlprompt.learners.base import Learner
+from vlprompt.plan import locate
 from vlprompt.protocols.base import Protocol
 from vlprompt.run import config_dir
 from vlprompt.settings import Settings, check_arguments, read_settings

@@ -17,9 +17,9 @@ from torch import Tensor
 from vlprompt import saved
 from vlprompt.data.cache import Bank
 from vlprompt.errors import ClassBoundError, UserError
-from vlprompt.plan import locate
 from vlprompt.learners.base import Learner
 from vlprompt.optim import Fit, make_optimizer
+from vlprompt.plan import locate
 from vlprompt.progress import Reporter
 from vlprompt.run import compose, config_dir
 from vlprompt.towers import Images, NeedsPixels, load_clip

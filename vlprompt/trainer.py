@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -35,6 +34,36 @@ class Epoch:
     loss: float
     accuracy: float
     lr: float
+
+
+class Meter:
+    """Mean loss and accuracy over the epoch so far, and the curve of the epochs before."""
+
+    def __init__(self) -> None:
+        self.curve: list[Epoch] = []
+        self.loss = self.correct = self.images = 0.0
+        self.rate: float | None = None  # of the epoch's first step
+        self._logits = torch.empty(0)
+
+    def see(self, module: torch.nn.Module, args: tuple[Any, ...], logits: Tensor) -> None:
+        """A learner's forward hook: the logits of a training step."""
+        self._logits = logits.detach()
+
+    def add(self, loss: float, labels: Tensor, rate: float) -> None:
+        self.loss += loss * len(labels)
+        self.correct += (self._logits.argmax(-1) == labels).sum().item()
+        self.images += len(labels)
+        self.rate = rate if self.rate is None else self.rate
+
+    def close(self, epoch: int) -> None:
+        """End an epoch and start the next."""
+        assert self.rate is not None
+        self.curve.append(Epoch(epoch, self.loss / self.images, self.correct / self.images, self.rate))
+        self.loss = self.correct = self.images = 0.0
+        self.rate = None
+
+    def __str__(self) -> str:
+        return f"loss {self.loss / self.images:.3f}  accuracy {self.correct / self.images:.1%}"
 
 
 @dataclass(frozen=True)
@@ -93,9 +122,8 @@ class Trainer:
         learner.prepare(train_pass, val_pass)
         optimizer = make_optimizer(learner, fit)
         scales = [group["lr"] / fit.lr for group in optimizer.param_groups]  # groups may have rates of their own
-        last: dict[str, Tensor] = {}
-        hook = learner.register_forward_hook(lambda module, args, logits: last.update(logits=logits.detach()))
-        curve, sums = [], defaultdict[str, float](float)
+        meter = Meter()
+        hook = learner.register_forward_hook(meter.see)
         learner.train()
         with self.reporter.track("training", total) as track:
             for step, (images, labels) in enumerate(batches):
@@ -107,22 +135,17 @@ class Trainer:
                     loss = learner.backward(images, labels)
                 self._check_finite(loss, learner, step, rate)
                 optimizer.step()
-                sums["loss"] += loss.item() * len(labels)
-                sums["correct"] += (last["logits"].argmax(-1) == labels).sum().item()
-                sums["images"] += len(labels)
-                note = f"loss {sums['loss'] / sums['images']:.3f}  accuracy {sums['correct'] / sums['images']:.1%}"
-                track.advance(note=f"epoch {step // per_epoch + 1}/{math.ceil(total / per_epoch)}  {note}")
+                meter.add(loss.item(), labels, rate)
+                epoch = step // per_epoch
+                track.advance(note=f"epoch {epoch + 1}/{math.ceil(total / per_epoch)}  {meter}")
                 if (step + 1) % per_epoch == 0 or step + 1 == total:
-                    first = learning_rate(step - step % per_epoch, fit, per_epoch=per_epoch, total=total)
-                    mean, accuracy = sums["loss"] / sums["images"], sums["correct"] / sums["images"]
-                    curve.append(Epoch(step // per_epoch, mean, accuracy, first))
-                    self.reporter.log(f"epoch {step // per_epoch + 1}  {note}  lr {first:.3g}")
-                    sums.clear()
+                    self.reporter.log(f"epoch {epoch + 1}  {meter}  lr {meter.rate:.3g}")
+                    meter.close(epoch)
         hook.remove()
         self._check_finite(torch.zeros(()), learner, total - 1, rate, gradients=False)
         learner.eval()
         learner.conclude(train_pass, val_pass)
-        return curve
+        return meter.curve
 
     @staticmethod
     def _check_finite(loss: Tensor, learner: Learner, step: int, rate: float, gradients: bool = True) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from vlprompt.data.dataset import Dataset, Item
-from vlprompt.errors import unknown
 from vlprompt.demo.drawing import COLOURS, PATTERNS, draw
 from vlprompt.demo.looks import STYLES
 from vlprompt.demo.outlines import SHAPES
+from vlprompt.errors import unknown
 
 Combination = tuple[str, str, str]  # pattern, colour, shape
 
