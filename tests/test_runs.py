@@ -54,8 +54,19 @@ def within(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Call
 def start(arguments: list[str], environment: dict[str, str], folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "run.py"), *arguments]
     pipe = subprocess.PIPE
+
+    def interruptible() -> None:  # a shell's background jobs, and so what they start, ignore Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     return subprocess.Popen(
-        command, stdout=pipe, stderr=pipe, text=True, cwd=folder, env=environment, start_new_session=True
+        command,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        cwd=folder,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=interruptible,
     )
 
 

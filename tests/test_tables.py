@@ -12,7 +12,10 @@ from vlprompt.errors import UserError
 from vlprompt.records import Record
 from vlprompt.tables import DEMO_NOTE, PRECISION_NOTE, frame, render, summarise
 
-CSV_COLUMNS = "protocol,dataset,backbone,weights,precision,method,variant,shots,n,base,base_sd,novel,novel_sd,H,parameters,train_s,test_s,peak_bytes,failed,missing"
+CSV_COLUMNS = (
+    "protocol,dataset,backbone,weights,precision,method,variant,shots,n,base,base_sd,novel,novel_sd,H,"
+    "parameters,train_s,test_s,peak_bytes,failed,missing"
+)
 
 
 def record(method: str, seed: int, base: float | None = 0.8, novel: float = 0.7, **fields: object) -> Record:
