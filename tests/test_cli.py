@@ -23,7 +23,7 @@ from PIL import Image
 from tiny_world import CLASSES, PER_CLASS, RUN, load
 
 from vlprompt import cli, demo, experiment, run
-from vlprompt.data.images import Views, loader
+from vlprompt.data.images import Batches, Views
 from vlprompt.errors import UserError
 from vlprompt.experiment import Experiment
 from vlprompt.metrics import load_predictions
@@ -324,8 +324,8 @@ def test_a_failure_in_a_sweep_belongs_to_its_variant(results: Path) -> None:
 def collect(order: list[tuple[int | None, int]], batch_size: int, workers: int) -> dict[tuple[int | None, int], bytes]:
     split = load("tiny").split("train")
     views = Views(split, Preprocess(size=8), seed=1)
-    batches = loader(views, order, batch_size=batch_size, workers=workers)
-    rows = [row for pixels, _ in batches for row in pixels]
+    batches = Batches(views, order, batch_size=batch_size, workers=workers)
+    rows = [row for pixels, _ in batches.loader for row in pixels]
     return {key: row.numpy().tobytes() for key, row in zip(order, rows, strict=True)}
 
 
@@ -353,7 +353,7 @@ def refuse(image: str) -> Image.Image:
 def test_a_damaged_image_is_one_sentence_from_a_worker_too(workers: int) -> None:
     views = Views(replace(load("tiny").split("train"), open_image=refuse), Preprocess(size=8))
     with pytest.raises(UserError) as caught:
-        list(loader(views, [(None, 0)], batch_size=1, workers=workers))
+        list(Batches(views, [(None, 0)], batch_size=1, workers=workers))
     assert str(caught.value) == "image train/0/0 is missing: put it back."
 
 

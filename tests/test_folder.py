@@ -15,7 +15,7 @@ from PIL import Image
 from vlprompt import cli, run
 from vlprompt.data.dataset import Dataset
 from vlprompt.data.sources import digits, folder
-from vlprompt.data.sources.files import open_file
+from vlprompt.data.sources.files import Files
 from vlprompt.data.sources.layouts import warn
 from vlprompt.errors import UserError
 
@@ -386,7 +386,7 @@ RAMP = np.arange(6, dtype=np.float64).reshape(2, 3) / 5
 
 
 def opened(path: Path, **more: Any) -> np.ndarray:
-    image = open_file(path.parent, path.name, **more)
+    image = Files(path.parent, **more)(path.name)
     assert image.mode == "RGB"
     return np.asarray(image)
 
@@ -491,7 +491,7 @@ def test_broken_exif_is_no_broken_image(tmp_path: Path) -> None:
 def test_files_that_are_no_images_are_named(tmp_path: Path, content: bytes, as_shown: bool) -> None:
     (tmp_path / "a b.jpg").write_bytes(content)
     with pytest.raises(UserError, match=r"a b\.jpg cannot be read") as caught:
-        open_file(tmp_path, "a b.jpg", as_shown=as_shown)
+        Files(tmp_path, as_shown=as_shown)("a b.jpg")
     assert "\n" not in str(caught.value)
 
 

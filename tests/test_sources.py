@@ -13,7 +13,7 @@ from PIL import Image
 
 from vlprompt.data.dataset import Dataset
 from vlprompt.data.sources import digits
-from vlprompt.data.sources.files import open_file
+from vlprompt.data.sources.files import Files
 from vlprompt.errors import UserError
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -165,7 +165,7 @@ def test_an_incomplete_archive_is_noticed_when_loading(root: Path, part: int) ->
 
 def test_a_missing_image_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a/b\.jpg is missing"):
-        open_file(tmp_path, "a/b.jpg")
+        Files(tmp_path)("a/b.jpg")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif"])
@@ -176,13 +176,13 @@ def test_a_damaged_image_is_named(tmp_path: Path, suffix: str, keep: float) -> N
     whole = path.read_bytes()
     path.write_bytes(whole[: int(keep if keep >= 1 else keep * len(whole))])
     with pytest.raises(UserError, match=rf"a\.{suffix} cannot be read"):
-        open_file(tmp_path, path.name)
+        Files(tmp_path)(path.name)
 
 
 def test_a_folder_in_place_of_an_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").mkdir()
     with pytest.raises(UserError, match=r"a\.jpg cannot be read"):
-        open_file(tmp_path, "a.jpg")
+        Files(tmp_path)("a.jpg")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_other_modes_become_rgb(tmp_path: Path, mode: str, colour: Any, suffix: 
     if mode == "P":
         stored.putpalette([0, 0, 0] * 3 + [200, 10, 10])
     stored.save(tmp_path / f"a.{suffix}")
-    image = open_file(tmp_path, f"a.{suffix}")
+    image = Files(tmp_path)(f"a.{suffix}")
     grey = mode in ("L", "1", "LA")
     red, green, blue = image.getpixel((4, 4))
     assert image.mode == "RGB"

@@ -12,6 +12,7 @@ import yaml
 from vlprompt import demo, saved
 from vlprompt.data.cache import Bank
 from vlprompt.data.dataset import Dataset
+from vlprompt.data.image_cache import ImageCache
 from vlprompt.data.images import Augment, seed_of
 from vlprompt.learners.base import Learner
 from vlprompt.machine import default_workers, device_name, peak_memory, resolve_device, resolve_precision
@@ -149,13 +150,14 @@ class Experiment:
         learner = self._build(clip, episode)
         trainer = Trainer(
             clip=clip,
-            bank=bank_at(clip, self._images(), self.precision, self._workers()),
+            bank=bank_at(clip, self._images(), self.precision, self._workers(), self._cache()),
             reporter=reporter,
             precision=self.precision,
             seed=self.settings.seed,
             workers=self._workers(),
             bank_views=self.settings.bank.views,
             augment=Augment(**self.settings.augment.model_dump()),
+            cache=self._cache(),
         )
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -268,6 +270,11 @@ class Experiment:
         source = {**self.settings.dataset.source, "root": str(data_root(self.settings))}
         return config_hash({"source": source, "split": self.dataset.fingerprint()})
 
+    def _cache(self) -> ImageCache | None:
+        if not self.settings.cache:
+            return None
+        return ImageCache(data_root(self.settings) / ".cache" / "images", int(self.settings.data.cache_gb * 1e9))
+
     def _workers(self) -> int:
         return default_workers() if self.settings.workers is None else self.settings.workers
 
@@ -306,6 +313,6 @@ def clip_at(model: str, weights: str, device: torch.device) -> Clip:
 
 
 @cache
-def bank_at(clip: Clip, images: str, precision: str, workers: int) -> Bank:
+def bank_at(clip: Clip, images: str, precision: str, workers: int, cache: ImageCache | None) -> Bank:
     """The features of a data set's images in this process, shared like the model."""
-    return Bank(clip, precision=precision, workers=workers)
+    return Bank(clip, precision=precision, workers=workers, cache=cache)

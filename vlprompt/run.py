@@ -23,7 +23,10 @@ from omegaconf.errors import OmegaConfBaseException
 from vlprompt.errors import ClassBoundError, UserError, unknown
 
 GROUPS = ("method", "dataset", "protocol", "backbone")
-SHARED = ("dataset", "protocol", "backbone", "precision", "device", "threads", "workers", "data", "force", "wandb")
+SHARED = (
+    *("dataset", "protocol", "backbone", "precision", "device", "threads", "workers", "data", "cache"),
+    *("force", "wandb"),
+)
 """What a run and the zero-shot run beside it have in common."""
 NULL_GROUP = "Config group override must be"  # how Hydra's ValueError for method=null begins
 SWEEP_LOG = "VLPROMPT_SWEEP_LOG"  # a folder where the jobs of a sweep, in whatever process, leave their outcomes

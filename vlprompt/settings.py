@@ -44,6 +44,7 @@ class Augmentation(BaseModel):
 class Data(BaseModel):
     model_config = _STRICT
     root: str | None = None
+    cache_gb: Annotated[float, Field(ge=0, strict=False)] = 20.0
 
 
 class Backbone(BaseModel):
@@ -81,6 +82,7 @@ class Settings(BaseModel):
     precision: Literal["auto", "fp32", "bf16"]
     threads: PositiveInt | None
     workers: NonNegativeInt | None
+    cache: bool
     force: bool
     name: str | None
     wandb: Literal["online", "offline", "disabled"] | None

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vlprompt.data.cache import Bank
 from vlprompt.data.dataset import Split
-from vlprompt.data.images import PUBLISHED, Augment, Shuffled, Views, loader
+from vlprompt.data.image_cache import ImageCache
+from vlprompt.data.images import PUBLISHED, Augment, Batches, Shuffled, Views
 from vlprompt.errors import NonFiniteError
 from vlprompt.learners.base import Learner
 from vlprompt.metrics import Predictions
@@ -82,6 +83,7 @@ class Trainer:
     workers: int = 0
     bank_views: int | None = None
     augment: Augment = PUBLISHED
+    cache: ImageCache | None = None
 
     @property
     def device(self) -> torch.device:
@@ -186,21 +188,24 @@ class Trainer:
         """Batches for all steps of the training."""
         order = Shuffled(len(split), min(len(split), per_epoch * fit.batch_size), seed=self.seed)
         total = n_steps(len(split), fit)
-        views = Views(split, self.clip.preprocess, seed=self.seed, augment=self.augment)
-        pixels = None if banked else loader(views, order, batch_size=fit.batch_size, workers=self.workers)
+        views = Views(split, self.clip.preprocess, seed=self.seed, augment=self.augment, cache=self.cache)
+        pixels = None if banked else self.batches(views, order, fit.batch_size)
         labels = torch.tensor([item.label for item in split.items], device=self.device)
         for epoch in range(math.ceil(total / per_epoch)):
             order.epoch = epoch
             left = total - epoch * per_epoch
             if pixels is not None:
                 for _, (batch, of_batch) in zip(range(left), pixels, strict=False):
-                    yield Images(batch).to(self.device), of_batch.to(self.device, non_blocking=True)
+                    yield Images(batch), of_batch
                 continue
             assert self.bank_views is not None
             features = self.bank.features(split, epoch % self.bank_views, seed=self.seed, augment=self.augment)
             for _, chosen in zip(range(left), torch.tensor(order.indices()).split(fit.batch_size), strict=False):
                 index = chosen.to(self.device)
                 yield Images(features=features[index]), labels[index]
+
+    def batches(self, views: Views, order: Iterable[tuple[int | None, int]], batch_size: int) -> Batches:
+        return Batches(views, order, batch_size=batch_size, workers=self.workers, device=self.device)
 
     def _fill_views(self, split: Split) -> None:
         """Bank the training views before the first step, so that the time left is known."""
@@ -226,10 +231,10 @@ class Pass:
             for part, of_part in zip(features, labels.split(TEST_BATCH), strict=True):
                 yield Images(features=part), of_part
             return
-        views = Views(split, trainer.clip.preprocess)
+        views = Views(split, trainer.clip.preprocess, cache=trainer.cache)
         order = [(None, index) for index in range(len(split))]
-        for batch, of_batch in loader(views, order, batch_size=TEST_BATCH, workers=trainer.workers):
-            yield Images(batch).to(trainer.device), of_batch.to(trainer.device)
+        for batch, of_batch in trainer.batches(views, order, TEST_BATCH):
+            yield Images(batch), of_batch
 
 
 def measure(function: Any, *args: Any) -> tuple[Any, float]:

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlprompt.data.dataset import Split
-from vlprompt.data.images import PUBLISHED, Augment, Views, loader
+from vlprompt.data.image_cache import ImageCache
+from vlprompt.data.images import PUBLISHED, Augment, Batches, Views
 from vlprompt.towers import Clip, Images
 
 BATCH = 128
@@ -20,8 +21,8 @@ class Bank:
     View None is the centre crop. Any other is drawn from `seed` and `augment`, as `Views` does.
     """
 
-    def __init__(self, clip: Clip, *, precision: str, workers: int) -> None:
-        self.clip, self.precision, self.workers = clip, precision, workers
+    def __init__(self, clip: Clip, *, precision: str, workers: int, cache: ImageCache | None = None) -> None:
+        self.clip, self.precision, self.workers, self.cache = clip, precision, workers, cache
         self._rows: dict[tuple[str, int | None, int, Augment], Float[Tensor, " e"]] = {}
 
     def __len__(self) -> int:
@@ -50,7 +51,8 @@ class Bank:
         missing = tuple(item for item in split.items if (item.image, *drawn) not in self._rows)
         done(len(split) - len(missing))
         if missing:
-            views = Views(replace(split, items=missing), self.clip.preprocess, seed=seed, augment=augment)
+            left = replace(split, items=missing)
+            views = Views(left, self.clip.preprocess, seed=seed, augment=augment, cache=self.cache)
             rows = self._compute(views, view, done)
             self._rows |= {(item.image, *drawn): row for item, row in zip(missing, rows, strict=True)}
 
@@ -58,9 +60,9 @@ class Bank:
     def _compute(self, views: Views, view: int | None, done: Callable[[int], object]) -> Float[Tensor, "N e"]:
         order = [(view, index) for index in range(len(views.split))]
         device, out = self.clip.device, []
-        for pixels, _ in loader(views, order, batch_size=BATCH, workers=self.workers):
+        for pixels, _ in Batches(views, order, batch_size=BATCH, workers=self.workers, device=device):
             with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                out.append(self.clip.image(Images(pixels.to(device, non_blocking=True))))
+                out.append(self.clip.image(Images(pixels)))
             done(len(pixels))
         return torch.cat(out)
 

@@ -1,12 +1,13 @@
 """From images on disk, or drawn, to batches: the published transforms, and views that depend on nothing else."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -14,6 +15,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as transforms
 
 from vlprompt.data.dataset import Split
+from vlprompt.data.image_cache import ImageCache, Pixels
+from vlprompt.data.sources.files import Files
 from vlprompt.errors import UserError
 from vlprompt.towers import Preprocess
 
@@ -24,20 +27,12 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _to_tensor(pre: Preprocess) -> list[torch.nn.Module]:
-    return [
-        transforms.PILToTensor(),
-        transforms.ToDtype(torch.float32, scale=True),
-        transforms.Normalize(list(pre.mean), list(pre.std)),
-    ]
-
-
 def eval_transform(pre: Preprocess) -> transforms.Compose:
-    """One centre crop: shorter side to `size` (or squashed, where the model was trained so), antialiased."""
+    """One centre crop, as bytes: shorter side to `size` (or squashed, where the model was trained so), antialiased."""
     mode = InterpolationMode(pre.interpolation)
     size = [pre.size, pre.size] if pre.resize == "squash" else pre.size
     resize = transforms.Resize(size, interpolation=mode, antialias=True)
-    return transforms.Compose([resize, transforms.CenterCrop(pre.size), *_to_tensor(pre)])
+    return transforms.Compose([resize, transforms.CenterCrop(pre.size), transforms.PILToTensor()])
 
 
 @dataclass(frozen=True)
@@ -55,32 +50,57 @@ PUBLISHED = Augment()
 
 
 def train_transform(pre: Preprocess, augment: Augment = PUBLISHED) -> transforms.Compose:
-    """A random view."""
+    """A random view, as bytes."""
     mode = InterpolationMode(pre.interpolation)
     crop = transforms.RandomResizedCrop(pre.size, scale=augment.scale, interpolation=mode, antialias=True)
-    return transforms.Compose([crop, transforms.RandomHorizontalFlip(augment.flip), *_to_tensor(pre)])
+    return transforms.Compose([crop, transforms.RandomHorizontalFlip(augment.flip), transforms.PILToTensor()])
+
+
+def normalise(pixels: UInt8[Tensor, "B 3 H W"], pre: Preprocess) -> Float[Tensor, "B 3 H W"]:
+    """Bytes to what the model was trained on. A batch at a time: the same numbers as image by image, much sooner."""
+    mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (pre.mean, pre.std))
+    return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
 
 
 class Views(Dataset[tuple[Tensor, int]]):
-    """The images of a split as tensors, indexed by (view, index).
+    """The images of a split as bytes, indexed by (view, index).
 
     View None is the centre crop. Any other is a function of (seed, view, image) alone, whatever the order, the batch
-    size or the number of workers.
+    size or the number of workers. With a `cache`, files are decoded once, and cropped for the test once.
     """
 
-    def __init__(self, split: Split, pre: Preprocess, *, seed: int = 0, augment: Augment = PUBLISHED) -> None:
-        self.split, self.seed = split, seed
+    def __init__(
+        self,
+        split: Split,
+        pre: Preprocess,
+        *,
+        seed: int = 0,
+        augment: Augment = PUBLISHED,
+        cache: ImageCache | None = None,
+    ) -> None:
+        self.split, self.pre, self.seed, self.cache = split, pre, seed, cache
         self.plain, self.random = eval_transform(pre), train_transform(pre, augment)
 
-    def __getitem__(self, key: tuple[int | None, int]) -> tuple[Float[Tensor, "3 H W"], int]:
+    def __getitem__(self, key: tuple[int | None, int]) -> tuple[UInt8[Tensor, "3 H W"], int]:
         view, index = key
         item = self.split.items[index]
-        image: Image.Image = self.split.open_image(item.image)
         if view is None:
-            return self.plain(image), item.label
+            return torch.from_numpy(self._obtain(item.image, f"crop {self.pre}", self._crop)), item.label
+        image = Image.fromarray(self._obtain(item.image, "decoded", np.array))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of("view", self.seed, view, item.image))
             return self.random(image), item.label
+
+    def _crop(self, image: Image.Image) -> Pixels:
+        return self.plain(image).numpy()
+
+    def _obtain(self, name: str, done: str, make: Callable[[Image.Image], Pixels]) -> Pixels:
+        """What `make` makes of an image, from the cache where the image is a file and it is there."""
+        files = self.split.open_image
+        if self.cache is None or not isinstance(files, Files):
+            return make(files(name))
+        content = files.read(name)
+        return self.cache.obtain(content, f"{files.as_shown} {done}", lambda: make(files.decode(content, name)))
 
 
 class Shuffled(Sampler[tuple[int | None, int]]):
@@ -110,13 +130,29 @@ class Loader(DataLoader[Any]):
             raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].strip()) from None
 
 
-def loader(views: Views, order: Iterable[tuple[int | None, int]], *, batch_size: int, workers: int) -> Loader:
-    """Batches of (pixels [B, 3, H, W], labels [B]); the workers persist from one epoch to the next."""
-    return Loader(
-        views,
-        batch_size=batch_size,
-        sampler=order,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-    )
+class Batches:
+    """(pixels [B, 3, H, W] on the device, normalised; labels [B]); the workers persist from one epoch to the next."""
+
+    def __init__(
+        self,
+        views: Views,
+        order: Iterable[tuple[int | None, int]],
+        *,
+        batch_size: int,
+        workers: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.pre, self.device = views.pre, torch.device(device)
+        self.loader = Loader(
+            views,
+            batch_size=batch_size,
+            sampler=order,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def __iter__(self) -> Iterator[tuple[Float[Tensor, "B 3 H W"], Int[Tensor, " B"]]]:
+        for pixels, labels in self.loader:  # as bytes they are a quarter as large for processes and buses
+            moved = pixels.to(self.device, non_blocking=True)
+            yield normalise(moved, self.pre), labels.to(self.device, non_blocking=True)

@@ -28,10 +28,6 @@ class Images:
         known = self.pixels if self.pixels is not None else self.features
         return 0 if known is None else len(known)
 
-    def to(self, device: torch.device | str) -> "Images":
-        moved = (None if t is None else t.to(device, non_blocking=True) for t in (self.pixels, self.features))
-        return Images(*moved)
-
 
 class ImageTower:
     """Images -> un-normalised features [B, e]. A plain object without parameters of its own; nothing in it is trained.

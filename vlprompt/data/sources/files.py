@@ -1,11 +1,13 @@
 """Images stored as files."""
 
 import contextlib
+import io
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vlprompt.errors import UserError
 
@@ -17,23 +19,44 @@ DAMAGED = (
 DEEPEST = 65535  # of 16 bits
 
 
-def open_file(root: Path, image: str, *, as_shown: bool = False) -> Image.Image:
-    """The image at `root/image` as RGB, deep grey values scaled to 8 bits.
+@dataclass(frozen=True)
+class Files:
+    """Opens the images below the folder `root` as RGB, deep grey values scaled to 8 bits.
 
     `as_shown`: turned as its EXIF data says, and on white where it is transparent, as people saw it who labelled it.
     Without, pixels are taken as they are stored: so do the original implementations on the published data sets.
-
-    Raises: UserError, naming the file, where it is missing or damaged.
     """
-    path = root / image
-    try:
-        with Image.open(path) as opened:
-            pixels = to_rgb(opened, on_white=as_shown)
-            return turn(pixels, orientation_of(opened)) if as_shown else pixels
-    except FileNotFoundError as error:
-        raise UserError(f"image {path} is missing: put it back, or unpack the data set again.") from error
-    except DAMAGED as error:
-        raise UserError(f"image {path} cannot be read ({error}): replace the file.") from error
+
+    root: Path
+    as_shown: bool = False
+
+    def __call__(self, image: str) -> Image.Image:
+        """Raises: UserError, naming the file, where it is missing or damaged."""
+        return self.decode(self.read(image), image)
+
+    def read(self, image: str) -> bytes:
+        """The file as it is stored. Raises: UserError where it cannot be read."""
+        path = self.root / image
+        try:
+            return path.read_bytes()
+        except FileNotFoundError as error:
+            raise UserError(f"image {path} is missing: put it back, or unpack the data set again.") from error
+        except OSError as error:
+            raise damaged(path, error) from error
+
+    def decode(self, content: bytes, image: str) -> Image.Image:
+        """The picture in a file's bytes. Raises: UserError that names the file where it is damaged."""
+        try:
+            with Image.open(io.BytesIO(content)) as opened:
+                pixels = to_rgb(opened, on_white=self.as_shown)
+                return turn(pixels, orientation_of(opened)) if self.as_shown else pixels
+        except DAMAGED as error:
+            raise damaged(self.root / image, error) from error
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    why = "no known format" if isinstance(error, UnidentifiedImageError) else error
+    return UserError(f"image {path} cannot be read ({why}): replace the file.")
 
 
 def to_rgb(image: Image.Image, *, on_white: bool = False) -> Image.Image:

@@ -7,12 +7,11 @@ import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from vlprompt.data.dataset import Dataset, Item, Part
 from vlprompt.data.sources import split_file
-from vlprompt.data.sources.files import open_file
+from vlprompt.data.sources.files import Files
 from vlprompt.data.sources.layouts import Found, read_names, read_table, walk, warn
 from vlprompt.errors import UserError
 
@@ -166,7 +165,7 @@ def assemble(found: Iterable[Found], class_names: Mapping[str, str], base: Path)
     if untrained := [key for key, label in labels.items() if label not in trained]:
         raise UserError(f"class '{untrained[0]}' has no training images: add some, or leave the class out.")
     names = tuple(class_names[key] for key in labels)
-    return Dataset(name="", classes=names, open_image=partial(open_file, base, as_shown=True), **parts)
+    return Dataset(name="", classes=names, open_image=Files(base, as_shown=True), **parts)
 
 
 def slug(text: str) -> str:

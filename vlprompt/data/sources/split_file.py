@@ -4,14 +4,13 @@ Source: Zhou et al., "Learning to Prompt for Vision-Language Models" (IJCV 2022)
 """
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlprompt.data.dataset import Dataset, Item
-from vlprompt.data.sources.files import open_file
+from vlprompt.data.sources.files import Files
 from vlprompt.errors import UserError
 
 DOWNLOAD = "download it again"
@@ -55,7 +54,7 @@ def load(name: str, *, root: str | Path, folder: str, images: str, split: str, l
                 f"{split_path} lists {image}, which is not below {image_root}: "
                 f"unpack the images there again (published at {links['images']})."
             )
-    return Dataset(name=name, classes=classes, open_image=partial(open_file, image_root), **parts)
+    return Dataset(name=name, classes=classes, open_image=Files(image_root), **parts)
 
 
 def read(path: Path, *, remedy: str = DOWNLOAD) -> SplitFile:
