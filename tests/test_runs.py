@@ -217,3 +217,17 @@ def test_the_wheel_works_from_anywhere(environment: dict[str, str], tmp_path: Pa
     (record,) = coop(tmp_path / "results")
     assert (record.weights, record.git) == ("pretrained", None)
     assert "vlprompt" in record.versions
+
+
+def test_joblib_runs_the_cells_of_a_sweep_in_processes(environment: dict[str, str], tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra sweep")
+    parallel = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    arguments = [*parallel, *RUN, "seed=1,2", "method.class_specific=false,true", "name=here"]
+    code, out, err = end(start(arguments, environment, tmp_path))
+    assert (code, "Traceback" in err) == (0, False), err
+    found = coop(tmp_path / "results")
+    assert sorted((record.seed, record.status) for record in found) == [(1, "finished"), (2, "finished")]
+    assert "2 of 4 runs did not finish:" in err
+    assert err.count("(not_applicable): CoOp owns parameters for each") == 2
+    row = next(line.split() for line in out.splitlines() if line.startswith("coop  "))
+    assert row[:4] == ["coop", "here", "2", "2"]  # variant, shots, n

@@ -93,6 +93,14 @@ def test_columns_follow_the_protocol() -> None:
     assert "60.00 ± 0.00" in render(table)
 
 
+def test_each_protocol_has_a_table_of_its_own(records: list[Record]) -> None:
+    few = [record("coop", s, protocol="few_shot", scores={"test": {"accuracy": 0.6}}) for s in (1, 2)]
+    for format in ("terminal", "markdown", "latex"):
+        first, second = (render(summarise(part), format) for part in (records, few))
+        assert render(summarise([*records, *few]), format) == f"{first}\n{second}"
+    assert "novel" not in second
+
+
 def test_precisions_and_weights_are_not_averaged_together() -> None:
     mixed = [record("coop", 1), record("coop", 2, precision="fp32"), record("coop", 3, weights=None)]
     table = summarise(mixed)
@@ -147,7 +155,8 @@ def test_csv_holds_raw_numbers(records: list[Record]) -> None:
 
 def test_markdown_and_latex(records: list[Record]) -> None:
     markdown, latex = (render(summarise(records), format) for format in ("markdown", "latex"))
-    assert markdown.startswith("| protocol")
+    assert markdown.startswith("protocol base_to_novel, dataset caltech101")
+    assert "| method " in markdown
     assert "vpt_shallow" in markdown
     assert "\\toprule" in latex
     assert "vpt\\_shallow" in latex

@@ -92,7 +92,8 @@ def _place(row: dict[str, Any]) -> tuple:
 
 
 def render(table: pd.DataFrame, format: str = "terminal") -> str:
-    """A summary as text. CSV holds the raw numbers; the others two decimals, `mean ± deviation`.
+    """A summary as text, a table for each protocol. CSV is one table of the raw numbers; the others have two decimals,
+    `mean ± deviation`, and what all rows of a table share above it (LaTeX: in columns).
 
     "terminal" is a rich table on a terminal; into a file or a pipe it is plain, never wrapped, never cut.
     """
@@ -102,17 +103,20 @@ def render(table: pd.DataFrame, format: str = "terminal") -> str:
         raise UserError(NO_RUNS)
     if format == "csv":
         return table.to_csv(index=False)
-    shown, notes = _readable(table), _notes(table)
+    parts = [part for _, part in table.groupby("protocol", sort=False)]
+    return "\n\n".join([*(_table(_readable(part), format) for part in parts), *_notes(table)]) + "\n"
+
+
+def _table(shown: pd.DataFrame, format: str) -> str:
+    """One table of cells that are text already."""
+    if format == "latex":
+        return shown.to_latex(index=False, escape=True).replace("±", r"$\pm$").rstrip("\n")
+    shared = [name for name in CONTEXT if name in shown and shown[name].nunique() == 1]
+    title, rows = ", ".join(f"{name} {shown[name].iloc[0]}" for name in shared), shown.drop(columns=shared)
     if format == "markdown":
-        text = shown.to_markdown(index=False, disable_numparse=True)
-    elif format == "latex":
-        text = shown.to_latex(index=False, escape=True).replace("±", r"$\pm$")
-    else:
-        shared = [name for name in CONTEXT if name in shown and shown[name].nunique() == 1]
-        title = ", ".join(f"{name} {shown[name].iloc[0]}" for name in shared)
-        rows = shown.drop(columns=shared)
-        text = _rich(rows, title) if sys.stdout.isatty() else f"{title}\n{_plain(rows)}".lstrip("\n")
-    return "\n\n".join([text.rstrip("\n"), *notes]) + "\n"
+        return f"{title}\n\n{rows.to_markdown(index=False, disable_numparse=True)}".lstrip("\n")
+    text = _rich(rows, title) if sys.stdout.isatty() else f"{title}\n{_plain(rows)}".lstrip("\n")
+    return text.rstrip("\n")
 
 
 def _readable(table: pd.DataFrame) -> pd.DataFrame:
