@@ -88,7 +88,8 @@ class Views(Dataset[tuple[Tensor, int]]):
             return torch.from_numpy(self._obtain(item.image, f"crop {self.pre}", self._crop)), item.label
         image = Image.fromarray(self._obtain(item.image, "decoded", np.array))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of("view", self.seed, view, item.image))
+            # torch.manual_seed would note a stack trace for the GPU at each call
+            torch.default_generator.manual_seed(seed_of("view", self.seed, view, item.image))
             return self.random(image), item.label
 
     def _crop(self, image: Image.Image) -> Pixels:
