@@ -15,7 +15,14 @@ from vlprompt.data.dataset import Dataset
 from vlprompt.data.image_cache import ImageCache
 from vlprompt.data.images import Augment, seed_of
 from vlprompt.learners.base import Learner
-from vlprompt.machine import default_workers, device_name, peak_memory, resolve_device, resolve_precision
+from vlprompt.machine import (
+    default_workers,
+    device_name,
+    peak_memory,
+    reset_peak_memory,
+    resolve_device,
+    resolve_precision,
+)
 from vlprompt.metrics import Predictions, save_predictions, score
 from vlprompt.plan import data_root, load_dataset, locate, result_relevant
 from vlprompt.progress import Reporter
@@ -159,8 +166,7 @@ class Experiment:
             augment=Augment(**self.settings.augment.model_dump()),
             cache=self._cache(),
         )
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        reset_peak_memory(self.device)
         curve, train_seconds = self._fit(trainer, learner, episode, tracker)
         predictions, test_seconds = measure(trainer.evaluate, learner, episode.tests)
         scores = {name: score(kept) for name, kept in predictions.items()}

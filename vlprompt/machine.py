@@ -1,7 +1,10 @@
 """What this machine has: devices, cores, memory."""
 
+import contextlib
 import os
+import re
 import sys
+from pathlib import Path
 
 import torch
 
@@ -29,10 +32,23 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """From here on `peak_memory` counts anew, where the system can do that (a GPU; Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes: of the GPU in this run, or of the whole process so far on a CPU; None where that is not told."""
+    """Bytes: of the GPU, or of the process on a CPU, since the reset; None where that is not told."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        if found := re.search(r"VmHWM:\s+(\d+) kB", status):
+            return int(found[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows
