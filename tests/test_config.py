@@ -12,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
+from vlprompt.locations import config_dir
 from vlprompt.plan import locate
 from vlprompt.protocols.base import Protocol
-from vlprompt.run import config_dir
 from vlprompt.settings import Settings, check_arguments, read_settings
 
 CONF = config_dir()

@@ -18,10 +18,11 @@ from vlprompt import saved
 from vlprompt.data.cache import Bank
 from vlprompt.errors import ClassBoundError, UserError
 from vlprompt.learners.base import Learner
+from vlprompt.locations import config_dir
 from vlprompt.optim import Fit, make_optimizer
 from vlprompt.plan import locate
 from vlprompt.progress import Reporter
-from vlprompt.run import compose, config_dir
+from vlprompt.run import compose
 from vlprompt.towers import Images, NeedsPixels, load_clip
 from vlprompt.trainer import Trainer
 

@@ -14,7 +14,9 @@ from vlprompt.data.cache import Bank
 from vlprompt.data.dataset import Dataset
 from vlprompt.data.image_cache import ImageCache
 from vlprompt.data.images import Augment, seed_of
+from vlprompt.data.sampling import sample_few_shot
 from vlprompt.learners.base import Learner
+from vlprompt.locations import data_root
 from vlprompt.machine import (
     default_workers,
     device_name,
@@ -24,7 +26,7 @@ from vlprompt.machine import (
     resolve_precision,
 )
 from vlprompt.metrics import Predictions, save_predictions, score
-from vlprompt.plan import data_root, load_dataset, locate, result_relevant
+from vlprompt.plan import load_dataset, locate, make_sampler, result_relevant
 from vlprompt.progress import Reporter
 from vlprompt.protocols.base import Episode, Protocol
 from vlprompt.records import (
@@ -87,6 +89,7 @@ class Experiment:
             UserError: a wrong setting, a missing data set, a device that this machine lacks.
         """
         settings = read_settings(config)
+        config = {**config, "dataset": {k: v for k, v in config["dataset"].items() if k != "about"}}
         device = resolve_device(settings.device)
         precision = resolve_precision(settings.precision, device)
         learner, arguments = locate(settings.method, Learner, "method")
@@ -198,8 +201,10 @@ class Experiment:
         )
 
     def _episode(self) -> Episode:
-        shots = self.settings.shots if self.trained else "all"  # what is not trained draws no images
-        (episode,) = self.protocol.episodes(self.dataset, shots=shots, seed=self.settings.seed)
+        shots, sample = self.settings.shots, make_sampler(self.settings)
+        if not self.trained:
+            shots, sample = "all", sample_few_shot  # no images are drawn
+        (episode,) = self.protocol.episodes(self.dataset, shots=shots, seed=self.settings.seed, sample=sample)
         return episode
 
     def _build(self, clip: Clip, episode: Episode) -> Learner:
@@ -273,13 +278,15 @@ class Experiment:
 
     def _images(self) -> str:
         """Stands for the images behind the data set's items, whose names alone may be those of another data set."""
-        source = {**self.settings.dataset.source, "root": str(data_root(self.settings))}
+        source = {**self.settings.dataset.source, "root": str(data_root(self.settings.data.root))}
         return config_hash({"source": source, "split": self.dataset.fingerprint()})
 
     def _cache(self) -> ImageCache | None:
         if not self.settings.cache:
             return None
-        return ImageCache(data_root(self.settings) / ".cache" / "images", int(self.settings.data.cache_gb * 1e9))
+        return ImageCache(
+            data_root(self.settings.data.root) / ".cache" / "images", int(self.settings.data.cache_gb * 1e9)
+        )
 
     def _workers(self) -> int:
         return default_workers() if self.settings.workers is None else self.settings.workers

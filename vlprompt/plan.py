@@ -1,8 +1,8 @@
 """From checked settings to what they name, and to what makes a run this run and no other."""
 
 import hashlib
+import inspect
 import mmap
-import os
 import pydoc
 from collections.abc import Mapping
 from functools import cache
@@ -11,16 +11,15 @@ from typing import Any
 
 from vlprompt import demo
 from vlprompt.data.dataset import Dataset
+from vlprompt.data.get import ensure
+from vlprompt.data.lists import ListSampler
+from vlprompt.data.sampling import SAMPLERS, Sampler
 from vlprompt.errors import UserError
+from vlprompt.locations import data_root
 from vlprompt.settings import Settings, check_arguments
 from vlprompt.towers import RANDOM, WEIGHTS_FILE
 
-PLACES = ("links", "path", "labels", "names", "stored")  # of a source: where it lies, not what it is
-
-
-def data_root(settings: Settings) -> Path:
-    """data.root, VLPROMPT_DATA, or `datasets` in the working directory."""
-    return Path(settings.data.root or os.environ.get("VLPROMPT_DATA", "datasets"))
+PLACES = ("path", "labels", "names", "stored")  # of a source: where it lies, not what it is
 
 
 def result_relevant(settings: Settings, precision: str, dataset: Dataset) -> dict[str, Any]:
@@ -38,6 +37,9 @@ def result_relevant(settings: Settings, precision: str, dataset: Dataset) -> dic
         chosen |= {"fit": settings.fit.model_dump(), "bank": settings.bank.model_dump()}
         chosen |= {"augment": settings.augment.model_dump()}
         chosen |= {"seed": settings.seed, "shots": settings.shots}
+        if settings.sampler.name != "coop":  # so that results from before there were others are found again
+            file = settings.sampler.file
+            chosen |= {"sampler": {"name": settings.sampler.name, "file": file and file_hash(Path(file))}}
     return chosen
 
 
@@ -79,11 +81,29 @@ def locate(config: Mapping[str, Any], kind: type, where: str) -> tuple[Any, dict
 
 
 def load_dataset(settings: Settings) -> Dataset:
-    source = dict(settings.dataset.source)
-    target = source.pop("_target_", "")
+    """The data set of a run; fetched before, where it is missing and the user wants that."""
+    dataset, root = settings.dataset, data_root(settings.data.root)
+    if dataset.about and not dataset.root:
+        base = root.absolute() / dataset.source.get("folder", "")
+        ensure(dataset.name, dataset.about, base, download=settings.data.download)
+    return load_source(dataset.name, dataset.source, root)
+
+
+def load_source(name: str, source: Mapping[str, Any], root: Path, **more: Any) -> Dataset:
+    """The data set that `_target_` of a source reads; `more` are arguments that no configuration gives."""
+    arguments = {key: value for key, value in source.items() if key != "_target_"} | {"root": root}
+    target = source.get("_target_", "")
     load = pydoc.locate(target)
     if not callable(load):
         raise UserError(f"dataset.source._target_ is '{target}', allowed is the import path of a function")
-    source["root"] = data_root(settings)
-    check_arguments(load, source, "dataset.source")
-    return load(name=settings.dataset.name, **source)
+    check_arguments(load, arguments, "dataset.source")
+    known = inspect.signature(load).parameters
+    found: Dataset = load(name=name, **arguments, **{key: value for key, value in more.items() if key in known})
+    return found
+
+
+def make_sampler(settings: Settings) -> Sampler:
+    """The rule that draws the few-shot images."""
+    if settings.sampler.file is not None:
+        return ListSampler(Path(settings.sampler.file).expanduser())
+    return SAMPLERS[settings.sampler.name]

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vlprompt.errors import ClassBoundError, UserError, unknown
+from vlprompt.locations import config_dir
 
 GROUPS = ("method", "dataset", "protocol", "backbone")
 SHARED = (
@@ -31,12 +32,6 @@ SHARED = (
 NULL_GROUP = "Config group override must be"  # how Hydra's ValueError for method=null begins
 SWEEP_LOG = "VLPROMPT_SWEEP_LOG"  # a folder where the jobs of a sweep, in whatever process, leave their outcomes
 _mistakes: list[UserError] = []  # of a single run; raised within Hydra, it would print them its own way
-
-
-def config_dir() -> Path:
-    """The folder `conf`: inside an installed package, else beside run.py."""
-    inside = Path(__file__).parent / "conf"
-    return inside if inside.is_dir() else Path(__file__).parents[1] / "conf"
 
 
 def config_dirs(arguments: Sequence[str] | None = None) -> list[Path]:

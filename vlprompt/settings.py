@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from vlprompt.data.catalogue import About
 from vlprompt.errors import UserError, unknown
 from vlprompt.optim import Fit
 
@@ -44,7 +45,20 @@ class Augmentation(BaseModel):
 class Data(BaseModel):
     model_config = _STRICT
     root: str | None = None
+    download: bool = False
     cache_gb: Annotated[float, Field(ge=0, strict=False)] = 20.0
+
+
+class Sampling(BaseModel):
+    model_config = _STRICT
+    name: Literal["coop", "clip_lora", "tip_adapter", "list"] = "coop"
+    file: str | None = None
+
+    @model_validator(mode="after")
+    def _file_of_a_list(self) -> "Sampling":
+        if (self.name == "list") != (self.file is not None):
+            raise UserError("sampler.name=list needs sampler.file=PATH, and only it: give both or neither")
+        return self
 
 
 class Backbone(BaseModel):
@@ -64,6 +78,7 @@ class DataSource(BaseModel):
     name: str
     template: Annotated[str, AfterValidator(_check_template)]
     source: dict[str, Any]
+    about: About | None = Field(default=None, exclude=True)  # facts that change no result
     # Where a data set of one's own lies: no part of what it is, so that moving it changes no hash.
     root: str | None = Field(default=None, exclude=True)
     labels: str | None = Field(default=None, exclude=True)
@@ -88,6 +103,7 @@ class Settings(BaseModel):
     wandb: Literal["online", "offline", "disabled"] | None
     bank: Bank
     augment: Augmentation
+    sampler: Sampling
     data: Data
     backbone: Backbone
     dataset: DataSource

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from PIL import Image
@@ -45,7 +46,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set with its three parts. `classes` are the final names, underscores kept; labels index them."""
+    """A data set with its three parts. `classes` are the final names, underscores kept; labels index them.
+
+    `rows[i]` is the place of class i among those of the data set that this one was made after (ImageNet-A has 200 of
+    ImageNet's 1000 classes). None: it was made after none.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -53,6 +58,7 @@ class Dataset:
     val: tuple[Item, ...]
     test: tuple[Item, ...]
     open_image: OpenImage
+    rows: tuple[int, ...] | None = None
 
     def split(self, part: Part, items: Iterable[Item] | None = None) -> Split:
         """One part whole, or the given items of it."""
@@ -60,6 +66,10 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """sha256 over class names and the three lists: equal where the data set is split alike."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         parts = {part: [[i.image, i.label] for i in getattr(self, part)] for part in ("train", "val", "test")}
         text = json.dumps({"classes": self.classes, **parts}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -1,9 +1,9 @@
-"""The published few-shot sampler. No torch here."""
+"""The published few-shot samplers. No torch here."""
 
 import logging
 import random
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, Protocol, runtime_checkable
 
 from vlprompt.data.dataset import Dataset, Item
 from vlprompt.errors import UserError
@@ -14,6 +14,13 @@ Shots = int | Literal["all"]
 MAX_VAL_SHOTS = 4
 ALL = -1  # "no sub-sampling" inside this module only: users write "all"
 N_NAMED = 10  # classes that the warning names before it counts the rest
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A rule that draws (training images, validation images) from a data set."""
+
+    def __call__(self, dataset: Dataset, *, shots: Shots, seed: int) -> tuple[list[Item], list[Item]]: ...
 
 
 def sample_few_shot(dataset: Dataset, *, shots: Shots, seed: int) -> tuple[list[Item], list[Item]]:
@@ -30,6 +37,40 @@ def sample_few_shot(dataset: Dataset, *, shots: Shots, seed: int) -> tuple[list[
     train = draw(dataset.train, k, rng)
     val = draw(dataset.val, min(k, MAX_VAL_SHOTS), rng)  # after train: it continues the stream
     return train, val
+
+
+def sample_clip_lora(dataset: Dataset, *, shots: Shots, seed: int) -> tuple[list[Item], list[Item]]:
+    """As CLIP-LoRA: the validation images are drawn first, and a class with too few images repeats some.
+
+    Where the data set has no validation images (ImageNet), both come from the training images of a class in one draw.
+
+    Source: Zanella and Ben Ayed, "Low-Rank Few-Shot Adaptation of Vision-Language Models" (CVPR Workshops 2024), the
+    published implementation.
+    """
+    k = check_shots(dataset, shots, repeat=True)
+    rng = random.Random(seed)
+    k_val = min(k, MAX_VAL_SHOTS)
+    if dataset.val or k == ALL:
+        val = draw(dataset.val, k_val, rng, repeat=True)
+        return draw(dataset.train, k, rng, repeat=True), val
+    drawn = group_by_label(draw(dataset.train, k + k_val, rng, repeat=True)).values()
+    return [item for group in drawn for item in group[:k]], [item for group in drawn for item in group[k:]]
+
+
+def sample_tip_adapter(dataset: Dataset, *, shots: Shots, seed: int) -> tuple[list[Item], list[Item]]:
+    """As Tip-Adapter: training images alone are drawn, with repetition in small classes; validation images stay whole.
+
+    Source: Zhang et al., "Tip-Adapter" (ECCV 2022), the published implementation, which always uses seed 1.
+    """
+    k = check_shots(dataset, shots, repeat=True)
+    return draw(dataset.train, k, random.Random(seed), repeat=True), list(dataset.val)
+
+
+SAMPLERS: Mapping[str, Sampler] = {
+    "coop": sample_few_shot,
+    "clip_lora": sample_clip_lora,
+    "tip_adapter": sample_tip_adapter,
+}
 
 
 def draw(items: Sequence[Item], k: int, rng: random.Random, *, repeat: bool = False) -> list[Item]:
@@ -53,7 +94,7 @@ def group_by_label(items: Iterable[Item]) -> dict[int, list[Item]]:
     return groups
 
 
-def check_shots(dataset: Dataset, shots: Shots) -> int:
+def check_shots(dataset: Dataset, shots: Shots, *, repeat: bool = False) -> int:
     """`shots` as a number (ALL for "all"), after a warning that names the classes with fewer images."""
     if shots == "all":
         return ALL
@@ -61,6 +102,11 @@ def check_shots(dataset: Dataset, shots: Shots) -> int:
         raise UserError(f"shots={shots}: allowed is a positive whole number or 'all'.")
     sizes = {label: len(group) for label, group in group_by_label(dataset.train).items()}
     largest = max(sizes.values(), default=0)
+    if not largest:
+        raise UserError(
+            f"{dataset.name} has no training images, it is a test set: train on another one "
+            "(protocol=domain_generalization), or use method=zero_shot."
+        )
     if shots > largest:
         raise UserError(
             f"shots={shots}, but the largest class of {dataset.name} has {largest} training images: "
@@ -70,7 +116,7 @@ def check_shots(dataset: Dataset, shots: Shots) -> int:
     if small:
         rest = f" and {len(small) - N_NAMED} more" if len(small) > N_NAMED else ""
         logger.warning(
-            "Classes of %s with fewer than %d training images are taken whole: %s%s.",
-            *(dataset.name, shots, ", ".join(small[:N_NAMED]), rest),
+            "Classes of %s with fewer than %d training images %s: %s%s.",
+            *(dataset.name, shots, "repeat some" if repeat else "are taken whole", ", ".join(small[:N_NAMED]), rest),
         )
     return shots

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from vlprompt.data.dataset import Dataset, Split
-from vlprompt.data.sampling import Shots
+from vlprompt.data.sampling import Sampler, Shots, sample_few_shot
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ class Protocol(ABC):
         self.part = part
 
     @abstractmethod
-    def episodes(self, dataset: Dataset, *, shots: Shots, seed: int) -> Iterator[Episode]:
+    def episodes(
+        self, dataset: Dataset, *, shots: Shots, seed: int, sample: Sampler = sample_few_shot
+    ) -> Iterator[Episode]:
         """The trainings that this protocol asks for; equal arguments give equal episodes."""
 
     def summary(self, accuracies: Mapping[str, float]) -> dict[str, float]:

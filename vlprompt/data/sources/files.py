@@ -34,9 +34,13 @@ class Files:
         """Raises: UserError, naming the file, where it is missing or damaged."""
         return self.decode(self.read(image), image)
 
+    def locate(self, image: str) -> Path:
+        """Where the file of an image lies."""
+        return self.root / image
+
     def read(self, image: str) -> bytes:
         """The file as it is stored. Raises: UserError where it cannot be read."""
-        path = self.root / image
+        path = self.locate(image)
         try:
             return path.read_bytes()
         except FileNotFoundError as error:
@@ -51,7 +55,7 @@ class Files:
                 pixels = to_rgb(opened, on_white=self.as_shown)
                 return turn(pixels, orientation_of(opened)) if self.as_shown else pixels
         except DAMAGED as error:
-            raise damaged(self.root / image, error) from error
+            raise damaged(self.locate(image), error) from error
 
 
 def damaged(path: Path, error: Exception) -> UserError:

@@ -3,7 +3,7 @@
 Source: Zhou et al., "Learning to Prompt for Vision-Language Models" (IJCV 2022), whose split files others use too.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
 from typing import Annotated
 
@@ -13,7 +13,8 @@ from vlprompt.data.dataset import Dataset, Item
 from vlprompt.data.sources.files import Files
 from vlprompt.errors import UserError
 
-DOWNLOAD = "download it again"
+DOWNLOAD = "delete it and download it again"
+REMEDY = "Get it with: vlprompt data get {}; or point data.root to the folder that holds {}."
 
 Entry = tuple[str, Annotated[int, Field(ge=0)], Annotated[str, Field(min_length=1)]]  # path, label, class name
 
@@ -28,33 +29,24 @@ class SplitFile(BaseModel):
     test: list[Entry] = Field(min_length=1)
 
 
-def load(name: str, *, root: str | Path, folder: str, images: str, split: str, links: Mapping[str, str]) -> Dataset:
+def load(name: str, *, root: str | Path, folder: str, images: str, split: str, need_images: bool = True) -> Dataset:
     """The data set below `root/folder`: its split file is `split`, its paths are relative to the folder `images`.
 
-    `links` says where `images` and `split` are published.
     Raises: UserError where a file is missing, or the split file is not what it should be.
     """
     base = Path(root).expanduser().absolute() / folder
     image_root, split_path = base / images, base / split
-    missing = []
-    if not image_root.is_dir():
-        missing.append(f"the image folder at {image_root} (published at {links['images']})")
-    if not split_path.is_file():
-        missing.append(f"the split file at {split_path} (published at {links['split']})")
+    missing = [] if image_root.is_dir() or not need_images else [f"no image folder at {image_root}"]
+    missing += [] if split_path.is_file() else [f"no split file at {split_path}"]
     if missing:
-        what = " and ".join(missing)
-        raise UserError(f"{name} is not complete: put {what}, or point data.root to the folder that holds {folder}.")
+        raise UserError(f"{name} is not complete: there is {' and '.join(missing)}. {REMEDY.format(name, folder)}")
     content = read(split_path)
     classes = check(split_path, content)
     entries = {part: getattr(content, part) for part in SplitFile.model_fields}
     parts = {part: tuple(Item(path, label) for path, label, _ in entries[part]) for part in entries}
-    for image in sample_of_each_folder(item for part in parts.values() for item in part):
-        if not (image_root / image).is_file():
-            raise UserError(
-                f"{split_path} lists {image}, which is not below {image_root}: "
-                f"unpack the images there again (published at {links['images']})."
-            )
-    return Dataset(name=name, classes=classes, open_image=Files(image_root), **parts)
+    if need_images:
+        check_presence(parts.values(), Files(image_root), split_path)
+    return Dataset(name, classes, parts["train"], parts["val"], parts["test"], Files(image_root))
 
 
 def read(path: Path, *, remedy: str = DOWNLOAD) -> SplitFile:
@@ -91,9 +83,14 @@ def damaged(path: Path, why: str, remedy: str = DOWNLOAD) -> UserError:
     return UserError(f"{path} is not a valid split file: {why}; {remedy}.")
 
 
-def sample_of_each_folder(items: Iterable[Item]) -> list[str]:
-    """The first image of each class in each folder: enough to notice an incomplete archive."""
+def check_presence(parts: Iterable[Iterable[Item]], files: Files, listed_in: Path) -> None:
+    """Look for the first image of each class in each folder: enough to notice an incomplete archive."""
     first: dict[tuple[str, int], str] = {}
-    for item in items:
-        first.setdefault((item.image.rpartition("/")[0], item.label), item.image)
-    return list(first.values())
+    for part in parts:
+        for item in part:
+            first.setdefault((item.image.rpartition("/")[0], item.label), item.image)
+    for image in first.values():
+        if not files.locate(image).is_file():
+            raise UserError(
+                f"{listed_in} lists {image}, which is not below {files.root}: unpack the images there again."
+            )

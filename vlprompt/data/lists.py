@@ -1,0 +1,91 @@
+"""Few-shot samples as somebody else drew them: a JSON object a line, with the path and the label of an image.
+
+Source: Farina et al., "Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages" (CVPR 2025) publish
+theirs in such files, because equal seeds give equal samples only where the random state is equal, too.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+
+from vlprompt.data.dataset import Dataset, Item
+from vlprompt.data.sampling import Shots
+from vlprompt.errors import UserError
+
+
+class Line(BaseModel):
+    """One image of a list."""
+
+    model_config = ConfigDict(strict=True)
+
+    path: str = Field(min_length=1, validation_alias=AliasChoices("path", "impath", "image"))
+    label: int
+    classname: str | None = None
+    split: Literal["train", "val"] = "train"
+
+
+@dataclass(frozen=True)
+class ListSampler:
+    """The images of the file `path`, in its order, whatever the seed."""
+
+    path: Path
+
+    def __call__(self, dataset: Dataset, *, shots: Shots, seed: int) -> tuple[list[Item], list[Item]]:
+        """Raises: UserError where the file is damaged, or does not fit the data set or the shots."""
+        known = {item.image: item for item in (*dataset.train, *dataset.val)}
+        parts: dict[str, list[Item]] = {"train": [], "val": []}
+        for place, line in read_list(self.path):
+            item = known.get(find(line.path, known) or "")
+            if item is None:
+                raise UserError(
+                    f"{self.path}, line {place}: {line.path} is no training or validation image of {dataset.name}: "
+                    "choose the list of this data set."
+                )
+            if item.label != line.label:
+                raise UserError(
+                    f"{self.path}, line {place}: label {line.label}, but {dataset.name} has {item.image} as "
+                    f"{item.label} ({dataset.classes[item.label]}): choose the list of this data set."
+                )
+            parts[line.split].append(item)
+        most = max(Counter(item.label for item in parts["train"]).values(), default=0)
+        if shots not in ("all", most):
+            raise UserError(f"{self.path} has {most} training images of a class and shots={shots}: use shots={most}.")
+        return parts["train"], parts["val"]
+
+
+def find(path: str, known: dict[str, Item]) -> str | None:
+    """The known image that a path ends with: lists have been written with folders of other machines in front."""
+    steps = path.replace("\\", "/").split("/")
+    tails = ("/".join(steps[start:]) for start in range(len(steps)))
+    return next((tail for tail in tails if tail in known), None)
+
+
+def read_list(path: Path) -> Iterator[tuple[int, Line]]:
+    """Line numbers and lines. Raises: UserError that names the line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"sampler.file={path} cannot be read: {error}.") from None
+    for place, text in enumerate(lines, start=1):
+        if text.strip():
+            try:
+                yield place, Line.model_validate_json(text)
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                where = ".".join(map(str, first["loc"]))
+                raise UserError(
+                    f"{path}, line {place} is no object with path, label and, if wanted, split: {where} {first['msg']}."
+                ) from None
+
+
+def make_lines(train: list[Item], val: list[Item], classes: tuple[str, ...]) -> list[dict[str, str | int]]:
+    """A sample as objects: training images in the order they were drawn, then validation images."""
+    return [
+        {"split": split, "path": item.image, "label": item.label, "classname": classes[item.label]}
+        for split, items in (("train", train), ("val", val))
+        for item in items
+    ]

@@ -1,0 +1,51 @@
+"""FGVC-Aircraft as it is published: a list of class names, and one list of images for each part."""
+
+from pathlib import Path
+
+from vlprompt.data.dataset import Dataset, Item
+from vlprompt.data.sources.files import Files
+from vlprompt.data.sources.split_file import REMEDY, check_presence
+from vlprompt.errors import UserError
+
+CLASSES = "variants.txt"
+LIST = "images_variant_{}.txt"
+PARTS = ("train", "val", "test")
+
+
+def load(name: str, *, root: str | Path, folder: str, images: str, need_images: bool = True) -> Dataset:
+    """The data set below `root/folder`; labels follow the order of the names in `variants.txt`.
+
+    Raises: UserError where a file is missing, or is not what it should be.
+    """
+    base = Path(root).expanduser().absolute() / folder
+    wanted = [CLASSES, *(LIST.format(part) for part in PARTS), *([images] if need_images else [])]
+    missing = [str(base / file) for file in wanted if not (base / file).exists()]
+    if missing:
+        raise UserError(f"{name} is not complete: there is no {', '.join(missing)}. {REMEDY.format(name, folder)}")
+    classes = tuple(read_lines(base / CLASSES))
+    labels = {variant: label for label, variant in enumerate(classes)}
+    if len(labels) < len(classes) or not classes:
+        raise UserError(f"{base / CLASSES} is empty, or names a class twice: unpack the data set again.")
+    parts = {part: read_list(base / LIST.format(part), labels) for part in PARTS}
+    if need_images:
+        check_presence(parts.values(), Files(base / images), base / LIST.format("*"))
+    return Dataset(name, classes, parts["train"], parts["val"], parts["test"], Files(base / images))
+
+
+def read_list(path: Path, labels: dict[str, int]) -> tuple[Item, ...]:
+    """Lines of an image's number and its class, which may contain spaces."""
+    items = []
+    for line in read_lines(path):
+        image, _, variant = line.partition(" ")
+        if not image.isalnum() or variant not in labels:
+            raise UserError(f"{path} has the line '{line}', allowed is a number and a name of {CLASSES}: "
+                            "unpack the data set again.")  # fmt: skip
+        items.append(Item(f"{image}.jpg", labels[variant]))
+    return tuple(items)
+
+
+def read_lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from None
