@@ -1,17 +1,21 @@
 """The few-shot sampler against the published selections."""
 
+import itertools
 import json
 import logging
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from vlprompt.data.dataset import Dataset, Item
-from vlprompt.data.sampling import draw, sample_few_shot
+from vlprompt.data.lists import ListSampler, make_lines
+from vlprompt.data.sampling import SAMPLERS, draw, sample_clip_lora, sample_few_shot
 from vlprompt.data.sources import split_file
 from vlprompt.errors import UserError
+from vlprompt.protocols.base_to_novel import halves
 
 DATA = Path(__file__).parent / "fixtures" / "data"
 DIRECT = json.loads((DATA / "fewshot_direct.json").read_text())
@@ -116,13 +120,108 @@ FIRST_16_SHOT_SEED_1 = {
 }
 
 
+SIZES = {  # classes; train, val, test; base and novel classes; base and novel test images
+    "Caltech101": (100, (4128, 1649, 2465), (50, 50), (1549, 916)),
+    "OxfordPets": (37, (2944, 736, 3669), (19, 18), (1881, 1788)),
+    "StanfordCars": (196, (6509, 1635, 8041), (98, 98), (4002, 4039)),
+    "OxfordFlowers": (102, (4093, 1633, 2463), (51, 51), (1053, 1410)),
+    "DescribableTextures": (47, (2820, 1128, 1692), (24, 23), (864, 828)),
+    "EuroSAT": (10, (13500, 5400, 8100), (5, 5), (4200, 3900)),
+    "UCF101": (101, (7639, 1898, 3783), (51, 50), (1934, 1849)),
+}
+
+
+def read_split(folder: Path, name: str) -> Dataset:
+    path = folder / f"split_zhou_{name}.json"
+    content = split_file.read(path)
+    parts = [tuple(Item(path, label) for path, label, _ in getattr(content, p)) for p in ("train", "val", "test")]
+    return Dataset(name, split_file.check(path, content), *parts, no_image)
+
+
 @pytest.mark.parametrize("name", FIRST_16_SHOT_SEED_1)
 def test_splits_give_the_published_selection(splits_folder: Path, name: str) -> None:
-    """The first images of 16 shots and seed 1, and 16 and 4 images of every class."""
-    path = splits_folder / f"split_zhou_{name}.json"
-    content = split_file.read(path)
-    parts = {part: tuple(Item(path, label) for path, label, _ in getattr(content, part)) for part in ("train", "val")}
-    dataset = Dataset(name=name, classes=split_file.check(path, content), test=(), open_image=no_image, **parts)
-    train, val = sample_few_shot(dataset, shots=16, seed=1)
+    """The first images of 16 shots and seed 1; for every number of shots and seed, so many of every class."""
+    dataset = read_split(splits_folder, name)
+    train, _ = sample_few_shot(dataset, shots=16, seed=1)
     assert [item.image.removesuffix(".jpg") for item in train[:3]] == FIRST_16_SHOT_SEED_1[name]
-    assert (len(train), len(val)) == (16 * len(dataset.classes), 4 * len(dataset.classes))
+    samples = set()
+    for shots, seed in itertools.product((1, 2, 4, 8, 16), (1, 2, 3)):
+        train, val = sample_few_shot(dataset, shots=shots, seed=seed)
+        assert set(Counter(item.label for item in train).values()) == {shots}
+        assert set(Counter(item.label for item in val).values()) == {min(shots, 4)}
+        assert len({item.label for item in train}) == len({item.label for item in val}) == SIZES[name][0]
+        samples.add(tuple(item.image for item in train))
+    assert len(samples) == 15
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_splits_have_the_published_sizes(splits_folder: Path, name: str) -> None:
+    n_classes, parts, n_halves, tests = SIZES[name]
+    dataset = read_split(splits_folder, name)
+    assert len(dataset.classes) == n_classes
+    assert tuple(len(part) for part in (dataset.train, dataset.val, dataset.test)) == parts
+    both = halves(dataset)
+    assert tuple(map(len, both)) == n_halves
+    assert tuple(sum(item.label in half for item in dataset.test) for half in map(set, both)) == tests
+
+
+BASE_NEW = json.loads((DATA / "fewshot_base_new.json").read_text())["input"]
+INPUT_PARTS = [
+    tuple(Item(str(place), label) for place, (_, label, _) in enumerate(BASE_NEW[p])) for p in ("train", "val", "test")
+]
+INPUT = Dataset("made", tuple(map(str, range(7))), *INPUT_PARTS, no_image)
+
+
+@pytest.mark.parametrize("name", ["clip_lora", "tip_adapter"])
+def test_other_projects_samples(name: str) -> None:
+    records = json.loads((DATA / f"fewshot_{name}.json").read_text())["records"]
+    assert len(records) == 9
+    for record in records:
+        train, val = SAMPLERS[name](INPUT, shots=record["shots"], seed=record["seed"])
+        assert [int(item.image) for item in train] == record["train"]
+        assert [int(item.image) for item in val] == record["val"]
+
+
+def test_clip_lora_splits_one_draw_where_there_are_no_validation_images() -> None:
+    dataset = make_dataset([0] * 30 + [1] * 30)
+    train, val = sample_clip_lora(dataset, shots=2, seed=1)
+    rng = random.Random(1)
+    drawn = [rng.sample(dataset.train[:30], 4), rng.sample(dataset.train[30:], 4)]
+    assert train == drawn[0][:2] + drawn[1][:2]
+    assert val == drawn[0][2:] + drawn[1][2:]
+
+
+def write_list(path: Path, lines: list[dict]) -> ListSampler:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return ListSampler(path)
+
+
+def test_a_list_gives_its_images_in_its_order(tmp_path: Path) -> None:
+    dataset = make_dataset([0, 0, 1, 1], [0, 1])
+    train, val = sample_few_shot(dataset, shots=1, seed=3)
+    sampler = write_list(tmp_path / "list.jsonl", make_lines(train[::-1], val, dataset.classes))
+    assert sampler(dataset, shots=1, seed=8) == (train[::-1], val)
+
+
+def test_a_list_from_another_machine(tmp_path: Path) -> None:
+    """As 2SFS writes them: `impath`, folders in front, training images only."""
+    lines = [{"impath": "/home/me/data/train3", "label": 1}, {"impath": "D:\\data\\train0", "label": 0, "domain": -1}]
+    train, val = write_list(tmp_path / "list.jsonl", lines)(make_dataset([0, 0, 1, 1], [0, 1]), shots=1, seed=1)
+    assert ([item.image for item in train], val) == (["train3", "train0"], [])
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ({"path": "test0", "label": 0}, "line 1: test0 is no training or validation image"),
+        ({"path": "train0", "label": 1}, "line 1: label 1, but made has train0 as 0"),
+        ({"path": "train0"}, "line 1 is no object with path, label"),
+        ({"path": "train0", "label": "0"}, "line 1 is no object"),
+        ({"path": "train0", "label": 0, "split": "test"}, "line 1 is no object"),
+        (["train0", 0], "line 1 is no object"),
+        ({"path": "train0", "label": 0, "split": "val"}, "has 0 training images of a class and shots=1"),
+    ],
+)
+def test_a_list_that_does_not_fit(tmp_path: Path, line: dict, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        write_list(tmp_path / "list.jsonl", [line])(make_dataset([0, 0, 1, 1], [0, 1]), shots=1, seed=1)

@@ -31,8 +31,8 @@ def ensure(name: str, about: About, base: Path, *, download: bool) -> None:
         raise UserError(f"{lacks}. {about.manual or f'It is published at {about.home}'}.")
     if not (download or ask(f"{lacks}.\nDownload it ({size_of(about, missing)})?")):
         raise UserError(
-            f"{lacks}. Get it with: vlprompt data get {name} ({size_of(about, missing)}, {about.home} and mirrors), add "
-            "data.download=true, or point data.root to the folder that holds it."
+            f"{lacks}. Get it with: vlprompt data get {name} ({size_of(about, missing)}, {about.home} and mirrors), "
+            "add data.download=true, or point data.root to the folder that holds it."
         )
     get(name, about, base)
 
