@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from rich.filesize import decimal
@@ -23,6 +24,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
             command.add_argument("names" if names != "1" else "name", nargs=None if names == "1" else names,
                                  metavar="NAME")  # fmt: skip
         command.add_argument("--root", metavar="PATH", help="where data sets lie (default: VLPROMPT_DATA, or datasets)")
+        command.add_argument("--config-dir", metavar="PATH", type=Path, help="a folder with dataset/*.yaml of your own")
         command.set_defaults(command=function)
         return command
 
@@ -42,10 +44,12 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     subset.add_argument("--json", action="store_true", help="a JSON list instead of lines")
 
 
-def catalogue() -> Any:
+def catalogue(options: argparse.Namespace) -> Any:
     from vlprompt.data.catalogue import read_catalogue
 
-    return read_catalogue([config_dir()])
+    if options.config_dir and not (options.config_dir / "dataset").is_dir():
+        raise UserError(f"--config-dir={options.config_dir} has no folder dataset: give the one above it.")
+    return read_catalogue([config_dir(), *filter(None, [options.config_dir])])
 
 
 def show_list(options: argparse.Namespace) -> int:
@@ -53,7 +57,7 @@ def show_list(options: argparse.Namespace) -> int:
     from tabulate import tabulate
 
     root, rows = data_root(options.root), []
-    for name, entry in sorted(catalogue().items()):
+    for name, entry in sorted(catalogue(options).items()):
         about, state = entry.about, entry.state(root)
         counts = ["", "", "", ""] if about is None else list(about.counts.model_dump().values())
         rows.append(
@@ -79,7 +83,7 @@ def get_data(options: argparse.Namespace) -> int:
     from vlprompt.data.get import get, size_of
     from vlprompt.progress import Reporter
 
-    known, root = catalogue(), data_root(options.root)
+    known, root = catalogue(options), data_root(options.root)
     names = [n for n, e in known.items() if e.about and any(e.about.parts.values())] if options.all else options.names
     if not names:
         raise UserError("which data set? Give names (`vlprompt data list` has them), or --all.")
@@ -119,7 +123,7 @@ def check_data(options: argparse.Namespace) -> int:
     from vlprompt.plan import load_source
     from vlprompt.progress import Reporter
 
-    known, root, wrong, reporter = catalogue(), data_root(options.root), 0, Reporter()
+    known, root, wrong, reporter = catalogue(options), data_root(options.root), 0, Reporter()
     for name in options.names:
         entry = find_entry(known, name)
         try:
@@ -142,7 +146,7 @@ def show_path(options: argparse.Namespace) -> int:
     from vlprompt.data.catalogue import find_entry
 
     root = data_root(options.root).absolute()
-    sys.stdout.write(f"{find_entry(catalogue(), options.names).base(root) if options.names else root}\n")
+    sys.stdout.write(f"{find_entry(catalogue(options), options.names).base(root) if options.names else root}\n")
     return 0
 
 
@@ -159,7 +163,7 @@ def show_subset(options: argparse.Namespace) -> int:
     if options.shots != "all" and not options.shots.isdecimal():
         raise UserError(f"--shots is '{options.shots}': allowed is a positive whole number or 'all'.")
     shots: Shots = "all" if options.shots == "all" else int(options.shots)
-    entry = find_entry(catalogue(), options.name)
+    entry = find_entry(catalogue(options), options.name)
     dataset = load_source(entry.name, plain(entry), data_root(options.root), need_images=False)
     train, val = SAMPLERS[options.sampler](dataset, shots=shots, seed=options.seed)
     if options.half:
