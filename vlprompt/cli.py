@@ -8,6 +8,7 @@ from pathlib import Path
 from vlprompt import __version__
 from vlprompt.commands.data import add_commands as add_data_commands
 from vlprompt.errors import UserError
+from vlprompt.imports.command import add_parser as add_import
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--output", type=Path, help="write into this file instead of showing")
     table.set_defaults(command=show_table)
     add_data_commands(commands.add_parser("data", help="list, get, check and sample data sets"))
+    add_import(commands)
     return top
 
 

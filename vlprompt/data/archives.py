@@ -10,7 +10,7 @@ from typing import IO
 from rich.filesize import decimal
 
 from vlprompt.data.disk import check_space, locked, writing
-from vlprompt.data.members import CHUNK, Member, Refused, clean, reading
+from vlprompt.data.members import CHUNK, Archive, Member, Refused, clean, reading
 from vlprompt.errors import UserError
 from vlprompt.progress import Reporter
 
@@ -52,7 +52,7 @@ def extract(
             try:
                 shutil.rmtree(draft, ignore_errors=True)  # of a killed run: a living one would hold the lock
                 (draft / "new").mkdir(parents=True)
-                _unpack(archive, draft, members, limit=limit, reporter=reporter)
+                _unpack(Archive(archive, str(archive)), draft, members, limit=limit, reporter=reporter)
                 _place(draft, real, members)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
@@ -63,16 +63,16 @@ def unpacked_size(archive: Path) -> int:
 
     Raises: UserError as `extract` does.
     """
-    return sum(member.size for member in _survey(archive, limit=None, reporter=Reporter()))
+    return sum(member.size for member in _survey(Archive(archive, str(archive)), limit=None, reporter=Reporter()))
 
 
-def _survey(archive: Path, *, limit: int | None, reporter: Reporter) -> list[Member]:
+def _survey(archive: Archive, *, limit: int | None, reporter: Reporter) -> list[Member]:
     """All members, none of them harmful."""
     found: list[Member] = []
     with reading(archive) as (file, opened):
         packed, unpacked = os.fstat(file.fileno()).st_size, 0
         most = max(EXPANSION * packed, ALWAYS_ALLOWED) if limit is None else limit
-        with reporter.track(f"checking {archive.name}", packed, in_bytes=True) as track:
+        with reporter.track(f"checking {archive.path.name}", packed, in_bytes=True) as track:
             for member, _ in opened:
                 unpacked += member.size
                 if unpacked > most:
@@ -85,19 +85,22 @@ def _survey(archive: Path, *, limit: int | None, reporter: Reporter) -> list[Mem
 
 
 def _unpack(
-    archive: Path, draft: Path, members: Mapping[str, str] | None, *, limit: int | None, reporter: Reporter
+    archive: Archive, draft: Path, members: Mapping[str, str] | None, *, limit: int | None, reporter: Reporter
 ) -> None:
     """Everything that is asked for into draft/new; archives within this one pass through `draft`."""
     found = _survey(archive, limit=limit, reporter=reporter)
     inner = _nested(members or {})
     plain = None if members is None else {name: place for name, place in members.items() if NESTED not in name}
     places = {name: draft / "new" / place for name, place in _plan(archive, found, plain).items()}
-    passing = {name: draft / f"{archive.name}.{number}" for number, name in enumerate(inner)}
+    passing = {name: draft / f"{archive.path.name}.{number}" for number, name in enumerate(inner)}  # a name of its own
     places |= {member: passing[name] for name in inner for member in _plan(archive, found, {name: "."})}
     links = _links(archive, found, places)
     needed = sum(member.size for member in found if member.name in places)
-    check_space(draft, needed, f"unpacking {archive.name}")
-    with reading(archive) as (_, opened), reporter.track(f"unpacking {archive.name}", needed, in_bytes=True) as track:
+    check_space(draft, needed, f"unpacking {archive.path.name}")
+    with (
+        reading(archive) as (_, opened),
+        reporter.track(f"unpacking {archive.path.name}", needed, in_bytes=True) as track,
+    ):
         for member, content in opened:
             if member.name in places and member.kind != "link":
                 _write(member, content, places[member.name])
@@ -105,7 +108,9 @@ def _unpack(
     for name, target in links.items():
         _link(places[name], places[target])
     for name, wanted in inner.items():
-        _unpack(passing[name], draft, wanted, limit=limit, reporter=reporter)
+        _unpack(
+            Archive(passing[name], f"{archive.called}{NESTED}{name}"), draft, wanted, limit=limit, reporter=reporter
+        )
         passing[name].unlink()
 
 
@@ -119,28 +124,31 @@ def _nested(members: Mapping[str, str]) -> dict[str, dict[str, str]]:
     return inner
 
 
-def _plan(archive: Path, found: list[Member], members: Mapping[str, str] | None) -> dict[str, str]:
+def _plan(archive: Archive, found: list[Member], members: Mapping[str, str] | None) -> dict[str, str]:
     """Names of members that are asked for, and their places. Raises: UserError where there is nothing under one."""
     routes = {clean(prefix): clean(place) for prefix, place in ({"": "."} if members is None else members).items()}
+    longest_first = sorted(routes, key=len, reverse=True)
     plan, met = {}, set()
     for member in found:
-        parts = member.name.split("/")
-        if any(part == "__MACOSX" or part.startswith("._") for part in parts):
+        name = member.name
+        if any(part == "__MACOSX" or part.startswith("._") for part in name.split("/")):
             continue
-        heads = ["/".join(parts[:n]) for n in range(len(parts), -1, -1)]
-        if (head := next((head for head in heads if head in routes), None)) is not None:
+        head = next((head for head in longest_first if not head or f"{name}/".startswith(f"{head}/")), None)
+        if head is not None:
             met.add(head)
-            rest = member.name[len(head) :].strip("/")
-            if not rest and routes[head] == "" and member.kind != "folder":
-                rest = parts[-1]
-            plan[member.name] = "/".join(filter(None, (routes[head], rest)))
+            rest = name[len(head) :].strip("/")
+            if not rest and not routes[head] and member.kind != "folder":
+                rest = name.rpartition("/")[2]
+            plan[name] = "/".join(filter(None, (routes[head], rest)))
     if absent := sorted(routes.keys() - met):
         tops = ", ".join(sorted({member.name.split("/")[0] for member in found})[:10])
-        raise UserError(f"'{archive}' holds no '{absent[0]}', but {tops or 'nothing'}: it is not the expected archive.")
+        raise UserError(
+            f"'{archive.called}' holds {tops or 'nothing'}, but not '{absent[0] or '.'}': it is not the one expected."
+        )
     return plan
 
 
-def _links(archive: Path, found: list[Member], places: Mapping[str, Path]) -> dict[str, str]:
+def _links(archive: Archive, found: list[Member], places: Mapping[str, Path]) -> dict[str, str]:
     """The file that each link leads to, which has to be unpacked too. Raises: UserError where there is none."""
     files = {member.name for member in found if member.kind == "file" and member.name in places}
     targets = {member.name: member.target for member in found if member.kind == "link"}

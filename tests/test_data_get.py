@@ -1,0 +1,273 @@
+"""`vlprompt data get` and a run's own fetching, over a server on this machine: each data set's real layout in small."""
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from serving import Server, serving
+from test_cli import ask, results  # noqa: F401
+from tiny_data import CATALOGUE, FETCHED, FOLDERS, lay_out, make_files, pack, picture
+
+from vlprompt import cli, run
+from vlprompt.commands import data as commands
+from vlprompt.data import disk
+from vlprompt.data import download as downloads
+from vlprompt.data.catalogue import content_hash
+from vlprompt.locations import config_dir
+from vlprompt.plan import load_source
+
+COMMAND = "import sys; from vlprompt.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty data root."""
+    monkeypatch.setenv("VLPROMPT_DATA", str(tmp_path / "datasets"))
+    monkeypatch.setattr(downloads, "BACK_OFF", 0.01)
+    return tmp_path / "datasets"
+
+
+def serve(name: str, server: Server, folder: Path) -> dict[str, Any]:
+    """Put every mirror of a data set on the server; -> its facts, which say so, in a configuration folder."""
+    node = yaml.safe_load((config_dir() / "dataset" / f"{name}.yaml").read_text())
+    files, about = make_files(name), node["dataset"]["about"]
+    for part, mirrors in about["parts"].items():
+        for mirror in mirrors:
+            content = files.get(part.split("|")[0], b"")
+            if mirror.get("members"):
+                content = pack(files, mirror["members"], mirror["url"])
+            mirror["url"] = server.put(f"/{hashlib.sha1(mirror['url'].encode()).hexdigest()}", content, etag='"1"')
+            if mirror.get("checksum"):
+                mirror["checksum"] = f"md5:{hashlib.md5(content).hexdigest()}"
+    for text in about.get("hashes", {}):
+        path = folder / text
+        folder.mkdir(exist_ok=True)
+        path.write_bytes(files[text])
+        about["hashes"][text] = content_hash(path)
+    return node
+
+
+def configure(node: dict[str, Any], folder: Path) -> list[str]:
+    """Arguments that make `vlprompt data` read this node in the place of the published one."""
+    (folder / "dataset").mkdir(parents=True, exist_ok=True)
+    (folder / "dataset" / f"{node['dataset']['name']}.yaml").write_text(yaml.safe_dump(node))
+    return ["--config-dir", str(folder)]
+
+
+def start(arguments: list[str], root: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "VLPROMPT_DATA": str(root), "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen([sys.executable, "-c", COMMAND, *arguments], env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FETCHED)
+def test_every_data_set_is_fetched_whole(server: Server, root: Path, tmp_path: Path, name: str) -> None:
+    flags = configure(serve(name, server, tmp_path / "texts"), tmp_path / "conf")
+    answer = ask(cli.main, ["data", "get", name, *flags])
+    assert (answer.code, answer.err) == (0, ""), answer
+    entry = CATALOGUE[name]
+    assert entry.state(root) == "present"
+    dataset = load_source(name, entry.source, root)
+    assert len(dataset.test) >= 2
+    assert not [path for path in root.rglob("*") if path.suffix in (".part", ".zip", ".tgz")]
+    n_asked = len(server.asked)
+    assert ask(cli.main, ["data", "get", name, *flags]).code == 0
+    assert len(server.asked) == n_asked  # nothing is fetched twice
+
+
+@pytest.mark.parametrize("name", ["caltech101", "stanford_cars"])
+def test_the_other_mirror_serves_too(server: Server, root: Path, tmp_path: Path, name: str) -> None:
+    """The first mirror of each part is gone, the second gives a byte too much or too little where it has a checksum."""
+    node = serve(name, server, tmp_path / "texts")
+    for mirrors in node["dataset"]["about"]["parts"].values():
+        server.files["/" + mirrors[0]["url"].rpartition("/")[2]].status = 404
+    answer = ask(cli.main, ["data", "get", name, *configure(node, tmp_path / "conf")])
+    assert answer.code == 0, answer
+    assert "HTTP 404" in answer.out
+    assert CATALOGUE[name].state(root) == "present"
+
+
+def first(node: dict[str, Any], part: str) -> dict[str, Any]:
+    found: dict[str, Any] = node["dataset"]["about"]["parts"][part][0]
+    return found
+
+
+def only_first(node: dict[str, Any]) -> dict[str, Any]:
+    for mirrors in node["dataset"]["about"]["parts"].values():
+        del mirrors[1:]
+    return node
+
+
+def test_one_corrupt_byte(server: Server, root: Path, tmp_path: Path) -> None:
+    node = only_first(serve("dtd", server, tmp_path / "texts"))
+    served = server.files["/" + first(node, "images")["url"].rpartition("/")[2]]
+    served.content = served.content[:50] + bytes([served.content[50] ^ 1]) + served.content[51:]
+    answer = ask(cli.main, ["data", "get", "dtd", *configure(node, tmp_path / "conf")])
+    assert answer.code == 2
+    assert "its md5 is" in answer.out
+    assert "no mirror gave" in answer.err
+    assert not (root / "dtd/images").exists()
+
+
+def test_another_split_file(server: Server, root: Path, tmp_path: Path) -> None:
+    node = only_first(serve("dtd", server, tmp_path / "texts"))
+    name = "split_zhou_DescribableTextures.json"
+    node["dataset"]["about"]["hashes"][name] = "0" * 64
+    answer = ask(cli.main, ["data", "get", "dtd", "--lists", *configure(node, tmp_path / "conf")])
+    assert answer.code == 2
+    assert "is not the published one" in answer.out
+    assert not (root / "dtd" / name).exists()
+
+
+def test_killed_and_resumed(server: Server, root: Path, tmp_path: Path) -> None:
+    node = serve("eurosat", server, tmp_path / "texts")
+    served = server.files["/" + first(node, "2750")["url"].rpartition("/")[2]]
+    served.content += b"\0" * 600_000  # zip files may end in anything; slow enough to be killed on the way
+    served.pause = 0.05
+    first(node, "2750")["checksum"] = f"md5:{hashlib.md5(served.content).hexdigest()}"
+    arguments = ["data", "get", "eurosat", *configure(node, tmp_path / "conf")]
+    process = start(arguments, root)
+    until = time.monotonic() + 60
+    while not any(p.stat().st_size > 100_000 for p in root.rglob("*.part")) and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = max(path.stat().st_size for path in root.rglob("*.part"))
+    served.pause = 0.0
+    answer = ask(cli.main, arguments)
+    assert answer.code in (0, 2), answer
+    ranges = [asked.range for asked in server.asked if asked.range]
+    assert ranges == [f"bytes={kept}-"]
+    assert "on from" in answer.out
+
+
+def test_two_at_once_fetch_once(server: Server, root: Path, tmp_path: Path) -> None:
+    node = serve("caltech101", server, tmp_path / "texts")
+    server.files["/" + first(node, "101_ObjectCategories")["url"].rpartition("/")[2]].pause = 0.2
+    arguments = ["data", "get", "caltech101", *configure(node, tmp_path / "conf")]
+    both = [start(arguments, root) for _ in range(2)]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert len(server.asked) == len(node["dataset"]["about"]["parts"])
+    assert CATALOGUE["caltech101"].state(root) == "present"
+
+
+def test_a_disk_too_small(server: Server, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = serve("dtd", server, tmp_path / "texts")
+    free = type("Usage", (), {"free": 10})
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: free)
+    answer = ask(cli.main, ["data", "get", "dtd", *configure(node, tmp_path / "conf")])
+    assert answer.code == 2
+    assert "but 10 bytes are free" in answer.out + answer.err
+    assert not (root / "dtd/images").exists()
+
+
+def test_a_disk_that_fills_up(server: Server, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = serve("dtd", server, tmp_path / "texts")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(downloads._Download, "write", full)
+    answer = ask(cli.main, ["data", "get", "dtd", *configure(node, tmp_path / "conf")])
+    assert answer.code == 2
+    assert "no space left on the disk" in answer.out + answer.err
+
+
+def test_offline(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "is_offline", lambda: True)
+    answer = ask(cli.main, ["data", "get", "dtd"])
+    assert answer.code == 2
+    assert "HF_HUB_OFFLINE is set" in answer.out + answer.err
+
+
+def test_imagenet_is_explained(root: Path) -> None:
+    (root / "imagenet").mkdir(parents=True)
+    (root / "imagenet/classnames.txt").write_text("n01440764 tench\n")
+    answer = ask(cli.main, ["data", "get", "imagenet"])
+    assert answer.code == 2
+    for word in ("image-net.org", "kaggle.com", "dataset.root=PATH", "LOC_val_solution.csv"):
+        assert word in answer.err
+
+
+def test_a_run_says_which_command_gets_its_data(results: Path) -> None:  # noqa: F811
+    answer = ask(run.main, ["dataset=dtd"])
+    assert answer.code == 2
+    assert answer.err.count("\n") == 1
+    for word in ("dtd is not complete", "vlprompt data get dtd", "625", "data.download=true"):
+        assert word in answer.err
+
+
+def test_a_run_fetches_what_it_lacks(
+    server: Server,
+    root: Path,
+    results: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(FOLDERS, "oxford_pets", {"one": "red star", "two": "blue ring"})  # words of the demo's backbone
+    node = serve("oxford_pets", server, tmp_path / "texts")
+    node["dataset"]["template"] = "a photo of a {}."
+    text = yaml.safe_dump({**node, "workers": 0})
+    (tmp_path / "conf/dataset").mkdir(parents=True)
+    (tmp_path / "conf/dataset/pets_here.yaml").write_text("# @package _global_\n" + text)
+    monkeypatch.setenv("VLPROMPT_DATA", str(root))
+    arguments = [f"--config-dir={tmp_path / 'conf'}", "dataset=pets_here", "backbone=shapes_vit", "method=zero_shot"]
+    assert ask(run.main, arguments).code == 2
+    answer = ask(run.main, [*arguments, "data.download=true"])
+    assert (answer.code, answer.err) == (0, ""), answer
+    assert "zero_shot" in answer.out
+
+
+def test_check_names_what_is_wrong(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lay_out("dtd", root)
+    (root / "dtd/images/banded/image_05.jpg").write_bytes(picture(1)[:200])
+    (root / "dtd/images/zigzagged/image_13.jpg").unlink()
+    answer = ask(cli.main, ["data", "check", "dtd", "--decode"])
+    assert answer.code == 1
+    for words in ("2 classes, published are 47", "is not the published one", "1 of 12 listed images are missing",
+                  "zigzagged/image_13.jpg", "1 images cannot be read"):  # fmt: skip
+        assert words in answer.err
+
+
+def test_list_and_path(root: Path) -> None:
+    lay_out("eurosat", root)
+    answer = ask(cli.main, ["data", "list"])
+    lines = {line.split()[0]: line.split() for line in answer.out.splitlines() if line.strip()}
+    assert lines["eurosat"][-1] == "present"
+    assert lines["dtd"][-1] == "missing"
+    assert "13,500" in lines["eurosat"]
+    assert set(CATALOGUE) <= set(lines)
+    assert ask(cli.main, ["data", "path", "eurosat"]).out == f"{root / 'eurosat'}\n"
+
+
+@pytest.mark.parametrize("flags", [[], ["--half", "novel"], ["--sampler", "tip_adapter"]])
+def test_subset(root: Path, flags: list[str]) -> None:
+    lay_out("dtd", root)
+    for image in (root / "dtd/images").rglob("*.jpg"):
+        image.unlink()  # it needs none
+    (root / "dtd/images/banded").rmdir()
+    answer = ask(cli.main, ["data", "subset", "dtd", "--shots", "1", "--seed", "2", "--json", *flags])
+    assert (answer.code, answer.err) == (0, "")
+    lines = json.loads(answer.out)
+    assert {tuple(line) for line in lines} == {("split", "path", "label", "classname")}
+    kept = {1} if "novel" in flags else {0, 1}
+    assert {line["label"] for line in lines} == kept
+    assert sum(line["split"] == "train" for line in lines) == len(kept)
+    assert ask(cli.main, ["data", "subset", "dtd", "--shots", "x"]).code == 2
+    assert commands.cost_of(None) == "-"
