@@ -139,7 +139,7 @@ def check_opcodes(content: bytes) -> None:
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content), start=1):
         if opcode.name not in OPCODES:
             raise Refused(opcode.name)
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= count:
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= (argument or 0) <= count:
             raise Refused(f"{opcode.name} {argument}")
 
 
