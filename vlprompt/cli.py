@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vlprompt import __version__
 from vlprompt.errors import UserError
+from vlprompt.imports.command import add_parser as add_import
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--format", choices=("terminal", "markdown", "csv", "latex"), default="terminal")
     table.add_argument("--output", type=Path, help="write into this file instead of showing")
     table.set_defaults(command=show_table)
+    add_import(commands)
     return top
 
 

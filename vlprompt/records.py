@@ -81,6 +81,7 @@ class Record(Cell):
     cost: dict[str, int | float | None] = {}  # trained_parameters, stored_bytes, *_seconds, peak_memory_bytes
     bank: dict[str, Any] = {}
     curve: list[dict[str, int | float | None]] = []  # epoch, loss, accuracy, lr
+    imported: dict[str, dict[str, str | int]] = {}  # by test split: the log it was read from, its sha256, its decimals
     created: str = Field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     @property
@@ -103,9 +104,11 @@ class Record(Cell):
 
 
 def is_finished(folder: Path, config_hash: str) -> bool:
-    """Whether the folder holds a finished run of exactly these settings."""
+    """Whether the folder holds a finished run of exactly these settings; what was imported is no run."""
     record = Record.read(folder)
-    return record is not None and record.status == "finished" and record.config_hash == config_hash
+    if record is None or record.imported:
+        return False
+    return record.status == "finished" and record.config_hash == config_hash
 
 
 def find_records(roots: Sequence[Path]) -> list[Record]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from torch import Tensor
 
 from vlprompt import __version__
 from vlprompt.errors import UserError
@@ -20,14 +21,15 @@ def save(learner: Learner, folder: Path, about: Mapping[str, Any]) -> int:
 
     `about` names the method, its arguments and the backbone; the training classes and the preprocessing are added.
     """
+    about = {**about, "classes": list(learner.trained_classes), "preprocess": asdict(learner.clip.preprocess)}
+    return write(folder, learner.state_dict(), about)
+
+
+def write(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> int:
+    """The two files of a learner, from its tensors under the names of its state dict; -> bytes of the first."""
     path = folder / TENSORS
-    safetensors.torch.save_file({name: t.contiguous().cpu() for name, t in learner.state_dict().items()}, path)
-    config = {
-        **about,
-        "classes": list(learner.trained_classes),
-        "preprocess": asdict(learner.clip.preprocess),
-        "vlprompt_version": __version__,
-    }
+    safetensors.torch.save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, path)
+    config = {**about, "vlprompt_version": __version__}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path.stat().st_size
 

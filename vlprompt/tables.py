@@ -18,6 +18,7 @@ COSTS = {"parameters": "trained_parameters", "train_s": "train_seconds", "test_s
 UNTRAINED = 0  # shots and seed of a learner that is not trained
 DEMO_NOTE = "The demo world checks the software; it ranks nothing."
 PRECISION_NOTE = "Rows differ in precision: compare them with care."
+IMPORTED_NOTE = "Rows of the variant imported were read from logs of other software, most of them rounded to 0.1."
 NO_RUNS = "there are no runs to show: `python run.py` makes the first one, on the demo, without any download."
 
 
@@ -145,7 +146,9 @@ def _number(value: float, form: str = ".2f") -> str:
 def _notes(table: pd.DataFrame) -> list[str]:
     demo = table["dataset"].str.startswith("shapes") | (table["backbone"] == "shapes_vit")
     mixed = table["precision"].nunique() > 1
-    return [DEMO_NOTE] * bool(demo.any()) + [PRECISION_NOTE] * bool(mixed)
+    imported = table["variant"].fillna("").str.match(r"imported(-|$)")
+    notes = {DEMO_NOTE: demo.any(), PRECISION_NOTE: mixed, IMPORTED_NOTE: imported.any()}
+    return [note for note, applies in notes.items() if applies]
 
 
 def _plain(rows: pd.DataFrame) -> str:

@@ -165,7 +165,9 @@ def load_clip(model: str, weights: str = RANDOM, *, seed: int = 0) -> Clip:
         return _load_timm(model.removeprefix("timm:"), weights, seed)
     if model.startswith("hf-hub:"):
         net = _fetch(lambda: open_clip.create_model(model), model)
-        return clip_of(net, name=model, preprocess=_preprocess(net.visual.preprocess_cfg), tokenizer=_tokenizer(model))
+        return clip_of(
+            net, name=model, preprocess=preprocess_of(net.visual.preprocess_cfg), tokenizer=_tokenizer(model)
+        )
     config = open_clip.get_model_config(model)
     if config is None:
         raise unknown("model", model, open_clip.list_models(), do="A folder or hf-hub:owner/name is allowed too.")
@@ -185,7 +187,7 @@ def load_clip(model: str, weights: str = RANDOM, *, seed: int = 0) -> Clip:
         fit(net, state, weights, model)
     elif weights != RANDOM:
         raise unknown("weights", weights, [*tags, RANDOM], do="The path of a file is allowed too.")
-    preprocess = _preprocess({**settings, "size": net.visual.image_size})
+    preprocess = preprocess_of({**settings, "size": net.visual.image_size})
     return clip_of(net, name=f"{model}/{Path(weights).name}", preprocess=preprocess, tokenizer=_tokenizer(model))
 
 
@@ -222,7 +224,7 @@ def _load_timm(name: str, weights: str, seed: int) -> Clip:
     elif weights not in ("pretrained", RANDOM):
         raise unknown("weights", weights, ["pretrained", RANDOM], do="The path of a file is allowed too.")
     settings = {**net.pretrained_cfg, "size": net.pretrained_cfg["input_size"][-1]}
-    return build(Weights(net), name=f"{name}/{Path(weights).name}", preprocess=_preprocess(settings), words=None)
+    return build(Weights(net), name=f"{name}/{Path(weights).name}", preprocess=preprocess_of(settings), words=None)
 
 
 def _load_folder(folder: Path, weights: str, seed: int) -> Clip:
@@ -245,7 +247,7 @@ def _load_folder(folder: Path, weights: str, seed: int) -> Clip:
             table = torch.zeros(config["model_cfg"]["text_cfg"]["vocab_size"], rows.shape[1])
             state["token_embedding.weight"] = table.index_copy(0, words.long(), rows.float())
         fit(net, state, str(file), folder.name)
-    preprocess = _preprocess({**config.get("preprocess_cfg", {}), "size": net.visual.image_size})
+    preprocess = preprocess_of({**config.get("preprocess_cfg", {}), "size": net.visual.image_size})
     return clip_of(
         net, name=folder.name, preprocess=preprocess, tokenizer=_tokenizer(f"local-dir:{folder}"), words=words
     )
@@ -299,7 +301,8 @@ def _tokenizer(model: str) -> Any:
         raise UserError(f"the tokenizer of {model} could not be fetched ({type(error).__name__})") from error
 
 
-def _preprocess(settings: Mapping[str, Any]) -> Preprocess:
+def preprocess_of(settings: Mapping[str, Any]) -> Preprocess:
+    """How images are prepared, from open_clip's or timm's settings of a model; CLIP's own where they are silent."""
     size = settings.get("size", 224)
     size = size[0] if isinstance(size, Sequence) else size
     default = Preprocess()

@@ -1,0 +1,63 @@
+"""The shape of a CLIP, read from its configuration: no weights are loaded or fetched."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+
+from vlprompt.errors import UserError, unknown
+from vlprompt.towers.clip import Preprocess, preprocess_of
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Widths and numbers of blocks. An image tower without blocks to edit (a ResNet) has no width and no depth here."""
+
+    embed_dim: int
+    text_width: int
+    text_depth: int
+    image_width: int | None
+    image_depth: int | None
+    preprocess: Preprocess
+
+
+def read_geometry(model: str, weights: str) -> Geometry | None:
+    """The shape of `model` as `load_clip` would build it; None where only its weights or a hub would tell.
+
+    Raises:
+        UserError: an unknown model, or a folder whose configuration cannot be read.
+    """
+    if Path(model).is_dir():
+        try:
+            content = json.loads((Path(model) / "open_clip_config.json").read_text(encoding="utf-8"))
+            config, settings = content["model_cfg"], content.get("preprocess_cfg", {})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{model} is no open_clip folder: open_clip_config.json cannot be used ({error})") from None
+    elif model.startswith(("timm:", "hf-hub:")):
+        return None
+    else:
+        config = open_clip.get_model_config(model)
+        if config is None:
+            raise unknown("model", model, open_clip.list_models(), do="A folder is allowed too.")
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        settings = open_clip.get_pretrained_cfg(model, weights if weights in tags else tags[0]) if tags else {}
+    return _measure(config, settings)
+
+
+def _measure(config: dict[str, Any], settings: dict[str, Any]) -> Geometry | None:
+    image, text = config["vision_cfg"], config["text_cfg"]
+    if "hf_model_name" in text:
+        return None
+    # open_clip's own defaults, for the keys that a configuration may leave out
+    layers = image.get("layers", 12)
+    blocks = isinstance(layers, int) and "timm_model_name" not in image
+    return Geometry(
+        embed_dim=config["embed_dim"],
+        text_width=text.get("width", 512),
+        text_depth=text.get("layers", 12),
+        image_width=image.get("width", 768) if blocks else None,
+        image_depth=layers if blocks else None,
+        preprocess=preprocess_of({**settings, "size": image.get("image_size", 224)}),
+    )
