@@ -1,4 +1,4 @@
-"""Files as Dassl and the CoOp family write them: checkpoints, logs, few-shot pickles. Made here, from numbers at hand."""
+"""Files as Dassl and the CoOp family write them, made from numbers at hand: checkpoints, logs, few-shot pickles."""
 
 import pickle
 import sys
@@ -54,7 +54,9 @@ def head(
     )
 
 
-def result(accuracy: str, *, total: str = "1,549", correct: str = "1,507", macro_f1: str = "95.7", part: str = "test") -> str:
+def result(
+    accuracy: str, *, total: str = "1,549", correct: str = "1,507", macro_f1: str = "95.7", part: str = "test"
+) -> str:
     return (
         f"Evaluate on the *{part}* set\n=> result\n* total: {total}\n* correct: {correct}\n* accuracy: {accuracy}%\n"
         f"* error: 2.7%\n* macro_f1: {macro_f1}%\n"
