@@ -10,6 +10,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from vlprompt.imports.names import ORIGINALS as FAMILY
 from vlprompt.learners.base import Learner
 from vlprompt.learners.cocoop import CoCoOp
 from vlprompt.learners.coop import CoOp
@@ -168,43 +169,14 @@ def as_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-CONTEXT = {r"prompt_learner\.ctx": "context"}
-
-
-def one_later(match: re.Match[str]) -> str:
-    return f"coupling.{int(match[1]) + 1}.{match[2]}"
-
-
 METHODS = {
     "ZeroshotCLIP": Original(zero_shot),
     "ZeroshotCLIP2": Original(zero_shot),
-    "CoOp": Original(coop, CONTEXT),
-    "CoCoOp": Original(cocoop, {**CONTEXT, r"prompt_learner\.meta_net\.(.*)": r"meta_net.\1"}),
-    "MaPLe": Original(
-        maple,
-        {
-            **CONTEXT,
-            r"prompt_learner\.proj\.(.*)": r"coupling.0.\1",
-            r"prompt_learner\.compound_prompts_text\.(\d+)": r"deep.\1",
-            r"prompt_learner\.compound_prompt_projections\.(\d+)\.(.*)": one_later,
-        },
-    ),
-    "IVLP": Original(
-        ivlp,
-        {
-            **CONTEXT,
-            r"image_encoder\.VPT": "image_tokens.0",
-            r"image_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow": r"image_tokens.\1",
-            r"text_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow": lambda m: f"deep.{int(m[1]) - 1}",
-        },
-    ),
-    "VPT": Original(
-        vpt,
-        {
-            r"image_encoder\.VPT": "tokens[0]",
-            r"image_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow": r"tokens[\1]",
-        },
-    ),
+    "CoOp": Original(coop, FAMILY["CoOp"].tensors),
+    "CoCoOp": Original(cocoop, FAMILY["CoCoOp"].tensors),
+    "MaPLe": Original(maple, FAMILY["MaPLe"].tensors),
+    "IVLP": Original(ivlp, FAMILY["IVLP"].tensors),
+    "VPT": Original(vpt, FAMILY["VPT"].tensors),
     "CLIP-LoRA": Original(
         clip_lora,
         {

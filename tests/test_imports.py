@@ -1,241 +1,714 @@
-"""`vlprompt import`: what people own from the CoOp family, in our form; and files that mean harm."""
+"""Checkpoints, logs and few-shot lists of the CoOp family, read into the forms used here."""
 
+import builtins
+import hashlib
+import io
 import json
 import pickle
-import sys
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
+import dassl_files as dassl
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from test_parity import FIXTURES, tiny_clip  # noqa: F401
+from test_parity import tiny_clip  # noqa: F401
+from torch import Tensor
 
 from vlprompt import cli, saved
-from vlprompt.data.lists import read_list
-from vlprompt.errors import UserError
-from vlprompt.imports import checkpoints, logs, pickles
-from vlprompt.imports.dassl import Facts
-from vlprompt.imports.loading import read_checkpoint
-from vlprompt.records import find_records
-from vlprompt.towers import Clip, Images
+from vlprompt.imports import trained
+from vlprompt.imports.dassl import facts_of_path, read_options
+from vlprompt.imports.trained import read_dataset
+from vlprompt.learners.base import Learner
+from vlprompt.plan import locate
+from vlprompt.protocols.base_to_novel import BaseToNovel
+from vlprompt.records import Record, find_records, is_finished
+from vlprompt.towers import Images
+from vlprompt.towers.geometry import read_geometry
 
-PARSE = Path(__file__).parent / "fixtures" / "data" / "parse"
-FORMS = {
-    "coop_m4": ("coop", "CoOp"),
-    "cocoop_m4": ("cocoop", "CoCoOp"),
-    "maple_n2_d3": ("maple", "MaPLe"),
-    "ivlp_2x2_d3": ("ivlp", "IVLP"),
-    "kgcoop": ("coop", "KgCoOp"),
-    "promptsrc": ("ivlp", "PromptSRC"),
-    "vpt_deep_d3": ("vpt_deep", "VPT"),
-}
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+FIXTURES = Path(__file__).parent / "fixtures"
+CASES = FIXTURES / "parity" / "cases"
 
 
-def read_case(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    file = FIXTURES / "cases" / name
-    return json.loads(file.with_suffix(".json").read_text()), safetensors.torch.load_file(
-        file.with_suffix(".safetensors")
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def ask(*arguments: object) -> Answer:
+    """`vlprompt import ...`; anything but a UserError comes through."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = cli.main(["import", *map(str, arguments)])
+    return Answer(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with the results root in it."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("VLPROMPT_RESULTS", str(folder / "results"))
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small only wait for each other's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+
+# Trained prompts
+
+
+@pytest.fixture
+def tiny_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--backbone tiny` is the model of the parity cases."""
+    shape = json.loads((FIXTURES / "parity" / "clip_tiny.json").read_text())
+    image = {"image_size": shape["image_size"], "width": shape["vision_width"], "layers": shape["vision_layers"]}
+    text = {"width": shape["text_width"], "layers": shape["text_layers"]}
+    config = {"model_cfg": {"embed_dim": shape["embed_dim"], "vision_cfg": image, "text_cfg": text}}
+    folder = tmp_path / "tiny"
+    dassl.write(folder / "open_clip_config.json", json.dumps(config))
+    monkeypatch.setattr(
+        trained, "read_backbone", lambda name: ({"model": "tiny", "weights": "w"}, read_geometry(str(folder), "w"))
     )
 
 
-def trained_tensors(case: dict[str, Any], tensors: dict[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tensor]]:
-    """The run with all its parameters after the last step, and these under the originals' names."""
-    run = "paper" if "paper" in case["runs"] else next(iter(case["runs"]))
-    last = max(int(key.split(".")[1].removeprefix("param")) for key in tensors if key.startswith(f"{run}.param"))
-    prefix = f"{run}.param{last}."
-    return run, {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+class Trial(NamedTuple):
+    """A case, and how its checkpoint and command look."""
+
+    case: str
+    method: str
+    arguments: dict[str, Any]
+    flags: tuple[str, ...] = ()
+    folder: str = "seed1/prompt_learner"
 
 
-def save_as_dassl(path: Path, state: dict[str, torch.Tensor], *, prefix: str = "prompt_learner.") -> None:
-    """A checkpoint as Dassl writes it: of the prompt learner alone where all tensors are its own."""
-    if all(name.startswith(prefix) for name in state):
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"state_dict": state, "epoch": 50, "optimizer": optimizer.state_dict(), "scheduler": None,
-                "val_result": np.float64(87.5)}, path)  # fmt: skip
+def ivlp(n_context: int, depth: int, n_tokens: int, image_depth: int) -> dict[str, Any]:
+    text = {"n_context": n_context, "ctx_init": "a photo of a", "depth": depth}
+    return text | {"n_tokens": n_tokens, "image_depth": image_depth}
 
 
-@pytest.mark.parametrize("name", FORMS)
-def test_imported_prompts_give_the_originals_logits(tiny_clip: Clip, tmp_path: Path, name: str) -> None:  # noqa: F811
-    case, tensors = read_case(name)
-    method, form = FORMS[name]
-    run, state = trained_tensors(case, tensors)
-    path = tmp_path / "MultiModalPromptLearner" / "model.pth.tar-50"
-    save_as_dassl(path, state)
-    options = case["config"]["trainer_options"]
-    phrase = options.get("CTX_INIT")
-    told = Facts(trainer=form, ctx_init="a photo of a" if phrase is True else phrase or "")
-    trained = checkpoints.convert(read_checkpoint(path), path, method=method, facts=told)
-    assert (trained.method, trained.form) == (method, form)
-    folder = tmp_path / "learner"
-    checkpoints.write_learner(trained, folder, origin={"file": str(path)}, backbone={}, geometry=None,
-                              classes=case["config"]["classnames"], about={}, force=False)  # fmt: skip
+VPT = {"head": "text", "template": "a photo of a {}.", "init": "normal", "project": None, "dropout": 0.0}
+COOP = {"n_context": 4, "ctx_init": "", "class_specific": False, "position": "end"}
+TRIALS = [
+    Trial("coop_m4", "coop", COOP),
+    Trial("coop_csc_m4", "coop", COOP | {"class_specific": True}),
+    Trial("coop_middle_m4", "coop", COOP | {"position": "middle"}, folder="nctx4_cscFalse_ctpmiddle/seed1/x"),
+    Trial("coop_front_m4", "coop", COOP | {"position": "front"}, flags=("--position", "front")),
+    Trial("kgcoop", "coop", COOP),
+    Trial("cocoop_m4", "cocoop", {"n_context": 4, "ctx_init": "", "reduction": 16}),
+    Trial("cocoop_ctxinit", "cocoop", {"n_context": 4, "ctx_init": "", "reduction": 16}),
+    Trial("maple_n2_d3", "maple", {"n_context": 2, "ctx_init": "a photo of a", "depth": 3}),
+    Trial("maple_n2_d1", "maple", {"n_context": 2, "ctx_init": "a photo of a", "depth": 1}),
+    Trial("maple_n5_d2_random", "maple", {"n_context": 5, "ctx_init": "", "depth": 2}),
+    Trial("ivlp_2x2_d3", "ivlp", ivlp(2, 3, 2, 3)),
+    Trial("ivlp_asym", "ivlp", ivlp(4, 4, 3, 2)),
+    Trial("ivlp_language_only", "language_prompts", ivlp(4, 3, 0, 0)),
+    Trial("promptsrc", "ivlp", ivlp(4, 3, 4, 3)),
+    Trial("vpt_deep_d3", "vpt_deep", {"n_tokens": 4, "depth": 3, **VPT}),
+    Trial("vpt_shallow", "vpt_shallow", {"n_tokens": 4, "depth": 1, **VPT}),
+]  # fmt: skip
+
+
+def original_tensors(
+    clip: Any, case: Mapping[str, Any], tensors: Mapping[str, Tensor], *, suffix: bool = True
+) -> dict[str, Tensor]:
+    """What the original would save after the run `paper`: the prompt learner alone, or the whole model."""
+    method = case["config"]["method"]
+    last = f"paper.param{case['runs']['paper']['steps']}."
+    own = {name.removeprefix(last): tensor for name, tensor in tensors.items() if name.startswith(last)}
+    if suffix and (context := own.get("prompt_learner.ctx")) is not None:
+        embedded = clip.text.embed(tensors["inputs.token_ids"].long())
+        own["prompt_learner.token_prefix"] = embedded[:, :1]
+        own["prompt_learner.token_suffix"] = embedded[:, 1 + context.shape[-2] :]
+    if method in ("CoOp", "CoCoOp", "KgCoOp"):
+        own = {name.removeprefix("prompt_learner."): tensor for name, tensor in own.items()}
+        return own | ({"bias_vectors": torch.zeros(1, 8)} if method == "KgCoOp" else {})
+    frozen = {"image_encoder.conv1.weight": torch.zeros(2), "text_encoder.positional_embedding": torch.zeros(2)}
+    if method == "PromptSRC":
+        frozen["prompt_learner.ZS_image_encoder.proj"] = torch.zeros(2)
+    return own | frozen | {"logit_scale": torch.zeros(())}
+
+
+def load_case(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    return json.loads((CASES / f"{name}.json").read_text()), safetensors.torch.load_file(CASES / f"{name}.safetensors")
+
+
+def rebuild(clip: Any, folder: Path) -> Learner:
+    """A learner from the folder alone."""
     config = saved.read_config(folder)
-    learner = checkpoints.LEARNERS[trained.original](tiny_clip, config["classes"], **config["arguments"]).eval()
+    kind, arguments = locate({"_target_": config["target"], **config["arguments"]}, Learner, "method")
+    learner = kind(clip, config["classes"], **arguments).eval()
     saved.load_tensors(learner, folder)
-    images = Images(tensors["inputs.eval_images"].float())
+    return learner
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+@pytest.mark.parametrize("trial", TRIALS, ids=[trial.case for trial in TRIALS])
+def test_imported_prompts_give_the_original_logits(trial: Trial, here: Path, tiny_clip: Any) -> None:  # noqa: F811
+    case, tensors = load_case(trial.case)
+    state = original_tensors(tiny_clip, case, tensors)
+    path = dassl.write_checkpoint(here / trial.folder / "model.pth.tar-7", state, epoch=7)
+    classes = dassl.write(here / "classes.txt", "\n".join(case["config"]["classnames"]) + "\n")
+    answer = ask(path, "--output", "out", "--classes", classes, "--backbone", "tiny", *trial.flags)
+    assert answer.code == 0, answer.err
+    config = saved.read_config(here / "out")
+    assert (config["method"], config["arguments"]) == (trial.method, trial.arguments)
+    assert config["origin"] == {
+        "file": str(path),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "epoch": 7,
+        "form": case["config"]["method"],
+    }
+    learner = rebuild(tiny_clip, here / "out")
+    assert {p.dtype for p in learner.parameters()} == {torch.float32}
     with torch.no_grad():
-        logits = learner.logits(images, learner.encode_classes())
-    torch.testing.assert_close(logits, tensors[f"{run}.logits_final_eval_images"], atol=1e-4, rtol=1e-5)
+        for name, images in (("train", "images"), ("eval", "eval_images")):
+            logits = learner.logits(Images(tensors[f"inputs.{images}"].float()), learner.encode_classes())
+            expected = tensors[f"paper.logits_final_{name}_images"]
+            torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
-def test_the_command_on_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """For the demo's backbone: its text width is 96."""
-    path = tmp_path / "shots_16/CoOp/cfg/seed1/prompt_learner/model.pth.tar-50"
-    save_as_dassl(path, {"prompt_learner.ctx": torch.randn(4, 96).half()})
-    names = tmp_path / "names.txt"
-    names.write_text("red star\nblue ring\n")
-    arguments = [
-        "import",
-        str(path),
-        "--backbone",
-        "shapes_vit",
-        "--classes",
-        str(names),
-        "--output",
-        f"{tmp_path}/out",
-    ]
-    assert cli.main([*arguments, "--method", "coop", "--ctx-init", "a photo of a"]) == 0
-    config = saved.read_config(tmp_path / "out")
-    assert config["arguments"]["ctx_init"] == "a photo of a"
-    assert (config["method"], config["classes"], config["origin"]["epoch"]) == ("coop", ["red star", "blue ring"], 50)
-    assert safetensors.torch.load_file(tmp_path / "out" / saved.TENSORS)["context"].dtype == torch.float32
-    assert cli.main(arguments) == 2
-    assert "--force replaces it" in capsys.readouterr().err
-    assert cli.main([*arguments[:3], "vit_b16", "--method", "coop"]) == 2
-    assert "text width of 96, vit_b16 has 512" in capsys.readouterr().err
+COOP_STATE = {"ctx": torch.randn(4, 512).half(), "token_prefix": torch.randn(3, 1, 512).half(),
+              "token_suffix": torch.randn(3, 72, 512).half()}  # fmt: skip
+PUBLISHED = (
+    "output/base2new/train_base/oxford_flowers/shots_16/CoOp/vit_b16_ctxv1/seed1/prompt_learner/model.pth.tar-50"
+)
 
 
-class Harm:
-    """What an attacker would pickle."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> Any:
-        return (Path.touch, (self.marker,))
-
-
-def test_a_checkpoint_that_would_run_code(tmp_path: Path) -> None:
-    path, marker = tmp_path / "model.pth.tar-1", tmp_path / "ran"
-    torch.save({"state_dict": {"ctx": torch.zeros(4, 8)}, "extra": Harm(marker)}, path)
-    with pytest.raises(UserError, match=r"nothing of it was executed|no checkpoint"):
-        read_checkpoint(path)
-    assert not marker.exists()
-
-
-def pickle_of(content: Any, path: Path, module: str = "dassl.data.datasets.base_dataset") -> None:
-    """A pickle whose Datum objects come from Dassl's module, which is not there when it is read."""
-    parents = [".".join(module.split(".")[: n + 1]) for n in range(module.count(".") + 1)]
-    for name in parents:
-        sys.modules[name] = ModuleType(name)
-    datum = type("Datum", (), {"__module__": module, "__qualname__": "Datum"})
-    sys.modules[module].Datum = datum  # type: ignore[attr-defined]
-    try:
-
-        def make(image: str, label: int, classname: str) -> Any:
-            made = datum()
-            vars(made).update(_impath=image, _label=label, _domain=0, _classname=classname)
-            return made
-
-        lists = {part: [make(*row) for row in rows] for part, rows in content.items()}
-        path.write_bytes(pickle.dumps(lists))
-    finally:
-        for name in parents:
-            del sys.modules[name]
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_published_tree_tells_backbone_and_data_set(here: Path, zipped: bool) -> None:
+    path = dassl.write_checkpoint(here / PUBLISHED, COOP_STATE, zipped=zipped)
+    classes = dassl.write(here / "classes.txt", "pink primrose\nfire_lily\nsword lily\n")
+    answer = ask(path, "--classes", classes)
+    assert answer.code == 0, answer.err
+    (folder,) = (here / "results" / "imported").iterdir()
+    config = saved.read_config(folder)
+    assert config["classes"] == ["pink primrose", "fire_lily", "sword lily"]
+    assert config["backbone"] == {"model": "ViT-B-16-quickgelu", "weights": "openai"}
+    assert (config["dataset"], config["protocol"], config["split_hash"]) == ("flowers102", "base_to_novel", None)
+    assert (config["preprocess"]["size"], config["origin"]["form"]) == (224, "CoOp")
+    tensors = safetensors.torch.load_file(folder / saved.TENSORS)
+    assert torch.equal(tensors["context"], COOP_STATE["ctx"].float())
+    assert "--position" in answer.err
 
 
-SHOTS = {
-    "train": [("/data/caltech-101/101_ObjectCategories/Faces/image_1.jpg", 0, "face")],
-    "val": [("/data/caltech-101/101_ObjectCategories/airplanes/image_2.jpg", 4, "airplane")],
-}
+def test_what_an_import_needs_is_asked_for(here: Path) -> None:
+    path = dassl.write_checkpoint(here / "model.pth.tar-50", COOP_STATE)
+    assert "--backbone" in ask(path).err
+    assert (
+        "3 classes, 2 are given"
+        in ask(path, "--backbone", "vit_b16", "--classes", dassl.write(here / "c", "a\nb\n")).err
+    )
+    assert "unknown backbone" in ask(path, "--backbone", "vit_b17").err
+    assert "text width of 512, shapes_vit has" in ask(path, "--backbone", "shapes_vit").err
+    assert "no --images" in ask(path, "--images", "x").err
+    specific = dassl.write_checkpoint(here / "csc" / "model.pth.tar-50", COOP_STATE | {"ctx": torch.randn(3, 4, 512)})
+    assert "--classes" in ask(specific, "--backbone", "rn50").err
+    assert files(here) == {"model.pth.tar-50", "csc/model.pth.tar-50", "c"}
 
 
-@pytest.mark.parametrize("module", ["dassl.data.datasets.base_dataset", "datasets.utils"])
-def test_few_shot_pickles_become_lists(tmp_path: Path, module: str) -> None:
-    path, out = tmp_path / "shot_1-seed_1.pkl", tmp_path / "out.jsonl"
-    pickle_of(SHOTS, path, module)
-    assert cli.main(["import", str(path), "--images", "101_ObjectCategories", "--output", str(out)]) == 0
-    lines = [line.model_dump() for _, line in read_list(out)]
-    assert lines == [
-        {"path": "Faces/image_1.jpg", "label": 0, "classname": "face", "split": "train"},
-        {"path": "airplanes/image_2.jpg", "label": 4, "classname": "airplane", "split": "val"},
-    ]
+def test_an_ambiguous_checkpoint_names_its_candidates(here: Path) -> None:
+    state = {"prompt_learner.ctx": torch.randn(4, 512), "image_encoder.conv1.weight": torch.zeros(768, 3, 16, 16),
+             "logit_scale": torch.zeros(())}  # fmt: skip
+    path = dassl.write_checkpoint(here / "model.pth.tar-5", state)
+    answer = ask(path)
+    assert answer.code == 2
+    assert "coop or ivlp or language_prompts" in answer.err
+    assert ask(path, "--method", "maple").code == 2
+    assert ask(path, "--method", "language_prompts", "--output", "text").code == 0
+    assert saved.read_config(here / "text")["arguments"]["depth"] == 1
+    assert saved.read_config(here / "text")["backbone"]["model"] == "ViT-B-16-quickgelu"
+    assert ask(path, "--method", "coop", "--output", "coop").code == 0
+    assert saved.read_config(here / "coop")["method"] == "coop"
 
 
-def test_a_pickle_that_would_run_code(tmp_path: Path) -> None:
-    path, marker = tmp_path / "shot.pkl", tmp_path / "ran"
-    path.write_bytes(pickle.dumps({"train": [Harm(marker)], "val": []}))
-    with pytest.raises(UserError):
-        pickles.read_pickle(path)
-    assert not marker.exists()
+def test_prompts_that_make_no_learner_are_refused(here: Path) -> None:
+    def refused(**tensors: Tensor) -> str:
+        state = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+        answer = ask(
+            dassl.write_checkpoint(here / "model.pth.tar-1", state), "--backbone", "vit_b16", "--output", "out"
+        )
+        assert answer.code == 2
+        return answer.err
+
+    context, projection = torch.zeros(2, 512), torch.zeros(768, 512)
+    assert "no method" in refused(ctx=context, prefix_MLP__weight=projection)
+    assert "'coupling.0.bias' is missing" in refused(ctx=context, proj__weight=projection)
+    maple = {"ctx": context, "proj.weight": projection, "proj.bias": torch.zeros(768)}
+    later = {
+        f"compound_prompt_projections.0.{name.split('.')[1]}": maple[name] for name in ("proj.weight", "proj.bias")
+    }
+    wrong = {"compound_prompts_text.0": torch.zeros(2, 300)}
+    assert "[2, 300], needed [2, 512]" in refused(**maple, **later, **wrong)
+    assert "not finite" in refused(ctx=context * float("nan"))
+    assert "claims more" in refused(ctx=torch.zeros(1, 1).expand(10**6, 512))
+    assert "real numbers" in refused(ctx=context.long())
+    wide = {"ctx": torch.zeros(2, 768), "proj.weight": torch.zeros(768, 768), "proj.bias": torch.zeros(768)}
+    assert "text width of 768, vit_b16" in refused(**wide)
+    assert "image width of 768, vit_l14" in ask(here / "model.pth.tar-1", "--backbone", "vit_l14").err
+    assert "has none" in ask(dassl.write_checkpoint(here / "m.pth", maple), "--backbone", "rn50").err
+    first = {"image_encoder.VPT": torch.zeros(2, 768)}
+    third = {"image_encoder.transformer.resblocks.2.VPT_shallow": torch.zeros(2, 768)}
+    assert "for the layers [0, 2]" in refused(**first, **third)
+    many = {f"image_encoder.transformer.resblocks.{i}.VPT_shallow": torch.zeros(2, 768) for i in range(1, 14)}
+    assert "14 layers of the image tower, vit_b16 has 12" in refused(**first, **many)
+    assert not (here / "out").exists()
 
 
-def test_logs_become_marked_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    expected = {1: (0.876, 0.737), 2: (0.802, 0.673), 3: (0.839, 0.657)}  # parse_expected.json, as printed
+def test_the_initial_phrase_is_read_off_the_text_or_the_log_or_asked_for(here: Path) -> None:
+    same, rest = torch.randn(1, 1, 512).expand(3, 3, 512), torch.randn(3, 72, 512)
+    maple = {"prompt_learner.ctx": torch.randn(2, 512), "prompt_learner.proj.weight": torch.zeros(768, 512),
+             "prompt_learner.proj.bias": torch.zeros(768), "logit_scale": torch.zeros(())}  # fmt: skip
+
+    def phrase(common: int | None, *flags: str, log: str = "") -> str:
+        suffix = (
+            {} if common is None else {"prompt_learner.token_suffix": torch.cat([same[:, :common], rest], 1)[:, :74]}
+        )
+        path = dassl.write_checkpoint(here / "seed1" / "MultiModalPromptLearner" / "model.pth.tar-5", maple | suffix)
+        dassl.write(here / "seed1" / "log.txt", log)
+        answer = ask(path, "--backbone", "vit_b16", "--output", "out", "--force", *flags)
+        return saved.read_config(here / "out")["arguments"]["ctx_init"] if answer.code == 0 else answer.err
+
+    assert phrase(2) == phrase(None) == "a photo of a"
+    assert phrase(0) == ""
+    assert "--ctx-init" in phrase(3)
+    assert phrase(3, "--ctx-init", "a_photo of one") == "a photo of one"
+    assert phrase(2, "--ctx-init", "") == ""
+    assert "has 1 words" in phrase(2, "--ctx-init", "photo")
+    assert phrase(1, log=dassl.head(trainer="MaPLe", options={"CTX_INIT": "this is a"})) == "this is a"
+
+
+def test_an_existing_output_is_kept_unless_forced(here: Path) -> None:
+    path = dassl.write_checkpoint(here / "model.pth.tar-50", COOP_STATE)
+    order = (path, "--backbone", "rn50", "--output", "out")
+    assert ask(*order).code == 0
+    before = (here / "out" / saved.TENSORS).read_bytes()
+    dassl.write_checkpoint(path, COOP_STATE | {"ctx": torch.zeros(4, 512)})
+    assert "--force" in ask(*order).err
+    assert (here / "out" / saved.TENSORS).read_bytes() == before
+    assert ask(*order, "--force").code == 0
+    assert (here / "out" / saved.TENSORS).read_bytes() != before
+    other = dassl.write(here / "mine" / "thesis.tex", "text")
+    assert "choose another" in ask(path, "--backbone", "rn50", "--output", "mine", "--force").err
+    assert files(here / "mine") == {other.name}
+
+
+def test_class_names_come_from_a_data_set_and_its_half(here: Path) -> None:
+    state = COOP_STATE | {"token_suffix": torch.randn(20, 72, 512), "token_prefix": torch.randn(20, 1, 512)}
+    dassl.write_checkpoint(here / "model.pth.tar-50", state)
+    answer = ask(here, "--backbone", "vit_b16", "--dataset", "shapes", "--half", "base", "--output", "out")
+    assert answer.code == 0, answer.err
+    config = saved.read_config(here / "out")
+    base = BaseToNovel().episodes(read_dataset("shapes"), shots=1, seed=1)
+    assert config["classes"] == list(next(base).tests["base"].classes)
+    assert (config["dataset"], config["protocol"], len(config["split_hash"])) == ("shapes", "base_to_novel", 64)
+    assert "--half base" in ask(here, "--backbone", "vit_b16", "--dataset", "shapes").err
+    assert "unknown data set" in ask(here, "--backbone", "vit_b16", "--dataset", "shape").err
+    dassl.write_checkpoint(here / "model.pth.tar-20", state)
+    assert "2 checkpoints" in ask(here, "--backbone", "vit_b16").err
+
+
+# Results
+
+TREE = "base2new/{}/oxford_pets/shots_16/MaPLe/vit_b16_c2_ep5_batch4_2ctx/seed{}/log.txt"
+
+
+def test_base_and_novel_logs_make_one_record(here: Path) -> None:
+    head = dassl.head(trainer="MaPLe", dataset="OxfordPets", seed=2)
+    val = dassl.result("12.3", part="val")
+    dassl.write(here / TREE.format("train_base", 2), head + val + dassl.TRAINING + dassl.END + dassl.result("97.3"))
+    test = dassl.head(trainer="MaPLe", dataset="OxfordPets", seed=2, half="new", eval_only=True)
+    dassl.write(
+        here / TREE.format("test_new", 2),
+        test + dassl.result("97.65", total="1,788", correct="1,746", macro_f1="97.60"),
+    )
+    dassl.write(here / TREE.format("train_base", 3), dassl.TRAINING + dassl.result("90.0"))  # stopped half way
+    answer = ask(here)
+    assert answer.code == 0, answer.err
+    assert "did not finish" in answer.err
+    folder = here / "results/runs/base_to_novel/oxford_pets/vit_b16/maple@imported/shots16/seed2"
+    record = Record.read(folder)
+    assert record is not None
+    assert (record.status, record.weights, record.precision, record.variant) == (
+        "finished",
+        "openai",
+        "fp16",
+        "imported",
+    )
+    assert record.scores == {
+        "base": {"accuracy": 1507 / 1549, "total": 1549, "correct": 1507, "macro_f1": pytest.approx(0.957)},
+        "novel": {"accuracy": 1746 / 1788, "total": 1788, "correct": 1746, "macro_f1": pytest.approx(0.976)},
+    }
+    assert {split: source["decimals"] for split, source in record.imported.items()} == {"base": 1, "novel": 2}
+    log = here / TREE.format("train_base", 2)
+    assert record.imported["base"]["sha256"] == hashlib.sha256(log.read_bytes()).hexdigest()
+    assert len(find_records([here / "results"])) == 1
+
+
+def test_an_imported_record_is_never_our_finished_run(here: Path) -> None:
+    path = dassl.write(here / TREE.format("train_base", 1), dassl.head() + dassl.result("97.3"))
+    assert ask(path).code == 0
+    (record,) = find_records([here / "results"])
+    folder = record.cell.folder(here / "results")
+    assert record.config_hash == ""
+    assert not is_finished(folder, "")
+    assert not is_finished(record.cell.model_copy(update={"variant": None}).folder(here / "results"), "")
+
+
+def test_the_table_shows_imported_rows_as_such(here: Path) -> None:
+    for seed in (1, 2):
+        log = dassl.head(seed=seed) + dassl.result(f"9{seed}.0", total="100", correct=f"9{seed}")
+        assert ask(dassl.write(here / TREE.format("train_base", seed), log)).code == 0
+    out = io.StringIO()
+    with redirect_stdout(out):
+        assert cli.main(["table", "--format", "markdown"]) == 0
+    row = next(line for line in out.getvalue().splitlines() if line.startswith("| coop"))
+    assert "imported" in row
+    assert "91.50 ± 0.71" in row
+    assert "read from logs" in out.getvalue()
+
+
+def test_the_published_parser_and_this_one_agree(here: Path) -> None:
+    expected = json.loads((FIXTURES / "data" / "parse_expected.json").read_text())["numbers"]
+    told = ("--dataset", "caltech101", "--method", "coop", "--shots", "16", "--backbone", "vit_b16")
     for half in ("base", "new"):
-        split = {"base": "base", "new": "novel"}[half]
-        for seed in expected:
-            arguments = ["import", str(PARSE / half / f"seed{seed}" / "log.txt"), "--output", str(tmp_path)]
-            facts = ["--dataset", "dtd", "--method", "coop", "--backbone", "vit_b16", "--shots", "16"]
-            where = ["--protocol", "base_to_novel", "--seed", str(seed), "--split", split]
-            assert cli.main([*arguments, *facts, *where]) == 0, capsys.readouterr().err
-    records = find_records([tmp_path])
-    got: dict[int, dict[str, float]] = {}
-    for record in records:
-        assert record.imported
-        assert record.variant is not None
-        assert record.variant.startswith("imported")
-        got.setdefault(record.seed, {}).update({s: kept["accuracy"] for s, kept in record.scores.items()})
-    for seed, (base, novel) in expected.items():
-        assert got[seed]["base"] == pytest.approx(base)
-        assert got[seed]["novel"] == pytest.approx(novel)
-    assert cli.main(["table", str(tmp_path)]) == 0
-    out = capsys.readouterr().out
-    assert "imported" in out
-    assert "logs of other software" in out
+        answer = ask(FIXTURES / "data" / "parse" / half, *told)
+        assert answer.code == 0, answer.err
+        assert "its counts do not give" in answer.err  # one correct of a thousand, and yet 87.6%
+    records = sorted(find_records([here / "results"]), key=lambda record: record.seed)
+    assert [record.seed for record in records] == [1, 2, 3]
+    for half, split in (("base", "base"), ("new", "novel")):
+        for score in ("accuracy", "macro_f1"):
+            values = [100 * record.scores[split][score] for record in records]
+            assert values == pytest.approx(expected[f"{half}|{score}"]["values"], abs=1e-9)
 
 
-@QUICK
-@given(content=st.binary(max_size=300))
-@pytest.mark.parametrize("read", [read_checkpoint, pickles.read_pickle, logs.read_log])
-def test_random_bytes(tmp_path: Path, read: Any, content: bytes) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(content)
-    with pytest.raises(UserError):
-        read(path)
+def test_what_a_log_does_not_tell_is_asked_for(here: Path) -> None:
+    path = dassl.write(here / "log.txt", dassl.result("97.3"))
+    answer = ask(path)
+    assert answer.code == 2
+    assert "--dataset, --method, --backbone, --split, --protocol, --shots, --seed" in answer.err
+    flags = ("--dataset", "mine", "--method", "coop", "--backbone", "rn50", "--split", "test", "--shots", "all")
+    assert ask(path, *flags, "--seed", "0").code == 0
+    assert (here / "results/runs/few_shot/mine/rn50/coop@imported/shotsall/seed0/result.json").is_file()
+    assert "cannot name a folder" in ask(path, *flags, "--seed", "0", "--name", "../up").err
+    assert "no such" not in answer.err
 
 
-@QUICK
-@given(data=st.data())
-@pytest.mark.parametrize("kind", ["checkpoint", "pickle", "log"])
-def test_mutated_files(tmp_path: Path, kind: str, data: st.DataObject) -> None:
-    """Read, or refused in a sentence: nothing else."""
-    path = tmp_path / "file"
-    if kind == "checkpoint":
-        save_as_dassl(path, {"prompt_learner.ctx": torch.ones(2, 4)})
-    elif kind == "pickle":
-        pickle_of(SHOTS, path)
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "no result"),
+        ("hello\n", "no result"),
+        (dassl.TRAINING + dassl.result("90.0"), "did not finish"),
+        (dassl.result("90.0") + dassl.TRAINING + dassl.END, "no result"),
+        (dassl.TRAINING + dassl.END + dassl.result("90.0", part="val"), "validation"),
+        ("=> result\n* total: 3\n", "no accuracy"),
+        ("=> result\n* accuracy: nan%\n", "no accuracy"),
+        ("=> result\n* accuracy: 187.6%\n", "no accuracy"),
+    ],
+)
+def test_logs_without_a_final_result_are_refused(here: Path, text: str, reason: str) -> None:
+    answer = ask(dassl.write(here / "log.txt", text))
+    assert answer.code == 2
+    assert reason in answer.err
+    assert files(here) == {"log.txt"}
+
+
+def test_other_results_of_the_same_cell_are_kept_apart(here: Path) -> None:
+    first = dassl.write(here / "a" / TREE.format("train_base", 1), dassl.head() + dassl.result("97.3"))
+    second = dassl.write(
+        here / "b" / TREE.format("train_base", 1), dassl.head() + dassl.result("90.0", correct="1,394")
+    )
+    assert "--name" in ask(here).err
+    assert ask(first).code == ask(first).code == 0  # the same log again is no conflict
+    assert "--force" in ask(second).err
+    assert ask(second, "--name", "rerun").code == 0
+    assert {record.learner for record in find_records([here / "results"])} == {"coop@imported", "coop@imported-rerun"}
+    assert ask(second, "--force").code == 0
+    accuracies = [record.scores["base"]["accuracy"] for record in find_records([here / "results"])]
+    assert accuracies == [1394 / 1549] * 2
+
+
+def test_methods_and_protocols_are_recognised(here: Path) -> None:
+    def cell(**told: Any) -> tuple[Any, ...]:
+        log = dassl.write(here / "x" / "log.txt", dassl.head(**told) + dassl.result("50.0", total="2", correct="1"))
+        assert ask(log, "--output", "r").code == 0
+        (record,) = find_records([here / "r"])
+        for path in (here / "r").rglob("result.json"):
+            path.unlink()
+        return record.protocol, record.dataset, record.method, record.shots, record.seed, *record.scores
+
+    depth = {"PROMPT_DEPTH_VISION": 1}
+    assert cell(half="all", shots=4) == ("few_shot", "caltech101", "coop", 4, 1, "test")
+    assert cell(trainer="ZeroshotCLIP", half="new") == ("base_to_novel", "caltech101", "zero_shot", 0, 0, "novel")
+    assert cell(trainer="VPT", options=depth)[2] == "vpt_shallow"
+    assert cell(trainer="PromptSRC", shots=-1)[2:4] == ("promptsrc", "all")
+    assert cell(trainer="New-Method")[2] == "new-method"
+    xd = {"half": "all", "eval_only": True, "model_dir": "output/imagenet/CoOp/vit_b16_ep50/seed1"}
+    assert cell(dataset="OxfordFlowers", **xd) == ("cross_dataset", "imagenet", "coop", 16, 1, "flowers102")
+    assert cell(dataset="ImageNetV2", **xd)[::5] == ("domain_generalization", "imagenet_v2")
+
+
+def test_own_logs_are_not_read_back(here: Path) -> None:
+    path = dassl.write(here / "run" / "log.txt", dassl.result("97.3"))
+    dassl.write(here / "run" / "result.json", "{}")
+    assert "has its record already" in ask(path).err
+
+
+def test_heads_and_paths_are_read_as_published() -> None:
+    options = read_options(dassl.head(options={"CTX_INIT": "a photo of a", "N_CTX": 4}))
+    assert options["TRAINER.COOP.CTX_INIT"] == "a photo of a"
+    assert options["SEED"] == options["seed"] == "1"  # and not the 9 that follows the configuration
+    facts = facts_of_path(Path("/x/output/caltech101/CoOp/rn50_ep50_4shots/nctx16_cscFalse_ctpmiddle/seed3/log.txt"))
+    told = (facts.dataset, facts.trainer, facts.shots, facts.seed, facts.half, facts.backbone, facts.position)
+    assert told == ("caltech101", "CoOp", 4, 3, None, "rn50", "middle")
+
+
+# Few-shot lists
+
+ROOT = "/home/somebody/data/caltech-101/101_ObjectCategories/"
+LISTS = {
+    "train": [(ROOT + "Faces/image_0201.jpg", 0, "face"), (ROOT + "wild_cat/image_0001.jpg", 1, "wild_cat")],
+    "val": [(ROOT + "Faces/image_0002.jpg", 0, "face")],
+}
+ROWS = [
+    {"split": "train", "path": "Faces/image_0201.jpg", "label": 0, "classname": "face"},
+    {"split": "train", "path": "wild_cat/image_0001.jpg", "label": 1, "classname": "wild_cat"},
+    {"split": "val", "path": "Faces/image_0002.jpg", "label": 0, "classname": "face"},
+]
+
+
+def write_pickle(folder: Path, content: bytes) -> Path:
+    (folder / "shot_16-seed_1.pkl").write_bytes(content)
+    return folder / "shot_16-seed_1.pkl"
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("module", dassl.DATUM_MODULES)
+@pytest.mark.parametrize("images", [None, "101_ObjectCategories", ROOT, "/elsewhere/101_ObjectCategories"])
+def test_a_few_shot_pickle_becomes_a_list(here: Path, module: str, images: str | None) -> None:
+    path = write_pickle(here, dassl.few_shot_pickle(LISTS, module))
+    answer = ask(path, *([] if images is None else ["--images", images]))
+    assert answer.code == 0, answer.err
+    assert rows(here / "shot_16-seed_1.jsonl") == ROWS
+    assert ROOT.rstrip("/") in answer.out
+    assert ("--images" in answer.err) == (images is None)
+
+
+def test_where_paths_begin_is_told_or_found(here: Path) -> None:
+    one_class = {"train": [(ROOT + "Faces/image_0201.jpg", 0, "face")], "val": []}
+    path = write_pickle(here, dassl.few_shot_pickle(one_class))
+    assert ask(path).code == 0
+    assert rows(here / "shot_16-seed_1.jsonl")[0]["path"] == "image_0201.jpg"  # the longest that all share
+    assert "--force" in ask(path).err
+    assert ask(path, "--images", "101_ObjectCategories", "--output", "b.jsonl").code == 0
+    assert rows(here / "b.jsonl")[0]["path"] == "Faces/image_0201.jpg"
+    assert "does not lie below 'images'" in ask(path, "--images", "images", "--force").err
+    windows = {"train": [("D:\\data\\dtd\\images\\banded\\x.jpg", 0, "banded")]}
+    path = write_pickle(here, dassl.few_shot_pickle(windows))
+    assert ask(path, "--images", "images", "--force").code == 0
+    assert rows(here / "shot_16-seed_1.jsonl")[0]["path"] == "banded/x.jpg"
+    up = {"train": [("/data/images/../../x.jpg", 0, "a")]}
+    assert (
+        "does not lie below" in ask(write_pickle(here, dassl.few_shot_pickle(up)), "--images", "images", "--force").err
+    )
+
+
+# Nothing is executed
+
+
+def bomb(marker: Path) -> Any:
+    return dassl.Payload(builtins.exec, f"open({str(marker)!r}, 'w').close()")
+
+
+def legacy(path: Path, content: Any) -> None:
+    """As torch.save wrote before 1.6."""
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("place", ["state_dict", "epoch", "val_result"])
+def test_a_checkpoint_with_a_payload_is_refused(here: Path, tmp_path: Path, zipped: bool, place: str) -> None:
+    marker = tmp_path / "executed"
+    content = {"state_dict": COOP_STATE, "epoch": 50, place: bomb(marker)}
+    torch.save(content, here / "model.pth.tar-50", _use_new_zipfile_serialization=zipped)
+    torch.load(here / "model.pth.tar-50", weights_only=False)
+    assert marker.exists()  # it would have been
+    marker.unlink()
+    answer = ask(here / "model.pth.tar-50", "--backbone", "vit_b16")
+    assert answer.code == 2
+    assert "nothing of it was executed" in answer.err
+    assert not marker.exists()
+    assert files(here) == {"model.pth.tar-50"}
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("place", ["whole", "list", "datum"])
+def test_a_pickle_with_a_payload_is_refused(here: Path, tmp_path: Path, protocol: int, place: str) -> None:
+    marker = tmp_path / "executed"
+    shots = {"train": [bomb(marker)]} if place == "list" else {"train": [], "val": [], "x": bomb(marker)}
+    content = pickle.dumps(bomb(marker) if place == "whole" else shots, protocol=protocol)
+    if place == "datum":  # among a file's honest objects: the payload's opcodes without their frame
+        honest, inner = dassl.few_shot_pickle(LISTS), pickle.dumps(bomb(marker), protocol=2)[2:-1]
+        content = honest[:-1] + inner + b"0."
+    with pytest.MonkeyPatch.context() as patch:
+        if place != "datum":
+            pickle.loads(content)
+            assert marker.exists()
+            marker.unlink()
+        patch.setattr(builtins, "exec", lambda *_: marker.touch())
+        answer = ask(write_pickle(here, content))
+    assert answer.code == 2
+    assert "nothing of it was executed" in answer.err
+    assert not marker.exists()
+    assert files(here) == {"shot_16-seed_1.pkl"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"cos\nsystem\n.",
+        b"cdassl.data.datasets\nDatum\n(S'x'\ntR.",  # calls the one class that is known
+        b"\x80\x04r\xff\xff\xff\xff.",  # a memo of 64 GB
+        b"(lr\xff\xff\xff\x7f.",
+        b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f}.",
+        b"\x80\x02Pid\n.",
+        b"\x80\x02\x82\x01.",
+        pickle.dumps({"train": "Faces"}),
+        pickle.dumps({"train": [{"_impath": "/a/b.jpg"}]}),
+        pickle.dumps({"train": []}),
+        pickle.dumps([1, 2]),
+        dassl.few_shot_pickle({"train": [("/a/b.jpg", 10**5000, "x")]}),
+        dassl.few_shot_pickle({"train": [("/a/b\n.jpg", 0, "x")]}),
+        dassl.few_shot_pickle({"train": [("/a/b.jpg", 0, "\ud800")]}),
+        dassl.few_shot_pickle({"test": [("/a/b.jpg", 0, "x")]}),
+        b"",
+    ],
+)  # fmt: skip
+def test_pickles_of_other_things_are_refused(here: Path, content: bytes) -> None:
+    answer = ask(write_pickle(here, content))
+    assert answer.code == 2
+    assert len(answer.err.splitlines()) == 1
+    assert files(here) == {"shot_16-seed_1.pkl"}
+
+
+def test_archives_that_grow_in_memory_are_refused(here: Path) -> None:
+    dassl.write_checkpoint(here / "whole", {"ctx": torch.zeros(400, 512)})
+    with (
+        zipfile.ZipFile(here / "whole") as old,
+        zipfile.ZipFile(here / "model.pth.tar-1", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert "compressed" in ask(here / "model.pth.tar-1").err
+
+
+FUZZ = settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+EDITS = st.lists(
+    st.tuples(st.integers(0, 2**16), st.integers(0, 3), st.binary(min_size=1, max_size=4)), min_size=1, max_size=4
+)
+
+
+def damage(content: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
+    """Overwrites, inserts, removes or cuts at some places."""
+    for place, kind, new in edits:
+        at = place % (len(content) + 1)
+        tail = {0: content[at + len(new) :], 1: content[at:], 2: content[at + len(new) :], 3: b""}[kind]
+        content = content[:at] + (b"" if kind > 1 else new) + tail
+    return content
+
+
+def check_quiet(here: Path, path: Path, *flags: str, allowed: set[str]) -> None:
+    """An import works or is refused; it writes nothing but its output."""
+    before = files(here.parent)
+    answer = ask(path, *flags)
+    assert answer.code in (0, 2)
+    written = {name for name in files(here.parent) - before if not any(name.startswith(start) for start in allowed)}
+    assert not written
+    if answer.code == 2:
+        assert answer.err.startswith("error: ")
+
+
+@FUZZ
+@given(content=st.binary(max_size=300), name=st.sampled_from(["model.pth.tar-1", "shot_1-seed_1.pkl", "log.txt", "x"]))
+@example(content=b"PK\x03\x04", name="x")
+@example(content=b"\x80\x02.", name="model.pth.tar-1")
+def test_random_bytes_are_refused(here: Path, content: bytes, name: str) -> None:
+    (here / name).write_bytes(content)
+    check_quiet(here, here / name, allowed=set())
+
+
+@pytest.fixture(scope="module")
+def small_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    folder = tmp_path_factory.mktemp("small")
+    state = {"ctx": torch.zeros(1, 512).half(), "token_suffix": torch.zeros(2, 1, 512).half()}
+    return [dassl.write_checkpoint(folder / str(zipped), state, zipped=zipped).read_bytes() for zipped in (True, False)]
+
+
+@FUZZ
+@given(edits=EDITS, which=st.integers(0, 1), inside=st.booleans())
+def test_damaged_checkpoints_import_or_are_refused(
+    here: Path, small_checkpoints: list[bytes], edits: list[tuple[int, int, bytes]], which: int, inside: bool
+) -> None:
+    content = small_checkpoints[which]
+    if which == 0 and inside:  # the pickle in the archive, whose check sum is made anew
+        archive = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(archive, "w") as new:
+            for name in old.namelist():
+                new.writestr(name, damage(old.read(name), edits) if name.endswith("data.pkl") else old.read(name))
+        content = archive.getvalue()
     else:
-        path.write_bytes((PARSE / "base/seed1/log.txt").read_bytes())
-    content = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(1, 4))):
-        place = data.draw(st.integers(0, len(content) - 1))
-        content[place] = data.draw(st.integers(0, 255))
-    path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
-    before = set(tmp_path.iterdir())
-    read: Any = {"checkpoint": read_checkpoint, "pickle": pickles.read_pickle, "log": logs.read_log}[kind]
-    try:
-        found = read(path)
-        if kind == "checkpoint":
-            checkpoints.convert(found, path, method="coop", facts=Facts())
-    except UserError:
-        pass
-    assert set(tmp_path.iterdir()) == before
+        content = damage(content, edits)
+    (here / "model.pth.tar-1").write_bytes(content)
+    flags = ("--backbone", "vit_b16", "--output", str(here / "out"), "--force")
+    check_quiet(here, here / "model.pth.tar-1", *flags, allowed={"here/out/"})
+
+
+@FUZZ
+@given(edits=EDITS, module=st.sampled_from(dassl.DATUM_MODULES))
+def test_damaged_pickles_import_or_are_refused(here: Path, edits: list[tuple[int, int, bytes]], module: str) -> None:
+    path = write_pickle(here, damage(dassl.few_shot_pickle(LISTS, module), edits))
+    check_quiet(here, path, "--force", allowed={"here/shot_16-seed_1.jsonl"})
+
+
+OPCODES = [bytes([code]) for code in range(256)]
+PIECES = [b"cdassl.data.datasets\nDatum\n", b"cposix\nsystem\n", b"X\x01\x00\x00\x00a", b"K\x01", b"(", b"}", b"]"]
+
+
+@FUZZ
+@given(parts=st.lists(st.one_of(st.sampled_from(OPCODES), st.sampled_from(PIECES)), max_size=12))
+def test_random_opcodes_are_refused(here: Path, parts: list[bytes]) -> None:
+    path = write_pickle(here, b"\x80\x04" + b"".join(parts) + b".")
+    check_quiet(here, path, "--force", allowed={"here/shot_16-seed_1.jsonl"})
+
+
+@FUZZ
+@given(edits=EDITS, text=st.text(max_size=40))
+def test_damaged_logs_import_or_are_refused(here: Path, edits: list[tuple[int, int, bytes]], text: str) -> None:
+    log = dassl.head(options={"CTX_INIT": text}) + dassl.TRAINING + dassl.END + dassl.result("97.3")
+    path = here / "log.txt"
+    path.write_bytes(damage(log.encode("utf-8", "surrogatepass"), edits))
+    check_quiet(here, path, "--force", allowed={"here/results/runs/"})
+    shutil.rmtree(here / "results", ignore_errors=True)

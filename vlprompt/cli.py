@@ -39,7 +39,6 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--format", choices=("terminal", "markdown", "csv", "latex"), default="terminal")
     table.add_argument("--output", type=Path, help="write into this file instead of showing")
     table.set_defaults(command=show_table)
-    add_data_commands(commands.add_parser("data", help="list, get, check and sample data sets"))
     add_import(commands)
     return top
 

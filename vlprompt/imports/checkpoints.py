@@ -47,7 +47,7 @@ def convert(checkpoint: Checkpoint, path: Path, *, method: str | None, facts: Fa
         UserError: tensors of no method known here, of several, or that do not fit each other.
     """
     names, leftovers = split_names(checkpoint.tensors)
-    original = recognise(names, path, method=method, whole=checkpoint.whole)
+    original = recognise(names, path, method=method, trainer=facts.trainer, whole=checkpoint.whole)
     tensors = rename(checkpoint, names, original, path)
     suffix = checkpoint.tensors.get("prompt_learner.token_suffix")
     arguments, notes = derive_arguments(original, tensors, suffix, facts, path)
@@ -65,8 +65,8 @@ def convert(checkpoint: Checkpoint, path: Path, *, method: str | None, facts: Fa
     return Trained(_our_method(original, arguments), original, form, arguments, tensors, n_classes, notes)
 
 
-def recognise(names: set[str], path: Path, *, method: str | None, whole: bool) -> str:
-    """The original whose tensors these are.
+def recognise(names: set[str], path: Path, *, method: str | None, trainer: str | None, whole: bool) -> str:
+    """The original whose tensors these are; `trainer` decides where several have such.
 
     Raises:
         UserError: none, several, or another one than `method`.
@@ -86,6 +86,8 @@ def recognise(names: set[str], path: Path, *, method: str | None, whole: bool) -
             f"{path} holds the tensors of no method that can be imported ({what} is among them): these are "
             f"{', '.join(METHODS)}, KgCoOp as coop and PromptSRC as ivlp"
         )
+    if method is None and (told := [o for o in fitting if trainer in (o, *ORIGINALS[o].also)]):
+        return told[0]
     possible = [ours for ours, name in METHODS.items() if name in fitting]
     if method is not None:
         raise UserError(f"{path} is no checkpoint of {method}: its tensors are those of {' or '.join(possible)}")

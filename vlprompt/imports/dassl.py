@@ -6,23 +6,24 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Literal
 
-DATASETS = {
-    "Caltech101": "caltech101",
-    "OxfordPets": "oxford_pets",
-    "StanfordCars": "stanford_cars",
-    "OxfordFlowers": "oxford_flowers",
-    "Food101": "food101",
-    "FGVCAircraft": "fgvc_aircraft",
-    "SUN397": "sun397",
-    "DescribableTextures": "dtd",
-    "EuroSAT": "eurosat",
-    "UCF101": "ucf101",
-    "ImageNet": "imagenet",
-    "ImageNetV2": "imagenet_v2",
-    "ImageNetSketch": "imagenet_sketch",
-    "ImageNetA": "imagenet_a",
-    "ImageNetR": "imagenet_r",
+DATASETS = {  # by the name in the configuration: that of its file and of folders, and ours
+    "Caltech101": ("caltech101", "caltech101"),
+    "OxfordPets": ("oxford_pets", "oxford_pets"),
+    "StanfordCars": ("stanford_cars", "stanford_cars"),
+    "OxfordFlowers": ("oxford_flowers", "flowers102"),
+    "Food101": ("food101", "food101"),
+    "FGVCAircraft": ("fgvc_aircraft", "fgvc_aircraft"),
+    "SUN397": ("sun397", "sun397"),
+    "DescribableTextures": ("dtd", "dtd"),
+    "EuroSAT": ("eurosat", "eurosat"),
+    "UCF101": ("ucf101", "ucf101"),
+    "ImageNet": ("imagenet", "imagenet"),
+    "ImageNetV2": ("imagenetv2", "imagenet_v2"),
+    "ImageNetSketch": ("imagenet_sketch", "imagenet_sketch"),
+    "ImageNetA": ("imagenet_a", "imagenet_a"),
+    "ImageNetR": ("imagenet_r", "imagenet_r"),
 }
+FOLDERS = dict(DATASETS.values())
 SHIFTED = ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")  # ImageNet's classes in other pictures
 TRAINERS = {
     "ZeroshotCLIP": "zero_shot",
@@ -106,14 +107,15 @@ def read_options(text: str) -> dict[str, str]:
 def facts_of_options(options: Mapping[str, str]) -> Facts:
     """What the head of a log tells."""
     trainer = options.get("TRAINER.NAME") or options.get("trainer") or None
-    config = PurePath(options.get("dataset_config_file", "")).stem
+    stem = PurePath(options.get("dataset_config_file", "")).stem
     named = options.get("DATASET.NAME", "")
+    own_name = DATASETS[named][1] if named in DATASETS else FOLDERS.get(stem, stem or named.lower())
     backbone, shots = options.get("MODEL.BACKBONE.NAME", ""), options.get("DATASET.NUM_SHOTS")
     own = _section(options, trainer)
     return Facts(
         trainer=trainer,
-        dataset=DATASETS.get(named) or config or named.lower() or None,
-        trained_on=_nearest(PurePath(options.get("model_dir", "")), DATASETS.values()),
+        dataset=own_name or None,
+        trained_on=FOLDERS.get(_nearest(PurePath(options.get("model_dir", "")), FOLDERS) or ""),
         shots="all" if shots == "-1" else _whole(shots, least=1),
         seed=_whole(options.get("SEED", options.get("seed")), least=0),
         half=HALVES.get(options.get("DATASET.SUBSAMPLE_CLASSES", "")),
@@ -158,7 +160,7 @@ def facts_of_path(path: PurePath) -> Facts:
     position = re.findall(r"_ctp(end|middle|front)(?=/)", text)
     return Facts(
         trainer=_nearest(path, TRAINERS),
-        dataset=_nearest(path, DATASETS.values()),
+        dataset=FOLDERS.get(_nearest(path, FOLDERS) or ""),
         shots=int("".join(shots[-1])) or None if shots else None,
         seed=int(seed[-1]) if seed else None,
         half=HALVES["".join(half[-1])] if half else None,

@@ -132,7 +132,7 @@ def place(log: Log, asked: Asked) -> tuple[Cell, str]:
     shifted = facts.eval_only and source is not None and source != dataset and facts.half in (None, "all")
     protocol, split = asked.protocol, asked.split
     if shifted and dataset is not None and not asked.dataset:
-        protocol = protocol or ("domain_generalisation" if dataset in SHIFTED else "cross_dataset")
+        protocol = protocol or ("domain_generalization" if dataset in SHIFTED else "cross_dataset")
         dataset, split = source, split or dataset
     elif facts.half is not None or split is not None:
         split = split or {"all": "test"}.get(str(facts.half), facts.half)

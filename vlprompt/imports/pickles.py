@@ -6,9 +6,8 @@ import pickle
 import pickletools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from vlprompt.errors import UserError
 
@@ -20,59 +19,13 @@ DATUM = (
     ("datasets.utils", "Datum"),
 )
 PARTS = ("train", "val")
-OPCODES = frozenset(
-    [
-        "PROTO",
-        "FRAME",
-        "STOP",
-        "MARK",
-        "POP",
-        "POP_MARK",
-        "NONE",
-        "NEWTRUE",
-        "NEWFALSE",
-        "INT",
-        "BININT",
-        "BININT1",
-        "BININT2",
-        "LONG",
-        "LONG1",
-        "LONG4",
-        "FLOAT",
-        "BINFLOAT",
-        "UNICODE",
-        "BINUNICODE",
-        "SHORT_BINUNICODE",
-        "BINUNICODE8",
-        "STRING",
-        "BINSTRING",
-        "SHORT_BINSTRING",
-        "EMPTY_LIST",
-        "LIST",
-        "APPEND",
-        "APPENDS",
-        "EMPTY_DICT",
-        "DICT",
-        "SETITEM",
-        "SETITEMS",
-        "EMPTY_TUPLE",
-        "TUPLE",
-        "TUPLE1",
-        "TUPLE2",
-        "TUPLE3",
-        "MEMOIZE",
-        "PUT",
-        "BINPUT",
-        "LONG_BINPUT",
-        "GET",
-        "BINGET",
-        "LONG_BINGET",
-        "GLOBAL",
-        "STACK_GLOBAL",
-        "NEWOBJ",
-        "BUILD",
-    ]
-)
+OPCODES = {
+    "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1",
+    "BININT2", "LONG", "LONG1", "LONG4", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "STRING",
+    "BINSTRING", "SHORT_BINSTRING", "EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_DICT", "DICT", "SETITEM",
+    "SETITEMS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT",
+    "GET", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "NEWOBJ", "BUILD",
+}  # fmt: skip
 """What such lists are made of. None of these calls anything but the constructor of what `find_class` gives."""
 
 
@@ -122,7 +75,7 @@ def read_pickle(path: Path) -> list[Shot]:
     except Refused as error:
         name = str(error).encode("ascii", "backslashreplace").decode()[:100]
         raise UserError(
-            f"{path} asks for '{name}' to be run, which a list of Dassl's Datum does not need: nothing was executed"
+            f"{path} asks for '{name}', which a list of Dassl's Datum does not need: nothing of it was executed"
         ) from None
     except UserError:
         raise
@@ -139,7 +92,7 @@ def check_opcodes(content: bytes) -> None:
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content), start=1):
         if opcode.name not in OPCODES:
             raise Refused(opcode.name)
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= (argument or 0) <= count:
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= count:
             raise Refused(f"{opcode.name} {argument}")
 
 
@@ -153,11 +106,8 @@ def _shots(content: Any, datum: type, path: Path) -> list[Shot]:
             raise UserError(f"'{part}' in {path} is no list")
         for item in items:
             kept = vars(item) if type(item) is datum else {}
-            image, label, name = (kept.get(key) for key in ("_impath", "_label", "_classname"))
-            if (
-                not (isinstance(image, str) and image and isinstance(name, str) and type(label) is int)
-                or not 0 <= label < MOST
-            ):
+            image, label, name = kept.get("_impath"), kept.get("_label"), kept.get("_classname")
+            if not (isinstance(image, str) and image and isinstance(name, str) and _is_label(label)):
                 raise UserError(f"'{part}' in {path} holds something other than images with a path, label and class")
             if not (image + name).isprintable():
                 raise UserError(f"'{part}' in {path} holds a path or name with unprintable characters")
@@ -165,6 +115,10 @@ def _shots(content: Any, datum: type, path: Path) -> list[Shot]:
     if not shots:
         raise UserError(f"{path} holds no images")
     return shots
+
+
+def _is_label(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < MOST
 
 
 def relative_paths(shots: Sequence[Shot], images: str | None) -> tuple[list[str], str]:
@@ -175,8 +129,8 @@ def relative_paths(shots: Sequence[Shot], images: str | None) -> tuple[list[str]
     """
     parts = [PureWindowsPath(shot.path).parts for shot in shots]  # knows both kinds of slashes, and drives
     if images is None:
-        shared = takewhile(lambda steps: len(set(steps)) == 1, zip(*(part[:-1] for part in parts), strict=False))
-        start = len(list(shared))
+        low, high = min(part[:-1] for part in parts), max(part[:-1] for part in parts)  # all share what these share
+        start = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
         starts = [start] * len(parts)
     else:
         starts = [_start(part, images, shot.path) for part, shot in zip(parts, shots, strict=True)]
