@@ -17,7 +17,8 @@ from vlprompt.imports.logs import read_bytes
 from vlprompt.plan import load_dataset
 from vlprompt.protocols.base_to_novel import halves
 from vlprompt.records import results_root
-from vlprompt.run import compose, config_dir, names
+from vlprompt.locations import config_dir
+from vlprompt.run import compose, names
 from vlprompt.settings import read_settings
 from vlprompt.towers.geometry import read_geometry
 
