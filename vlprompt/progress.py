@@ -9,10 +9,21 @@ from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 PLAIN_LINES = 10  # of a long stretch of work, where there is no terminal
 LONG = 2.0  # seconds: shorter stretches leave no plain lines
+MINUTE = 60.0  # seconds between plain lines where the total is not known
 
 logger = logging.getLogger("vlprompt")
 
@@ -45,21 +56,20 @@ class Reporter:
             self._log.write(f"[{time.strftime('%Y-%m-%d %H:%M:%S')}] {line}\n")
 
     @contextmanager
-    def track(self, title: str, total: int) -> Iterator["Track"]:
-        """A bar over `total` steps on a terminal; elsewhere about ten plain lines."""
+    def track(self, title: str, total: int | None, *, done: int = 0, in_bytes: bool = False) -> Iterator["Track"]:
+        """A bar over `total` steps, `done` of them before, on a terminal; elsewhere about ten plain lines.
+
+        `in_bytes`: steps are bytes, shown as MB with their speed. Total None: not known.
+        """
         if not self.console.is_terminal:
-            yield Track(self, title, total, None)
+            yield Track(self, title, total, None, done=done, in_bytes=in_bytes)
             return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
+        amount: tuple[ProgressColumn, ...] = (TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+        if in_bytes:
+            amount = (DownloadColumn(), TransferSpeedColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), *amount, TextColumn("left"), TimeRemainingColumn())
         with Progress(*columns, console=self.console) as bar:
-            yield Track(self, title, total, bar)
+            yield Track(self, title, total, bar, done=done, in_bytes=in_bytes)
 
 
 class _Warnings(logging.Handler):
@@ -76,10 +86,20 @@ class _Warnings(logging.Handler):
 class Track:
     """One stretch of work under way."""
 
-    def __init__(self, reporter: Reporter, title: str, total: int, bar: Progress | None) -> None:
-        self.reporter, self.title, self.total, self.bar = reporter, title, total, bar
-        self.done, self.start, self.told = 0, time.monotonic(), 0
-        self.task = bar.add_task(title, total=total, note="") if bar else None
+    def __init__(
+        self,
+        reporter: Reporter,
+        title: str,
+        total: int | None,
+        bar: Progress | None,
+        *,
+        done: int = 0,
+        in_bytes: bool = False,
+    ) -> None:
+        self.reporter, self.title, self.total, self.bar, self.in_bytes = reporter, title, total, bar, in_bytes
+        self.first, self.done, self.start = done, done, time.monotonic()
+        self.told = self._part(0.0)
+        self.task = bar.add_task(title, total=total, completed=done, note="") if bar else None
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Count steps as done; `note` stands beside the bar."""
@@ -87,9 +107,19 @@ class Track:
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, advance=steps, note=note)
             return
-        spent, tenth = time.monotonic() - self.start, PLAIN_LINES * self.done // max(self.total, 1)
-        if spent > LONG and tenth > self.told:
-            self.told = tenth
-            left = spent / self.done * (self.total - self.done)
-            line = f"{self.title}: {self.done}/{self.total}  {note}  {left:.0f} s left"
-            self.reporter.console.print(" ".join(line.split()), markup=False)
+        spent = time.monotonic() - self.start
+        if spent > LONG and self._part(spent) > self.told:
+            self.told = self._part(spent)
+            self.reporter.console.print(self._line(spent, note), markup=False)
+
+    def _part(self, spent: float) -> int:
+        """How many plain lines are due."""
+        return int(spent / MINUTE) if self.total is None else PLAIN_LINES * self.done // max(self.total, 1)
+
+    def _line(self, spent: float, note: str) -> str:
+        show = decimal if self.in_bytes else str
+        rate = (self.done - self.first) / spent
+        amount = show(self.done) if self.total is None else f"{show(self.done)}/{show(self.total)}"
+        speed = f"{decimal(int(rate))}/s" if self.in_bytes else ""
+        left = f"{(self.total - self.done) / rate:.0f} s left" if self.total is not None and rate > 0 else ""
+        return " ".join(f"{self.title}: {amount} {note} {speed} {left}".split())
