@@ -1,0 +1,116 @@
+"""Addresses that a file is offered at, and the answers that come from there."""
+
+import html
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlencode
+
+import requests
+import urllib3
+
+from vlprompt.errors import UserError
+
+TIMEOUT = (10, 60)  # seconds: to connect, between two packets
+TRANSIENT = (408, 429, 500, 502, 503, 504)  # answers worth another try
+LOST = (requests.RequestException, urllib3.exceptions.HTTPError)
+DRIVE = "https://drive.usercontent.google.com/download"
+HUB = re.compile(r"hf://(model|dataset)s/([\w.-]+/[\w.-]+)(?:@([^/]+))?/(.+)")
+HEADERS = {
+    "Accept-Encoding": "identity",  # the file as it is: sizes and ranges count its bytes
+    "User-Agent": "vlprompt",
+}
+
+
+class Unavailable(Exception):
+    """Why one mirror does not give the file."""
+
+
+class Dropped(Unavailable):
+    """The same, where another try may help."""
+
+
+def resolve(url: str) -> str:
+    """The address on the web. Raises: UserError for an unknown form."""
+    if url.startswith("gdrive:"):
+        return f"{DRIVE}?{urlencode({'id': url.removeprefix('gdrive:'), 'export': 'download', 'confirm': 't'})}"
+    if found := HUB.fullmatch(url):
+        from huggingface_hub import hf_hub_url  # heeds HF_ENDPOINT
+
+        kind, repo, revision, name = found.groups()
+        return hf_hub_url(repo, name, repo_type=kind, revision=revision)
+    if url.startswith(("https://", "http://")):
+        return url
+    raise UserError(
+        f"cannot fetch '{url}': allowed are https://..., http://..., gdrive:ID, hf://models/OWNER/REPO@REVISION/PATH "
+        "and hf://datasets/OWNER/REPO@REVISION/PATH."
+    )
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE is set, as huggingface_hub reads it."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE
+
+
+def authorisation(url: str) -> dict[str, str]:
+    """The user's token, for the hub alone."""
+    if not url.startswith("hf://"):
+        return {}
+    from huggingface_hub import constants, get_token
+
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+@contextmanager
+def ask(url: str, address: str, headers: dict[str, str]) -> Iterator[requests.Response]:
+    """An answer that is a file, or a part of one, to be read as it comes. Raises: Unavailable, also while it is read.
+
+    `address` is where the mirror `url` is asked. Proxies are those of the environment.
+    """
+    every = {**HEADERS, **authorisation(url), **headers}
+    try:
+        with requests.get(address, headers=every, stream=True, timeout=TIMEOUT) as response:
+            status = response.status_code
+            if status not in (200, 206, 416):
+                gated = " (a gated or private repository needs HF_TOKEN)"
+                hint = gated if url.startswith("hf://") and status in (401, 403) else ""
+                raise (Dropped if status in TRANSIENT else Unavailable)(f"HTTP {status} {response.reason}{hint}")
+            yield response
+    except LOST as error:
+        raise Dropped(reason(error)) from error
+
+
+def reason(error: Exception) -> str:
+    """In words: the libraries' own messages are long and nested."""
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its certificate is not accepted"
+    if isinstance(error, requests.exceptions.ProxyError):
+        return "no connection to the proxy"
+    if isinstance(error, (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError)):
+        return "no answer in time"
+    return "no connection" if isinstance(error, requests.exceptions.ConnectionError) else "the connection was lost"
+
+
+def is_page(response: requests.Response, first: bytes) -> bool:
+    """Whether a web page came, which is what login portals and exhausted quotas answer with."""
+    kind = response.headers.get("Content-Type", "").lower()
+    return kind.startswith("text/html") or first.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html"))
+
+
+def title(page: bytes) -> str:
+    """ " ('Its title')", or nothing."""
+    found = re.search(r"<title[^>]*>\s*(.*?)\s*</title>", page.decode(errors="replace"), re.S | re.I)
+    return f" ('{html.unescape(found[1])}')" if found else ""
+
+
+def confirmation(page: bytes) -> str | None:
+    """Where the form on Google Drive's page leads that asks whether to fetch a file too large to scan for viruses."""
+    text = page.decode(errors="replace")
+    action = re.search(r"<form[^>]*\baction=\"([^\"]+)\"", text)
+    fields = re.findall(r"<input[^>]*\bname=\"([^\"]+)\"[^>]*\bvalue=\"([^\"]*)\"", text)
+    if action is None or not fields:
+        return None
+    return f"{html.unescape(action[1])}?{urlencode({name: html.unescape(value) for name, value in fields})}"
