@@ -72,7 +72,7 @@ def _survey(archive: Archive, *, limit: int | None, reporter: Reporter) -> list[
     with reading(archive) as (file, opened):
         packed, unpacked = os.fstat(file.fileno()).st_size, 0
         most = max(EXPANSION * packed, ALWAYS_ALLOWED) if limit is None else limit
-        with reporter.track(f"checking {archive.path.name}", packed, in_bytes=True) as track:
+        with reporter.track(f"checking {archive.name}", packed, in_bytes=True) as track:
             for member, _ in opened:
                 unpacked += member.size
                 if unpacked > most:
@@ -92,14 +92,14 @@ def _unpack(
     inner = _nested(members or {})
     plain = None if members is None else {name: place for name, place in members.items() if NESTED not in name}
     places = {name: draft / "new" / place for name, place in _plan(archive, found, plain).items()}
-    passing = {name: draft / f"{archive.path.name}.{number}" for number, name in enumerate(inner)}  # a name of its own
+    passing = {name: draft / f"{archive.path.name}.{number}" for number, name in enumerate(inner)}
     places |= {member: passing[name] for name in inner for member in _plan(archive, found, {name: "."})}
     links = _links(archive, found, places)
     needed = sum(member.size for member in found if member.name in places)
-    check_space(draft, needed, f"unpacking {archive.path.name}")
+    check_space(draft, needed, f"unpacking {archive.name}")
     with (
         reading(archive) as (_, opened),
-        reporter.track(f"unpacking {archive.path.name}", needed, in_bytes=True) as track,
+        reporter.track(f"unpacking {archive.name}", needed, in_bytes=True) as track,
     ):
         for member, content in opened:
             if member.name in places and member.kind != "link":
@@ -142,9 +142,8 @@ def _plan(archive: Archive, found: list[Member], members: Mapping[str, str] | No
             plan[name] = "/".join(filter(None, (routes[head], rest)))
     if absent := sorted(routes.keys() - met):
         tops = ", ".join(sorted({member.name.split("/")[0] for member in found})[:10])
-        raise UserError(
-            f"'{archive.called}' holds {tops or 'nothing'}, but not '{absent[0] or '.'}': it is not the one expected."
-        )
+        held = f"'{archive.called}' holds {tops or 'nothing'}, but not '{absent[0] or '.'}'"
+        raise UserError(f"{held}: it is not the expected archive.")
     return plan
 
 

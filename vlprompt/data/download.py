@@ -3,7 +3,7 @@
 import hashlib
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -38,8 +38,8 @@ class Remote:
     def __post_init__(self) -> None:
         for url in self.urls:
             resolve(url)
-        name, _, digits = (self.checksum or "").partition(":")
-        if self.checksum and not re.fullmatch(rf"[0-9a-fA-F]{{{HEX_DIGITS.get(name, 0)}}}", digits):
+        known = "|".join(f"{name}:[0-9a-fA-F]{{{digits}}}" for name, digits in HEX_DIGITS.items())
+        if self.checksum is not None and not re.fullmatch(known, self.checksum):
             raise UserError(f"checksum '{self.checksum}': allowed are sha256:HEX and md5:HEX.")
 
 
@@ -65,8 +65,8 @@ def download(remote: Remote, path: Path, *, reporter: Reporter | None = None, al
     return path
 
 
-def mismatch(path: Path, checksum: str | None) -> str:
-    """What is wrong with a file's checksum; empty where nothing is, or none is known."""
+def mismatch(path: Path, checksum: str | None, advance: Callable[[int], object] = lambda n: None) -> str:
+    """What is wrong with a file's checksum; empty where nothing is, or none is known. `advance` hears of bytes read."""
     if checksum is None:
         return ""
     name, _, expected = checksum.partition(":")
@@ -74,6 +74,7 @@ def mismatch(path: Path, checksum: str | None) -> str:
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
+            advance(len(chunk))
     got = digest.hexdigest()
     return "" if got == expected.lower() else f"its {name} is {got}, expected is {expected}"
 
@@ -112,7 +113,9 @@ class _Download:
     def from_one(self, url: str) -> None:
         resumed = self.part.size > 0
         self.receive_all(url)
-        if not (wrong := mismatch(self.part.file, self.remote.checksum)):
+        with self.reporter.track(f"checking {self.path.name}", self.part.size, in_bytes=True) as track:
+            wrong = mismatch(self.part.file, self.remote.checksum, track.advance)
+        if not wrong:
             return self.part.publish()
         self.part.remove()
         if not resumed:

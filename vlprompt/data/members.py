@@ -52,6 +52,10 @@ class Archive:
     path: Path
     called: str
 
+    @property
+    def name(self) -> str:
+        return Path(self.called).name
+
 
 class Refused(UserError):
     """A member that no data set needs, and that might do harm."""
