@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlprompt import __version__
-from vlprompt.commands.data import add_commands as add_data_commands
 from vlprompt.errors import UserError
 from vlprompt.imports.command import add_parser as add_import
 

@@ -14,10 +14,10 @@ from vlprompt.imports import checkpoints
 from vlprompt.imports.dassl import Facts, facts_of_options, facts_of_path, read_options
 from vlprompt.imports.loading import Checkpoint, read_checkpoint
 from vlprompt.imports.logs import read_bytes
+from vlprompt.locations import config_dir
 from vlprompt.plan import load_dataset
 from vlprompt.protocols.base_to_novel import halves
 from vlprompt.records import results_root
-from vlprompt.locations import config_dir
 from vlprompt.run import compose, names
 from vlprompt.settings import read_settings
 from vlprompt.towers.geometry import read_geometry
