@@ -426,7 +426,7 @@ def test_what_was_there_comes_back_where_the_move_fails(
 PARTS = st.sampled_from(["..", ".", "", "a", "b", "c:", "__MACOSX", "._a", "\\", "..\\x", "\u00e9", "a" * 300])
 NAMES = st.one_of(st.lists(PARTS, min_size=1, max_size=5).map("/".join), st.text(max_size=12))
 KINDS = st.sampled_from([tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def check_confined(content: bytes, members: dict[str, str] | None = None) -> None:

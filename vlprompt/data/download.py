@@ -139,9 +139,10 @@ class _Download:
 
     def receive(self, url: str, address: str) -> None:
         """One request for what is missing: it ends in a whole .part, or raises."""
-        if self.part.is_whole:
+        trusted = self.remote.checksum is not None
+        if self.part.is_whole(url, trusted=trusted):
             return None
-        headers = self.part.range_from(url, trusted=self.remote.checksum is not None)
+        headers = self.part.range_from(url, trusted=trusted)
         with ask(url, address, headers) as response:
             origin = Origin.of(url, response)
             goes_on = bool(headers) and self.part.goes_on_with(response, origin)

@@ -50,9 +50,10 @@ class Part:
         except (OSError, ValueError, TypeError):  # none, or half written by a killed process
             return None
 
-    @property
-    def is_whole(self) -> bool:
-        return self.size > 0 and self.origin is not None and self.origin.total == self.size
+    def is_whole(self, url: str, *, trusted: bool) -> bool:
+        """Whether nothing is missing: left by a kill before the file got its name."""
+        origin = self.origin
+        return self.size > 0 and origin is not None and origin.total == self.size and (trusted or origin.url == url)
 
     def range_from(self, url: str, *, trusted: bool) -> dict[str, str]:
         """Headers that ask for the rest; none where it cannot be known to fit.
