@@ -386,6 +386,18 @@ def test_the_table_shows_imported_rows_as_such(here: Path) -> None:
     assert "read from logs" in out.getvalue()
 
 
+def test_a_novel_test_alone_comes_before_its_base_in_no_table(here: Path) -> None:
+    novel = dassl.head(half="new", eval_only=True) + dassl.result("60.0", total="10", correct="6")
+    assert ask(dassl.write(here / TREE.format("test_new", 1), novel)).code == 0
+    base = dassl.head(seed=2) + dassl.result("80.0", total="10", correct="8")
+    assert ask(dassl.write(here / TREE.format("train_base", 2), base)).code == 0
+    with redirect_stdout(io.StringIO()) as out:
+        assert cli.main(["table", "--format", "csv"]) == 0
+    header, row = (line.split(",") for line in out.getvalue().splitlines())
+    assert header.index("base") < header.index("novel")
+    assert float(row[header.index("H")]) == pytest.approx(2 * 80 * 60 / 140)
+
+
 def test_the_published_parser_and_this_one_agree(here: Path) -> None:
     expected = json.loads((FIXTURES / "data" / "parse_expected.json").read_text())["numbers"]
     told = ("--dataset", "caltech101", "--method", "coop", "--shots", "16", "--backbone", "vit_b16")

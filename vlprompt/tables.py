@@ -42,7 +42,8 @@ def summarise(records: Sequence[Record]) -> pd.DataFrame:
     """
     if not records:
         raise UserError(NO_RUNS)
-    splits = list(dict.fromkeys(split for record in records for split in record.scores))
+    found = dict.fromkeys(split for record in records for split in record.scores)
+    splits = sorted(found, key=lambda split: split != "base")  # an imported record may have novel alone
     runs = frame(_beside_every_shots(records)).reindex(columns=[*KEYS, "seed", "status", *splits, *COSTS])
     seeds = runs[runs["seed"] != UNTRAINED].groupby([*CONTEXT[:3], "shots"], dropna=False)["seed"].agg(set).to_dict()
     rows: list[dict[str, Any]] = []

@@ -122,7 +122,7 @@ def facts_of_options(options: Mapping[str, str]) -> Facts:
         backbone=BACKBONES.get(backbone) or (re.sub(r"\W+", "_", backbone.lower()) or None),
         precision=own.get("PREC") if own.get("PREC") in ("fp16", "fp32", "amp") else None,
         eval_only=options.get("eval_only") == "True",
-        ctx_init=_phrase(own.get("CTX_INIT")),
+        ctx_init="" if trainer == "ProGrad" else _phrase(own.get("CTX_INIT")),  # its phrase is all in the context
         position=own.get("CLASS_TOKEN_POSITION"),
         image_depth=_whole(own.get("PROMPT_DEPTH_VISION"), least=0),
     )

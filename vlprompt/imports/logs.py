@@ -203,9 +203,10 @@ def write_record(record: Record, root: Path, *, force: bool) -> Path:
                         f"{folder} has another result for '{split}', from {source['file']}: replace it with --force, "
                         "or keep both with --name"
                     )
-            record = record.model_copy(
-                update={"scores": old.scores | record.scores, "imported": old.imported | record.imported}
-            )
+            both = {"scores": old.scores | record.scores, "imported": old.imported | record.imported}
+            record = record.model_copy(update=both)
+        ordered = sorted(record.scores, key=lambda split: split != "base")
+        record = record.model_copy(update={"scores": {split: record.scores[split] for split in ordered}})
         run.publish(record)
     return folder
 
