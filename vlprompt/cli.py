@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlprompt import __version__
+from vlprompt.commands.data import add_commands as add_data_commands
 from vlprompt.errors import UserError
 from vlprompt.imports.command import add_parser as add_import
 
@@ -38,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--format", choices=("terminal", "markdown", "csv", "latex"), default="terminal")
     table.add_argument("--output", type=Path, help="write into this file instead of showing")
     table.set_defaults(command=show_table)
+    add_data_commands(commands.add_parser("data", help="list, get, check and sample data sets"))
     add_import(commands)
     return top
 

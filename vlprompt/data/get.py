@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock
 from rich.filesize import decimal
 
-from vlprompt.data.archives import extract, unpacked_size
+from vlprompt.data.archives import extract
 from vlprompt.data.catalogue import OR, About, Mirror, content_hash
 from vlprompt.data.download import Remote, download
 from vlprompt.errors import UserError
@@ -89,7 +89,6 @@ def fetch(mirror: Mirror, base: Path, part: str, reporter: Reporter) -> None:
     archive = base / FETCHED / f"{digest}-{mirror.url.rpartition('/')[2].rpartition(':')[2]}"
     archive.parent.mkdir(exist_ok=True)
     download(remote, archive, reporter=reporter, also_needed=int(UNPACKED * (mirror.size or 0)))
-    reporter.say(f"unpacking {archive.name} ({decimal(unpacked_size(archive))})")
     extract(archive, base, members=mirror.members, reporter=reporter)
     archive.unlink()
 
