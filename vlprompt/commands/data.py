@@ -17,31 +17,33 @@ PARTS = ("train", "val", "test")
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """The commands below `vlprompt data`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, function: Any, text: str, *, names: str | None) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text)
-        if names is not None:
-            command.add_argument("names" if names != "1" else "name", nargs=None if names == "1" else names,
-                                 metavar="NAME")  # fmt: skip
-        command.add_argument("--root", metavar="PATH", help="where data sets lie (default: VLPROMPT_DATA, or datasets)")
-        command.add_argument("--config-dir", metavar="PATH", type=Path, help="a folder with dataset/*.yaml of your own")
-        command.set_defaults(command=function)
-        return command
-
-    add("list", show_list, "all data sets, and which are there", names=None)
-    get = add("get", get_data, "download what is missing, verified", names="*")
+    add(commands, "list", show_list, "all data sets, and which are there")
+    get = add(commands, "get", get_data, "download what is missing, verified")
+    get.add_argument("names", nargs="*", metavar="NAME")
     get.add_argument("--all", action="store_true", help="every data set that can be fetched")
     get.add_argument("--yes", "-y", action="store_true", help="do not ask")
     get.add_argument("--lists", action="store_true", help="only split files and lists, no images")
-    check = add("check", check_data, "hold data sets against what is published", names="+")
+    check = add(commands, "check", check_data, "hold data sets against what is published")
+    check.add_argument("names", nargs="+", metavar="NAME")
     check.add_argument("--decode", action="store_true", help="read every image")
-    add("path", show_path, "where a data set lies, or all do", names="?")
-    subset = add("subset", show_subset, "the few-shot sample that a run trains on", names="1")
+    path = add(commands, "path", show_path, "where a data set lies, or all do")
+    path.add_argument("name", nargs="?", metavar="NAME")
+    subset = add(commands, "subset", show_subset, "the few-shot sample that a run trains on")
+    subset.add_argument("name", metavar="NAME")
     subset.add_argument("--shots", default="16", metavar="K", help="images a class, or all (default 16)")
     subset.add_argument("--seed", type=int, default=1, metavar="S", help="(default 1)")
     subset.add_argument("--half", choices=("base", "novel"), help="only the classes of one half")
     subset.add_argument("--sampler", default="coop", help="coop (default), clip_lora or tip_adapter")
     subset.add_argument("--json", action="store_true", help="a JSON list instead of lines")
+
+
+def add(commands: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
+    """A command with what all of them take."""
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    command.add_argument("--root", metavar="PATH", help="where data sets lie (default: VLPROMPT_DATA, or datasets)")
+    command.add_argument("--config-dir", metavar="PATH", type=Path, help="a folder with dataset/*.yaml of your own")
+    command.set_defaults(command=function)
+    return command
 
 
 def catalogue(options: argparse.Namespace) -> Any:
@@ -146,7 +148,7 @@ def show_path(options: argparse.Namespace) -> int:
     from vlprompt.data.catalogue import find_entry
 
     root = data_root(options.root).absolute()
-    sys.stdout.write(f"{find_entry(catalogue(options), options.names).base(root) if options.names else root}\n")
+    sys.stdout.write(f"{find_entry(catalogue(options), options.name).base(root) if options.name else root}\n")
     return 0
 
 
