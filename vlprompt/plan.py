@@ -4,7 +4,8 @@ import hashlib
 import mmap
 import os
 import pydoc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 from vlprompt import demo
 from vlprompt.data.dataset import Dataset
 from vlprompt.errors import UserError
-from vlprompt.settings import Settings, check_arguments
+from vlprompt.protocols.base import Protocol
+from vlprompt.records import config_hash
+from vlprompt.settings import DataSource, Settings, check_arguments
 from vlprompt.towers import RANDOM, WEIGHTS_FILE
 
 PLACES = ("links", "path", "labels", "names", "stored")  # of a source: where it lies, not what it is
@@ -23,22 +26,40 @@ def data_root(settings: Settings) -> Path:
     return Path(settings.data.root or os.environ.get("VLPROMPT_DATA", "datasets"))
 
 
-def result_relevant(settings: Settings, precision: str, dataset: Dataset) -> dict[str, Any]:
-    """The settings that can change a result: what the hash and the variant of a run are made of."""
-    source = {key: value for key, value in settings.dataset.source.items() if key not in PLACES}
+def result_relevant(
+    settings: Settings, precision: str, dataset: Dataset, targets: Mapping[str, Dataset]
+) -> dict[str, Any]:
+    """The settings that can change a result: what the hash and the variant of a run are made of.
+
+    `targets` are those that this run tests; of others, which a default may name, nothing but the settings is known.
+    """
     chosen: dict[str, Any] = {
         "backbone": weights_identity(settings),
-        "dataset": settings.dataset.model_dump() | {"name": dataset.name, "source": source},
+        "dataset": dataset_identity(settings.dataset) | {"name": dataset.name},
         "split": dataset.fingerprint(),
-        "protocol": settings.protocol,
+        "protocol": {key: value for key, value in settings.protocol.items() if key != "targets"},
         "method": settings.method,
         "precision": precision,
     }
+    if names := target_names(settings, dataset.name):  # their order changes nothing
+        chosen["targets"] = {name: target_identity(settings, name, targets) for name in names}
     if settings.fit is not None:
         chosen |= {"fit": settings.fit.model_dump(), "bank": settings.bank.model_dump()}
         chosen |= {"augment": settings.augment.model_dump()}
         chosen |= {"seed": settings.seed, "shots": settings.shots}
     return chosen
+
+
+def dataset_identity(described: DataSource) -> dict[str, Any]:
+    """A data set's settings without those that say where it lies."""
+    source = {key: value for key, value in described.source.items() if key not in PLACES}
+    return described.model_dump() | {"source": source}
+
+
+def target_identity(settings: Settings, name: str, targets: Mapping[str, Dataset]) -> dict[str, Any]:
+    described = settings.targets.get(name)
+    found = {"dataset": dataset_identity(described.dataset), "method": described.method} if described else {}
+    return found | ({"split": targets[name].fingerprint()} if name in targets else {})
 
 
 def weights_identity(settings: Settings) -> dict[str, str]:
@@ -78,12 +99,63 @@ def locate(config: Mapping[str, Any], kind: type, where: str) -> tuple[Any, dict
     return found, arguments
 
 
-def load_dataset(settings: Settings) -> Dataset:
-    source = dict(settings.dataset.source)
+def make_protocol(settings: Settings) -> Protocol:
+    protocol, arguments = locate(settings.protocol, Protocol, "protocol")
+    return protocol(**arguments)
+
+
+def target_names(settings: Settings, source: str) -> list[str]:
+    """The data sets that the protocol tests beside the source, which is left out where it is one of them."""
+    return [name for name in dict.fromkeys(make_protocol(settings).targets) if name != source]
+
+
+def load_dataset(settings: Settings, described: DataSource | None = None) -> Dataset:
+    """The data set of a run, or another that is described."""
+    described = described or settings.dataset
+    source = dict(described.source)
     target = source.pop("_target_", "")
     load = pydoc.locate(target)
     if not callable(load):
         raise UserError(f"dataset.source._target_ is '{target}', allowed is the import path of a function")
     source["root"] = data_root(settings)
     check_arguments(load, source, "dataset.source")
-    return load(name=settings.dataset.name, **source)
+    dataset = load(name=described.name, **source)
+    origin = {**described.source, "root": str(source["root"]), "split": dataset.fingerprint()}
+    return replace(dataset, origin=config_hash(origin))
+
+
+def load_datasets(settings: Settings) -> tuple[Dataset, dict[str, Dataset]]:
+    """The data set that is trained on, and those that the protocol tests beside it.
+
+    Raises: UserError that names all which cannot be loaded.
+    """
+    loaded: dict[str, Dataset] = {}
+    problems: dict[str, UserError] = {}
+
+    def attempt(name: str, described: DataSource) -> None:
+        try:
+            loaded[name] = load_dataset(settings, described)
+        except UserError as error:
+            problems[name] = error
+
+    source = settings.dataset.name
+    attempt(source, settings.dataset)
+    dataset = loaded.pop(source, None)
+    names = target_names(settings, dataset.name if dataset else source)
+    if unknown := [name for name in names if name not in settings.targets]:
+        raise UserError(f"protocol.targets names {', '.join(unknown)}, which conf/dataset does not describe.")
+    for name in names:
+        attempt(name, settings.targets[name].dataset)
+    if dataset is None or problems:
+        raise not_loaded(problems, source, names)
+    return dataset, loaded
+
+
+def not_loaded(problems: Mapping[str, UserError], source: str, names: Sequence[str]) -> UserError:
+    first = next(iter(problems.values()))
+    if list(problems) == [source]:
+        return first
+    left = [name for name in names if name not in problems]
+    without = f" protocol.targets=[{','.join(left)}] does without targets that are not there." if left else ""
+    return UserError(f"{len(problems)} data sets of this run cannot be loaded ({', '.join(problems)}); the first "
+                     f"because {str(first).rstrip('.')}.{without}")  # fmt: skip

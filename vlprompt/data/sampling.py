@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from vlprompt.data.dataset import Dataset, Item
@@ -11,6 +11,7 @@ from vlprompt.errors import UserError
 logger = logging.getLogger(__name__)
 
 Shots = int | Literal["all"]
+Sampler = Callable[..., tuple[list[Item], list[Item]]]  # (dataset, *, shots, seed) -> (train, val)
 MAX_VAL_SHOTS = 4
 ALL = -1  # "no sub-sampling" inside this module only: users write "all"
 N_NAMED = 10  # classes that the warning names before it counts the rest

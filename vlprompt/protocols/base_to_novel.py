@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from vlprompt.data.dataset import Dataset
-from vlprompt.data.sampling import Shots, sample_few_shot
+from vlprompt.data.sampling import Sampler, Shots, sample_few_shot
 from vlprompt.errors import UserError
 from vlprompt.protocols.base import Episode, Protocol
 
@@ -21,10 +21,18 @@ class BaseToNovel(Protocol):
 
     name: ClassVar[str] = "base_to_novel"
 
-    def episodes(self, dataset: Dataset, *, shots: Shots, seed: int) -> Iterator[Episode]:
+    def episodes(
+        self,
+        dataset: Dataset,
+        *,
+        shots: Shots,
+        seed: int,
+        sample: Sampler = sample_few_shot,
+        targets: Mapping[str, Dataset] = {},
+    ) -> Iterator[Episode]:
         """One episode. Labels count from 0 within each half."""
         base, novel = halves(dataset)
-        train, val = sample_few_shot(dataset, shots=shots, seed=seed)
+        train, val = sample(dataset, shots=shots, seed=seed)
         test = dataset.split(self.part)
         yield Episode(
             train=dataset.split("train", train).select(base),

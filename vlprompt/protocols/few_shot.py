@@ -1,10 +1,10 @@
 """Few-shot learning: train on all classes, test on all classes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from vlprompt.data.dataset import Dataset
-from vlprompt.data.sampling import Shots, sample_few_shot
+from vlprompt.data.sampling import Sampler, Shots, sample_few_shot
 from vlprompt.protocols.base import Episode, Protocol
 
 
@@ -17,9 +17,17 @@ class FewShot(Protocol):
 
     name: ClassVar[str] = "few_shot"
 
-    def episodes(self, dataset: Dataset, *, shots: Shots, seed: int) -> Iterator[Episode]:
+    def episodes(
+        self,
+        dataset: Dataset,
+        *,
+        shots: Shots,
+        seed: int,
+        sample: Sampler = sample_few_shot,
+        targets: Mapping[str, Dataset] = {},
+    ) -> Iterator[Episode]:
         """One episode."""
-        train, val = sample_few_shot(dataset, shots=shots, seed=seed)
+        train, val = sample(dataset, shots=shots, seed=seed)
         yield Episode(
             train=dataset.split("train", train),
             val=dataset.split("val", val) or None,  # an empty split is false

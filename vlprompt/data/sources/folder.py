@@ -165,7 +165,7 @@ def assemble(found: Iterable[Found], class_names: Mapping[str, str], base: Path)
     if untrained := [key for key, label in labels.items() if label not in trained]:
         raise UserError(f"class '{untrained[0]}' has no training images: add some, or leave the class out.")
     names = tuple(class_names[key] for key in labels)
-    return Dataset(name="", classes=names, open_image=Files(base, as_shown=True), **parts)
+    return Dataset("", names, parts["train"], parts["val"], parts["test"], Files(base, as_shown=True))
 
 
 def slug(text: str) -> str:

@@ -54,7 +54,7 @@ def load(name: str, *, root: str | Path, folder: str, images: str, split: str, l
                 f"{split_path} lists {image}, which is not below {image_root}: "
                 f"unpack the images there again (published at {links['images']})."
             )
-    return Dataset(name=name, classes=classes, open_image=Files(image_root), **parts)
+    return Dataset(name, classes, parts["train"], parts["val"], parts["test"], Files(image_root))
 
 
 def read(path: Path, *, remedy: str = DOWNLOAD) -> SplitFile:
