@@ -152,10 +152,15 @@ def load_datasets(settings: Settings) -> tuple[Dataset, dict[str, Dataset]]:
 
 
 def not_loaded(problems: Mapping[str, UserError], source: str, names: Sequence[str]) -> UserError:
+    """One sentence for all data sets that cannot be loaded, with the reason of the first."""
     first = next(iter(problems.values()))
     if list(problems) == [source]:
         return first
+    which = (
+        f"{', '.join(problems)}, the first of them because"
+        if len(problems) > 1
+        else f"the target {next(iter(problems))}:"
+    )
     left = [name for name in names if name not in problems]
     without = f" protocol.targets=[{','.join(left)}] does without targets that are not there." if left else ""
-    return UserError(f"{len(problems)} data sets of this run cannot be loaded ({', '.join(problems)}); the first "
-                     f"because {str(first).rstrip('.')}.{without}")  # fmt: skip
+    return UserError(f"cannot load {which} {str(first).rstrip('.')}.{without}")

@@ -59,7 +59,8 @@ def summarise(records: Sequence[Record]) -> pd.DataFrame:
             if split == "novel" and "base" in splits:
                 row["H"] = harmonic_mean(row["base"], row["novel"])
         if row["protocol"] in TRANSFER:
-            row["average"] = average({split: row[split] for split in splits if pd.notna(row[split])}, row["dataset"])
+            mean = average({split: row[split] for split in splits if pd.notna(row[split])}, row["dataset"])
+            row["average"] = float("nan") if mean is None else mean
         row |= {name: finished[name].mean() for name in COSTS}
         expected = seeds.get((*keys[:3], row["shots"]), set()) if UNTRAINED not in set(group["seed"]) else set()
         rows.append(row | {"failed": len(group) - len(finished), "missing": len(expected - set(group["seed"]))})

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from PIL import Image
@@ -69,6 +70,10 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """sha256 over class names and the three lists: equal where the data set is split alike."""
+        return self._fingerprint
+
+    @cached_property  # seconds for a million images
+    def _fingerprint(self) -> str:
         parts = {part: [[i.image, i.label] for i in getattr(self, part)] for part in ("train", "val", "test")}
         text = json.dumps({"classes": self.classes, **parts}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
