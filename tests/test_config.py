@@ -99,17 +99,27 @@ def leaves(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
     return {key: value for name, inner in tree.items() for key, value in leaves(inner, (*path, name)).items()}
 
 
+def content(recipe: str) -> dict[tuple[str, ...], Any]:
+    """The settings of a recipe, and of those that it is made of."""
+    path = CONF / f"{recipe}.yaml"
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# @package _global_\n")
+    tree = yaml.safe_load(text)
+    parts = [content(f"{recipe.rpartition('/')[0]}/{part}") for part in tree.pop("defaults", [])]
+    return {key: value for part in [*parts, leaves(tree)] for key, value in part.items() if key}
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_can_be_selected_and_takes_effect(recipe: str) -> None:
-    text = (CONF / f"{recipe}.yaml").read_text(encoding="utf-8")
-    assert text.startswith("# @package _global_\n")
+    expected = content(recipe)
+    assert expected
     assert selections(recipe), f"no method, protocol, data set or backbone has the names in {recipe}"
     for overrides in selections(recipe):
         if not any(o.startswith("dataset=") for o in overrides):
             overrides = [*overrides, "dataset=caltech101"]  # has no recipe of its own that could win
         check(*overrides)
         found = leaves(plain(*overrides))
-        for key, value in leaves(yaml.safe_load(text)).items():
+        for key, value in expected.items():
             assert found[key] == value, ".".join(key)
 
 
@@ -127,6 +137,38 @@ def test_coop_as_published() -> None:
         schedule = fit.schedule
         assert (schedule.shape, schedule.every, schedule.floor) == ("cosine", "epoch", 0)
         assert (schedule.warmup, schedule.warmup_epochs, schedule.warmup_lr) == ("constant", 1, 1e-5)
+
+
+@pytest.mark.parametrize("protocol", ["cross_dataset", "domain_generalization"])
+def test_transfer_from_imagenet_as_published(protocol: str) -> None:
+    """Zhou et al., CVPR 2022, sections 4.2 and 4.3; Khattak et al., CVPR 2023, section 4.1."""
+    chosen = {
+        m: settings(f"method={m}", f"protocol={protocol}", "dataset=caltech101") for m in ("coop", "cocoop", "maple")
+    }
+    coop, cocoop, maple = chosen.values()
+    assert (coop.method["n_context"], coop.method["ctx_init"], coop.fit.epochs) == (4, "a photo of a", 50)
+    assert (cocoop.method["n_context"], cocoop.fit.epochs, cocoop.fit.batch_size) == (4, 10, 1)
+    assert (maple.method["depth"], maple.fit.lr, maple.fit.epochs, maple.fit.batch_size) == (3, 0.0026, 2, 4)
+    assert {s.shots for s in chosen.values()} == {16}
+    targets = {"cross_dataset": 10, "domain_generalization": 4}
+    assert len(coop.protocol["targets"]) == targets[protocol]
+
+
+def test_targets_of_the_demo_and_of_ones_own() -> None:
+    def targets(*overrides: str) -> list[str]:
+        return settings(*overrides).protocol["targets"]
+
+    assert targets("protocol=cross_dataset") == ["digits"]
+    assert targets("protocol=domain_generalization") == ["shapes_sketch", "shapes_mosaic"]
+    assert targets("protocol=cross_dataset", "protocol.targets=[shapes_mosaic]") == ["shapes_mosaic"]
+    assert "targets" not in settings("protocol=few_shot").protocol
+
+
+@pytest.mark.parametrize("protocol", ["cross_dataset", "domain_generalization"])
+@pytest.mark.parametrize("method", ["coop", "maple", "vpt_deep", "adapter", "lora"])
+def test_the_demo_trains_for_transfer_as_for_few_shot(method: str, protocol: str) -> None:
+    transfer, few_shot = (settings(f"method={method}", f"protocol={p}") for p in (protocol, "few_shot"))
+    assert (transfer.method, transfer.fit, transfer.bank) == (few_shot.method, few_shot.fit, few_shot.bank)
 
 
 @pytest.mark.parametrize(("shots", "epochs"), [(1, 50), (2, 100), (4, 100), (8, 200), (16, 200)])

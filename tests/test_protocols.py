@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,13 @@ from PIL import Image
 from vlprompt.data.dataset import Dataset, Item, Split
 from vlprompt.data.sources import split_file
 from vlprompt.errors import UserError
-from vlprompt.protocols.base import Episode
+from vlprompt.protocols.base import Episode, Protocol
 from vlprompt.protocols.base_to_novel import BaseToNovel, halves, harmonic_mean
+from vlprompt.protocols.cross_dataset import CrossDataset
+from vlprompt.protocols.domain_generalization import DomainGeneralization
 from vlprompt.protocols.few_shot import FewShot
+from vlprompt.protocols.train_val import TrainVal
+from vlprompt.protocols.transfer import Transfer
 
 DATA = Path(__file__).parent / "fixtures" / "data"
 PUBLISHED = json.loads((DATA / "fewshot_base_new.json").read_text())
@@ -112,7 +117,8 @@ def test_harmonic_mean(a: float, b: float, mean: float) -> None:
 
 
 def test_protocols_import_no_torch() -> None:
-    protocols = "vlprompt.protocols.base_to_novel, vlprompt.protocols.few_shot"
+    names = ("base_to_novel", "few_shot", "cross_dataset", "domain_generalization", "train_val")
+    protocols = ", ".join(f"vlprompt.protocols.{name}" for name in names)
     modules = f"{protocols}, vlprompt.data.dataset, vlprompt.data.sampling"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=DATA.parents[2], check=False)
@@ -144,9 +150,93 @@ def test_splits_give_the_published_counts(splits_folder: Path, name: str) -> Non
     assert len(episode.train or ()) == 16 * COUNTS[name][1]
 
 
-@pytest.mark.parametrize("protocol", [BaseToNovel, FewShot])
-def test_settings_can_be_chosen_on_validation_images(protocol) -> None:
-    world = Dataset("world", ("a", "b"), *(tuple(Item(f"{p}/{i}", i % 2) for i in range(8)) for p in "xyz"), no_image)
-    (episode,) = protocol(part="val").episodes(world, shots=1, seed=1)
+def make_world(name: str, classes: str = "ab", rows: tuple[int, ...] | None = None) -> Dataset:
+    """Eight images for each part, named by data set and part; a class for each letter."""
+    parts = (tuple(Item(f"{name}/{part}/{i}", i % len(classes)) for i in range(8)) for part in PARTS)
+    return Dataset(name, tuple(classes), *parts, no_image, rows, f"origin of {name}")
+
+
+def images(split: Split | None) -> set[str]:
+    assert split is not None
+    return {item.image for item in split.items}
+
+
+TARGETS = {name: make_world(name) for name in ("one", "two")}
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        BaseToNovel(part="val"),
+        FewShot(part="val"),
+        TrainVal(part="val"),
+        CrossDataset(targets=["one"], part="val"),
+        DomainGeneralization(targets=["one"], part="val"),
+    ],
+)
+def test_settings_can_be_chosen_on_validation_images(protocol: Protocol) -> None:
+    world = make_world("world")
+    (episode,) = protocol.episodes(world, shots=1, seed=1)
     seen = {item.image for test in episode.tests.values() for item in test.items}
     assert seen == {item.image for item in world.val}
+    assert not images(episode.train) & seen
+    assert protocol.targets == ()  # they need not be there
+
+
+@pytest.mark.parametrize("kind", [CrossDataset, DomainGeneralization])
+def test_transfer_trains_as_few_shot_and_tests_the_source_first(kind: type[Transfer]) -> None:
+    source, protocol = make_world("source"), kind(targets=["two", "source", "one"])
+    (episode,) = protocol.episodes(source, shots=2, seed=3, targets=TARGETS)
+    (few_shot,) = FewShot().episodes(source, shots=2, seed=3)
+    assert (episode.train, episode.val) == (few_shot.train, few_shot.val)
+    assert list(episode.tests) == ["source", "two", "one"]
+    assert episode.tests["source"] == few_shot.tests["test"]
+    for name, target in TARGETS.items():
+        split = episode.tests[name]
+        assert (images(split), split.classes, split.origin) == (images(target.split("test")), ("a", "b"), target.origin)
+        assert split.rows == ((0, 1) if kind is DomainGeneralization else None)
+
+
+def test_a_sampler_of_ones_own() -> None:
+    def first(dataset: Dataset, *, shots: object, seed: int) -> tuple[list[Item], list[Item]]:
+        return [dataset.train[seed]], []
+
+    for protocol in (FewShot(), BaseToNovel(), TrainVal(), CrossDataset(targets=["one"])):
+        (episode,) = protocol.episodes(make_world("world"), shots=1, seed=2, sample=first, targets=TARGETS)
+        assert (images(episode.train), episode.val) == ({"world/train/2"}, None)
+
+
+def test_headline_of_a_transfer() -> None:
+    protocol = CrossDataset(targets=["one", "two"])
+    summary = protocol.summary({"source": 0.9, "one": 0.25, "two": 0.75})
+    assert list(summary.items()) == [("source", 0.9), ("one", 0.25), ("two", 0.75), ("average", 0.5)]
+    assert protocol.summary({"source": 0.9}) == {"source": 0.9}
+    with pytest.raises(UserError, match=r"protocol\.targets is empty"):
+        CrossDataset(targets=[])
+
+
+def test_variants_have_the_classes_of_the_source_or_known_ones_of_them() -> None:
+    source, protocol = make_world("source", "abc"), DomainGeneralization(targets=["part"])
+
+    def rows(variant: Dataset) -> tuple[int, ...] | None:
+        (episode,) = protocol.episodes(source, shots=1, seed=1, targets={"part": variant})
+        return episode.tests["part"].rows
+
+    assert rows(make_world("part", "abc")) == (0, 1, 2)
+    assert rows(make_world("part", "ca", rows=(2, 0))) == (2, 0)
+    wrong = [("ab", None), ("abd", None), ("ca", (0, 2)), ("ab", (0, 3)), ("c", (-1,)), ("ab", (0,)), ("abcd", None)]
+    for classes, told in wrong:
+        with pytest.raises(UserError, match="part is no variant of source"):
+            rows(make_world("part", classes, told))
+
+
+def test_train_val_trains_on_both_for_the_test() -> None:
+    world = make_world("world")
+    (chosen,) = TrainVal(part="val").episodes(world, shots="all", seed=1)
+    (final,) = TrainVal().episodes(world, shots="all", seed=1)
+    train, val, test = (images(world.split(part)) for part in ("train", "val", "test"))
+    assert (images(chosen.train), images(chosen.val), images(chosen.tests["val"])) == (train, val, val)
+    assert (images(final.train), final.val, images(final.tests["test"])) == (train | val, None, test)
+    as_imagenet = replace(world, val=world.test)
+    with pytest.raises(UserError, match="validation images of world are test images"):
+        next(TrainVal().episodes(as_imagenet, shots=1, seed=1))

@@ -24,8 +24,19 @@ RUN = [
 """A run of CoOp on this world, from random values."""
 
 
-def load(name: str, *, root: object = None, style: int = 0, small: int = PER_CLASS["train"]) -> Dataset:
-    """Five classes; the first has only `small` training images. Two styles share all names, but no pixel."""
+def load(
+    name: str,
+    *,
+    root: object = None,
+    style: int = 0,
+    small: int = PER_CLASS["train"],
+    names: list[str] = list(CLASSES),  # noqa: B006
+    keep: list[int] | None = None,
+) -> Dataset:
+    """Five classes; the first has only `small` training images. Two styles share all names, but no pixel.
+
+    With `keep` it is a variant that has only test images, of these classes in this order.
+    """
     parts = {
         part: tuple(
             Item(f"{part}/{label}/{i}", label)
@@ -35,7 +46,10 @@ def load(name: str, *, root: object = None, style: int = 0, small: int = PER_CLA
         for part, n in PER_CLASS.items()
     }
     open_image = partial(draw, style=style)
-    return Dataset(name, CLASSES, parts["train"], parts["val"], parts["test"], open_image)
+    if keep is None:
+        return Dataset(name, tuple(names), parts["train"], parts["val"], parts["test"], open_image)
+    test = tuple(Item(item.image, keep.index(item.label)) for item in parts["test"] if item.label in keep)
+    return Dataset(name, tuple(names[label] for label in keep), (), (), test, open_image, rows=tuple(keep))
 
 
 def draw(image: str, *, style: int) -> Image.Image:

@@ -26,7 +26,7 @@ from vlprompt.machine import (
     resolve_precision,
 )
 from vlprompt.metrics import Predictions, save_predictions, score
-from vlprompt.plan import load_dataset, locate, make_sampler, result_relevant
+from vlprompt.plan import load_datasets, locate, make_protocol, make_sampler, result_relevant
 from vlprompt.progress import Reporter
 from vlprompt.protocols.base import Episode, Protocol
 from vlprompt.records import (
@@ -58,6 +58,7 @@ class Experiment:
     hash: str  # of every setting that can change the result
     recipes: list[str]
     dataset: Dataset
+    targets: Mapping[str, Dataset]  # tested beside it
     protocol: Protocol
     learner: type[Learner]
     arguments: dict[str, Any]
@@ -93,11 +94,11 @@ class Experiment:
         device = resolve_device(settings.device)
         precision = resolve_precision(settings.precision, device)
         learner, arguments = locate(settings.method, Learner, "method")
-        protocol, protocol_arguments = locate(settings.protocol, Protocol, "protocol")
-        dataset = load_dataset(settings)
-        relevant = result_relevant(settings, precision, dataset)
+        protocol = make_protocol(settings)
+        dataset, targets = load_datasets(settings)
+        relevant = result_relevant(settings, precision, dataset, targets)
         variant = settings.name or variant_of(
-            relevant, result_relevant(read_settings(default()), resolve_precision("auto", device), dataset)
+            relevant, result_relevant(read_settings(default()), resolve_precision("auto", device), dataset, targets)
         )
         cell = Cell(
             protocol=choices["protocol"],
@@ -116,7 +117,8 @@ class Experiment:
             hash=config_hash(relevant),
             recipes=recipes or [],
             dataset=dataset,
-            protocol=protocol(**protocol_arguments),
+            targets=targets,
+            protocol=protocol,
             learner=learner,
             arguments=arguments,
             device=device,
@@ -160,7 +162,7 @@ class Experiment:
         learner = self._build(clip, episode)
         trainer = Trainer(
             clip=clip,
-            bank=bank_at(clip, self._images(), self.precision, self._workers(), self._cache()),
+            bank=bank_at(clip, self.precision, self._workers(), self._cache()),
             reporter=reporter,
             precision=self.precision,
             seed=self.settings.seed,
@@ -171,7 +173,7 @@ class Experiment:
         )
         reset_peak_memory(self.device)
         curve, train_seconds = self._fit(trainer, learner, episode, tracker)
-        predictions, test_seconds = measure(trainer.evaluate, learner, episode.tests)
+        predictions, test_seconds = measure(self._evaluate, trainer, learner, episode)
         scores = {name: score(kept) for name, kept in predictions.items()}
         self._log_scores(reporter, scores)
         record = self._record(
@@ -204,7 +206,9 @@ class Experiment:
         shots, sample = self.settings.shots, make_sampler(self.settings)
         if not self.trained:
             shots, sample = "all", sample_few_shot  # no images are drawn
-        (episode,) = self.protocol.episodes(self.dataset, shots=shots, seed=self.settings.seed, sample=sample)
+        (episode,) = self.protocol.episodes(
+            self.dataset, shots=shots, seed=self.settings.seed, sample=sample, targets=self.targets
+        )
         return episode
 
     def _build(self, clip: Clip, episode: Episode) -> Learner:
@@ -231,6 +235,18 @@ class Experiment:
             values = {"train/loss": epoch.loss, "train/accuracy": epoch.accuracy, "train/lr": epoch.lr}
             tracker.log(values, epoch.epoch + 1)
         return curve, seconds
+
+    def _evaluate(self, trainer: Trainer, learner: Learner, episode: Episode) -> dict[str, Predictions]:
+        """Predictions on each test. A method that words classes as their data set does, does so on a target, too."""
+        found: dict[str, Predictions] = {}
+        for name, split in episode.tests.items():
+            own = self.settings.targets[name].method if name in self.settings.targets else {}
+            there = learner
+            if not own.items() <= self.arguments.items():  # the same tensors in another text
+                there = self.learner(trainer.clip, learner.trained_classes, **self.arguments | own).to(self.device)
+                there.load_state_dict(learner.state_dict(), strict=True)
+            found |= trainer.evaluate(there, {name: split})
+        return found
 
     def _save(self, folder: Path, learner: Learner, predictions: Mapping[str, Predictions]) -> int:
         """All files of the run but its record; -> bytes of the trained tensors."""
@@ -262,6 +278,7 @@ class Experiment:
             versions=versions(),
             git=git_commit(),
             split_hash=self.dataset.fingerprint(),
+            target_hashes={name: target.fingerprint() for name, target in self.targets.items()},
             **found,
         )
 
@@ -275,11 +292,6 @@ class Experiment:
                 f"* macro_f1: {100 * kept['macro_f1']:.2f}%",
             ):
                 reporter.log(line)
-
-    def _images(self) -> str:
-        """Stands for the images behind the data set's items, whose names alone may be those of another data set."""
-        source = {**self.settings.dataset.source, "root": str(data_root(self.settings.data.root))}
-        return config_hash({"source": source, "split": self.dataset.fingerprint()})
 
     def _cache(self) -> ImageCache | None:
         if not self.settings.cache:
@@ -326,6 +338,6 @@ def clip_at(model: str, weights: str, device: torch.device) -> Clip:
 
 
 @cache
-def bank_at(clip: Clip, images: str, precision: str, workers: int, cache: ImageCache | None) -> Bank:
-    """The features of a data set's images in this process, shared like the model."""
+def bank_at(clip: Clip, precision: str, workers: int, cache: ImageCache | None) -> Bank:
+    """The features of images in this process, shared like the model."""
     return Bank(clip, precision=precision, workers=workers, cache=cache)

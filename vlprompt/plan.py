@@ -4,7 +4,8 @@ import hashlib
 import inspect
 import mmap
 import pydoc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,23 +17,31 @@ from vlprompt.data.lists import ListSampler
 from vlprompt.data.sampling import SAMPLERS, Sampler
 from vlprompt.errors import UserError
 from vlprompt.locations import data_root
-from vlprompt.settings import Settings, check_arguments
+from vlprompt.protocols.base import Protocol
+from vlprompt.records import config_hash
+from vlprompt.settings import DataSource, Settings, check_arguments
 from vlprompt.towers import RANDOM, WEIGHTS_FILE
 
 PLACES = ("path", "labels", "names", "stored")  # of a source: where it lies, not what it is
 
 
-def result_relevant(settings: Settings, precision: str, dataset: Dataset) -> dict[str, Any]:
-    """The settings that can change a result: what the hash and the variant of a run are made of."""
-    source = {key: value for key, value in settings.dataset.source.items() if key not in PLACES}
+def result_relevant(
+    settings: Settings, precision: str, dataset: Dataset, targets: Mapping[str, Dataset]
+) -> dict[str, Any]:
+    """The settings that can change a result: what the hash and the variant of a run are made of.
+
+    `targets` are those that this run tests; of others, which a default may name, nothing but the settings is known.
+    """
     chosen: dict[str, Any] = {
         "backbone": weights_identity(settings),
-        "dataset": settings.dataset.model_dump() | {"name": dataset.name, "source": source},
+        "dataset": dataset_identity(settings.dataset) | {"name": dataset.name},
         "split": dataset.fingerprint(),
-        "protocol": settings.protocol,
+        "protocol": {key: value for key, value in settings.protocol.items() if key != "targets"},
         "method": settings.method,
         "precision": precision,
     }
+    if names := target_names(settings, dataset.name):  # their order changes nothing
+        chosen["targets"] = {name: target_identity(settings, name, targets) for name in names}
     if settings.fit is not None:
         chosen |= {"fit": settings.fit.model_dump(), "bank": settings.bank.model_dump()}
         chosen |= {"augment": settings.augment.model_dump()}
@@ -41,6 +50,18 @@ def result_relevant(settings: Settings, precision: str, dataset: Dataset) -> dic
             file = settings.sampler.file
             chosen |= {"sampler": {"name": settings.sampler.name, "file": file and file_hash(Path(file))}}
     return chosen
+
+
+def dataset_identity(described: DataSource) -> dict[str, Any]:
+    """A data set's settings without those that say where it lies."""
+    source = {key: value for key, value in described.source.items() if key not in PLACES}
+    return described.model_dump() | {"source": source}
+
+
+def target_identity(settings: Settings, name: str, targets: Mapping[str, Dataset]) -> dict[str, Any]:
+    described = settings.targets.get(name)
+    found = {"dataset": dataset_identity(described.dataset), "method": described.method} if described else {}
+    return found | ({"split": targets[name].fingerprint()} if name in targets else {})
 
 
 def weights_identity(settings: Settings) -> dict[str, str]:
@@ -80,13 +101,25 @@ def locate(config: Mapping[str, Any], kind: type, where: str) -> tuple[Any, dict
     return found, arguments
 
 
-def load_dataset(settings: Settings) -> Dataset:
-    """The data set of a run; fetched before, where it is missing and the user wants that."""
-    dataset, root = settings.dataset, data_root(settings.data.root)
-    if dataset.about and not dataset.root:
-        base = root.absolute() / dataset.source.get("folder", "")
-        ensure(dataset.name, dataset.about, base, download=settings.data.download)
-    return load_source(dataset.name, dataset.source, root)
+def make_protocol(settings: Settings) -> Protocol:
+    protocol, arguments = locate(settings.protocol, Protocol, "protocol")
+    return protocol(**arguments)
+
+
+def target_names(settings: Settings, source: str) -> list[str]:
+    """The data sets that the protocol tests beside the source, which is left out where it is one of them."""
+    return [name for name in dict.fromkeys(make_protocol(settings).targets) if name != source]
+
+
+def load_dataset(settings: Settings, described: DataSource | None = None) -> Dataset:
+    """The data set of a run, or another that is described; fetched first, where it is missing and the user agrees."""
+    described, root = described or settings.dataset, data_root(settings.data.root)
+    if described.about and not described.root:
+        base = root.absolute() / described.source.get("folder", "")
+        ensure(described.name, described.about, base, download=settings.data.download)
+    dataset = load_source(described.name, described.source, root)
+    origin = {**described.source, "root": str(root), "split": dataset.fingerprint()}
+    return replace(dataset, origin=config_hash(origin))
 
 
 def load_source(name: str, source: Mapping[str, Any], root: Path, **more: Any) -> Dataset:
@@ -107,3 +140,45 @@ def make_sampler(settings: Settings) -> Sampler:
     if settings.sampler.file is not None:
         return ListSampler(Path(settings.sampler.file).expanduser())
     return SAMPLERS[settings.sampler.name]
+
+
+def load_datasets(settings: Settings) -> tuple[Dataset, dict[str, Dataset]]:
+    """The data set that is trained on, and those that the protocol tests beside it.
+
+    Raises: UserError that names all which cannot be loaded.
+    """
+    loaded: dict[str, Dataset] = {}
+    problems: dict[str, UserError] = {}
+
+    def attempt(name: str, described: DataSource) -> None:
+        try:
+            loaded[name] = load_dataset(settings, described)
+        except UserError as error:
+            problems[name] = error
+
+    source = settings.dataset.name
+    attempt(source, settings.dataset)
+    dataset = loaded.pop(source, None)
+    names = target_names(settings, dataset.name if dataset else source)
+    if unknown := [name for name in names if name not in settings.targets]:
+        raise UserError(f"protocol.targets names {', '.join(unknown)}, which conf/dataset does not describe.")
+    for name in names:
+        attempt(name, settings.targets[name].dataset)
+    if dataset is None or problems:
+        raise not_loaded(problems, source, names)
+    return dataset, loaded
+
+
+def not_loaded(problems: Mapping[str, UserError], source: str, names: Sequence[str]) -> UserError:
+    """One sentence for all data sets that cannot be loaded, with the reason of the first."""
+    first = next(iter(problems.values()))
+    if list(problems) == [source]:
+        return first
+    which = (
+        f"{', '.join(problems)}, the first of them because"
+        if len(problems) > 1
+        else f"the target {next(iter(problems))}:"
+    )
+    left = [name for name in names if name not in problems]
+    without = f" protocol.targets=[{','.join(left)}] does without targets that are not there." if left else ""
+    return UserError(f"cannot load {which} {str(first).rstrip('.')}.{without}")

@@ -77,6 +77,7 @@ class Record(Cell):
     versions: dict[str, str] = {}
     git: str | None = None
     split_hash: str | None = None
+    target_hashes: dict[str, str] = {}  # of the splits of other data sets that were tested
     scores: dict[str, dict[str, int | float]] = {}  # by test split; fractions
     cost: dict[str, int | float | None] = {}  # trained_parameters, stored_bytes, *_seconds, peak_memory_bytes
     bank: dict[str, Any] = {}

@@ -7,7 +7,8 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vlprompt.errors import ClassBoundError, UserError, unknown
@@ -29,6 +30,7 @@ SHARED = (
     *("force", "wandb"),
 )
 """What a run and the zero-shot run beside it have in common."""
+WORDING = ("template", "templates")  # arguments of a method that may be those of the data set
 NULL_GROUP = "Config group override must be"  # how Hydra's ValueError for method=null begins
 SWEEP_LOG = "VLPROMPT_SWEEP_LOG"  # a folder where the jobs of a sweep, in whatever process, leave their outcomes
 _mistakes: list[UserError] = []  # of a single run; raised within Hydra, it would print them its own way
@@ -88,8 +90,9 @@ def job(config: DictConfig) -> None:
     outcome: dict[str, Any] = {"job": " ".join(overrides), "folders": []}
     try:
         check_recipes(overrides)
+        check_targets(config)
         experiment = Experiment.read(
-            OmegaConf.to_container(config, resolve=True),
+            plain(config, config_dirs()),
             choices=choices,
             default=lambda: default(choices, overrides),
             recipes=recipes(choices),
@@ -140,9 +143,40 @@ def summarise_sweep(log: Path) -> int:
 
 def compose(overrides: list[str]) -> Any:
     """The plain configuration that these overrides give."""
-    running = GlobalHydra.instance().is_initialized()
-    with nullcontext() if running else hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return OmegaConf.to_container(hydra.compose("config", overrides), resolve=True)
+    if GlobalHydra.instance().is_initialized():
+        folders = config_dirs() if HydraConfig.initialized() else [config_dir()]
+        return plain(hydra.compose("config", overrides), folders)
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return plain(hydra.compose("config", overrides), [config_dir()])
+
+
+def plain(config: DictConfig, folders: Sequence[Path]) -> Any:
+    """The resolved configuration, and in its `targets` what it is about the data sets that `protocol.targets` names."""
+    found: Any = OmegaConf.to_container(config, resolve=True)
+    known = names("dataset", folders)
+    if targets := [name for name in named_targets(config) if name in known]:
+        found["targets"] = {name: describe(config, name, tuple(folders)) for name in targets}
+    return found
+
+
+def named_targets(config: DictConfig) -> list[str]:
+    listed = OmegaConf.select(config, "protocol.targets")
+    return [name for name in listed if isinstance(name, str)] if isinstance(listed, ListConfig) else []
+
+
+def describe(config: DictConfig, name: str, folders: tuple[Path, ...]) -> dict[str, Any]:
+    """A data set by name, and how this configuration's method words classes there."""
+    moved = deepcopy(config)
+    OmegaConf.set_struct(moved, False)
+    moved["dataset"] = dataset = dataset_node(name, folders)
+    method: Any = OmegaConf.to_container(moved.get("method") or OmegaConf.create(), resolve=True)
+    return {"dataset": dataset, "method": {key: method[key] for key in WORDING if key in method}}
+
+
+@cache
+def dataset_node(name: str, folders: tuple[Path, ...]) -> Any:
+    """The settings of a data set by name; the folders they are looked for in are those of the running Hydra."""
+    return compose([f"dataset={name}"])["dataset"]
 
 
 def default(choices: dict[str, Any], overrides: list[str]) -> Any:
@@ -153,7 +187,7 @@ def default(choices: dict[str, Any], overrides: list[str]) -> Any:
 def kept(overrides: list[str], names: tuple[str, ...]) -> list[str]:
     """The overrides of these keys and of what is below them; the choices of groups are left out."""
     parsed = OverridesParser.create().parse_overrides(overrides)
-    pairs = [(o.key_or_group.split("."), text) for o, text in zip(parsed, overrides, strict=True)]
+    pairs = [(o.key_or_group.replace("/", ".").split("."), text) for o, text in zip(parsed, overrides, strict=True)]
     return [text for key, text in pairs if key[0] in names and (len(key) > 1 or key[0] not in GROUPS)]
 
 
@@ -171,6 +205,14 @@ def check_recipes(overrides: list[str]) -> None:
         known = names(group, config_dirs())
         if group.split("/")[0] == "recipe" and name is not None and name not in known:
             raise unknown(group, name, known)
+
+
+def check_targets(config: DictConfig) -> None:
+    """Refuse a target that no file describes."""
+    known = names("dataset", config_dirs())
+    for name in named_targets(config):
+        if name not in known:
+            raise unknown("data set in protocol.targets", name, known)
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> UserError:

@@ -86,6 +86,14 @@ class DataSource(BaseModel):
     split: str | None = Field(default=None, exclude=True)
 
 
+class Target(BaseModel):
+    """A data set that is tested beside the one trained on."""
+
+    model_config = _STRICT
+    dataset: DataSource
+    method: dict[str, Any] = {}  # what of the method's arguments is this data set's own: its template
+
+
 class Settings(BaseModel):
     """The resolved configuration of one run; `conf/config.yaml` explains each key."""
 
@@ -110,6 +118,7 @@ class Settings(BaseModel):
     protocol: dict[str, Any]
     method: dict[str, Any]
     fit: Fit | None
+    targets: dict[str, Target] = {}  # by name in the configuration; filled from `protocol.targets`
 
 
 def read_settings(config: Mapping[str, Any]) -> Settings:

@@ -8,6 +8,9 @@ import pandas as pd
 
 from vlprompt.errors import UserError, unknown
 from vlprompt.protocols.base_to_novel import harmonic_mean
+from vlprompt.protocols.cross_dataset import CrossDataset
+from vlprompt.protocols.domain_generalization import DomainGeneralization
+from vlprompt.protocols.transfer import average
 from vlprompt.records import Record
 
 FORMATS = ("terminal", "markdown", "csv", "latex")
@@ -15,6 +18,7 @@ CONTEXT = ["protocol", "dataset", "backbone", "weights", "precision"]  # what a 
 KEYS = [*CONTEXT, "method", "variant", "shots"]
 COSTS = {"parameters": "trained_parameters", "train_s": "train_seconds", "test_s": "test_seconds",
          "peak_bytes": "peak_memory_bytes"}  # fmt: skip
+TRANSFER = (CrossDataset.name, DomainGeneralization.name)
 UNTRAINED = 0  # shots and seed of a learner that is not trained
 DEMO_NOTE = "The demo world checks the software; it ranks nothing."
 PRECISION_NOTE = "Rows differ in precision: compare them with care."
@@ -35,9 +39,10 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
 def summarise(records: Sequence[Record]) -> pd.DataFrame:
     """One row a learner and number of shots: over its seeds, n and for each split the mean and sample deviation.
 
-    Percent. `H` is the harmonic mean of the means of base and novel. Costs are means. `failed` counts the seeds without
-    a result (failed or not applicable), `missing` those that other learners of the same context and shots have. A
-    learner that is not trained appears beside every number of shots.
+    Percent. `H` is the harmonic mean of the means of base and novel, `average` the plain mean of the means on the
+    targets of a transfer. Costs are means. `failed` counts the seeds without a result (failed or not applicable),
+    `missing` those that other learners of the same context and shots have. A learner that is not trained appears beside
+    every number of shots.
     Raises: UserError where there are no runs.
     """
     if not records:
@@ -55,6 +60,9 @@ def summarise(records: Sequence[Record]) -> pd.DataFrame:
             row |= {split: finished[split].mean(), f"{split}_sd": finished[split].std(ddof=1)}
             if split == "novel" and "base" in splits:
                 row["H"] = harmonic_mean(row["base"], row["novel"])
+        if row["protocol"] in TRANSFER:
+            mean = average({split: row[split] for split in splits if pd.notna(row[split])}, row["dataset"])
+            row["average"] = float("nan") if mean is None else mean
         row |= {name: finished[name].mean() for name in COSTS}
         expected = seeds.get((*keys[:3], row["shots"]), set()) if UNTRAINED not in set(group["seed"]) else set()
         rows.append(row | {"failed": len(group) - len(finished), "missing": len(expected - set(group["seed"]))})
@@ -129,7 +137,7 @@ def _readable(table: pd.DataFrame) -> pd.DataFrame:
         if f"{column}_sd" in table:
             means = zip(table[column], table[f"{column}_sd"], strict=True)
             shown[column] = [_number(mean) + (f" ± {_number(sd)}" if pd.notna(sd) else "") for mean, sd in means]
-        elif column == "H":
+        elif column in ("H", "average"):
             shown[column] = [_number(value) for value in table[column]]
     shown["parameters"] = [_number(value, ",.0f") for value in table["parameters"]]
     shown["train s"] = [_number(value, ".1f") for value in table["train_s"]]

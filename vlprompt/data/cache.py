@@ -16,14 +16,14 @@ BATCH = 128
 
 
 class Bank:
-    """Un-normalised features of one data set's images, in memory: by image and view.
+    """Un-normalised features of images, in memory: by data set, image and view.
 
     View None is the centre crop. Any other is drawn from `seed` and `augment`, as `Views` does.
     """
 
     def __init__(self, clip: Clip, *, precision: str, workers: int, cache: ImageCache | None = None) -> None:
         self.clip, self.precision, self.workers, self.cache = clip, precision, workers, cache
-        self._rows: dict[tuple[str, int | None, int, Augment], Float[Tensor, " e"]] = {}
+        self._rows: dict[tuple[str, str, int | None, int, Augment], Float[Tensor, " e"]] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -34,7 +34,7 @@ class Bank:
         """Features of a split's images in one view, on the model's device."""
         self.fill(split, view, seed=seed, augment=augment)
         drawn = _drawn(view, seed, augment)
-        keys = ((item.image, *drawn) for item in split.items)
+        keys = ((split.origin, item.image, *drawn) for item in split.items)
         return torch.stack([self._rows[key] for key in keys])
 
     def fill(
@@ -48,13 +48,13 @@ class Bank:
     ) -> None:
         """Compute what is missing of these features; `done` hears how many images are dealt with."""
         drawn = _drawn(view, seed, augment)
-        missing = tuple(item for item in split.items if (item.image, *drawn) not in self._rows)
+        missing = tuple(item for item in split.items if (split.origin, item.image, *drawn) not in self._rows)
         done(len(split) - len(missing))
         if missing:
             left = replace(split, items=missing)
             views = Views(left, self.clip.preprocess, seed=seed, augment=augment, cache=self.cache)
             rows = self._compute(views, view, done)
-            self._rows |= {(item.image, *drawn): row for item, row in zip(missing, rows, strict=True)}
+            self._rows |= {(split.origin, item.image, *drawn): row for item, row in zip(missing, rows, strict=True)}
 
     @torch.no_grad()
     def _compute(self, views: Views, view: int | None, done: Callable[[int], object]) -> Float[Tensor, "N e"]:

@@ -33,6 +33,7 @@ class Split:
     classes: tuple[str, ...]  # names by label; names may repeat (ImageNet has two cranes), so never key by them
     open_image: OpenImage  # -> RGB; must be picklable for worker processes
     rows: tuple[int, ...] | None = None
+    origin: str = ""  # stands for the images behind the items' names; see `Dataset`
 
     def __len__(self) -> int:
         return len(self.items)
@@ -48,8 +49,9 @@ class Split:
 class Dataset:
     """A data set with its three parts. `classes` are the final names, underscores kept; labels index them.
 
-    `rows[i]` is the place of class i among those of the data set that this one was made after (ImageNet-A has 200 of
-    ImageNet's 1000 classes). None: it was made after none.
+    `rows[i]` is the place of class i among the classes of the data set that this one is a variant of (ImageNet-A has
+    200 of ImageNet's 1000). `origin` stands for the images: those of two data sets may share their names, but are the
+    same only where the origins are equal; whoever loads a data set fills it in.
     """
 
     name: str
@@ -59,16 +61,18 @@ class Dataset:
     test: tuple[Item, ...]
     open_image: OpenImage
     rows: tuple[int, ...] | None = None
+    origin: str = ""
 
     def split(self, part: Part, items: Iterable[Item] | None = None) -> Split:
         """One part whole, or the given items of it."""
-        return Split(tuple(getattr(self, part) if items is None else items), self.classes, self.open_image)
+        items = tuple(getattr(self, part) if items is None else items)
+        return Split(items, self.classes, self.open_image, origin=self.origin)
 
     def fingerprint(self) -> str:
         """sha256 over class names and the three lists: equal where the data set is split alike."""
         return self._fingerprint
 
-    @cached_property
+    @cached_property  # seconds for a million images
     def _fingerprint(self) -> str:
         parts = {part: [[i.image, i.label] for i in getattr(self, part)] for part in ("train", "val", "test")}
         text = json.dumps({"classes": self.classes, **parts}, sort_keys=True)

@@ -29,15 +29,25 @@ class Protocol(ABC):
     """
 
     name: ClassVar[str]  # as in the configuration and in the records
+    targets: tuple[str, ...] = ()  # data sets to be tested beside the one that is trained on
 
     def __init__(self, *, part: Literal["test", "val"] = "test") -> None:
         self.part = part
 
     @abstractmethod
     def episodes(
-        self, dataset: Dataset, *, shots: Shots, seed: int, sample: Sampler = sample_few_shot
+        self,
+        dataset: Dataset,
+        *,
+        shots: Shots,
+        seed: int,
+        sample: Sampler = sample_few_shot,
+        targets: Mapping[str, Dataset] = {},
     ) -> Iterator[Episode]:
-        """The trainings that this protocol asks for; equal arguments give equal episodes."""
+        """The trainings that this protocol asks for; equal arguments give equal episodes.
+
+        `targets` are the data sets that `self.targets` names, but for `dataset` itself.
+        """
 
     def summary(self, accuracies: Mapping[str, float]) -> dict[str, float]:
         """The headline numbers, in the order to show them, from the accuracy on each test. All are fractions."""

@@ -22,7 +22,13 @@ class BaseToNovel(Protocol):
     name: ClassVar[str] = "base_to_novel"
 
     def episodes(
-        self, dataset: Dataset, *, shots: Shots, seed: int, sample: Sampler = sample_few_shot
+        self,
+        dataset: Dataset,
+        *,
+        shots: Shots,
+        seed: int,
+        sample: Sampler = sample_few_shot,
+        targets: Mapping[str, Dataset] = {},
     ) -> Iterator[Episode]:
         """One episode. Labels count from 0 within each half."""
         base, novel = halves(dataset)

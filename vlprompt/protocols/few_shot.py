@@ -1,6 +1,6 @@
 """Few-shot learning: train on all classes, test on all classes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from vlprompt.data.dataset import Dataset
@@ -18,7 +18,13 @@ class FewShot(Protocol):
     name: ClassVar[str] = "few_shot"
 
     def episodes(
-        self, dataset: Dataset, *, shots: Shots, seed: int, sample: Sampler = sample_few_shot
+        self,
+        dataset: Dataset,
+        *,
+        shots: Shots,
+        seed: int,
+        sample: Sampler = sample_few_shot,
+        targets: Mapping[str, Dataset] = {},
     ) -> Iterator[Episode]:
         """One episode."""
         train, val = sample(dataset, shots=shots, seed=seed)

@@ -1,0 +1,187 @@
+"""Runs that train on one data set and test on several, on tiny worlds: one record, one hash, one command."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_cli import Answer, ask, check_mistake, set_up
+from tiny_world import CLASSES, PER_CLASS
+
+from vlprompt import run
+from vlprompt.experiment import Experiment, bank_at, clip_at
+from vlprompt.metrics import load_predictions
+from vlprompt.records import Record, find_records
+from vlprompt.trainer import Trainer
+
+CONF = Path(__file__).parent / "fixtures" / "conf"
+TINY = ["--config-dir", str(CONF), "dataset=tiny", "backbone.weights=random"]
+SHORT = ["fit.epochs=2", "bank.views=1", "shots=2"]
+RUN = [*TINY, *SHORT, "method.ctx_init=''", "method.n_context=4"]
+CROSS = ["protocol=cross_dataset", "protocol.targets=[tiny_other]"]
+DOMAINS = ["protocol=domain_generalization", "protocol.targets=[tiny_sketch,tiny_part]"]
+N_TEST = len(CLASSES) * PER_CLASS["test"]
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty results root."""
+    set_up(monkeypatch, tmp_path)
+    threads = torch.get_num_threads()
+    yield tmp_path / "results"
+    torch.set_num_threads(threads)
+
+
+def start(*overrides: str, base: list[str] = RUN) -> Answer:
+    answer = ask(run.main, [*base, *overrides])
+    assert (answer.code, answer.err) == (0, ""), answer
+    return answer
+
+
+def by_method(root: Path) -> dict[str, Record]:
+    return {record.method: record for record in find_records([root])}
+
+
+def test_cross_dataset_is_one_record_that_is_found_again(results: Path) -> None:
+    answer = start(*CROSS)
+    found = by_method(results)
+    assert set(found) == {"coop", "zero_shot"}
+    for record in found.values():
+        assert {name: kept["total"] for name, kept in record.scores.items()} == {"tiny": N_TEST, "tiny_other": N_TEST}
+        assert list(record.target_hashes) == ["tiny_other"]
+        assert record.config["targets"]["tiny_other"]["dataset"]["template"] == "the {}."
+    header = next(line for line in answer.out.splitlines() if line.startswith("method"))
+    assert header.split()[-8:-5] == ["tiny", "tiny_other", "average"]
+    assert start(*CROSS).out.count("is finished already") == 2
+
+    zero_shot = found["zero_shot"].scores["tiny_other"]
+    alone = [*TINY, "dataset=tiny_other", "method=zero_shot", "protocol=few_shot"]
+    assert ask(run.main, alone).code == 0  # in the target's own template, on its own images
+    (record,) = (r for r in find_records([results]) if r.protocol == "few_shot")
+    assert record.scores["test"] == pytest.approx(zero_shot)
+
+
+def test_class_specific_contexts_meet_variants(results: Path) -> None:
+    """A variant with two of the classes, whose images are the source's, and one with the source's names of images."""
+    start(*DOMAINS, "method.class_specific=true")
+    record = by_method(results)["coop"]
+    assert [(name, kept["total"]) for name, kept in record.scores.items()] == [
+        ("tiny", N_TEST),
+        ("tiny_sketch", N_TEST),
+        ("tiny_part", 2 * PER_CLASS["test"]),
+    ]
+    assert record.bank["test_features"]
+    kept = load_predictions(record.folder(results) / "predictions.npz")
+    source, sketch, part = kept.values()
+    assert (source.images == sketch.images).all()
+    assert not np.isclose(source.label_logit, sketch.label_logit).any()
+    place = {image: i for i, image in enumerate(source.images)}
+    same = source.label_logit[[place[image] for image in part.images]]
+    np.testing.assert_allclose(part.label_logit, same, rtol=1e-5)
+    assert set(part.labels) == {0, 1}
+
+
+def no_training(*_: object) -> None:
+    raise AssertionError("a run that makes no sense was trained")
+
+
+@pytest.mark.parametrize("arguments", [["method.class_specific=true", "method.ctx_init=''"], ["method=linear_head"]])
+def test_class_bound_methods_are_refused_before_training(
+    results: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr(Trainer, "fit", no_training)
+    answer = ask(run.main, [*TINY, *SHORT, *CROSS, *arguments])
+    check_mistake(answer, ["owns parameters for each of its 5 training classes"], results)
+
+
+def test_a_target_that_is_no_variant_is_refused_before_training(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "fit", no_training)
+    answer = ask(run.main, [*RUN, DOMAINS[0], "protocol.targets=[tiny_sketch,tiny_other]"])
+    check_mistake(answer, ["tiny_other is no variant of tiny", "protocol=cross_dataset"], results)
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        ("[tiny_othr]", ["unknown data set in protocol.targets 'tiny_othr'", "did you mean 'tiny_other'?"]),
+        ("tiny_other", ["protocol.targets is 'tiny_other', allowed is a valid list"]),
+        ("[]", ["protocol.targets is empty"]),
+        ("[caltech101]", ["cannot load the target caltech101: caltech101 is not complete"]),
+        (
+            "[caltech101,tiny_sketch,folder]",
+            [
+                "cannot load caltech101, folder, the first of them because caltech101 is not complete",
+                "protocol.targets=[tiny_sketch] does without",
+            ],
+        ),
+    ],
+)
+def test_wrong_targets_are_one_sentence(results: Path, targets: str, words: list[str]) -> None:
+    check_mistake(ask(run.main, [*RUN, CROSS[0], f"protocol.targets={targets}"]), words, results)
+
+
+@pytest.fixture
+def plan(results: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Experiment, Experiment]]:
+    """What a cross-dataset run with overrides would be, and its reference."""
+    found: list[Any] = []
+    monkeypatch.setattr(Experiment, "run", lambda self, reference, **_: found.append((self, reference)))
+
+    def plan(targets: str, *overrides: str) -> tuple[Experiment, Experiment]:
+        start(CROSS[0], f"protocol.targets=[{targets}]", *overrides, base=[*TINY, *SHORT])
+        return found.pop()
+
+    return plan
+
+
+def test_a_run_is_what_it_is_tested_on(plan: Callable[..., tuple[Experiment, Experiment]]) -> None:
+    """Zero-shot, too. The order of targets changes nothing, nor does the place of the data."""
+    one, both = plan("tiny_other"), plan("tiny_sketch,tiny_other")
+    other = plan("tiny_other,tiny,tiny_sketch", "data.root=elsewhere")
+    for few, more, same in zip(one, both, other, strict=True):
+        assert len({few.hash, more.hash}) == len({few.cell.variant, more.cell.variant}) == 2
+        assert (more.hash, more.cell) == (same.hash, same.cell)
+
+
+def test_how_a_method_words_the_classes_of_a_target_is_part_of_a_run(
+    plan: Callable[..., tuple[Experiment, Experiment]],
+) -> None:
+    """A template of the method's own is none of the data set, even where the two are equal on the source."""
+    own, _ = plan("tiny_other", "method=lora")
+    fixed, _ = plan("tiny_other", "method=lora", "method.template='a photo of a {}.'")
+    assert own.arguments == fixed.arguments
+    wordings = [run.settings.targets["tiny_other"].method["template"] for run in (own, fixed)]
+    assert wordings == ["the {}.", "a photo of a {}."]
+    assert own.hash != fixed.hash
+
+
+def test_choosing_settings_leaves_the_targets_alone(results: Path) -> None:
+    start(CROSS[0], "protocol.targets=[caltech101]", "protocol.part=val")  # which is not there
+    assert [list(record.scores) for record in find_records([results])] == [["tiny"], ["tiny"]]
+
+
+def test_features_of_two_data_sets_are_kept_apart_and_shared_between_runs(results: Path) -> None:
+    clip_at.cache_clear()
+    bank_at.cache_clear()
+    arguments = ["-m", *RUN, CROSS[0], "protocol.targets=[tiny_sketch,tiny_other]", "seed=1,2"]
+    assert ask(run.main, arguments).code == 0
+    assert bank_at.cache_info().misses == 1
+    records = [r for r in find_records([results]) if r.method == "coop"]
+    assert sorted(r.seed for r in records) == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("protocol", "tests"),
+    [
+        ("cross_dataset", ["shapes", "digits"]),
+        ("domain_generalization", ["shapes", "shapes_sketch", "shapes_mosaic"]),
+        ("train_val", ["test"]),
+    ],
+)
+def test_the_demo(results: Path, protocol: str, tests: list[str]) -> None:
+    answer = ask(run.main, [f"protocol={protocol}", "fit.epochs=1", "bank.views=1"])
+    assert (answer.code, answer.err) == (0, "")
+    for record in by_method(results).values():
+        assert list(record.scores) == tests

@@ -1,0 +1,61 @@
+"""Transfer: train on one data set, the source, and test on it and on others, the targets."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from statistics import fmean
+from typing import Literal
+
+from vlprompt.data.dataset import Dataset, Split
+from vlprompt.data.sampling import Sampler, Shots, sample_few_shot
+from vlprompt.errors import UserError
+from vlprompt.protocols.base import Episode, Protocol
+
+
+class Transfer(Protocol):
+    """One training on a few images of every class of the source; a test on the source and one on each target.
+
+    Tests bear the names of their data sets, the source first. With `part` "val" the source's validation images are the
+    only test: settings are chosen without a look at the targets.
+
+    Raises: UserError where there are no targets.
+    """
+
+    def __init__(self, *, targets: list[str], part: Literal["test", "val"] = "test") -> None:
+        super().__init__(part=part)
+        if not targets:
+            raise UserError("protocol.targets is empty: name the data sets to test on, as in protocol.targets=[digits]")
+        self.targets = tuple(targets) if part == "test" else ()
+
+    def episodes(
+        self,
+        dataset: Dataset,
+        *,
+        shots: Shots,
+        seed: int,
+        sample: Sampler = sample_few_shot,
+        targets: Mapping[str, Dataset] = {},
+    ) -> Iterator[Episode]:
+        """One episode. A target that is the source itself is left out: it is tested anyway."""
+        train, val = sample(dataset, shots=shots, seed=seed)
+        names = [name for name in self.targets if name != dataset.name]
+        tests = {dataset.name: dataset.split(self.part)}
+        yield Episode(
+            train=dataset.split("train", train),
+            val=dataset.split("val", val) or None,  # an empty split is false
+            tests=tests | {name: self.test(targets[name], dataset) for name in names},
+        )
+
+    @abstractmethod
+    def test(self, target: Dataset, source: Dataset) -> Split:
+        """The test on one target."""
+
+    def summary(self, accuracies: Mapping[str, float]) -> dict[str, float]:
+        """The source, each target, and the plain mean over the targets. The source comes first in `accuracies`."""
+        mean = average(accuracies, next(iter(accuracies)))
+        return {**accuracies, "average": mean} if mean is not None else dict(accuracies)
+
+
+def average(accuracies: Mapping[str, float], source: str) -> float | None:
+    """The plain mean over the targets, which are all but the source; None where there are none."""
+    targets = [accuracy for name, accuracy in accuracies.items() if name != source]
+    return fmean(targets) if targets else None
