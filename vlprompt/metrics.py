@@ -58,6 +58,12 @@ class Predictions:
         return len(self.labels)
 
 
+def pool(predictions: Sequence[Predictions]) -> Predictions:
+    """Several runs' predictions of one split as one: what is counted over all of them."""
+    names = [field.name for field in fields(Predictions)]
+    return Predictions(**{name: np.concatenate([getattr(kept, name) for kept in predictions]) for name in names})
+
+
 def save_predictions(path: Path, predictions: Mapping[str, Predictions]) -> None:
     """Write all splits of a run into one compressed file, as arrays `<split>/<field>`."""
     arrays = {f"{split}/{name}": a for split, kept in predictions.items() for name, a in asdict(kept).items()}
@@ -130,6 +136,12 @@ def reliability(predictions: Predictions, *, n_bins: int = N_BINS) -> pd.DataFra
     curve.insert(0, "low", np.arange(n_bins) / n_bins)
     curve.insert(1, "high", np.arange(1, n_bins + 1) / n_bins)
     return curve
+
+
+def calibration_error(curve: pd.DataFrame) -> float:
+    """The expected calibration error of a reliability curve, a fraction."""
+    gaps = (curve["accuracy"] - curve["confidence"]).abs() * curve["images"]
+    return float(gaps.sum() / curve["images"].sum())
 
 
 def _confidence(predictions: Predictions) -> Float[np.ndarray, " N"]:
