@@ -45,7 +45,7 @@ def reliability(curves: Mapping[str, pd.DataFrame], title: str) -> "Figure":
 
     Below the diagonal a learner is more confident than right. Source: Guo et al., ICML 2017, figure 1.
     """
-    figure = new_figure(5, 5.5)
+    figure = new_figure(5.0, 5.5)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1)
     for (name, curve), marker in zip(curves.items(), MARKERS * len(curves), strict=False):
@@ -116,7 +116,7 @@ def critical_difference_diagram(ranks: pd.Series, n_datasets: int, title: str) -
     groups = cliques(ranks.tolist(), width)
     half = (n + 1) // 2
     first = 0.6 + 0.35 * len(groups)  # where names begin, below the axis
-    figure = new_figure(8, 1.6 + 0.28 * (first + half) + 0.3)
+    figure = new_figure(8.0, 1.6 + 0.28 * (first + half) + 0.3)
     panel = figure.add_subplot()
     panel.set(xlim=(0.2, n + 0.8), ylim=(first + 0.8 * half, -2.2))
     panel.set_axis_off()

@@ -75,22 +75,19 @@ def show_comparison(options: argparse.Namespace) -> int:
 
 
 def _paired_grid(table: "pd.DataFrame", learners: Sequence[str]) -> "Grid":
-    from vlprompt.tables.rendering import Grid, number
+    from vlprompt.tables.rendering import Grid
 
     forms = {"first": ".2f", "second": ".2f", "difference": "+.2f", "low": "+.2f", "high": "+.2f", "p": ".2g"}
     forms |= {"images": ",.0f", "only_first": ",.0f", "only_second": ",.0f"}
-    shown = table.copy().astype(object)
-    for name in table:
-        shown[name] = [number(v, forms[name]) if name in forms else str(v) for v in table[name]]
     blocks = table[["protocol", "dataset", "shots"]].astype(str).agg(" ".join, axis=1).tolist()
-    return Grid(f"first: {learners[0]}, second: {learners[1]}; accuracy (%)", shown, blocks=blocks)
+    return Grid(f"first: {learners[0]}, second: {learners[1]}; accuracy (%)", _as_text(table, forms), blocks=blocks)
 
 
 def _ranking_grids(ranking: "Ranking") -> list["Grid"]:
     import pandas as pd
 
     from vlprompt.statistics import critical_difference
-    from vlprompt.tables.rendering import Grid, number
+    from vlprompt.tables.rendering import Grid
 
     n = len(ranking.scores)
     width = critical_difference(len(ranking.ranks), n)
@@ -98,9 +95,17 @@ def _ranking_grids(ranking: "Ranking") -> list["Grid"]:
     title += f", Friedman's p {ranking.friedman:.2g}" if pd.notna(ranking.friedman) else ""
     ranks = pd.DataFrame({"learner": ranking.ranks.index, "mean rank": [f"{rank:.2f}" for rank in ranking.ranks]})
     forms = {"median_difference": "+.2f", "p": ".2g", "p_holm": ".2g"}
-    pairs = pd.DataFrame({name: [number(v, forms[name]) if name in forms else str(v) for v in ranking.pairs[name]]
-                          for name in ranking.pairs})  # fmt: skip
-    return [Grid(title, ranks), Grid("Wilcoxon's signed-rank test of each pair", pairs)]
+    return [Grid(title, ranks), Grid("Wilcoxon's signed-rank test of each pair", _as_text(ranking.pairs, forms))]
+
+
+def _as_text(table: "pd.DataFrame", forms: Mapping[str, str]) -> "pd.DataFrame":
+    from vlprompt.tables.rendering import number
+
+    shown = table.astype(object)
+    for name in table:
+        form = forms.get(str(name))
+        shown[name] = [number(float(value), form) if form else str(value) for value in table[name]]
+    return shown
 
 
 def draw(options: argparse.Namespace) -> int:
@@ -109,7 +114,7 @@ def draw(options: argparse.Namespace) -> int:
     runs, _ = selected(options)
     if not runs:
         raise UserError("there are no runs to draw: `python run.py` makes the first one")
-    figures.new_figure(1, 1)  # whether matplotlib is there, before anything is computed
+    figures.new_figure(1.0, 1.0)  # whether matplotlib is there, before anything is computed
     figures.save(FIGURES[options.figure](runs, options), options.output)
     return 0
 

@@ -21,6 +21,8 @@ PUBLISHED_NOTE = (
     "precision is no part of a setting."
 )
 
+BESIDE_NOTE = "Rows of papers have their source as variant; averages without single data sets: --layout published."
+
 
 def register(commands: Any) -> None:
     """Add `table` to the sub-commands."""
@@ -78,7 +80,7 @@ def write(text: str, output: Path | None) -> None:
 
 def show_table(options: argparse.Namespace) -> int:
     from vlprompt.tables.layouts import of_layout
-    from vlprompt.tables.lines import lines_of, numbers
+    from vlprompt.tables.lines import lines_of
     from vlprompt.tables.measures import complete, gaps
     from vlprompt.tables.summaries import NO_RUNS
 
@@ -95,21 +97,17 @@ def show_table(options: argparse.Namespace) -> int:
     elif options.layout == "runs":
         text = runs_text(records, how, options)
     else:
-        lines, gaps_of_averages = lines_of(records, **how)
-        notes += gaps_of_averages
-        text = (
-            numbers(lines, options.metric).to_csv(index=False)
-            if options.format == "csv"
-            else papers_text(lines, options)
-        )
-    if options.format != "csv":
-        if options.layout != "published" and options.published != "none" and options.metric == "accuracy":
-            text += distance_text(own, options)
-        if beside:
-            notes.append(
-                "Rows of papers have their source as variant; averages without single data sets: --layout published."
-            )
-        text += notes_text([*others, *notes, *gaps(records, options.metric)], options.format)
+        lines, lacking = lines_of(records, **how)
+        text = papers_text(lines, options)
+        notes += lacking
+    compared = options.published != "none" and options.layout != "published" and options.metric == "accuracy"
+    if compared and options.format != "csv":
+        text += distance_text(own, options)
+    notes += [*others, *gaps(records, options.metric), *[BESIDE_NOTE] * bool(beside)]
+    if notes and options.format == "csv":  # raw numbers alone
+        sys.stderr.write("".join(f"note: {note}\n" for note in dict.fromkeys(notes)))
+    elif notes:
+        text += notes_text(notes, options.format)
     write(text, options.output)
     return 0
 
@@ -123,8 +121,11 @@ def runs_text(records: Sequence["Record"], how: dict[str, Any], options: argpars
 def papers_text(lines: Sequence["Line"], options: argparse.Namespace) -> str:
     from vlprompt.tables import frame
     from vlprompt.tables.layouts import grids, notes_of
+    from vlprompt.tables.lines import numbers
     from vlprompt.tables.rendering import INTERVAL_NOTES, general_notes, render_grids
 
+    if options.format == "csv":
+        return numbers(lines, options.metric).to_csv(index=False)
     records = [record for line in lines for record in line.records]
     notes = [*notes_of(lines, options.interval), *INTERVAL_NOTES[options.interval], *general_notes(frame(records))]
     return render_grids(grids(lines, options.metric), notes, options.format)
@@ -136,6 +137,8 @@ def distance_text(lines: Sequence["Line"], options: argparse.Namespace, *, missi
     from vlprompt.tables.layouts import distance_grid
     from vlprompt.tables.rendering import render_grids
 
+    if options.metric != "accuracy":
+        raise UserError(f"published numbers are accuracies: drop --metric {options.metric}, or choose another layout")
     table = distances(lines, load(), cached_settings())
     if table.empty:
         if missing:
@@ -150,7 +153,7 @@ def distance_text(lines: Sequence["Line"], options: argparse.Namespace, *, missi
 def notes_text(notes: Sequence[str], format: str) -> str:
     from vlprompt.tables.rendering import render_grids
 
-    return "\n" + render_grids([], list(dict.fromkeys(notes)), format) if notes else ""
+    return "\n" + render_grids([], list(dict.fromkeys(notes)), format)
 
 
 def published_beside(ours: Sequence["Record"], layout: str) -> list["Record"]:
@@ -165,19 +168,26 @@ def published_beside(ours: Sequence["Record"], layout: str) -> list["Record"]:
 
 def cached_settings() -> Any:
     """What `published.distances` asks: the configuration that a recipe gives for a record's cell."""
-    from vlprompt.run import GROUPS, compose, config_dir, names
 
-    known = {group: names(group, [config_dir()]) for group in (*GROUPS, "recipe")}
+    @cache
+    def known() -> dict[str, list[str]]:
+        from vlprompt.run import GROUPS, config_dir, names
+
+        return {group: names(group, [config_dir()]) for group in (*GROUPS, "recipe")}
 
     @cache
     def composed(*overrides: str) -> Mapping[str, Any]:
+        from vlprompt.run import compose
+
         return compose(list(overrides))
 
     def settings_of(record: "Record", recipe: str) -> Mapping[str, Any] | None:
+        from vlprompt.run import GROUPS
+
         chosen = {group: getattr(record, group) for group in GROUPS}
-        if any(name not in known[group] for group, name in chosen.items()):
+        if any(name not in known()[group] for group, name in chosen.items()):
             return None
-        if recipe in known["recipe"]:
+        if recipe in known()["recipe"]:
             chosen["recipe"] = recipe
         elif recipe != f"{record.method}_{record.protocol}":  # the default of a pair may have no file
             return None

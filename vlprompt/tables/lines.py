@@ -22,6 +22,7 @@ STANDARD = (ELEVEN, ELEVEN[1:], VARIANTS)  # what published averages are over
 PUBLISHED_AVERAGES = ("average_11", "average_10_targets", "average_4_targets")
 TRANSFER = ("cross_dataset", "domain_generalization")  # trained on one data set, tested on others
 PARTS = ("base", "novel", "H", "mean of H", "all", "test", "val")
+IDENTITY = ("protocol", "backbone", "weights", "precision", "method", "variant")
 NAN = float("nan")
 
 Seeds = dict[int, float]  # a value by seed
@@ -93,18 +94,12 @@ def lines_of(
         check_key(key, records)
     lines: dict[tuple, Line] = {}
     for record, shots in beside_every_shots(records):
-        source = record.dataset if record.protocol in TRANSFER else None
-        same: tuple[Any, ...] = (
-            record.protocol,
-            source,
-            record.backbone,
-            record.weights,
-            record.precision,
-            record.method,
-        )
+        fixed: dict[str, Any] = {name: getattr(record, name) for name in IDENTITY}
+        fixed |= {"source": record.dataset if record.protocol in TRANSFER else None}
+        fixed |= {"shots": shots, "given_shots": record.shots}
         extra = {key: value_of(record, key) for key in columns}
-        same = (*same, record.variant, shots, record.shots)
-        lines.setdefault((*same, str(extra)), Line(*same, extra)).add(record, metric)
+        line = lines.setdefault((*fixed.values(), str(extra)), Line(**fixed, extra=extra))
+        line.add(record, metric)
     for line in lines.values():
         line.spreads = {place: spread(list(seeds.values()), interval) for place, seeds in line.values.items()}
         for dataset in line.datasets:

@@ -1,5 +1,6 @@
 """Which runs a table shows, and which of their settings."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,13 +71,23 @@ def select(runs: Mapping[Path, Record], conditions: Sequence[str]) -> tuple[dict
         if not equals:
             raise UserError(f"'{condition}' is no condition: write KEY=VALUE, as in --where method=coop")
         check_key(key, list(runs.values()))
-        wanted.setdefault(key, []).append(yaml.safe_load(text) if text else None)
+        wanted.setdefault(key, []).append(_read(text))
     kept = {folder: record for folder, record in runs.items() if all(_meets(record, k, v) for k, v in wanted.items())}
     if not wanted:
         return kept, []
     if runs and not kept:
         raise UserError(f"none of {len(runs)} runs has {' '.join(conditions)}: see vlprompt table for what there is")
     return kept, [f"Only {' '.join(conditions)}: {len(kept)} of {len(runs)} runs."]
+
+
+def _read(text: str) -> Any:
+    """A value as a configuration would have it; 2e-3 is a number, too, which YAML denies."""
+    with contextlib.suppress(ValueError):
+        return int(text) if text.lstrip("-").isdigit() else float(text)
+    try:
+        return yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        return text
 
 
 def _meets(record: Record, key: str, allowed: Sequence[Any]) -> bool:
