@@ -65,7 +65,12 @@ def test_the_readers_of_imports_see_them() -> None:
         ("protocols/", ("learners", "towers", "trainer.py", "experiment.py", "settings.py", "run.py", "cli.py")),
         ("data/", ("learners", "protocols", "trainer.py", "experiment.py", "settings.py", "run.py", "cli.py")),
         ("trainer.py", ("experiment.py", "settings.py", "run.py", "cli.py")),
-        ("experiment.py", ("run.py", "cli.py")),
+        ("experiment.py", ("run.py", "cli.py", "commands")),
+        (
+            "tables/",
+            ("learners", "towers", "trainer.py", "experiment.py", "settings.py", "run.py", "cli.py", "commands"),
+        ),
+        ("published.py", ("learners", "trainer.py", "experiment.py", "settings.py", "run.py", "cli.py", "commands")),
     ],
 )
 def test_imports_run_one_way(part: str, forbidden: tuple[str, ...]) -> None:

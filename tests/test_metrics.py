@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from vlprompt.errors import NonFiniteError, UserError
-from vlprompt.metrics import Predictions, load_predictions, save_predictions, score
+from vlprompt.metrics import (
+    Predictions,
+    load_predictions,
+    per_class_accuracy,
+    reliability,
+    save_predictions,
+    score,
+)
 
 EVALUATOR = Path(__file__).parent / "fixtures" / "data" / "evaluator.json"
 
@@ -29,6 +36,33 @@ def test_published_evaluator() -> None:
     assert 100 * got["accuracy"] == pytest.approx(case["results"]["accuracy"], abs=1e-9)
     assert 100 * got["macro_f1"] == pytest.approx(case["results"]["macro_f1"], abs=1e-9)
     assert (got["correct"], got["total"]) == (19, 37)
+    assert 100 * got["per_class"] == pytest.approx(case["results"]["perclass_accuracy"], abs=1e-9)
+
+
+def test_top5_and_accuracy_of_each_class() -> None:
+    logits = torch.arange(7.0).repeat(3, 1)  # class 6 first, then 5, 4, 3, 2; 1 and 0 are not among the five
+    kept = predictions(logits.repeat(2, 1), [6, 2, 1, 0, 6, 5])
+    assert score(kept)["accuracy"] == pytest.approx(2 / 6)
+    assert score(kept)["top5"] == pytest.approx(4 / 6)
+    classes = per_class_accuracy(kept)
+    assert classes.index.tolist() == [0, 1, 2, 5, 6]
+    assert classes["images"].tolist() == [1, 1, 1, 1, 2]
+    assert classes["accuracy"].tolist() == [0, 0, 0, 0, 1]
+    assert score(kept)["per_class"] == pytest.approx(1 / 5)
+    assert score(predictions(torch.randn(4, 5), [0, 1, 2, 3]))["top5"] == 1.0
+
+
+def test_reliability_curve_adds_up_to_the_calibration_error() -> None:
+    generator = torch.Generator().manual_seed(3)
+    kept = predictions(torch.randn(500, 6, generator=generator) * 2, torch.randint(6, (500,)).tolist())
+    curve = reliability(kept)
+    assert (len(curve), curve["images"].sum()) == (15, 500)
+    assert curve["low"].tolist()[1:] == curve["high"].tolist()[:-1]
+    gaps = (curve["accuracy"] - curve["confidence"]).abs() * curve["images"] / 500
+    assert gaps.sum() == pytest.approx(score(kept)["ece"], abs=1e-6)
+    empty = curve[curve["images"] == 0]
+    assert len(empty)
+    assert empty[["confidence", "accuracy"]].isna().all(axis=None)
 
 
 def test_nll_is_cross_entropy_and_confidence_is_softmax() -> None:

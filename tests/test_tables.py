@@ -13,7 +13,7 @@ from vlprompt.records import Record
 from vlprompt.tables import DEMO_NOTE, PRECISION_NOTE, frame, render, summarise
 
 CSV_COLUMNS = (
-    "protocol,dataset,backbone,weights,precision,method,variant,shots,n,base,base_sd,novel,novel_sd,H,"
+    "protocol,dataset,backbone,weights,precision,method,variant,shots,n,base,base_sd,novel,novel_sd,H,mean_H,"
     "parameters,train_s,test_s,peak_bytes,failed,missing"
 )
 

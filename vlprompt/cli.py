@@ -3,9 +3,9 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from vlprompt import __version__
+from vlprompt.commands import comparisons, tables
 from vlprompt.commands.data import add_commands as add_data_commands
 from vlprompt.errors import UserError
 from vlprompt.imports.command import add_parser as add_import
@@ -34,31 +34,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"vlprompt {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("run", help="run one cell or a sweep: vlprompt run method=coop dataset=caltech101")
-    table = commands.add_parser("table", help="a table of the runs so far, mean and deviation over seeds")
-    table.add_argument("folders", nargs="*", type=Path, help="results folders (default: results, or VLPROMPT_RESULTS)")
-    table.add_argument("--format", choices=("terminal", "markdown", "csv", "latex"), default="terminal")
-    table.add_argument("--output", type=Path, help="write into this file instead of showing")
-    table.set_defaults(command=show_table)
+    tables.register(commands)
+    comparisons.register(commands)
     add_data_commands(commands.add_parser("data", help="list, get, check and sample data sets"))
     add_import(commands)
     return top
-
-
-def show_table(options: argparse.Namespace) -> int:
-    from vlprompt.records import find_records, results_root
-    from vlprompt.tables import render, summarise
-
-    roots = options.folders or [results_root()]
-    missing = [str(root) for root in options.folders if not root.is_dir()]
-    if missing:
-        raise UserError(f"no such folder of results: {', '.join(missing)}")
-    text = render(summarise(find_records(roots)), options.format)
-    if options.output is None:
-        sys.stdout.write(text)
-        return 0
-    try:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {options.output}: {error.strerror}") from None
-    return 0

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
@@ -57,6 +58,12 @@ class Predictions:
         return len(self.labels)
 
 
+def pool(predictions: Sequence[Predictions]) -> Predictions:
+    """Several runs' predictions of one split as one: what is counted over all of them."""
+    names = [field.name for field in fields(Predictions)]
+    return Predictions(**{name: np.concatenate([getattr(kept, name) for kept in predictions]) for name in names})
+
+
 def save_predictions(path: Path, predictions: Mapping[str, Predictions]) -> None:
     """Write all splits of a run into one compressed file, as arrays `<split>/<field>`."""
     arrays = {f"{split}/{name}": a for split, kept in predictions.items() for name, a in asdict(kept).items()}
@@ -79,10 +86,11 @@ def load_predictions(path: Path) -> dict[str, Predictions]:
 
 
 def score(predictions: Predictions) -> dict[str, float | int]:
-    """Accuracy, macro-F1, ECE, negative log-likelihood (nats): fractions, not percent.
+    """Accuracy, top-5 accuracy, mean accuracy per class, macro-F1, ECE, negative log-likelihood (nats): fractions.
 
-    Macro-F1 is the plain mean over the classes that have test images. ECE has 15 equal-width bins over the
-    confidence of the predicted class. Source: Guo et al., ICML 2017, https://arxiv.org/abs/1706.04599, section 2.
+    Macro-F1 and the mean per class are plain means over the classes that have test images. With five classes or fewer
+    top-5 is 1. ECE has 15 equal-width bins over the confidence of the predicted class. Source: Guo et al., ICML 2017,
+    https://arxiv.org/abs/1706.04599, section 2.
     """
     from sklearn.metrics import f1_score
     from torchmetrics.functional.classification import binary_calibration_error
@@ -91,15 +99,51 @@ def score(predictions: Predictions) -> dict[str, float | int]:
         raise UserError("a test split holds no images: nothing can be scored.")
     labels, predicted = predictions.labels, predictions.predicted
     correct = predicted == labels
-    # Below 1: torchmetrics takes values above 1 (rounding) for logits, and gives 1 itself a bin of its own.
-    confidence = predictions.confidence.astype(np.float64).clip(max=np.nextafter(1.0, 0.0))
-    ece = binary_calibration_error(torch.from_numpy(confidence), torch.from_numpy(correct).int(), n_bins=N_BINS)
+    ece = binary_calibration_error(
+        torch.from_numpy(_confidence(predictions)), torch.from_numpy(correct).int(), n_bins=N_BINS
+    )
     nll = predictions.logsumexp.astype(np.float64) - predictions.label_logit
     return {
         "accuracy": float(correct.mean()),
         "correct": int(correct.sum()),
         "total": len(predictions),
+        "top5": float((predictions.top5 == labels[:, None]).any(axis=1).mean()),
+        "per_class": float(per_class_accuracy(predictions)["accuracy"].mean()),
         "macro_f1": float(f1_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)),
         "ece": float(ece),
         "nll": float(nll.mean()),
     }
+
+
+def per_class_accuracy(predictions: Predictions) -> pd.DataFrame:
+    """Of each label that has test images: the share of them that is right, and their number."""
+    correct = pd.Series(predictions.predicted == predictions.labels)
+    classes = correct.groupby(predictions.labels).agg(["mean", "size"])
+    return classes.set_axis(["accuracy", "images"], axis=1).rename_axis("label")
+
+
+def reliability(predictions: Predictions, *, n_bins: int = N_BINS) -> pd.DataFrame:
+    """How often predictions of about equal confidence are right: `low`, `high`, `confidence`, `accuracy`, `images`.
+
+    One row a bin of equal width; an empty one has no confidence and no accuracy. The mean of the gaps
+    between the two, weighted by images, is the calibration error.
+    """
+    confidence = _confidence(predictions)
+    bins = (confidence * n_bins).astype(int)  # below 1, so the last bin is n_bins - 1
+    kept = pd.DataFrame({"confidence": confidence, "accuracy": predictions.predicted == predictions.labels})
+    curve = kept.groupby(bins).mean().reindex(range(n_bins))
+    curve["images"] = np.bincount(bins, minlength=n_bins)
+    curve.insert(0, "low", np.arange(n_bins) / n_bins)
+    curve.insert(1, "high", np.arange(1, n_bins + 1) / n_bins)
+    return curve
+
+
+def calibration_error(curve: pd.DataFrame) -> float:
+    """The expected calibration error of a reliability curve, a fraction."""
+    gaps = (curve["accuracy"] - curve["confidence"]).abs() * curve["images"]
+    return float(gaps.sum() / curve["images"].sum())
+
+
+def _confidence(predictions: Predictions) -> Float[np.ndarray, " N"]:
+    """Below 1: torchmetrics takes values above 1 (rounding) for logits, and gives 1 itself a bin of its own."""
+    return predictions.confidence.astype(np.float64).clip(max=np.nextafter(1.0, 0.0))

@@ -113,18 +113,23 @@ def is_finished(folder: Path, config_hash: str) -> bool:
 
 
 def find_records(roots: Sequence[Path]) -> list[Record]:
-    """All records below results roots (their `demo/` and `runs/`) or below any other folders.
+    """The records of `find_runs`."""
+    return list(find_runs(roots).values())
+
+
+def find_runs(roots: Sequence[Path]) -> dict[Path, Record]:
+    """All runs below results roots (their `demo/` and `runs/`) or below any other folders: folder -> record.
 
     Of several runs of one cell the last found counts: `runs/` before `demo/`, a later root before an earlier one.
     """
-    found: dict[Cell, Record] = {}
+    found: dict[Cell, tuple[Path, Record]] = {}
     for root in roots:
         parts = [root / name for name in ("demo", "runs") if (root / name).is_dir()] or [root]
         for path in (path for part in parts for path in sorted(part.rglob(FILE))):
             hidden = any(name.startswith(".") for name in path.relative_to(root).parts)  # a run in the making
             if not hidden and (record := Record.read(path.parent)) is not None:
-                found[record.cell] = record
-    return list(found.values())
+                found[record.cell] = path.parent, record
+    return dict(found.values())
 
 
 class OpenRun:

@@ -1,0 +1,271 @@
+"""Tables in the papers' layouts: what is averaged, what is marked, what is missing, what is chosen."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.text import Text
+
+from vlprompt.errors import UserError
+from vlprompt.metrics import Predictions, save_predictions, score
+from vlprompt.records import Record
+from vlprompt.tables import render, summarise
+from vlprompt.tables.layouts import grids, notes_of, of_layout
+from vlprompt.tables.lines import average, lines_of, numbers
+from vlprompt.tables.measures import complete, gaps
+from vlprompt.tables.rendering import Grid, render_grids, spread_text
+from vlprompt.tables.selection import select, value_of
+
+
+def record(method: str, dataset: str, seed: int = 1, **fields: Any) -> Record:
+    base, novel = fields.pop("base", 0.8), fields.pop("novel", 0.6)
+    known: dict[str, Any] = {
+        "protocol": "base_to_novel", "backbone": "vit_b16", "weights": "openai", "precision": "bf16", "shots": 16,
+        "status": "finished", "scores": {"base": {"accuracy": base}, "novel": {"accuracy": novel}},
+    }  # fmt: skip
+    return Record(method=method, dataset=dataset, seed=seed, **{**known, **fields})
+
+
+def transfer(method: str, protocol: str = "cross_dataset", **scores: float) -> Record:
+    found = {name: {"accuracy": value} for name, value in scores.items()}
+    return record(method, "imagenet", protocol=protocol, scores=found)
+
+
+def few(method: str, dataset: str, accuracy: float, **fields: Any) -> Record:
+    return record(method, dataset, protocol="few_shot", scores={"test": {"accuracy": accuracy}}, **fields)
+
+
+def drawn(records: list[Record], format: str = "markdown", **how: Any) -> str:
+    lines, notes = lines_of(records, **how)
+    return render_grids(grids(lines, how.get("metric", "accuracy")), [*notes_of(lines), *notes], format)
+
+
+def test_averages_of_base_and_novel_and_both_kinds_of_h() -> None:
+    made = [
+        record("coop", "dtd", 1, base=0.70, novel=0.50), record("coop", "dtd", 2, base=0.80, novel=0.40),
+        record("coop", "eurosat", 1, base=0.90, novel=0.60), record("coop", "eurosat", 2, base=0.94, novel=0.70),
+    ]  # fmt: skip
+    (line,), notes = lines_of(made, interval="t")
+    dtd = line.spreads["dtd", "H"]
+    assert dtd.mean == pytest.approx(2 * 75 * 45 / 120)
+    each = (2 * 70 * 50 / 120 + 2 * 80 * 40 / 120) / 2
+    assert line.spreads["dtd", "mean of H"].mean == pytest.approx(each)
+    assert line.spreads["average_2", "base"].mean == pytest.approx(83.5)
+    assert line.spreads["average_2", "base"].deviation == pytest.approx(3.5 * 2**0.5)  # of 80 and 87
+    assert line.spreads["average_2", "base"].n == 2
+    assert line.spreads["average_2", "H"].mean == pytest.approx(2 * 83.5 * 55 / 138.5)
+    eurosat = 2 * 92 * 65 / 157
+    assert line.spreads["average_2", "mean of H"].mean == pytest.approx((dtd.mean + eurosat) / 2)
+    assert notes == ["average_2 is over dtd, eurosat."]
+
+
+def test_average_of_other_seeds_has_no_deviation() -> None:
+    same = average([{1: 10.0, 2: 20.0}, {1: 30.0, 2: 30.0}])
+    assert (same.n, same.mean) == (2, 22.5)
+    assert same.deviation == pytest.approx(5 / 2**0.5)
+    other = average([{1: 10.0, 2: 20.0}, {1: 30.0}])
+    assert (other.n, other.mean) == (1, 22.5)
+    assert other.deviation != other.deviation
+
+
+def test_a_missing_data_set_empties_the_average_and_is_named() -> None:
+    made = [few("coop", "dtd", 0.5), few("coop", "eurosat", 0.7), few("lora", "dtd", 0.6)]
+    lines, notes = lines_of(made)
+    assert {line.method: ("average_2", "test") in line.spreads for line in lines} == {"coop": True, "lora": False}
+    assert "No average_2 of lora, few_shot, 16 shots: eurosat missing." in notes
+    text = drawn(made)
+    (row,) = (row for row in text.splitlines() if "lora" in row and row.startswith("|"))
+    assert [cell.strip() for cell in row.split("|")[-3:-1]] == ["", ""]
+
+
+def test_transfer_averages_leave_the_source_out() -> None:
+    made = [transfer("coop", imagenet=0.7, dtd=0.4, eurosat=0.5), transfer("maple", imagenet=0.9, dtd=0.5, eurosat=0.7)]
+    text = drawn(made)
+    header = next(line for line in text.splitlines() if "average" in line and line.startswith("|"))
+    assert [cell.strip() for cell in header.split("|")[3:-1]] == ["imagenet", "dtd", "eurosat", "average_2_targets"]
+    assert "45.00" in text
+    assert "**60.00**" in text
+    assert "source imagenet" in text
+
+
+def test_average_of_as_many_other_data_sets_has_another_name() -> None:
+    made = [few("coop", f"own{i}", 0.5) for i in range(11)]
+    (line,), _ = lines_of(made)
+    assert ("average_11_other", "test") in line.spreads
+    assert ("average_11", "test") not in line.spreads
+
+
+def test_failed_runs_are_named_and_have_a_row() -> None:
+    made = [
+        record("coop", "dtd"),
+        record("linear_head", "dtd", status="not_applicable", reason="owns classes", scores={}),
+    ]
+    text = drawn(made)
+    assert "linear_head on dtd, base_to_novel, 16 shots, seed 1: not applicable, owns classes" in text
+    (row,) = (row for row in text.splitlines() if "linear_head" in row and row.startswith("|"))
+    assert "| 0 " in row
+    many = [record("coop", "dtd", seed, status="failed", reason="x", scores={}) for seed in range(1, 30)]
+    assert "... and 9 more without a result" in drawn(many)
+
+
+def test_best_is_bold_and_second_underlined_within_a_block() -> None:
+    made = [
+        few("zero_shot", "dtd", 0.44, shots=0, seed=0), few("coop", "dtd", 0.50, shots=1),
+        few("lora", "dtd", 0.50, shots=1), few("maple", "dtd", 0.48, shots=1),
+        few("coop", "dtd", 0.70), few("maple", "dtd", 0.60),
+    ]  # fmt: skip
+    rows = [line for line in drawn(made).splitlines() if line.startswith("| 1")]
+    marks = {tuple(cell.strip() for cell in row.split("|")[1:3]): row.split("|")[-2].strip() for row in rows}
+    assert marks == {
+        ("1", "zero_shot"): "44.00", ("1", "coop"): "**50.00**", ("1", "lora"): "**50.00**",
+        ("1", "maple"): "<u>48.00</u>",
+        ("16", "zero_shot"): "44.00", ("16", "coop"): "**70.00**", ("16", "maple"): "<u>60.00</u>",
+    }  # fmt: skip
+    latex = drawn(made, "latex")
+    assert latex.count(r"\midrule") == 2  # below the header and between the numbers of shots
+    assert r"\textbf{70.00}" in latex
+    assert r"\underline{60.00}" in latex
+    assert latex.startswith("% protocol few_shot, backbone vit_b16")
+
+
+def test_lower_is_better_for_errors() -> None:
+    def made(method: str, ece: float) -> Record:
+        return record(
+            method, "dtd", protocol="few_shot", scores={"test": {"accuracy": 0.5, "ece": ece, "nll": 2 * ece}}
+        )
+
+    both = [made("coop", 0.1), made("lora", 0.05)]
+    assert "**5.00**" in drawn(both, metric="ece")
+    assert "**0.100**" in drawn(both, metric="nll")
+    halves = [record("coop", "dtd", scores={"base": {"ece": 0.1}, "novel": {"ece": 0.2}})]
+    assert "H" not in summarise(halves, metric="ece").columns
+    assert "mean of H" not in drawn(halves, metric="ece")
+
+
+def test_terminal_marks_and_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [few("coop", "dtd", 0.7), few("lora", "dtd", 0.6), few("coop", "dtd", 0.5, shots=4)]
+    plain = drawn(made, "terminal")
+    assert "\x1b" not in plain
+    assert sum(set(line) <= {"-", " "} for line in plain.splitlines() if line) == 2
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    text = drawn(made, "terminal")
+    assert "\x1b[1m70.00" in text
+    assert "\x1b[4m60.00" in text
+    assert {"coop", "lora", "70.00", "50.00"} <= set(Text.from_ansi(text).plain.split())
+
+
+def test_csv_of_a_layout_is_long_and_raw() -> None:
+    made = [record("coop", "dtd", seed, base=0.7 + seed / 100) for seed in (1, 2, 3)]
+    lines, _ = lines_of(made, interval="t")
+    rows = {row["part"]: row for row in csv.DictReader(io.StringIO(numbers(lines, "accuracy").to_csv(index=False)))}
+    assert set(rows) == {"base", "novel", "mean of H", "H"}
+    assert (rows["base"]["n"], float(rows["base"]["mean"]), float(rows["base"]["deviation"])) == (
+        "3",
+        72.0,
+        pytest.approx(1),
+    )
+    assert float(rows["base"]["high"]) == pytest.approx(72 + 4.302653 / 3**0.5)
+    assert rows["H"]["deviation"] == ""
+
+
+def test_columns_tell_rows_apart() -> None:
+    made = [record("coop", "dtd", s, variant=f"v{s}", config={"fit": {"lr": lr}}) for s, lr in ((1, 0.002), (2, 0.02))]
+    same = [record("coop", "dtd", s, config={"fit": {"lr": 0.1 * s}}) for s in (1, 2)]
+    table = summarise(same, columns=["fit.lr"])
+    assert table["fit.lr"].tolist() == [0.1, 0.2]
+    assert table["n"].tolist() == [1, 1]
+    assert "fit.lr" in render(table)
+    assert "0.02" in drawn(made, columns=["fit.lr"])
+    with pytest.raises(UserError, match=r"unknown key 'fit\.l'.*did you mean 'fit\.lr'"):
+        summarise(made, columns=["fit.l"])
+
+
+def test_conditions_choose_runs() -> None:
+    runs = {
+        Path("a"): record("coop", "dtd", config={"fit": {"lr": 0.002, "epochs": {"1": 50, "16": 200}}}),
+        Path("b"): record("coop", "dtd", 2, config={"fit": {"lr": 0.02}}, variant="high"),
+        Path("c"): record("zero_shot", "dtd", 0, shots=0),
+    }
+
+    def chosen(*conditions: str) -> str:
+        return "".join(map(str, select(runs, conditions)[0]))
+
+    assert chosen() == "abc"
+    assert chosen("method=coop") == "ab"
+    assert chosen("fit.lr=0.002") == "a"
+    assert chosen("config.fit.lr=2e-2") == "b"
+    assert chosen("fit.epochs=200") == "a"
+    assert chosen("seed=2") == "bc"  # what is not trained stays beside it
+    assert chosen("method=coop", "method=zero_shot", "seed=1") == "ac"
+    assert chosen("variant=null", "method=coop") == "a"
+    assert chosen("learner=coop@high") == "b"
+    assert select(runs, ["method=coop"])[1] == ["Only method=coop: 2 of 3 runs."]
+    for condition, words in (
+        ("method", "no condition"),
+        ("methd=coop", "did you mean 'method'"),
+        ("seed=9", "none of 2"),
+    ):
+        with pytest.raises(UserError, match=words):
+            select({path: run for path, run in runs.items() if run.shots}, [condition])
+
+
+def test_settings_by_shots_are_those_of_the_run() -> None:
+    made = record("coop", "dtd", shots=4, config={"fit": {"epochs": {"1": 50, "8": 100, "16": 200}}})
+    assert value_of(made, "fit.epochs") == 100
+    assert value_of(made.model_copy(update={"shots": "all"}), "fit.epochs") == 200
+    assert value_of(made, "fit.none") is None
+
+
+def test_layout_of_one_protocol_says_what_it_leaves_out() -> None:
+    made = [record("coop", "dtd"), few("coop", "dtd", 0.5), few("lora", "dtd", 0.5)]
+    kept, notes = of_layout(made, "base_to_novel")
+    assert (len(kept), notes) == (1, ["Not in this layout: 2 runs of few_shot."])
+    assert of_layout(made, "auto") == (made, [])
+    with pytest.raises(UserError, match="no runs of cross_dataset"):
+        of_layout(made, "cross_dataset")
+
+
+def test_metrics_come_from_the_predictions_beside_a_record(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    kept = Predictions.from_logits(
+        [str(i) for i in range(40)], torch.arange(40) % 8, torch.randn(40, 8, generator=generator)
+    )
+    save_predictions(tmp_path / "predictions.npz", {"test": kept})
+    old = few("coop", "dtd", 0.125)
+    runs = {tmp_path: old, tmp_path / "imported": few("lora", "dtd", 0.5)}
+    made = complete(runs, "top5")
+    assert made[0].scores["test"]["top5"] == score(kept)["top5"]
+    assert made[0].scores["test"]["accuracy"] == 0.125  # what a record has stays
+    assert "top5" not in old.scores["test"]
+    (note,) = gaps(made, "top5")
+    assert note.startswith("1 runs have neither this metric nor predictions")
+    assert "lora" in note
+    table = summarise(made, metric="top5").set_index("method")
+    assert table.loc["coop", "test"] == pytest.approx(100 * score(kept)["top5"])
+    assert table.loc["lora", ["test"]].isna().all()
+    assert complete(runs, "accuracy") == list(runs.values())
+    with pytest.raises(UserError, match="did you mean 'accuracy'"):
+        complete(runs, "acuracy")
+
+
+def test_intervals_in_summaries() -> None:
+    made = [record("coop", "dtd", seed, base=base) for seed, base in ((1, 0.876), (2, 0.802), (3, 0.839))]
+    table = summarise(made, interval="t")
+    assert table["base_ci95"].tolist() == [pytest.approx(4.302653 * 3.7 / 3**0.5)]
+    text = render(table)
+    assert "83.90 ± 3.70 [74.71, 93.09]" in text
+    assert "Student's t" in text
+    assert "± 3.02 [80.48, 87.32]" in render(summarise(made, interval="normal"))
+    assert "base_ci95" not in summarise(made)
+    assert spread_text(5.0, float("nan")) == "5.00"
+
+
+def test_blocks_of_a_grid() -> None:
+    import pandas as pd
+
+    assert Grid("", pd.DataFrame({"a": ["x", "y", "z"]}), blocks=["1", "1", "2"]).starts == [2]

@@ -1,0 +1,217 @@
+"""Published numbers: the tables that they fill, and how results are held against them."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from vlprompt import published
+from vlprompt.records import Record
+from vlprompt.run import config_dir, names
+from vlprompt.tables.layouts import distance_grid, grids
+from vlprompt.tables.lines import ELEVEN, Line, lines_of
+from vlprompt.tables.rendering import render_grids
+
+ROWS = published.load()
+RECORDS = published.as_records(ROWS)
+METHODS, PROTOCOLS = (names(group, [config_dir()]) for group in ("method", "protocol"))
+
+
+def lines_from(source: str, protocol: str) -> dict[str, Line]:
+    """The lines that tables make of what a source prints of single data sets, by method."""
+    chosen = [r for r in RECORDS if r.protocol == protocol and source in str(r.variant)]
+    return {line.method: line for line in lines_of(chosen)[0]}
+
+
+def printed(protocol: str, dataset: str, method: str, part: str, source: str = "") -> list[float]:
+    chosen = ROWS[(ROWS.protocol == protocol) & (ROWS.dataset == dataset) & (ROWS.method == method)]
+    return chosen[(chosen.part == part) & chosen.source.str.contains(source, regex=False)]["value"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("method", "h", "mean_of_h"),
+    [("coop", 71.66, 70.83), ("cocoop", 75.83, 75.43), ("maple", 78.55, 78.27), ("zero_shot", 71.70, 71.59)],
+)
+def test_published_averages_of_base_to_novel(method: str, h: float, mean_of_h: float) -> None:
+    """H of an average is that of the averaged accuracies; the mean of the H of data sets is another number."""
+    line = lines_from("OnPoKD", "base_to_novel")[method]
+    got = {part: round(line.spreads["average_11", part].mean, 2) for part in ("base", "novel", "H", "mean of H")}
+    assert (got["H"], got["mean of H"]) == (h, mean_of_h)
+    source = "muzairkhattak/multimodal-prompt-learning README"
+    for part in ("base", "novel", "H"):
+        assert [got[part]] == printed("base_to_novel", "average_11", method, part, source)
+
+
+def test_published_h_of_each_data_set() -> None:
+    lines = lines_from("OnPoKD", "base_to_novel")
+    assert len(lines) == 6
+    for method, line in lines.items():
+        for dataset in ELEVEN:
+            (value,) = printed("base_to_novel", dataset, method, "H", "OnPoKD")
+            assert line.spreads[dataset, "H"].mean == pytest.approx(value, abs=0.0101), (method, dataset)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "source", "average", "n"),
+    [("cross_dataset", "ProText paper", "average_10_targets", 6),
+     ("domain_generalization", "ProText paper", "average_4_targets", 4)],
+)  # fmt: skip
+def test_published_averages_of_transfer_leave_the_source_out(protocol: str, source: str, average: str, n: int) -> None:
+    lines = lines_from(source, protocol)
+    assert len(lines) == n
+    for method, line in lines.items():
+        assert line.source == "imagenet"
+        (value,) = printed(protocol, average, method, "test", source)
+        assert line.spreads[average, "test"].mean == pytest.approx(value, abs=0.0151), method
+
+
+def test_published_rows_in_the_latex_table_of_a_paper() -> None:
+    lines = lines_of([r for r in RECORDS if r.protocol == "base_to_novel" and "OnPoKD" in str(r.variant)])[0]
+    text = render_grids(grids([line for line in lines if line.method != "promptkd"]), [], "latex")
+    last = text.split(r"\midrule")[-1]
+    coop, promptsrc, maple = (next(row for row in last.splitlines() if f"& {m} &" in row)
+                              for m in ("coop", "promptsrc", "maple"))  # fmt: skip
+    assert r"\underline{82.69}" in coop
+    assert r"\textbf{79.97}" in promptsrc
+    assert r"\underline{78.55}" in maple
+    assert "average\\_11" in coop
+    assert "70.83" in coop
+    assert (text.count(r"\toprule"), text.count(r"\bottomrule")) == (1, 1)
+
+
+def test_published_files_are_whole() -> None:
+    assert len(ROWS) == 730
+    assert not ROWS.duplicated(["source", "protocol", "dataset", "printed", "backbone", "shots", "metric"]).any()
+    assert ROWS["value"].between(0, 100).all()
+    for path in sorted(published.folder().glob("*.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            assert {row["protocol"] for row in csv.DictReader(file)} == {path.stem}
+
+
+def test_published_recipes_are_ours() -> None:
+    """A file of conf/recipe, or the default of a method and a protocol."""
+    files = names("recipe", [config_dir()])
+    protocols = {*PROTOCOLS, *ROWS["protocol"]}
+    defaults = {f"{method}_{protocol}" for method in METHODS for protocol in protocols}
+    found = set(ROWS["recipe"]) - {""}
+    assert found
+    assert not found - defaults - set(files)
+    assert ROWS[~ROWS["method"].isin(METHODS)]["recipe"].eq("").all()  # what we lack has no recipe of ours
+    for recipe in ("coop_ijcv", "coop_base_to_novel", "ivlp_promptsrc", "ivlp_base_to_novel", "maple_cross_dataset"):
+        assert recipe in found
+
+
+# Distances
+
+CONFIG: dict[str, Any] = {
+    "method": {"n_context": 4, "ctx_init": "a photo of a"},
+    "fit": {"lr": 0.002, "epochs": {"1": 50, "16": 200}},
+    "bank": {"views": None},
+    "protocol": {"part": "test"},
+    "precision": "bf16",
+}
+
+
+def run(seed: int = 1, **fields: Any) -> Record:
+    known: dict[str, Any] = {
+        "protocol": "base_to_novel", "dataset": "dtd", "backbone": "vit_b16", "method": "coop", "variant": "v",
+        "shots": 16, "status": "finished", "weights": "openai", "config": CONFIG,
+        "scores": {"base": {"accuracy": 0.80}, "novel": {"accuracy": 0.40}},
+    }  # fmt: skip
+    return Record(seed=seed, **{**known, **fields})
+
+
+def held(records: list[Record], config: Any = CONFIG) -> pd.DataFrame:
+    return published.distances(lines_of(records)[0], ROWS, lambda record, recipe: config)
+
+
+def test_published_numbers_beside_ours() -> None:
+    (row,) = held([run(1), run(2, scores={"base": {"accuracy": 0.82}, "novel": {"accuracy": 0.42}})]).to_dict("records")
+    (base,) = printed("base_to_novel", "dtd", "coop", "base")
+    assert (row["n"], row["base"], row["base_published"]) == (2, pytest.approx(81), base)
+    assert row["base_difference"] == pytest.approx(81 - base)
+    assert row["H_difference"] == pytest.approx(2 * 81 * 41 / 122 - 54.24)
+    assert (row["settings"], row["recipe"]) == ("as published (coop_base_to_novel)", "coop_base_to_novel")
+
+
+def test_published_other_settings_are_named() -> None:
+    theirs = {**CONFIG, "fit": {"lr": 0.002, "epochs": 50}, "method": {"n_context": 16, "ctx_init": ""}}
+    (row,) = held([run()], {**theirs, "precision": "fp16"}).to_dict("records")
+    assert row["settings"] == (
+        "settings differ from coop_base_to_novel: method.n_context 4 (published 16), "
+        "method.ctx_init a photo of a (published ''), fit.epochs 200 (published 50)"
+    )
+    text = render_grids([distance_grid(held([run()], theirs))], [], "terminal")
+    assert "settings differ" in text
+    assert "79.44 (+0.56)" in text
+
+
+def test_published_setting_that_is_not_told() -> None:
+    chosen = [run(1, dataset=dataset) for dataset in ELEVEN]
+    table = held(chosen)
+    average = table[table["dataset"] == "average_11"].set_index("printed")
+    assert average.loc["CoOp (as re-run by KgCoOp)", "settings"] == "setting unknown"
+    assert average.loc["CoOp (as re-run by MaPLe)", "settings"] == "setting unknown"
+    assert average.loc["CoOp", "settings"] == "as published (coop_base_to_novel)"
+    assert len(average) == 3  # several sources of one cell stay apart
+    assert held([run(config={})])["settings"].str.startswith("setting unknown: the runs keep none").all()
+    assert held([run()], None)["settings"].str.startswith("setting unknown: no configuration").all()
+
+
+def test_published_averages_need_all_data_sets() -> None:
+    assert "average_11" not in set(held([run(1, dataset=dataset) for dataset in ELEVEN[1:]])["dataset"])
+
+
+def test_published_numbers_are_not_compared_with_other_cells() -> None:
+    for other in (
+        {"backbone": "rn50"},
+        {"shots": 8},
+        {"dataset": "shapes"},
+        {"method": "lora"},
+        {"status": "failed", "scores": {}},
+    ):
+        assert held([run(**other)]).empty, other
+    transfer = {"protocol": "cross_dataset", "scores": {"dtd": {"accuracy": 0.4}, "eurosat": {"accuracy": 0.4}}}
+    assert len(held([run(dataset="imagenet", **transfer)])) == 2
+    assert held([run(dataset="caltech101", **transfer)]).empty  # theirs were trained on ImageNet
+
+
+def test_published_zero_shot_is_compared_once() -> None:
+    zero = run(0, method="zero_shot", shots=0, variant=None)
+    table = held([zero, *(run(shots=k) for k in (1, 4, 16))])
+    assert (table["method"] == "zero_shot").sum() == 1
+
+
+def test_published_default_settings_need_no_composition() -> None:
+    """A run without a variant has the settings of its default, unless a recipe for a data set took part."""
+    asked: list[str] = []
+
+    def compose(record: Record, recipe: str) -> dict[str, Any]:
+        asked.append(recipe)
+        return CONFIG
+
+    lines = lines_of([run(variant=None, recipe=["recipe/coop_base_to_novel"])])[0]
+    assert published.distances(lines, ROWS, compose)["settings"].tolist() == ["as published (coop_base_to_novel)"]
+    assert not asked
+    lines = lines_of([run(variant=None, recipe=["recipe/dataset/coop_base_to_novel_dtd"])])[0]
+    published.distances(lines, ROWS, compose)
+    assert asked == ["coop_base_to_novel"]
+
+
+def test_published_records_leave_averages_out() -> None:
+    assert not [r for r in RECORDS if r.dataset.startswith("average") or any(s.startswith("average") for s in r.scores)]
+    assert all(0 < value["accuracy"] < 1 for r in RECORDS for value in r.scores.values())
+    assert not any(math.isnan(value["accuracy"]) for r in RECORDS for value in r.scores.values())
+
+
+def test_published_folder_of_a_checkout_or_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "vlprompt" / "published.py"
+    (tmp_path / "vlprompt").mkdir()
+    monkeypatch.setattr(published, "__file__", str(module))
+    assert published.folder() == tmp_path / "results" / "published"
+    inside = tmp_path / "vlprompt" / "results" / "published"
+    inside.mkdir(parents=True)
+    assert published.folder() == inside

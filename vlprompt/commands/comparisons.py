@@ -1,0 +1,193 @@
+"""`vlprompt compare` and `vlprompt plot`: which learner is better, and figures."""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlprompt.commands.tables import FORMATS, add_selection, selected, write
+from vlprompt.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vlprompt.comparison import Ranking
+    from vlprompt.records import Record
+    from vlprompt.tables.rendering import Grid
+
+PAIRED_NOTE = (
+    "difference: first less second, in points; low, high: its 95 % interval by a paired bootstrap over images; p: "
+    "McNemar's exact test of one seed. Seeds share their images: their p-values are not to be combined."
+)
+RANK_NOTE = (
+    "wins, losses: data sets on which the first is better, worse; p_holm: Wilcoxon's signed-rank p, Holm's correction."
+)
+
+
+def register(commands: Any) -> None:
+    """Add `compare` and `plot` to the sub-commands."""
+    compare = commands.add_parser("compare", help="two learners on the same images; all learners across data sets")
+    compare.add_argument("learners", nargs="*", metavar="LEARNER", help="two: coop, coop@VARIANT, or folders of runs")
+    add_selection(compare, positional=False)
+    for name in ("protocol", "dataset"):
+        compare.add_argument(f"--{name}", help=f"short for --where {name}=...")
+    compare.add_argument("--split", help="what counts of a data set for ranks: base, novel, H, all, test")
+    compare.add_argument("--format", choices=FORMATS, default="terminal")
+    compare.add_argument("--output", type=Path, help="write into this file instead of showing")
+    compare.set_defaults(command=show_comparison)
+    plot = commands.add_parser("plot", help="figures: reliability, critical-difference, few-shot")
+    plot.add_argument("figure", choices=tuple(FIGURES))
+    add_selection(plot)
+    plot.add_argument("--split", help="base, novel, all or test")
+    plot.add_argument("--output", type=Path, required=True, help="a file that ends with .png, .pdf or .svg")
+    plot.set_defaults(command=draw)
+
+
+def show_comparison(options: argparse.Namespace) -> int:
+    from vlprompt.comparison import paired, rankings, runs_of
+    from vlprompt.tables.lines import lines_of
+    from vlprompt.tables.measures import complete
+    from vlprompt.tables.rendering import render_grids
+
+    if len(options.learners) not in (0, 2):
+        raise UserError(f"compare takes two learners or none, not {len(options.learners)}: vlprompt compare coop maple")
+    options.where += [f"{name}={value}" for name in ("protocol", "dataset") if (value := getattr(options, name))]
+    runs, notes = selected(options)
+    tables: list[pd.DataFrame] = []
+    drawn: list[Grid] = []
+    if options.learners:
+        found, gaps = paired(*(runs_of(runs, name) for name in options.learners))
+        tables.append(found)
+        drawn.append(_paired_grid(found, options.learners))
+        notes += [PAIRED_NOTE, *gaps]
+    lines, _ = lines_of(complete(runs, options.metric), metric=options.metric)
+    for ranking in rankings(lines, options.metric, options.split):
+        tables.append(ranking.pairs.assign(of=ranking.title))
+        drawn += _ranking_grids(ranking)
+        notes += [*ranking.notes, RANK_NOTE]
+    if not drawn:
+        raise UserError("ranks need two learners with results on two data sets or more: name two learners instead")
+    if options.format == "csv":
+        write("\n".join(table.to_csv(index=False) for table in tables), options.output)
+    else:
+        write(render_grids(drawn, list(dict.fromkeys(notes)), options.format), options.output)
+    return 0
+
+
+def _paired_grid(table: "pd.DataFrame", learners: Sequence[str]) -> "Grid":
+    from vlprompt.tables.rendering import Grid
+
+    forms = {"first": ".2f", "second": ".2f", "difference": "+.2f", "low": "+.2f", "high": "+.2f", "p": ".2g"}
+    forms |= {"images": ",.0f", "only_first": ",.0f", "only_second": ",.0f"}
+    blocks = table[["protocol", "dataset", "shots"]].astype(str).agg(" ".join, axis=1).tolist()
+    return Grid(f"first: {learners[0]}, second: {learners[1]}; accuracy (%)", _as_text(table, forms), blocks=blocks)
+
+
+def _ranking_grids(ranking: "Ranking") -> list["Grid"]:
+    import pandas as pd
+
+    from vlprompt.statistics import critical_difference
+    from vlprompt.tables.rendering import Grid
+
+    n = len(ranking.scores)
+    width = critical_difference(len(ranking.ranks), n)
+    title = f"{ranking.title}: mean ranks over {n} data sets, critical difference {width:.2f} (Nemenyi)"
+    title += f", Friedman's p {ranking.friedman:.2g}" if pd.notna(ranking.friedman) else ""
+    ranks = pd.DataFrame({"learner": ranking.ranks.index, "mean rank": [f"{rank:.2f}" for rank in ranking.ranks]})
+    forms = {"median_difference": "+.2f", "p": ".2g", "p_holm": ".2g"}
+    return [Grid(title, ranks), Grid("Wilcoxon's signed-rank test of each pair", _as_text(ranking.pairs, forms))]
+
+
+def _as_text(table: "pd.DataFrame", forms: Mapping[str, str]) -> "pd.DataFrame":
+    from vlprompt.tables.rendering import number
+
+    shown = table.astype(object)
+    for name in table:
+        form = forms.get(str(name))
+        shown[name] = [number(float(value), form) if form else str(value) for value in table[name]]
+    return shown
+
+
+def draw(options: argparse.Namespace) -> int:
+    from vlprompt import figures
+
+    runs, _ = selected(options)
+    if not runs:
+        raise UserError("there are no runs to draw: `python run.py` makes the first one")
+    figures.new_figure(1.0, 1.0)  # whether matplotlib is there, before anything is computed
+    figures.save(FIGURES[options.figure](runs, options), options.output)
+    return 0
+
+
+def _reliability(runs: Mapping[Path, "Record"], options: argparse.Namespace) -> Any:
+    """One curve a learner, from the images of all its seeds; the error beside its name is the mean of the seeds'."""
+    from vlprompt import figures
+    from vlprompt.metrics import calibration_error, load_predictions, pool, reliability
+    from vlprompt.tables.measures import PREDICTIONS
+
+    runs = {f: r for f, r in runs.items() if r.status == "finished" and (f / PREDICTIONS).exists()}
+    _only_one(runs.values(), ("protocol", "dataset", "backbone", "weights"))
+    trained = {record.shots for record in runs.values() if record.shots}
+    if len(trained) > 1:
+        raise UserError(f"runs have {', '.join(map(str, trained))} shots: choose one with --where shots=16")
+    kept: dict[str, list[Any]] = {}
+    split = options.split
+    for folder, record in runs.items():
+        found = load_predictions(folder / PREDICTIONS)
+        split = split or next((name for name in ("all", "test") if name in found), next(iter(found)))
+        if split not in found:
+            raise UserError(f"there is no test split '{split}': known are {', '.join(found)}")
+        kept.setdefault(record.learner, []).append(found[split])
+    first = next(iter(runs.values()))
+    curves = {}
+    for name, predictions in sorted(kept.items()):
+        errors = [calibration_error(reliability(one)) for one in predictions]
+        curves[f"{name} (ECE {100 * sum(errors) / len(errors):.2f} %)"] = reliability(pool(predictions))
+    return figures.reliability(curves, f"{first.protocol}, {first.dataset}, {split}")
+
+
+def _critical_difference(runs: Mapping[Path, "Record"], options: argparse.Namespace) -> Any:
+    from vlprompt import figures
+    from vlprompt.comparison import rankings
+    from vlprompt.tables.lines import lines_of
+    from vlprompt.tables.measures import complete
+
+    lines, _ = lines_of(complete(runs, options.metric), metric=options.metric)
+    found = rankings(lines, options.metric, options.split)
+    if len(found) != 1:
+        titles = "; ".join(ranking.title for ranking in found) or "none with two learners on two data sets"
+        raise UserError(f"a critical-difference diagram shows one comparison, found are: {titles}; choose with --where")
+    for note in found[0].notes:
+        print(note)  # noqa: T201
+    return figures.critical_difference_diagram(found[0].ranks, len(found[0].scores), found[0].title)
+
+
+def _few_shot(runs: Mapping[Path, "Record"], options: argparse.Namespace) -> Any:
+    from vlprompt import figures
+    from vlprompt.tables.lines import lines_of
+    from vlprompt.tables.measures import complete
+
+    records = [record for record in complete(runs, options.metric) if record.protocol == "few_shot"]
+    _only_one(records, ("backbone", "weights"))
+    lines, notes = lines_of(records, metric=options.metric)
+    for note in notes:
+        print(note)  # noqa: T201
+    return figures.few_shot(lines, options.metric)
+
+
+def _only_one(records: Any, names: Sequence[str]) -> None:
+    """Raises: UserError where records differ in what a figure cannot show."""
+    records = list(records)
+    if not records:
+        raise UserError("none of the runs can be drawn: this figure needs finished runs with predictions or scores")
+    for name in names:
+        found = sorted({str(getattr(record, name)) for record in records})
+        if len(found) > 1:
+            raise UserError(f"runs differ in {name} ({', '.join(found)}): choose one with --where {name}={found[0]}")
+
+
+FIGURES: dict[str, Callable[[Mapping[Path, "Record"], argparse.Namespace], Any]] = {
+    "reliability": _reliability,
+    "critical-difference": _critical_difference,
+    "few-shot": _few_shot,
+}
