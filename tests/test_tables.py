@@ -4,6 +4,7 @@ import csv
 import io
 from collections import Counter
 
+import pandas as pd
 import pytest
 from rich.text import Text
 
@@ -91,6 +92,18 @@ def test_columns_follow_the_protocol() -> None:
     assert table.columns.tolist()[8:13] == ["n", "imagenet_v2", "imagenet_v2_sd", "sketch", "sketch_sd"]
     assert "H" not in table
     assert "60.00 ± 0.00" in render(table)
+
+
+def test_average_of_a_transfer_leaves_the_source_out(records: list[Record]) -> None:
+    scores = {name: {"accuracy": value} for name, value in {"caltech101": 0.9, "dtd": 0.4, "eurosat": 0.5}.items()}
+    transfer = [record("coop", s, protocol="cross_dataset", scores=scores) for s in (1, 2)]
+    table = summarise([*records, *transfer, record("lora", 1, None, protocol="cross_dataset")])
+    rows = table[table.protocol == "cross_dataset"].set_index("method")
+    assert rows.average["coop"] == pytest.approx(45)
+    assert pd.isna(rows.average["lora"])
+    assert table[table.protocol == "base_to_novel"].average.isna().all()
+    header = next(line for line in render(summarise(transfer)).splitlines() if line.startswith("method"))
+    assert header.split()[3:7] == ["caltech101", "dtd", "eurosat", "average"]
 
 
 def test_each_protocol_has_a_table_of_its_own(records: list[Record]) -> None:

@@ -48,10 +48,10 @@ def summarise(
     """One row a learner and number of shots: over its seeds, n and for each split the mean and the deviation.
 
     Percent, but for what is no share. `H` is the harmonic mean of the means of base and novel, as published, `mean_H`
-    the mean of each seed's, `average` the plain mean over the targets of a transfer. With an interval, `<split>_ci95` is half its width. Costs are means. `failed` counts the
-    seeds without a result (failed or not applicable), `missing` those that other learners of the same context and shots
-    have. A learner that is not trained appears beside every number of shots. Learners that differ in one of `columns`
-    have rows of their own.
+    the mean of each seed's, `average` the plain mean over the targets of a transfer. With an interval, `<split>_ci95`
+    is half its width. Costs are means. `failed` counts the seeds without a result (failed or not applicable),
+    `missing` those that other learners of the same context and shots have. A learner that is not trained appears beside
+    every number of shots. Learners that differ in one of `columns` have rows of their own.
     Raises: UserError where there are no runs, or no run has such a column.
     """
     if not records:
