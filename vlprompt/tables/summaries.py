@@ -71,7 +71,9 @@ def summarise(
     seeds = runs[runs["seed"] != UNTRAINED].groupby([*CONTEXT[:3], "shots"], dropna=False)["seed"].agg(set).to_dict()
     rows: list[dict[str, Any]] = []
     for keys, group in runs.groupby([*KEYS, *extra], dropna=False, sort=False):
-        row = {name: None if pd.isna(key) else key for name, key in zip([*KEYS, *extra], keys, strict=True)}
+        row: dict[str, Any] = {
+            name: None if pd.isna(key) else key for name, key in zip([*KEYS, *extra], keys, strict=True)
+        }
         row |= _over_seeds(group, splits, interval, harmonic=measure(metric).harmonic)
         if row["protocol"] in TRANSFER:
             mean = average({split: row[split] for split in splits if pd.notna(row[split])}, row["dataset"])

@@ -1,0 +1,78 @@
+"""Files that a data set is made of, with anything in them: read, or refused in a sentence."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny_data import make_split, picture
+
+from vlprompt.data.lists import read_list
+from vlprompt.data.sources import split_file
+from vlprompt.data.sources.files import Files
+from vlprompt.data.sources.layouts import read_table
+from vlprompt.errors import UserError
+
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["train", "val", "test"]), inner),
+    max_leaves=8,
+)
+
+
+def refused_or_read(read: Any, *arguments: Any) -> Any:
+    try:
+        return read(*arguments)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return None
+
+
+@QUICK
+@given(content=VALUES, path=st.text(min_size=1, max_size=20), label=st.integers(-3, 3))
+def test_split_files(tmp_path: Path, content: Any, path: str, label: int) -> None:
+    file = tmp_path / "split.json"
+    for made in (content, {**make_split("dtd"), "val": [[path, label, "banded"]]}):
+        file.write_text(json.dumps(made))
+        found = refused_or_read(split_file.read, file)
+        if found is not None and refused_or_read(split_file.check, file, found) is not None:
+            images = [Path("/data", image) for image, _, _ in found.val]
+            assert all(".." not in image.parts and image.is_relative_to("/data") for image in images)
+
+
+@QUICK
+@given(rows=st.text(max_size=80), head=st.sampled_from(["", "path,label\n", "path,label,split\n"]))
+def test_tables(tmp_path: Path, rows: str, head: str) -> None:
+    (tmp_path / "in.jpg").write_bytes(picture(1))
+    table = tmp_path / "table.csv"
+    table.write_bytes((head + rows).encode("utf-8", "surrogatepass"))
+    for found in refused_or_read(read_table, tmp_path, table) or []:
+        assert (tmp_path / found.image).resolve().is_relative_to(tmp_path)
+
+
+@QUICK
+@given(content=st.binary(max_size=100))
+def test_lists(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "list.jsonl"
+    file.write_bytes(content)
+    refused_or_read(lambda: list(read_list(file)))
+
+
+@QUICK
+@given(place=st.integers(0, 600), value=st.integers(0, 255), end=st.integers(1, 700))
+def test_images(tmp_path: Path, place: int, value: int, end: int) -> None:
+    content = bytearray(picture(3))
+    content[place % len(content)] = value
+    (tmp_path / "image.jpg").write_bytes(content[:end])
+    image = refused_or_read(Files(tmp_path), "image.jpg")
+    assert image is None or image.mode == "RGB"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff", b"GIF89a", b"BM"])
+def test_beginnings_of_images(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "image.jpg").write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read"):
+        Files(tmp_path)("image.jpg")
