@@ -24,10 +24,10 @@ VALUES = st.recursive(
 
 
 def refused_or_read(read: Any, *arguments: Any) -> Any:
+    """What it gives, None where it is refused; any other error ends the test."""
     try:
         return read(*arguments)
-    except UserError as error:
-        assert "\n" not in str(error)
+    except UserError:
         return None
 
 
