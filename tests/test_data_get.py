@@ -22,7 +22,9 @@ from vlprompt import cli, run
 from vlprompt.commands import data as commands
 from vlprompt.data import disk
 from vlprompt.data import download as downloads
+from vlprompt.data import get as getting
 from vlprompt.data.catalogue import content_hash
+from vlprompt.errors import UserError
 from vlprompt.locations import config_dir
 from vlprompt.plan import load_source
 
@@ -55,6 +57,8 @@ def serve(name: str, server: Server, folder: Path) -> dict[str, Any]:
             mirror["url"] = server.put(f"/{hashlib.sha1(mirror['url'].encode()).hexdigest()}", content, etag='"1"')
             if mirror.get("checksum"):
                 mirror["checksum"] = f"md5:{hashlib.md5(content).hexdigest()}"
+    if name in ("food101", "sun397"):  # known by their counts
+        about["counts"] = {"classes": 2, "train": 4, "val": 4, "test": 4}
     for text in about.get("hashes", {}):
         path = folder / text
         folder.mkdir(exist_ok=True)
@@ -133,6 +137,51 @@ def test_another_split_file(server: Server, root: Path, tmp_path: Path) -> None:
     assert answer.code == 2
     assert "is not the published one" in answer.out
     assert not (root / "dtd" / name).exists()
+
+
+@pytest.mark.parametrize("name", ["food101", "sun397"])
+def test_another_split_file_of_a_data_set_without_a_hash(server: Server, root: Path, tmp_path: Path, name: str) -> None:
+    node = only_first(serve(name, server, tmp_path / "texts"))
+    node["dataset"]["about"]["counts"]["val"] = 5
+    answer = ask(cli.main, ["data", "get", name, "--lists", *configure(node, tmp_path / "conf")])
+    assert answer.code == 2
+    assert "is not the published one: it has" in answer.out
+    assert not list((root / CATALOGUE[name].source["folder"]).glob("*.json"))
+
+
+def test_an_archive_that_is_none_is_fetched_again(server: Server, root: Path, tmp_path: Path) -> None:
+    """Where no checksum is published, what came is noticed when it is unpacked, and does not stand in the way."""
+    node = only_first(serve("stanford_cars", server, tmp_path / "texts"))
+    served = server.files["/" + first(node, "cars_train")["url"].rpartition("/")[2]]
+    good, served.content = served.content, served.content[:-30]
+    arguments = ["data", "get", "stanford_cars", *configure(node, tmp_path / "conf")]
+    assert ask(cli.main, arguments).code == 2
+    assert CATALOGUE["stanford_cars"].state(root) == "missing"
+    served.content = good
+    assert ask(cli.main, arguments).code == 0
+    assert CATALOGUE["stanford_cars"].state(root) == "present"
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_a_terminal_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    asked: list[str] = []
+    fetched: list[str] = []
+    terminal = type("Terminal", (), {"isatty": lambda self: True, "write": lambda self, text: None})()
+    monkeypatch.setattr(getting.sys, "stdin", terminal)
+    monkeypatch.setattr(getting.sys, "stdout", terminal)
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or answer)
+    monkeypatch.setattr(getting, "get", lambda name, about, base: fetched.append(name))
+    about = CATALOGUE["dtd"].about
+    assert about is not None
+    for _ in range(2):  # two cells of a sweep
+        if answer == "y":
+            getting.ensure("dtd", about, tmp_path, download=False)
+        else:
+            with pytest.raises(UserError, match="vlprompt data get dtd"):
+                getting.ensure("dtd", about, tmp_path, download=False)
+    assert len(asked) == 1
+    assert "about 625" in asked[0]
+    assert fetched == (["dtd", "dtd"] if answer == "y" else [])
 
 
 def test_killed_and_resumed(server: Server, root: Path, tmp_path: Path) -> None:

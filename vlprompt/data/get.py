@@ -8,9 +8,10 @@ from pathlib import Path
 from filelock import FileLock
 from rich.filesize import decimal
 
-from vlprompt.data.archives import extract
+from vlprompt.data.archives import extract, unpacked_size
 from vlprompt.data.catalogue import OR, About, Mirror, content_hash
 from vlprompt.data.download import Remote, download
+from vlprompt.data.sources import split_file
 from vlprompt.errors import UserError
 from vlprompt.progress import Reporter
 
@@ -89,17 +90,50 @@ def fetch(mirror: Mirror, base: Path, part: str, reporter: Reporter) -> None:
     archive = base / FETCHED / f"{digest}-{mirror.url.rpartition('/')[2].rpartition(':')[2]}"
     archive.parent.mkdir(exist_ok=True)
     download(remote, archive, reporter=reporter, also_needed=int(UNPACKED * (mirror.size or 0)))
-    extract(archive, base, members=mirror.members, reporter=reporter)
+    try:
+        extract(archive, base, members=mirror.members, reporter=reporter)
+    except UserError:
+        if is_unusable(archive):  # else the next run would find it and fail again; after a full disk it is kept
+            archive.unlink()
+        raise
     archive.unlink()
 
 
+def is_unusable(archive: Path) -> bool:
+    """Whether the reason not to unpack an archive lies in the archive."""
+    try:
+        unpacked_size(archive)
+    except UserError:
+        return True
+    return False
+
+
 def verify(about: About, base: Path, part: str) -> None:
-    """Hold a text against the hash of its published content. What is wrong is removed."""
+    """Hold a text against the hash of its published content, a split file without one against the counts.
+
+    What is wrong is removed.
+    """
     path = base / part.split(OR)[0]
+    if not path.is_file():
+        return
     expected = about.hashes.get(path.name)
-    if expected is not None and path.is_file() and (found := content_hash(path)) != expected:
+    try:
+        if expected is not None and (found := content_hash(path)) != expected:
+            raise UserError(f"{path.name} is not the published one: its content has sha256 {found}, not {expected}")
+        if expected is None and path.suffix == ".json":
+            check_split(path, about)
+    except UserError:
         path.unlink()
-        raise UserError(f"{path.name} is not the published one: its content has sha256 {found}, not {expected}")
+        raise
+
+
+def check_split(path: Path, about: About) -> None:
+    """Raises: UserError where a split file is damaged or has other counts than the published one."""
+    content = split_file.read(path)
+    found = {"classes": len(split_file.check(path, content))}
+    found |= {part: len(getattr(content, part)) for part in ("train", "val", "test")}
+    if found != (published := about.counts.model_dump()):
+        raise UserError(f"{path.name} is not the published one: it has {found}, published are {published}")
 
 
 def remove_empty(folder: Path) -> None:
