@@ -19,6 +19,7 @@ from pydantic import (
 
 from vlprompt.errors import UserError, unknown
 from vlprompt.optim import Fit
+from vlprompt.search_space import Space, read_space, value_at
 
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -94,6 +95,25 @@ class Settings(BaseModel):
     protocol: dict[str, Any]
     method: dict[str, Any]
     fit: Fit | None
+    search: dict[str, Any] = {}  # what a search for settings may vary; a run does not read it
+
+    def space(self) -> Space:
+        """The search space, checked.
+
+        Raises:
+            UserError: a wrong range, or a name that is no setting of this run.
+        """
+        try:
+            space = read_space(self.search)
+        except ValidationError as error:
+            raise explain(error, "search") from None
+        known = self.model_dump()
+        for name in space:
+            try:
+                value_at(known, name)
+            except KeyError:
+                raise UserError(f"search.{name} is not a setting of this run: drop it from `search`") from None
+        return space
 
 
 def read_settings(config: Mapping[str, Any]) -> Settings:

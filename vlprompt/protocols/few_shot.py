@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from vlprompt.data.dataset import Dataset
 from vlprompt.data.sampling import Shots, sample_few_shot
-from vlprompt.protocols.base import Episode, Protocol
+from vlprompt.protocols.base import Episode, Protocol, validation
 
 
 class FewShot(Protocol):
@@ -20,8 +20,6 @@ class FewShot(Protocol):
     def episodes(self, dataset: Dataset, *, shots: Shots, seed: int) -> Iterator[Episode]:
         """One episode."""
         train, val = sample_few_shot(dataset, shots=shots, seed=seed)
-        yield Episode(
-            train=dataset.split("train", train),
-            val=dataset.split("val", val) or None,  # an empty split is false
-            tests={self.part: dataset.split(self.part)},
-        )
+        sample = dataset.split("val", val) or None  # an empty split is false
+        test = validation(dataset, sample) if self.part == "few_shot_val" else dataset.split(self.part)
+        yield Episode(train=dataset.split("train", train), val=sample, tests={self.part: test})
