@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlprompt import __version__
+from vlprompt.commands import reproduce, tune
+from vlprompt.commands.arguments import is_override
 from vlprompt.errors import UserError
 
 
@@ -16,15 +18,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from vlprompt.run import main as run
 
         return run(given[1:])
-    options = parser().parse_args(given)
+    options = parse(given)
     try:
         return int(options.command(options))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished runs are kept, the same command goes on from them", file=sys.stderr)  # noqa: T201
+        return 130
     except BrokenPipeError:  # `vlprompt table | head`
         sys.stderr.close()
         return 0
+
+
+def parse(given: Sequence[str]) -> argparse.Namespace:
+    """The arguments; settings (key=value) may stand anywhere behind a command that takes them."""
+    top = parser()
+    options, rest = top.parse_known_args(given)
+    if not hasattr(options, "overrides") or not all(map(is_override, rest)):
+        if rest:
+            top.error(f"unrecognized arguments: {' '.join(rest)}")
+        return options
+    options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--format", choices=("terminal", "markdown", "csv", "latex"), default="terminal")
     table.add_argument("--output", type=Path, help="write into this file instead of showing")
     table.set_defaults(command=show_table)
+    tune.register(commands)
+    reproduce.register(commands)
     return top
 
 

@@ -94,7 +94,7 @@ def job(config: DictConfig) -> None:
     now = HydraConfig.get()
     sweep = now.mode == RunMode.MULTIRUN
     overrides, choices = list(now.overrides.task), dict(now.runtime.choices)
-    experiment: "Experiment | None" = None
+    experiment: Experiment | None = None
     outcome: dict[str, Any] = {"job": " ".join(overrides), "folders": []}
     try:
         experiment = read(OmegaConf.to_container(config, resolve=True), choices, overrides)
@@ -163,7 +163,7 @@ def composed(overrides: Sequence[str]) -> Iterator[tuple[Any, dict[str, Any]]]:
         with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
             whole = hydra.compose("config", list(overrides), return_hydra_config=True)
             HydraConfig.instance().set_config(whole)
-            ours = OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"])
+            ours = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
             yield OmegaConf.to_container(ours, resolve=True), dict(whole.hydra.runtime.choices)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if isinstance(error, ValueError) and not str(error).startswith(NULL_GROUP):

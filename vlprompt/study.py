@@ -48,6 +48,20 @@ class Study(BaseModel):
     git: str | None = None
     status: Literal["searching", "chosen", "tested"] = "searching"
 
+    def add(self, trial: Trial, folder: Path) -> None:
+        self.trials.append(trial)
+        self.seconds += trial.seconds
+        self.write(folder)
+
+    def progress(self) -> str:
+        """The last trial and the best so far."""
+        last, leader = self.trials[-1], best(self.trials)
+        if last.accuracy is None:
+            return f"trial {last.number + 1} failed: {last.reason}"
+        assert leader is not None
+        so_far = f"best so far {percent(leader.accuracy)} %, trial {leader.number + 1}"
+        return f"trial {last.number + 1}: {percent(last.accuracy)} % of the validation images ({so_far})"
+
     def write(self, folder: Path) -> None:
         """Replace the study's file, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +77,30 @@ def best(trials: list[Trial]) -> Trial | None:
     """The most accurate trial, the earliest of equals: the default stays unless it is beaten."""
     done = [trial for trial in trials if trial.accuracy is not None]
     return max(done, key=lambda trial: (trial.accuracy, -trial.number), default=None)
+
+
+def row(study: Study) -> dict[str, str]:
+    """The study as a row of a table."""
+    chosen = study.chosen
+    failed = sum(trial.accuracy is None for trial in study.trials)
+    return {
+        "method": study.cell.learner,
+        "trials": str(len(study.trials)),
+        "failed": str(failed),
+        "default": percent(study.trials[0].accuracy),
+        "chosen": percent(chosen.accuracy if chosen else None),
+        "setting": in_words(chosen.setting) if chosen else "none",
+        "trial": str(chosen.number + 1) if chosen else "",
+        "search s": f"{study.seconds:.1f}",
+    }
+
+
+def percent(share: float | None) -> str:
+    return "failed" if share is None else f"{100 * share:.2f}"
+
+
+def in_words(setting: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in setting.items())
 
 
 def sampler(seed: int) -> dict[str, Any]:
@@ -123,7 +161,9 @@ def _encode(dimension: Dimension, value: Any) -> Any:
 
 
 def _decode(dimension: Dimension, value: Any) -> Any:
-    return json.loads(value) if isinstance(dimension, Choices) else value
+    if isinstance(dimension, Choices):
+        return json.loads(value)
+    return value if dimension.whole else float(f"{value:.3g}")  # digits that one would type
 
 
 def as_overrides(setting: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,6 @@ from vlprompt.data.dataset import Dataset, Split
 from vlprompt.data.sampling import Shots
 from vlprompt.errors import UserError
 
-
 FEW_SHOT_VAL = "few_shot_val"
 Source = Literal["test", "val", "few_shot_val"]
 
