@@ -24,20 +24,32 @@ RUN = [
 """A run of CoOp on this world, from random values."""
 
 
-def load(name: str, *, root: object = None, style: int = 0, small: int = PER_CLASS["train"]) -> Dataset:
-    """Five classes; the first has only `small` training images. Two styles share all names, but no pixel."""
+def load(
+    name: str,
+    *,
+    root: object = None,
+    style: int = 0,
+    small: int = PER_CLASS["train"],
+    sealed: str = "",
+    turned: int = 0,
+) -> Dataset:
+    """Five classes; the first has only `small` training images. Two styles share all names, but no pixel.
+
+    Images of the part `sealed` cannot be opened. Labels of test images are moved by `turned`.
+    """
     parts = {
         part: tuple(
-            Item(f"{part}/{label}/{i}", label)
+            Item(f"{part}/{label}/{i}", (label + turned * (part == "test")) % len(CLASSES))
             for label in range(len(CLASSES))
             for i in range(small if (part, label) == ("train", 0) else n)
         )
         for part, n in PER_CLASS.items()
     }
-    open_image = partial(draw, style=style)
+    open_image = partial(draw, style=style, sealed=sealed)
     return Dataset(name, CLASSES, parts["train"], parts["val"], parts["test"], open_image)
 
 
-def draw(image: str, *, style: int) -> Image.Image:
+def draw(image: str, *, style: int, sealed: str) -> Image.Image:
     """16 x 20 pixels of noise that depend on the name and the style alone."""
+    assert image.split("/")[0] != sealed, f"{image} was opened"
     return Image.frombytes("RGB", (16, 20), random.Random(f"{style} {image}").randbytes(16 * 20 * 3))

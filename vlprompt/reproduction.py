@@ -115,9 +115,9 @@ def scores_of(record: Record) -> Scores:
 def judge(row: Published, runs: Mapping[RunKey, Sequence[Scores]]) -> Verdict:
     """The verdict on one published number, given the scores of each run's seeds (none: not run)."""
     tables = [runs.get(row.key(member), ()) for member in row.members]
-    missing = [member for member, table in zip(row.members, tables, strict=True) if not table]
-    if missing:
-        return Verdict(row, "not run", f"no result on {', '.join(missing)}" if len(row.members) > 1 else "")
+    if missing := sum(not table for table in tables):
+        part = f"no result on {missing} of {len(tables)} data sets" if len(tables) > 1 else ""
+        return Verdict(row, "not run", part)
     n = min(map(len, tables))  # seeds that all have
     try:
         seeds = [_average(row, [table[seed] for table in tables]) for seed in range(n)]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -50,23 +50,19 @@ Dimension = Range | Choices
 Space = dict[str, Dimension]  # by setting, as on the command line: fit.lr
 
 
-def read_space(search: Mapping[str, Any], path: str = "") -> Space:
-    """The dimensions in a tree that has the shape of the configuration.
-
-    Raises: pydantic.ValidationError.
-    """
-    space: Space = {}
+def leaves(search: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """What is declared for each setting in a tree of the configuration's shape, unchecked."""
+    found: dict[str, Any] = {}
     for name, node in search.items():
-        if not isinstance(node, Mapping) or node.keys() & {"low", "high", "log", "choices"}:
-            kind: TypeAdapter[Dimension] = TypeAdapter(Choices if _is_choices(node) else Range)
-            space[f"{path}{name}"] = kind.validate_python(node)
-        else:
-            space |= read_space(node, f"{path}{name}.")
-    return space
+        declared = not isinstance(node, Mapping) or bool(node.keys() & {"low", "high", "log", "choices"})
+        found |= {f"{path}{name}": node} if declared else leaves(node, f"{path}{name}.")
+    return found
 
 
-def _is_choices(node: Any) -> bool:
-    return isinstance(node, Mapping) and "choices" in node
+def read_dimension(node: Any) -> Dimension:
+    """Raises: pydantic.ValidationError."""
+    kind = Choices if isinstance(node, Mapping) and "choices" in node else Range
+    return kind.model_validate(node)
 
 
 def value_at(settings: Mapping[str, Any], name: str) -> Any:

@@ -19,7 +19,7 @@ from pydantic import (
 
 from vlprompt.errors import UserError, unknown
 from vlprompt.optim import Fit
-from vlprompt.search_space import Space, read_space, value_at
+from vlprompt.search_space import Space, leaves, read_dimension, value_at
 
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -103,16 +103,15 @@ class Settings(BaseModel):
         Raises:
             UserError: a wrong range, or a name that is no setting of this run.
         """
-        try:
-            space = read_space(self.search)
-        except ValidationError as error:
-            raise explain(error, "search") from None
-        known = self.model_dump()
-        for name in space:
+        space, known = {}, self.model_dump()
+        for name, node in leaves(self.search).items():
             try:
                 value_at(known, name)
+                space[name] = read_dimension(node)
             except KeyError:
                 raise UserError(f"search.{name} is not a setting of this run: drop it from `search`") from None
+            except ValidationError as error:
+                raise explain(error, f"search.{name}") from None
         return space
 
 

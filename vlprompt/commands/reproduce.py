@@ -1,6 +1,7 @@
 """`vlprompt reproduce`: run what a paper ran, with its settings, and hold the results against its numbers."""
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,23 +162,29 @@ def show_plan(method: str, cells: Sequence[Cell]) -> None:
 
 
 def show_verdicts(verdicts: Sequence["Verdict"], cells: Sequence[Cell], *, unjudged: Sequence["Published"]) -> None:
-    reasons = {cell.key: f"failed: {cell.failed}" if cell.failed else cell.missing for cell in cells}
+    states = {cell.key: "failed" if cell.failed else "cannot run" for cell in cells if cell.failed or cell.missing}
     rows = []
     for one in verdicts:
-        row, whys = one.row, dict.fromkeys(filter(None, (reasons.get(one.row.key(m)) for m in one.row.members)))
-        rows.append(named(row, one.verdict) | {
-            "ours": "" if one.mean is None else f"{one.mean:.2f}" + (f" ± {one.deviation:.2f}" if one.n > 1 else ""),
-            "n": str(one.n or ""),
-            "off by": "" if one.mean is None else f"{one.mean - row.value:+.2f}",
-            "allowed": "" if one.tolerance is None else f"{one.tolerance:.2f} ({one.decided_by})",
-            "why": one.reason or (next(iter(whys), "") if not one.n else ""),
-        })  # fmt: skip
+        state = "" if one.n else next((states[key] for m in one.row.members if (key := one.row.key(m)) in states), "")
+        rows.append(named(one.row, one.verdict) | numbers(one) | {"why": one.reason or state})
     rows += [named(row, "not judged") | {"why": UNKNOWN} for row in unjudged]
     show_table("verdicts (%; allowed: the larger of a stated floor and what seeds explain)", rows)
-    counts = {
-        name: sum(row["verdict"] == name for row in rows) for name in ("inside", "outside", "not run", "not judged")
+    for cell in (cell for cell in cells if cell.failed):
+        say(f"failed on {cell.key.dataset} ({cell.key.protocol}, {cell.key.shots} shots): {cell.failed}")
+    counts = Counter(row["verdict"] for row in rows)
+    say("\n" + ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name]))
+
+
+def numbers(verdict: "Verdict") -> dict[str, str]:
+    if verdict.mean is None:
+        return {}
+    deviation = "" if verdict.deviation is None else f" ± {verdict.deviation:.2f}"
+    return {
+        "ours": f"{verdict.mean:.2f}{deviation}",
+        "n": str(verdict.n),
+        "off by": f"{verdict.mean - verdict.row.value:+.2f}",
+        "allowed": f"{verdict.tolerance:.2f} ({verdict.decided_by})",
     }
-    say("\n" + ", ".join(f"{n} {name}" for name, n in counts.items() if n))
 
 
 def named(row: "Published", verdict: str) -> dict[str, str]:
