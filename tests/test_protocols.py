@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,18 @@ def test_settings_can_be_chosen_on_validation_images(protocol) -> None:
     (episode,) = protocol(part="val").episodes(world, shots=1, seed=1)
     seen = {item.image for test in episode.tests.values() for item in test.items}
     assert seen == {item.image for item in world.val}
+
+
+@pytest.mark.parametrize(("protocol", "test"), [(BaseToNovel, "base"), (FewShot, "few_shot_val")])
+def test_settings_can_be_chosen_on_the_few_shot_validation_sample(protocol, test: str) -> None:
+    """Of the classes that are trained on; the data set's test images may be missing."""
+    parts = [tuple(Item(f"{part}/{i}", i % 4) for i in range(24)) for part in "xy"]
+    world = Dataset("world", ("a", "b", "c", "d"), *parts, (), no_image)
+    (episode,) = protocol(part="few_shot_val").episodes(world, shots=6 if protocol is FewShot else 2, seed=1)
+    assert dict(episode.tests) == {test: episode.val}
+    assert episode.val is not None
+    per_class = 4 if protocol is FewShot else 2
+    assert Counter(i.label for i in episode.val.items) == dict.fromkeys(range(len(episode.train.classes)), per_class)
+    without = Dataset("world", world.classes, world.train, (), (), no_image)
+    with pytest.raises(UserError, match="world has no validation images to choose settings on"):
+        list(protocol(part="few_shot_val").episodes(without, shots=1, seed=1))

@@ -28,7 +28,8 @@ def register(commands: Any) -> None:
     parser.add_argument("--shots", type=whole_numbers, help="only these: 1,16")
     parser.add_argument("--seeds", type=whole_numbers, default=[1, 2, 3], help="default: 1,2,3")
     parser.add_argument("--source", help="only numbers whose source has this text in it")
-    parser.add_argument("--published", type=Path, nargs="+", metavar="FILE", help="default: results/published/*.csv")
+    text = "a file of published numbers, may be repeated (default: results/published/*.csv)"
+    parser.add_argument("--published", type=Path, action="append", metavar="FILE", help=text)
     parser.add_argument("--dry-run", action="store_true", help="show the plan and run nothing")
     add_config_dir(parser)
     parser.set_defaults(command=reproduce, overrides=[])

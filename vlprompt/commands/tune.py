@@ -159,7 +159,7 @@ class Search:
         kept = {"variant", "seed", "status", "reason", "scores"}
         study.tests, study.status = [record.model_dump(include=kept) for record in records], "tested"
         study.write(self.folder)
-        return [prepare_beside(self.overrides).obtain(), *records]
+        return [attempt(prepare_beside(self.overrides)), *records]
 
 
 def say(line: str) -> None:
