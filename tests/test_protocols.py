@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -240,3 +241,18 @@ def test_train_val_trains_on_both_for_the_test() -> None:
     as_imagenet = replace(world, val=world.test)
     with pytest.raises(UserError, match="validation images of world are test images"):
         next(TrainVal().episodes(as_imagenet, shots=1, seed=1))
+
+
+@pytest.mark.parametrize(("protocol", "test"), [(BaseToNovel, "base"), (FewShot, "few_shot_val")])
+def test_settings_can_be_chosen_on_the_few_shot_validation_sample(protocol, test: str) -> None:
+    """Of the classes that are trained on; the data set's test images may be missing."""
+    parts = [tuple(Item(f"{part}/{i}", i % 4) for i in range(24)) for part in "xy"]
+    world = Dataset("world", ("a", "b", "c", "d"), *parts, (), no_image)
+    (episode,) = protocol(part="few_shot_val").episodes(world, shots=6 if protocol is FewShot else 2, seed=1)
+    assert dict(episode.tests) == {test: episode.val}
+    assert episode.val is not None
+    per_class = 4 if protocol is FewShot else 2
+    assert Counter(i.label for i in episode.val.items) == dict.fromkeys(range(len(episode.train.classes)), per_class)
+    without = Dataset("world", world.classes, world.train, (), (), no_image)
+    with pytest.raises(UserError, match="world has no validation images to choose settings on"):
+        list(protocol(part="few_shot_val").episodes(without, shots=1, seed=1))

@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from vlprompt import __version__
-from vlprompt.commands import comparisons, tables
+from vlprompt.commands import comparisons, reproduce, tables, tune
+from vlprompt.commands.arguments import is_override
 from vlprompt.commands.data import add_commands as add_data_commands
 from vlprompt.errors import UserError
 from vlprompt.imports.command import add_parser as add_import
@@ -18,15 +19,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from vlprompt.run import main as run
 
         return run(given[1:])
-    options = parser().parse_args(given)
+    options = parse(given)
     try:
         return int(options.command(options))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished runs are kept, the same command goes on from them", file=sys.stderr)  # noqa: T201
+        return 130
     except BrokenPipeError:  # `vlprompt table | head`
         sys.stderr.close()
         return 0
+
+
+def parse(given: Sequence[str]) -> argparse.Namespace:
+    """The arguments; settings (key=value) may stand anywhere behind a command that takes them."""
+    top = parser()
+    options, rest = top.parse_known_args(given)
+    if not hasattr(options, "overrides") or not all(map(is_override, rest)):
+        if rest:
+            top.error(f"unrecognized arguments: {' '.join(rest)}")
+        return options
+    options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,6 +52,8 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("run", help="run one cell or a sweep: vlprompt run method=coop dataset=caltech101")
     tables.register(commands)
     comparisons.register(commands)
+    tune.register(commands)
+    reproduce.register(commands)
     add_data_commands(commands.add_parser("data", help="list, get, check and sample data sets"))
     add_import(commands)
     return top

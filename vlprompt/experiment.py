@@ -1,7 +1,7 @@
 """One cell of a benchmark: a method on a data set under a protocol, from checked settings to a record."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from vlprompt.machine import (
 from vlprompt.metrics import Predictions, save_predictions, score
 from vlprompt.plan import load_datasets, locate, make_protocol, make_sampler, result_relevant
 from vlprompt.progress import Reporter
-from vlprompt.protocols.base import Episode, Protocol
+from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, Protocol
 from vlprompt.records import (
     Cell,
     OpenRun,
@@ -53,7 +53,7 @@ class Experiment:
     """A run, checked and ready, with nothing heavy loaded yet."""
 
     settings: Settings
-    config: dict[str, Any]  # as composed, resolved
+    config: dict[str, Any]  # as composed, resolved; without what only a search for settings reads
     cell: Cell
     hash: str  # of every setting that can change the result
     recipes: list[str]
@@ -64,6 +64,7 @@ class Experiment:
     arguments: dict[str, Any]
     device: torch.device
     precision: str
+    place: Path | None = None  # where its record lies, if not among the runs: a trial's
 
     @property
     def trained(self) -> bool:
@@ -71,7 +72,7 @@ class Experiment:
 
     @property
     def folder(self) -> Path:
-        return self.cell.folder(results_root())
+        return self.place or self.cell.folder(results_root())
 
     @classmethod
     def read(
@@ -112,7 +113,7 @@ class Experiment:
         cell.folder(results_root())  # a name that cannot be a folder's is refused here
         return cls(
             settings=settings,
-            config=config,
+            config=recorded(config),
             cell=cell,
             hash=config_hash(relevant),
             recipes=recipes or [],
@@ -206,10 +207,20 @@ class Experiment:
         shots, sample = self.settings.shots, make_sampler(self.settings)
         if not self.trained:
             shots, sample = "all", sample_few_shot  # no images are drawn
+        chooses = self.settings.protocol.get("part") == FEW_SHOT_VAL
+        dataset = replace(self.dataset, test=()) if chooses else self.dataset  # out of reach while settings are chosen
         (episode,) = self.protocol.episodes(
-            self.dataset, shots=shots, seed=self.settings.seed, sample=sample, targets=self.targets
+            dataset, shots=shots, seed=self.settings.seed, sample=sample, targets=self.targets
         )
         return episode
+
+    def check_classes(self) -> None:
+        """Build the learner and bind it to every test's class names, so that what cannot be tested is not trained.
+
+        Raises: ClassBoundError.
+        """
+        clip = clip_at(self.settings.backbone.model, self.settings.backbone.weights, self.device)
+        self._build(clip, self._episode())
 
     def _build(self, clip: Clip, episode: Episode) -> Learner:
         """A fresh learner, whose initial values depend on the seed alone.
@@ -304,6 +315,11 @@ class Experiment:
         return default_workers() if self.settings.workers is None else self.settings.workers
 
 
+def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as records keep it: without the search space, which changes no run."""
+    return {key: value for key, value in config.items() if key != "search"}
+
+
 def record_failure(
     config: Any,
     choices: Mapping[str, str],
@@ -318,7 +334,7 @@ def record_failure(
         cell = cell or Cell(**{group: choices[group] for group in ("protocol", "dataset", "backbone", "method")},
                     variant=config["name"], shots=shots, seed=config["seed"] if shots else 0)  # fmt: skip
         with open_run(cell.folder(results_root())) as run:
-            run.publish(Record(**cell.model_dump(), status=status, reason=reason, config=config))
+            run.publish(Record(**cell.model_dump(), status=status, reason=reason, config=recorded(config)))
     except ValueError:
         return  # not even the cell has a name
 

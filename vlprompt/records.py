@@ -21,6 +21,7 @@ from vlprompt.errors import UserError
 
 SCHEMA_VERSION = 1
 FILE = "result.json"
+TRIALS = "tune"  # the folder of searches for settings, beside runs/
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "hydra-core", "numpy", "vlprompt")
 
 
@@ -126,8 +127,10 @@ def find_runs(roots: Sequence[Path]) -> dict[Path, Record]:
     for root in roots:
         parts = [root / name for name in ("demo", "runs") if (root / name).is_dir()] or [root]
         for path in (path for part in parts for path in sorted(part.rglob(FILE))):
-            hidden = any(name.startswith(".") for name in path.relative_to(root).parts)  # a run in the making
-            if not hidden and (record := Record.read(path.parent)) is not None:
+            names = path.relative_to(root).parts
+            hidden = any(name.startswith(".") for name in names)  # a run in the making
+            trial = names[0] == TRIALS  # shown where its own folder is asked for
+            if not (hidden or trial) and (record := Record.read(path.parent)) is not None:
                 found[record.cell] = path.parent, record
     return dict(found.values())
 

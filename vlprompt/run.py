@@ -6,11 +6,12 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -24,13 +25,18 @@ from omegaconf.errors import OmegaConfBaseException
 from vlprompt.errors import ClassBoundError, UserError, unknown
 from vlprompt.locations import config_dir
 
+if TYPE_CHECKING:
+    from vlprompt.experiment import Experiment
+
 GROUPS = ("method", "dataset", "protocol", "backbone")
 SHARED = (
     *("dataset", "protocol", "backbone", "precision", "device", "threads", "workers", "data", "cache"),
-    *("force", "wandb"),
+    *("force", "wandb", "hydra"),
 )
 """What a run and the zero-shot run beside it have in common."""
 WORDING = ("template", "templates")  # arguments of a method that may be those of the data set
+OWN = ("seed", "shots", "hydra")
+"""What a run and its default have in common: a seed and shots of their own, and the folders they are composed from."""
 NULL_GROUP = "Config group override must be"  # how Hydra's ValueError for method=null begins
 SWEEP_LOG = "VLPROMPT_SWEEP_LOG"  # a folder where the jobs of a sweep, in whatever process, leave their outcomes
 _mistakes: list[UserError] = []  # of a single run; raised within Hydra, it would print them its own way
@@ -81,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def job(config: DictConfig) -> None:
     """One run as composed by Hydra. In a sweep whatever goes wrong becomes a record, and the sweep goes on."""
-    from vlprompt.experiment import Experiment, record_failure
+    from vlprompt.experiment import record_failure
 
     now = HydraConfig.get()
     sweep = now.mode == RunMode.MULTIRUN
@@ -89,20 +95,8 @@ def job(config: DictConfig) -> None:
     experiment: Experiment | None = None
     outcome: dict[str, Any] = {"job": " ".join(overrides), "folders": []}
     try:
-        check_recipes(overrides)
-        check_targets(config)
-        experiment = Experiment.read(
-            plain(config, config_dirs()),
-            choices=choices,
-            default=lambda: default(choices, overrides),
-            recipes=recipes(choices),
-        )
-        reference = None
-        if experiment.trained:
-            asked = [f"{g}={choices[g]}" for g in GROUPS if g != "method"]
-            asked += ["method=zero_shot", *kept(overrides, SHARED)]
-            beside = {**choices, "method": "zero_shot"}
-            reference = Experiment.read(compose(asked), choices=beside, default=lambda: default(beside, []))
+        experiment = read(plain(config, config_dirs()), choices, overrides)
+        reference = beside(choices, overrides) if experiment.trained else None
         experiment.run(reference, show=not sweep)
         outcome["folders"] = [str(e.folder) for e in (reference, experiment) if e]
     except Exception as error:
@@ -121,6 +115,61 @@ def job(config: DictConfig) -> None:
     if sweep:
         path = Path(os.environ[SWEEP_LOG], f"{now.job.num:06d}.json")
         path.write_text(json.dumps(outcome), encoding="utf-8")
+
+
+def read(config: Any, choices: dict[str, Any], overrides: list[str]) -> "Experiment":
+    """The run that a composed configuration asks for, checked and not begun."""
+    from vlprompt.experiment import Experiment
+
+    check_recipes(overrides)
+    check_targets(config)
+    return Experiment.read(
+        config, choices=choices, default=lambda: default(choices, overrides), recipes=recipes(choices)
+    )
+
+
+def beside(choices: dict[str, Any], overrides: list[str]) -> "Experiment":
+    """The zero-shot run that a trained one is shown beside."""
+    from vlprompt.experiment import Experiment
+
+    asked = [f"{group}={choices[group]}" for group in GROUPS if group != "method"]
+    asked += ["method=zero_shot", *kept(overrides, SHARED)]
+    choices = {**choices, "method": "zero_shot"}
+    return Experiment.read(compose(asked), choices=choices, default=lambda: default(choices, []))
+
+
+def prepare(overrides: Sequence[str]) -> "Experiment":
+    """The run that `python run.py` with these overrides would make, for commands that make several.
+
+    Raises:
+        UserError: what `python run.py` would answer.
+    """
+    with composed(overrides) as (config, choices):
+        return read(config, choices, list(overrides))
+
+
+def prepare_beside(overrides: Sequence[str]) -> "Experiment":
+    """The zero-shot run that `python run.py` with these overrides would show beside."""
+    with composed(overrides) as (_, choices):
+        return beside(choices, list(overrides))
+
+
+@contextmanager
+def composed(overrides: Sequence[str]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The plain configuration and the choices of groups; Hydra stands as within a run."""
+    before = HydraConfig.instance().cfg
+    try:
+        with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+            whole = hydra.compose("config", list(overrides), return_hydra_config=True)
+            HydraConfig.instance().set_config(whole)
+            ours = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+            yield plain(ours, config_dirs()), dict(whole.hydra.runtime.choices)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if isinstance(error, ValueError) and not str(error).startswith(NULL_GROUP):
+            raise
+        raise explain(error, overrides) from error
+    finally:
+        HydraConfig.instance().cfg = before
 
 
 def summarise_sweep(log: Path) -> int:
@@ -181,7 +230,7 @@ def dataset_node(name: str, folders: tuple[Path, ...]) -> Any:
 
 def default(choices: dict[str, Any], overrides: list[str]) -> Any:
     """The configuration of these groups' choices, with nothing else changed but the seed and the shots."""
-    return compose([f"{group}={choices[group]}" for group in GROUPS] + kept(overrides, ("seed", "shots")))
+    return compose([f"{group}={choices[group]}" for group in GROUPS] + kept(overrides, OWN))
 
 
 def kept(overrides: list[str], names: tuple[str, ...]) -> list[str]:
@@ -207,10 +256,10 @@ def check_recipes(overrides: list[str]) -> None:
             raise unknown(group, name, known)
 
 
-def check_targets(config: DictConfig) -> None:
+def check_targets(config: Any) -> None:
     """Refuse a target that no file describes."""
-    known = names("dataset", config_dirs())
-    for name in named_targets(config):
+    known, listed = names("dataset", config_dirs()), config["protocol"].get("targets")
+    for name in listed if isinstance(listed, list) else []:
         if name not in known:
             raise unknown("data set in protocol.targets", name, known)
 
@@ -218,6 +267,9 @@ def check_targets(config: DictConfig) -> None:
 def explain(error: Exception, arguments: Sequence[str]) -> UserError:
     """Hydra's complaint about a command line as one sentence."""
     text = " ".join(str(error).split())
+    if text.startswith("Ambiguous value for argument"):
+        several = text.split("'")[1]
+        return UserError(f"{several} is several values: give one here, or sweep over them with `python run.py -m`")
     if text.startswith(NULL_GROUP):
         return UserError("a group of settings cannot be null: leave one out with ~GROUP, as in ~recipe")
     if isinstance(error, OverrideParseException):

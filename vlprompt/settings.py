@@ -20,6 +20,7 @@ from pydantic import (
 from vlprompt.data.catalogue import About
 from vlprompt.errors import UserError, unknown
 from vlprompt.optim import Fit
+from vlprompt.search_space import Space, leaves, read_dimension, value_at
 
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -119,6 +120,24 @@ class Settings(BaseModel):
     method: dict[str, Any]
     fit: Fit | None
     targets: dict[str, Target] = {}  # by name in the configuration; filled from `protocol.targets`
+    search: dict[str, Any] = {}  # what a search for settings may vary; a run does not read it
+
+    def space(self) -> Space:
+        """The search space, checked.
+
+        Raises:
+            UserError: a wrong range, or a name that is no setting of this run.
+        """
+        space, known = {}, self.model_dump()
+        for name, node in leaves(self.search).items():
+            try:
+                value_at(known, name)
+                space[name] = read_dimension(node)
+            except KeyError:
+                raise UserError(f"search.{name} is not a setting of this run: drop it from `search`") from None
+            except ValidationError as error:
+                raise explain(error, f"search.{name}") from None
+        return space
 
 
 def read_settings(config: Mapping[str, Any]) -> Settings:

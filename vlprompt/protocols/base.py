@@ -7,6 +7,10 @@ from typing import ClassVar, Literal
 
 from vlprompt.data.dataset import Dataset, Split
 from vlprompt.data.sampling import Sampler, Shots, sample_few_shot
+from vlprompt.errors import UserError
+
+FEW_SHOT_VAL = "few_shot_val"
+Source = Literal["test", "val", "few_shot_val"]
 
 
 @dataclass(frozen=True)
@@ -24,14 +28,15 @@ class Episode:
 class Protocol(ABC):
     """Which images a method is trained on, which it is tested on, and which numbers sum that up.
 
-    `part` is where the tests come from: "val" is for choosing settings without a look at the test images. All
-    validation images of the data set are used then, not the few of the few-shot sample.
+    `part` is where the tests come from. Two are for choosing settings without a look at the test images: "val", all
+    validation images of the data set, and "few_shot_val", those of the few-shot sample alone, which are of the classes
+    that are trained on: the one test there is then.
     """
 
     name: ClassVar[str]  # as in the configuration and in the records
     targets: tuple[str, ...] = ()  # data sets to be tested beside the one that is trained on
 
-    def __init__(self, *, part: Literal["test", "val"] = "test") -> None:
+    def __init__(self, *, part: Source = "test") -> None:
         self.part = part
 
     @abstractmethod
@@ -52,3 +57,10 @@ class Protocol(ABC):
     def summary(self, accuracies: Mapping[str, float]) -> dict[str, float]:
         """The headline numbers, in the order to show them, from the accuracy on each test. All are fractions."""
         return dict(accuracies)
+
+
+def validation(dataset: Dataset, val: Split | None) -> Split:
+    """The few-shot validation sample as a test. Raises: UserError where there is none."""
+    if val is None:
+        raise UserError(f"{dataset.name} has no validation images to choose settings on: choose another data set.")
+    return val

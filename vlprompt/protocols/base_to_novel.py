@@ -6,7 +6,7 @@ from typing import ClassVar
 from vlprompt.data.dataset import Dataset
 from vlprompt.data.sampling import Sampler, Shots, sample_few_shot
 from vlprompt.errors import UserError
-from vlprompt.protocols.base import Episode, Protocol
+from vlprompt.protocols.base import Episode, Protocol, validation
 
 
 class BaseToNovel(Protocol):
@@ -33,12 +33,13 @@ class BaseToNovel(Protocol):
         """One episode. Labels count from 0 within each half."""
         base, novel = halves(dataset)
         train, val = sample(dataset, shots=shots, seed=seed)
-        test = dataset.split(self.part)
-        yield Episode(
-            train=dataset.split("train", train).select(base),
-            val=dataset.split("val", val).select(base) or None,  # an empty split is false
-            tests={"base": test.select(base), "novel": test.select(novel), "all": test},
-        )
+        known = dataset.split("val", val).select(base) or None  # an empty split is false
+        if self.part == "few_shot_val":  # no look at a novel label either
+            tests = {"base": validation(dataset, known)}
+        else:
+            test = dataset.split(self.part)
+            tests = {"base": test.select(base), "novel": test.select(novel), "all": test}
+        yield Episode(train=dataset.split("train", train).select(base), val=known, tests=tests)
 
     def summary(self, accuracies: Mapping[str, float]) -> dict[str, float]:
         """base, novel, their harmonic mean H, all."""

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from vlprompt.data.dataset import Dataset
 from vlprompt.data.sampling import Sampler, Shots, sample_few_shot
-from vlprompt.protocols.base import Episode, Protocol
+from vlprompt.protocols.base import Episode, Protocol, validation
 
 
 class FewShot(Protocol):
@@ -28,8 +28,6 @@ class FewShot(Protocol):
     ) -> Iterator[Episode]:
         """One episode."""
         train, val = sample(dataset, shots=shots, seed=seed)
-        yield Episode(
-            train=dataset.split("train", train),
-            val=dataset.split("val", val) or None,  # an empty split is false
-            tests={self.part: dataset.split(self.part)},
-        )
+        drawn = dataset.split("val", val) or None  # an empty split is false
+        test = validation(dataset, drawn) if self.part == "few_shot_val" else dataset.split(self.part)
+        yield Episode(train=dataset.split("train", train), val=drawn, tests={self.part: test})

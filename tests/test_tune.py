@@ -1,0 +1,339 @@
+"""`vlprompt tune` on the tiny world: what it reads, what it leaves, and how it goes on."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+from test_cli import Answer, ask
+from test_cli import set_up as set_up_runs
+from test_runs import ROOT, SECONDS, environment_in
+from tiny_world import RUN
+
+from vlprompt import cli
+from vlprompt.commands.tune import Search
+from vlprompt.experiment import Experiment
+from vlprompt.records import Record, find_records
+from vlprompt.study import Study, best
+
+pytest.importorskip("optuna", reason="needs the extra tune")
+
+ARGUMENTS = ["tune", "coop", "--trials", "3", *RUN, "fit.epochs=1"]
+HALF = 3  # base classes, each with one validation image
+
+
+COMPOSE = hydra.compose
+
+
+@cache
+def composition(overrides: tuple[str, ...], whole: bool) -> Any:
+    return COMPOSE("config", list(overrides), return_hydra_config=whole)
+
+
+def set_up(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """As for runs; and what a command asks Hydra for is composed once for all tests: it takes most of the time."""
+    set_up_runs(patch, folder)
+    patch.setattr(hydra, "compose", lambda _, given, **more: composition(tuple(given), bool(more)))
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty results root."""
+    set_up(monkeypatch, tmp_path)
+    threads = torch.get_num_threads()
+    yield tmp_path / "results"
+    torch.set_num_threads(threads)
+
+
+def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
+    """`vlprompt` in a process of its own, which hears Ctrl-C, with results in `folder`."""
+    code = "import sys, vlprompt.cli as cli; sys.exit(cli.main(sys.argv[1:]))"
+    environment = environment_in(folder)
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment["PYTHONPATH"]])
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
+    )
+
+
+def tune(*more: str) -> Answer:
+    return ask(cli.main, [*ARGUMENTS, *more])
+
+
+def study(root: Path) -> Study:
+    (path,) = root.rglob("study.json")
+    return Study.model_validate_json(path.read_bytes())
+
+
+def trials(root: Path) -> dict[str, Record]:
+    """The trials' records by the name of their folder."""
+    found = {path.parent.name: Record.read(path.parent) for path in root.glob("tune/**/trials/*/result.json")}
+    return {name: record for name, record in found.items() if record}
+
+
+def answers(root: Path, of: Study) -> list[dict[str, dict[str, int | float]]]:
+    """All scores of each trial, which tell more apart than the accuracy on a few images."""
+    found = trials(root)
+    return [found[Path(trial.record).name].scores for trial in of.trials]
+
+
+@pytest.fixture
+def choice_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the tests, which take their time."""
+    monkeypatch.setattr(Search, "test", lambda *_: [])
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
+    """A finished search with two test seeds: its results root, which is not to be changed, and what it said."""
+    folder = tmp_path_factory.mktemp("tuned")
+    with pytest.MonkeyPatch.context() as patch:
+        set_up(patch, folder)
+        return folder / "results", tune("--final-seeds", "1,2")
+
+
+def test_what_a_search_leaves(tuned: tuple[Path, Answer]) -> None:
+    root, answer = tuned
+    assert (answer.code, answer.err) == (0, ""), answer
+    found, records = study(root), trials(root)
+    assert (len(found.trials), found.budget, found.status) == (3, 3, "tested")
+    for trial in found.trials:
+        record = records[Path(trial.record).name]
+        assert (record.status, record.variant) == ("finished", Path(trial.record).name)
+        assert trial.accuracy == record.scores["base"]["accuracy"]
+        assert trial.setting["fit.lr"] == record.config["fit"]["lr"]
+        assert trial.setting["method.position"] == record.config["method"]["position"]
+        assert record.cost["train_seconds"] + record.cost["test_seconds"] == pytest.approx(trial.seconds)
+    assert found.trials[0].setting["fit.lr"] == 0.002  # the default
+    assert found.seconds == pytest.approx(sum(trial.seconds for trial in found.trials))
+    assert found.chosen in found.trials
+    assert found.chosen.accuracy == max(trial.accuracy for trial in found.trials)
+
+
+def test_the_choice_is_tested_once_a_seed_beside_the_default(tuned: tuple[Path, Answer]) -> None:
+    root, answer = tuned
+    found = study(root)
+    assert found.chosen is not None
+    records = {(r.variant, r.seed): r for r in find_records([root]) if r.method == "coop"}
+    name = found.cell.variant
+    assert set(records) == {(variant, seed) for variant in (name, f"tuned-{name}") for seed in (1, 2)}
+    for (variant, seed), record in records.items():
+        assert list(record.scores) == ["base", "novel", "all"]
+        expected = found.chosen.setting["fit.lr"] if str(variant).startswith("tuned") else 0.002
+        assert record.config["fit"]["lr"] == expected
+        assert {"variant": variant, "seed": seed, "status": "finished", "reason": None, "scores": record.scores} in (
+            found.tests
+        )
+    table = answer.out[answer.out.index("\nchosen on few-shot validation") :]
+    line = next(line for line in table.splitlines() if line.startswith(f"coop@{name} "))
+    assert f"fit.lr={found.chosen.setting['fit.lr']}" in line
+    assert line.split()[1:3] == ["3", "0"]
+    assert line.split()[-1] == f"{found.seconds:.1f}"
+    assert [row.split()[0] for row in table.splitlines()[-6:-2]] == ["---------", "zero_shot", "coop", "coop"]
+
+
+def test_trials_are_shown_where_they_are_asked_for_alone(tuned: tuple[Path, Answer]) -> None:
+    root, _ = tuned
+    assert {record.variant for record in find_records([root])}.isdisjoint(trials(root))
+    assert {record.variant for record in find_records([root / "tune"])} == set(trials(root))
+
+
+def test_a_search_space_is_no_part_of_a_record(tuned: tuple[Path, Answer]) -> None:
+    assert not [record for record in find_records([tuned[0]]) if "search" in record.config]
+
+
+# What is read before the choice
+
+
+@pytest.mark.parametrize("protocol", ["base_to_novel", pytest.param("few_shot", marks=pytest.mark.slow)])
+def test_no_test_image_is_opened_before_the_choice(results: Path, protocol: str) -> None:
+    """Here none can be opened. The choice is made and stored; the first test then fails."""
+    answer = tune("+dataset.source.sealed=test", f"protocol={protocol}")
+    assert answer.code == 1
+    found = study(results)
+    assert found.chosen is not None
+    assert [trial.reason for trial in found.trials] == [None] * 3
+    assert [test["status"] for test in found.tests] == ["failed", "failed"]
+    assert all("AssertionError: test/" in test["reason"] and "was opened" in test["reason"] for test in found.tests)
+    assert not list(results.glob("runs/**/predictions.npz"))
+
+
+@pytest.mark.usefixtures("choice_alone")
+def test_the_few_shot_validation_images_of_the_base_classes_are_what_counts(results: Path) -> None:
+    """Where these cannot be opened, there is no trial; and there are no others in it."""
+    with pytest.raises(AssertionError, match="val/0/0 was opened"):
+        tune("+dataset.source.sealed=val", "--trials", "1")
+    assert tune("--trials", "1").code == 0
+    (record,) = (r for r in trials(results).values() if r.status == "finished")
+    assert {name: kept["total"] for name, kept in record.scores.items()} == {"base": HALF}
+
+
+def test_test_labels_do_not_move_the_choice(tuned: tuple[Path, Answer], results: Path) -> None:
+    """With labels of the test images exchanged, the tests come out otherwise and the search is the same."""
+    assert tune("+dataset.source.turned=1", "--trials", "2").code == 0
+    mine, theirs = study(results), study(tuned[0])
+    assert [trial.setting for trial in mine.trials] == [trial.setting for trial in theirs.trials[:2]]
+    assert answers(results, mine) == answers(tuned[0], theirs)[:2]
+    expected = best(theirs.trials[:2])
+    assert mine.chosen is not None
+    assert expected is not None
+    assert mine.chosen.setting == expected.setting
+    assert mine.tests[0]["scores"]["base"]["nll"] != theirs.tests[0]["scores"]["base"]["nll"]  # both of the default
+
+
+# Going on
+
+
+@pytest.mark.usefixtures("choice_alone")
+def test_an_interrupted_search_goes_on(
+    tuned: tuple[Path, Answer], results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Experiment._make
+    with monkeypatch.context() as patch:
+
+        def stop_at_third(self: Experiment, *others: Any) -> Record:
+            if len(trials(results)) == 2:
+                raise KeyboardInterrupt
+            return made(self, *others)
+
+        patch.setattr(Experiment, "_make", stop_at_third)
+        answer = tune()
+    assert answer.code == 130
+    assert answer.err.splitlines()[-1].startswith("interrupted: finished runs are kept")
+    half = study(results)
+    assert (len(half.trials), half.chosen, half.status) == (2, None, "searching")
+    before = {path: path.stat().st_mtime_ns for path in results.glob("tune/**/trials/*/*")}
+
+    answer = tune()
+    assert answer.code == 0
+    assert answer.out.count("is finished already") == 2
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    whole = study(results)
+    assert [(t.setting, t.accuracy) for t in whole.trials] == [(t.setting, t.accuracy) for t in study(tuned[0]).trials]
+    assert whole.seconds == pytest.approx(sum(record.cost["train_seconds"] + record.cost["test_seconds"]
+                                              for record in trials(results).values()))  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on(tuned: tuple[Path, Answer], results: Path, tmp_path: Path) -> None:
+    process = start(ARGUMENTS, tmp_path)
+    limit = time.monotonic() + SECONDS
+    while len(list(results.glob("tune/**/trials/*/result.json"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    done = {path: path.stat().st_mtime_ns for path in results.glob("tune/**/trials/*/result.json")}
+    assert tune().code == 0
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert [(t.setting, t.accuracy) for t in study(results).trials] == [
+        (t.setting, t.accuracy) for t in study(tuned[0]).trials
+    ]
+
+
+@pytest.mark.slow
+def test_more_trials_go_on_from_the_first(tuned: tuple[Path, Answer], results: Path) -> None:
+    shutil.copytree(tuned[0], results)
+    answer = tune("--trials", "4")
+    assert answer.code == 0
+    assert answer.out.count("is finished already") == 3 + 3  # the default, the choice (or its tests), zero-shot
+    assert len(study(results).trials) == 4
+
+
+@pytest.mark.usefixtures("choice_alone")
+def test_failed_trials_count_and_are_told(results: Path) -> None:
+    wild = ["search.fit.lr.low=1e29", "search.fit.lr.high=1e30", "fit.epochs=3", "fit.lr=0.002"]
+    answer = tune(*wild, "--trials", "3")
+    found = study(results)
+    assert [trial.accuracy is None for trial in found.trials] == [False, True, True]
+    assert answer.code == 0
+    assert answer.out.count("failed: training stopped at step") == 2
+    assert found.chosen == found.trials[0]
+    records = trials(results)
+    assert sorted(record.status for record in records.values()) == ["failed", "failed", "finished"]
+    again = tune(*wild, "--trials", "3")
+    assert study(results).trials == found.trials  # with the same cost: nothing was tried again
+    assert again.code == 0
+
+
+def test_all_trials_failed(results: Path) -> None:
+    answer = tune("search.fit.lr.low=1e29", "search.fit.lr.high=1e31", "fit.epochs=3", "fit.lr=1e30", "--trials", "2")
+    assert answer.code == 1
+    assert study(results).chosen is None
+    assert not list(results.glob("runs/**/result.json"))
+    assert "none" in answer.out.splitlines()[-1]
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tune", "zero_shot", "dataset=digits"], "zero_shot is not trained"),
+        (["tune", "coop", "~search.fit", "~search.method"], "coop declares no search space"),
+        (["tune", "cop"], "unknown method 'cop'"),
+        (["tune", "coop", "name=x"], "'name=x' cannot be set here"),
+        (["tune", "coop", "protocol.part=val"], "'protocol.part=val' cannot be set here"),
+        (["tune", "fit.lr=1"], "name at least one method"),
+        (["tune", "coop", "--shots", "1,2"], "shots=1,2 is several values"),
+        (["tune", "coop", "linear_head", "dataset=digits"], "LinearHead owns parameters for each"),
+        (["tune", "coop", "--config-dir", "absent"], "--config-dir=absent is no folder"),
+    ],
+)
+def test_a_mistake_is_one_sentence_before_the_first_trial(results: Path, arguments: list[str], words: str) -> None:
+    answer = ask(cli.main, [*arguments, *([] if "dataset=digits" in arguments else RUN)])
+    assert (answer.code, answer.err.count("\n")) == (2, 1), answer
+    assert answer.err.startswith("error: ")
+    assert words in answer.err
+    assert not list(results.rglob("result.json"))
+
+
+@pytest.mark.parametrize("arguments", [["table", "fit.lr=1", "--formats"], ["tune", "coop", "--trial-count", "3"],
+                                       ["tune", "coop", "--trials", "0"], ["tune"]])  # fmt: skip
+def test_unknown_arguments(results: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_without_optuna_one_sentence_says_so(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    answer = tune()
+    assert (answer.code, answer.err) == (
+        2,
+        "error: searching for settings needs Optuna: pip install 'vlprompt[tune]'\n",
+    )
+
+
+@pytest.mark.slow
+def test_a_method_of_ones_own(results: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "conf"
+    (folder / "method").mkdir(parents=True)
+    text = (
+        "# @package _global_\ndefaults: [coop, _self_]\nsearch: {method: {position: {choices: [end, front, middle]}}}\n"
+    )
+    (folder / "method" / "mine.yaml").write_text(text)
+    answer = ask(cli.main, ["tune", "mine", "--trials", "2", "--config-dir", str(folder), *RUN, "~search.fit"])
+    assert (answer.code, answer.err) == (0, ""), answer
+    found = study(results)
+    assert found.cell.method == "mine"
+    assert list(found.space) == ["method.position"]
+    assert json.dumps(found.trials[1].setting).startswith('{"method.position": ')

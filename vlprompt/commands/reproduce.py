@@ -1,0 +1,211 @@
+"""`vlprompt reproduce`: run what a paper ran, with its settings, and hold the results against its numbers."""
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlprompt.commands.arguments import add_config_dir, refuse, searched, whole_numbers, words
+from vlprompt.errors import UserError
+
+if TYPE_CHECKING:
+    from vlprompt.experiment import Experiment
+    from vlprompt.reproduction import Published, RunKey, Scores, Verdict
+
+UNKNOWN = "setting unknown"
+VERDICTS = ("inside", "outside", "not run", "not judged")
+
+
+def register(commands: Any) -> None:
+    text = "run a paper's cells with its settings and tell whether the results are inside the noise of its numbers"
+    parser = commands.add_parser("reproduce", help=text, description=text)
+    parser.add_argument("method", metavar="METHOD", help="and settings as for run: key=value")
+    parser.add_argument("--protocol", help="only this one (default: all that numbers are published for)")
+    parser.add_argument("--datasets", type=words, help="only these: caltech101,dtd")
+    parser.add_argument("--backbone", help="only this one")
+    parser.add_argument("--shots", type=whole_numbers, help="only these: 1,16")
+    parser.add_argument("--seeds", type=whole_numbers, default=[1, 2, 3], help="default: 1,2,3")
+    parser.add_argument("--source", help="only numbers whose source has this text in it")
+    text = "a file of published numbers, may be repeated (default: results/published/*.csv)"
+    parser.add_argument("--published", type=Path, action="append", metavar="FILE", help=text)
+    parser.add_argument("--dry-run", action="store_true", help="show the plan and run nothing")
+    add_config_dir(parser)
+    parser.set_defaults(command=reproduce, overrides=[])
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    """-> exit code: 0 where all that ran is inside, and something is."""
+    from vlprompt.reproduction import averages, judge, read_published
+
+    why = "the published rows say it; --protocol, --datasets, --backbone, --shots and --seeds choose among them"
+    refuse(options.overrides, ("method", "protocol", "dataset", "backbone", "shots", "seed", "recipe"), why)
+    rows = select(read_published(options.published or published_files()), options)
+    overrides = [*searched(options.config_dir), *options.overrides]
+    cells = plan(rows, options.seeds, overrides)
+    if not options.dry_run:
+        check_weights(cells)
+    show_plan(options.method, cells)
+    if options.dry_run:
+        return 0
+    runs = {cell.key: cell.run() for cell in cells}
+    verdicts = [judge(row, runs) for row in rows if row.recipe]
+    verdicts += [judge(row, runs) for row in averages(verdicts)]
+    show_verdicts(verdicts, cells, unjudged=[row for row in rows if not row.recipe])
+    found = {verdict.verdict for verdict in verdicts}
+    return int("inside" not in found or "outside" in found or any(cell.failed for cell in cells))
+
+
+def published_files() -> list[Path]:
+    """The published numbers below the results root, else those beside the package."""
+    from vlprompt.records import results_root
+
+    places = (results_root(), Path(__file__).parents[2] / "results")
+    return next((files for place in places if (files := sorted((place / "published").glob("*.csv")))), [])
+
+
+def select(rows: Sequence["Published"], options: argparse.Namespace) -> list["Published"]:
+    """The rows that are asked for. Raises: UserError where there are none."""
+    chosen = [
+        row
+        for row in rows
+        if row.method == options.method
+        and options.protocol in (None, row.protocol)
+        and options.backbone in (None, row.backbone)
+        and (options.datasets is None or row.dataset in options.datasets)
+        and (options.shots is None or row.shots in options.shots)
+        and (options.source or "").lower() in row.source.lower()
+    ]
+    if not chosen:
+        known = ", ".join(sorted({row.method for row in rows}))
+        raise UserError(f"no published number of {options.method} fits: numbers are known for {known}")
+    return chosen
+
+
+@dataclass
+class Cell:
+    """All seeds of what published numbers ask for."""
+
+    key: "RunKey"
+    experiments: list["Experiment"] = field(default_factory=list)
+    missing: str = ""  # why it cannot run
+    failed: str = ""  # why it did not end
+
+    def left(self) -> list["Experiment"]:
+        """The seeds without a finished run."""
+        from vlprompt.records import is_finished
+
+        return [one for one in self.experiments if one.settings.force or not is_finished(one.folder, one.hash)]
+
+    def run(self) -> list["Scores"]:
+        """Make or find the runs; -> their scores, none where one of them is missing."""
+        from vlprompt.batch import attempt
+        from vlprompt.reproduction import scores_of
+
+        records = [] if self.missing else [attempt(experiment) for experiment in self.experiments]
+        self.failed = next((str(record.reason) for record in records if record.status != "finished"), "")
+        return [] if self.failed else [scores_of(record) for record in records]
+
+
+def plan(rows: Sequence["Published"], seeds: Sequence[int], overrides: Sequence[str]) -> list[Cell]:
+    """What has to run, one backbone after the other; what cannot is planned with its reason."""
+    keys = dict.fromkeys(row.key(member) for row in rows if row.recipe for member in row.members)
+    cells = []
+    for key in sorted(keys, key=lambda key: (key.protocol, key.backbone)):
+        cell = Cell(key)
+        try:
+            found = [prepared(rows[0].method, key, seed, overrides) for seed in seeds]
+            cell.experiments = list({experiment.folder: experiment for experiment in found}.values())
+        except UserError as error:
+            cell.missing = str(error)
+        cells.append(cell)
+    return cells
+
+
+def prepared(method: str, key: "RunKey", seed: int, overrides: Sequence[str]) -> "Experiment":
+    """A seed's run, in the words of `python run.py`."""
+    from vlprompt.run import prepare
+
+    groups = [f"{name}={getattr(key, name)}" for name in ("protocol", "dataset", "backbone")]
+    recipe = [] if key.recipe == f"{method}_{key.protocol}" else [f"recipe={key.recipe}"]  # else the default
+    shots = [f"shots={key.shots}"] if key.shots else []  # 0: nothing is trained
+    return prepare([f"method={method}", *groups, *recipe, *shots, f"seed={seed}", *overrides])
+
+
+def check_weights(cells: Sequence[Cell]) -> None:
+    """Load each backbone that is needed once, so that missing weights are named before the first run."""
+    from vlprompt.experiment import clip_at
+
+    missing: dict[tuple[str, str], str] = {}
+    for cell in cells:
+        for experiment in cell.left()[:1]:
+            model, weights = experiment.settings.backbone.model, experiment.settings.backbone.weights
+            if (model, weights) not in missing:
+                missing[model, weights] = ""
+                try:
+                    clip_at(model, weights, experiment.device)
+                except UserError as error:
+                    missing[model, weights] = str(error)
+            cell.missing = missing[model, weights]
+
+
+def show_plan(method: str, cells: Sequence[Cell]) -> None:
+    rows = []
+    for cell in cells:
+        n, left = len(cell.experiments), len(cell.left())
+        state = "cannot run" if cell.missing else "finished" if not left else "to run"
+        rows.append({**cell.key._asdict(), "finished": f"{n - left} of {n}" if n else "", "state": state})
+    show_table(f"plan of {method}: {len(cells)} cells", rows)
+    for reason in dict.fromkeys(cell.missing for cell in cells if cell.missing):
+        names = dict.fromkeys(cell.key.dataset for cell in cells if cell.missing == reason)
+        say(f"cannot run {', '.join(names)}: {reason}")
+
+
+def show_verdicts(verdicts: Sequence["Verdict"], cells: Sequence[Cell], *, unjudged: Sequence["Published"]) -> None:
+    states = {cell.key: "failed" if cell.failed else "cannot run" for cell in cells if cell.failed or cell.missing}
+    rows = []
+    for one in verdicts:
+        state = "" if one.n else next((states[key] for m in one.row.members if (key := one.row.key(m)) in states), "")
+        rows.append(named(one.row, one.verdict) | numbers(one) | {"why": one.reason or state})
+    rows += [named(row, "not judged") | {"why": UNKNOWN} for row in unjudged]
+    show_table("verdicts (%; allowed: the larger of a stated floor and what seeds explain)", rows)
+    for cell in (cell for cell in cells if cell.failed):
+        say(f"failed on {cell.key.dataset} ({cell.key.protocol}, {cell.key.shots} shots): {cell.failed}")
+    counts = Counter(row["verdict"] for row in rows)
+    say("\n" + ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name]))
+
+
+def numbers(verdict: "Verdict") -> dict[str, str]:
+    if verdict.mean is None:
+        return {}
+    deviation = "" if verdict.deviation is None else f" ± {verdict.deviation:.2f}"
+    return {
+        "ours": f"{verdict.mean:.2f}{deviation}",
+        "n": str(verdict.n),
+        "off by": f"{verdict.mean - verdict.row.value:+.2f}",
+        "allowed": f"{verdict.tolerance:.2f} ({verdict.decided_by})",
+    }
+
+
+def named(row: "Published", verdict: str) -> dict[str, str]:
+    names = ("source", "protocol", "backbone", "dataset", "shots", "metric")
+    return {name: str(getattr(row, name)) for name in names} | {"published": f"{row.value:.2f}", "verdict": verdict}
+
+
+def show_table(title: str, rows: Sequence[dict[str, str]]) -> None:
+    """What all rows share stands above them."""
+    from tabulate import tabulate
+
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    shared = [name for name in ("source", "protocol", "backbone") if len({row.get(name) for row in rows}) == 1]
+    say("\n" + ", ".join([title, *(f"{name} {rows[0][name]}" for name in shared if name in rows[0])]))
+    kept = [name for name in columns if name not in shared and any(str(row.get(name, "")) for row in rows)]
+    cells = [[str(row.get(name, "")) for name in kept] for row in rows]
+    say(tabulate(cells, headers=kept, tablefmt="simple", disable_numparse=True))
+
+
+def say(line: str) -> None:
+    from vlprompt.progress import Reporter
+
+    Reporter().say(line)
