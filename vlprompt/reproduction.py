@@ -12,7 +12,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from vlprompt.errors import UserError
 from vlprompt.protocols.base_to_novel import harmonic_mean
+from vlprompt.published import TRAINED_ON
 from vlprompt.records import Record
+from vlprompt.tables.lines import ELEVEN, TRANSFER, VARIANTS
 
 N_PUBLISHED = 3  # seeds behind a published mean
 FLOORS = {"base": 1.0, "accuracy": 1.0, "novel": 2.0, "H": 1.5}
@@ -21,12 +23,8 @@ NOISY = {("eurosat", "novel"): 5.0, ("eurosat", "H"): 4.0, ("dtd", "novel"): 3.0
 """Few classes, or names that say little: there seeds differ by more."""
 FEW_SHOTS, FLOOR_FEW_SHOTS = 2, 2.0  # up to so many shots, the accuracy hangs on the images drawn
 FLOOR_UNTRAINED, FLOOR_AVERAGE = 0.5, 0.5
-ELEVEN = ("imagenet", "caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101", "fgvc_aircraft",
-          "sun397", "dtd", "eurosat", "ucf101")  # fmt: skip
-SHIFTED = ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
-AVERAGES = {"average_11": ELEVEN, "average_10_targets": ELEVEN[1:], "average_4_targets": SHIFTED,
-            "average_5": ("imagenet", *SHIFTED)}  # fmt: skip
-TRAINED_ON = {"cross_dataset": "imagenet", "domain_generalization": "imagenet"}  # there rows name the data set tested
+AVERAGES = {"average_11": ELEVEN, "average_10_targets": ELEVEN[1:], "average_4_targets": VARIANTS,
+            "average_5": ("imagenet", *VARIANTS)}  # fmt: skip
 
 Scores = Mapping[str, float]  # of one run: percent, by test
 
@@ -67,7 +65,7 @@ class Published(BaseModel):
         return self.of or AVERAGES.get(self.dataset, (self.dataset,))
 
     def key(self, member: str) -> RunKey:
-        dataset = TRAINED_ON.get(self.protocol, member)
+        dataset = TRAINED_ON if self.protocol in TRANSFER else member  # there rows name the data set tested
         return RunKey(self.protocol, self.backbone, dataset, self.shots, self.recipe)
 
 
@@ -139,7 +137,7 @@ def averages(verdicts: Sequence[Verdict]) -> list[Published]:
         group = (row.source, row.protocol, row.backbone, row.shots, row.recipe)
         if len(row.members) > 1:
             printed.add((*group, row.metric))
-        elif row.dataset != TRAINED_ON.get(row.protocol):
+        elif not (row.protocol in TRANSFER and row.dataset == TRAINED_ON):
             groups.setdefault(group, {}).setdefault(row.metric, []).append(row)
     found = []
     for group, by_metric in groups.items():

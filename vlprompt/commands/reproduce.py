@@ -37,11 +37,12 @@ def register(commands: Any) -> None:
 
 def reproduce(options: argparse.Namespace) -> int:
     """-> exit code: 0 where all that ran is inside, and something is."""
+    from vlprompt.published import folder
     from vlprompt.reproduction import averages, judge, read_published
 
     why = "the published rows say it; --protocol, --datasets, --backbone, --shots and --seeds choose among them"
     refuse(options.overrides, ("method", "protocol", "dataset", "backbone", "shots", "seed", "recipe"), why)
-    rows = select(read_published(options.published or published_files()), options)
+    rows = select(read_published(options.published or sorted(folder().glob("*.csv"))), options)
     overrides = [*searched(options.config_dir), *options.overrides]
     cells = plan(rows, options.seeds, overrides)
     if not options.dry_run:
@@ -55,14 +56,6 @@ def reproduce(options: argparse.Namespace) -> int:
     show_verdicts(verdicts, cells, unjudged=[row for row in rows if not row.recipe])
     found = {verdict.verdict for verdict in verdicts}
     return int("inside" not in found or "outside" in found or any(cell.failed for cell in cells))
-
-
-def published_files() -> list[Path]:
-    """The published numbers below the results root, else those beside the package."""
-    from vlprompt.records import results_root
-
-    places = (results_root(), Path(__file__).parents[2] / "results")
-    return next((files for place in places if (files := sorted((place / "published").glob("*.csv")))), [])
 
 
 def select(rows: Sequence["Published"], options: argparse.Namespace) -> list["Published"]:

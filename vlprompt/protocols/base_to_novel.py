@@ -6,7 +6,7 @@ from typing import ClassVar
 from vlprompt.data.dataset import Dataset
 from vlprompt.data.sampling import Sampler, Shots, sample_few_shot
 from vlprompt.errors import UserError
-from vlprompt.protocols.base import Episode, Protocol, validation
+from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, Protocol, validation
 
 
 class BaseToNovel(Protocol):
@@ -34,7 +34,7 @@ class BaseToNovel(Protocol):
         base, novel = halves(dataset)
         train, val = sample(dataset, shots=shots, seed=seed)
         known = dataset.split("val", val).select(base) or None  # an empty split is false
-        if self.part == "few_shot_val":  # no look at a novel label either
+        if self.part == FEW_SHOT_VAL:  # no look at a novel label either
             tests = {"base": validation(dataset, known)}
         else:
             test = dataset.split(self.part)

@@ -6,11 +6,12 @@ from typing import ClassVar
 from vlprompt.data.dataset import Dataset
 from vlprompt.data.sampling import Sampler, Shots, sample_few_shot
 from vlprompt.errors import UserError
-from vlprompt.protocols.base import Episode, Protocol
+from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, Protocol, validation
 
 
 class TrainVal(Protocol):
     """`part` "val": train on the training images, test on all validation images. "test": train on both, test on test.
+    "few_shot_val": as "val", on the validation images of the few-shot sample alone.
 
     All classes. With shots=all and the 800 and 200 images of VTAB-1k this is how VPT chooses and reports.
 
@@ -39,9 +40,11 @@ class TrainVal(Protocol):
                 "the test: use protocol=few_shot."
             )
         train, val = sample(dataset, shots=shots, seed=seed)
+        drawn = dataset.split("val", val) or None  # an empty split is false
         final = self.part == "test"
+        test = validation(dataset, drawn) if self.part == FEW_SHOT_VAL else dataset.split(self.part)
         yield Episode(
             train=dataset.split("train", [*train, *val] if final else train),
-            val=None if final else dataset.split("val", val) or None,  # an empty split is false
-            tests={self.part: dataset.split(self.part)},
+            val=None if final else drawn,
+            tests={self.part: test},
         )

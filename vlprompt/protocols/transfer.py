@@ -3,24 +3,23 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from statistics import fmean
-from typing import Literal
 
 from vlprompt.data.dataset import Dataset, Split
 from vlprompt.data.sampling import Sampler, Shots, sample_few_shot
 from vlprompt.errors import UserError
-from vlprompt.protocols.base import Episode, Protocol
+from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, Protocol, Source, validation
 
 
 class Transfer(Protocol):
     """One training on a few images of every class of the source; a test on the source and one on each target.
 
-    Tests bear the names of their data sets, the source first. With `part` "val" the source's validation images are the
-    only test: settings are chosen without a look at the targets.
+    Tests bear the names of their data sets, the source first. With another `part` than "test" the source's validation
+    images are the only test: settings are chosen without a look at the targets.
 
     Raises: UserError where there are no targets.
     """
 
-    def __init__(self, *, targets: list[str], part: Literal["test", "val"] = "test") -> None:
+    def __init__(self, *, targets: list[str], part: Source = "test") -> None:
         super().__init__(part=part)
         if not targets:
             raise UserError("protocol.targets is empty: name the data sets to test on, as in protocol.targets=[digits]")
@@ -38,11 +37,12 @@ class Transfer(Protocol):
         """One episode. A target that is the source itself is left out: it is tested anyway."""
         train, val = sample(dataset, shots=shots, seed=seed)
         names = [name for name in self.targets if name != dataset.name]
-        tests = {dataset.name: dataset.split(self.part)}
+        drawn = dataset.split("val", val) or None  # an empty split is false
+        own = validation(dataset, drawn) if self.part == FEW_SHOT_VAL else dataset.split(self.part)
         yield Episode(
             train=dataset.split("train", train),
-            val=dataset.split("val", val) or None,  # an empty split is false
-            tests=tests | {name: self.test(targets[name], dataset) for name in names},
+            val=drawn,
+            tests={dataset.name: own} | {name: self.test(targets[name], dataset) for name in names},
         )
 
     @abstractmethod
