@@ -13,7 +13,7 @@ from PIL import Image
 from vlprompt.data.dataset import Dataset, Item, Split
 from vlprompt.data.sources import split_file
 from vlprompt.errors import UserError
-from vlprompt.protocols.base import Episode, Protocol
+from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, Protocol
 from vlprompt.protocols.base_to_novel import BaseToNovel, halves, harmonic_mean
 from vlprompt.protocols.cross_dataset import CrossDataset
 from vlprompt.protocols.domain_generalization import DomainGeneralization
@@ -243,16 +243,29 @@ def test_train_val_trains_on_both_for_the_test() -> None:
         next(TrainVal().episodes(as_imagenet, shots=1, seed=1))
 
 
-@pytest.mark.parametrize(("protocol", "test"), [(BaseToNovel, "base"), (FewShot, "few_shot_val")])
-def test_settings_can_be_chosen_on_the_few_shot_validation_sample(protocol, test: str) -> None:
-    """Of the classes that are trained on; the data set's test images may be missing."""
+@pytest.mark.parametrize(
+    ("protocol", "shots", "test", "per_class"),
+    [
+        (BaseToNovel(part=FEW_SHOT_VAL), 2, "base", 2),
+        (FewShot(part=FEW_SHOT_VAL), 6, FEW_SHOT_VAL, 4),
+        (TrainVal(part=FEW_SHOT_VAL), 6, FEW_SHOT_VAL, 4),
+        (CrossDataset(targets=["one"], part=FEW_SHOT_VAL), 6, "world", 4),
+        (DomainGeneralization(targets=["one"], part=FEW_SHOT_VAL), 6, "world", 4),
+    ],
+)
+def test_settings_can_be_chosen_on_the_few_shot_validation_sample(
+    protocol: Protocol, shots: int, test: str, per_class: int
+) -> None:
+    """Of the classes that are trained on; the data set's test images, and the targets, may be missing."""
     parts = [tuple(Item(f"{part}/{i}", i % 4) for i in range(24)) for part in "xy"]
     world = Dataset("world", ("a", "b", "c", "d"), *parts, (), no_image)
-    (episode,) = protocol(part="few_shot_val").episodes(world, shots=6 if protocol is FewShot else 2, seed=1)
+    (episode,) = protocol.episodes(world, shots=shots, seed=1)
     assert dict(episode.tests) == {test: episode.val}
+    assert protocol.targets == ()
     assert episode.val is not None
-    per_class = 4 if protocol is FewShot else 2
+    assert episode.train is not None
+    assert not images(episode.train) & images(episode.val)
     assert Counter(i.label for i in episode.val.items) == dict.fromkeys(range(len(episode.train.classes)), per_class)
     without = Dataset("world", world.classes, world.train, (), (), no_image)
     with pytest.raises(UserError, match="world has no validation images to choose settings on"):
-        list(protocol(part="few_shot_val").episodes(without, shots=1, seed=1))
+        list(protocol.episodes(without, shots=1, seed=1))

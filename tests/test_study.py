@@ -149,4 +149,4 @@ def test_a_search_space_changes_no_run() -> None:
 
     dataset = load("tiny")
     other = read_settings({**plain(), "search": {"fit": {"lr": {"choices": [0.1, 0.2]}}}})
-    assert result_relevant(other, "fp32", dataset) == result_relevant(settings(), "fp32", dataset)
+    assert result_relevant(other, "fp32", dataset, {}) == result_relevant(settings(), "fp32", dataset, {})
