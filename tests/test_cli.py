@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 from tiny_world import CLASSES, PER_CLASS, RUN, load
 
-from vlprompt import cli, demo, experiment, run
+from vlprompt import cli, demo, run, session
 from vlprompt.data.images import Batches, Views
 from vlprompt.errors import UserError
 from vlprompt.experiment import Experiment
@@ -128,7 +128,9 @@ def test_files_of_a_run(finished: tuple[Path, Answer]) -> None:
     assert (record.method, record.shots, record.seed, record.status) == ("coop", 2, 1, "finished")
     assert (record.precision, record.device, record.weights) == ("fp32", "cpu", "random")
     assert "recipe/coop_base_to_novel" in record.recipe
-    assert record.bank == {"test_features": True, "views": 2}
+    n_train = 2 * HALF  # shots and base classes; each in two views
+    n_test = len(CLASSES) * PER_CLASS["test"]
+    assert record.bank == {"test_features": True, "views": 2, "read": 0, "computed": n_test + 2 * n_train}
     counts = {"base": HALF, "novel": len(CLASSES) - HALF, "all": len(CLASSES)}
     assert {name: kept["total"] for name, kept in record.scores.items()} == {
         name: n * PER_CLASS["test"] for name, n in counts.items()
@@ -243,8 +245,8 @@ def test_a_name_and_another_seed_have_their_own_folders(plan: Plan) -> None:
 
 def test_the_same_command_gives_the_same_result(again: Path) -> None:
     first, kept = trained(again), tensors(again)
-    experiment.clip_at.cache_clear()
-    experiment.bank_at.cache_clear()
+    session.clip_at.cache_clear()
+    session.bank_at.cache_clear()
     torch.manual_seed(123)
     answer = start("force=true")
     assert "already" not in answer.out

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlprompt import saved
-from vlprompt.data.cache import Bank
+from vlprompt.data.bank import Bank
 from vlprompt.errors import ClassBoundError, UserError
 from vlprompt.learners.base import Learner
 from vlprompt.locations import config_dir

@@ -11,9 +11,10 @@ from test_cli import Answer, ask, check_mistake, set_up
 from tiny_world import CLASSES, PER_CLASS
 
 from vlprompt import run
-from vlprompt.experiment import Experiment, bank_at, clip_at
+from vlprompt.experiment import Experiment
 from vlprompt.metrics import load_predictions
 from vlprompt.records import Record, find_records
+from vlprompt.session import bank_at, clip_at
 from vlprompt.trainer import Trainer
 
 CONF = Path(__file__).parent / "fixtures" / "conf"

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from vlprompt import __version__
-from vlprompt.commands import comparisons, reproduce, tables, tune
+from vlprompt.commands import bank, comparisons, reproduce, tables, tune
 from vlprompt.commands.arguments import is_override
 from vlprompt.commands.data import add_commands as add_data_commands
 from vlprompt.errors import UserError
@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("run", help="run one cell or a sweep: vlprompt run method=coop dataset=caltech101")
     tables.register(commands)
     comparisons.register(commands)
+    bank.register(commands)
     tune.register(commands)
     reproduce.register(commands)
     add_data_commands(commands.add_parser("data", help="list, get, check and sample data sets"))

@@ -1,31 +1,19 @@
 """One cell of a benchmark: a method on a data set under a protocol, from checked settings to a record."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import cache, lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 
-from vlprompt import demo, saved
-from vlprompt.data.cache import Bank
 from vlprompt.data.dataset import Dataset
-from vlprompt.data.image_cache import ImageCache
-from vlprompt.data.images import Augment, seed_of
+from vlprompt.data.images import seed_of
 from vlprompt.data.sampling import sample_few_shot
+from vlprompt.errors import NonFiniteError
 from vlprompt.learners.base import Learner
-from vlprompt.locations import data_root
-from vlprompt.machine import (
-    default_workers,
-    device_name,
-    peak_memory,
-    reset_peak_memory,
-    resolve_device,
-    resolve_precision,
-)
-from vlprompt.metrics import Predictions, save_predictions, score
+from vlprompt.machine import device_name, resolve_device, resolve_precision
 from vlprompt.plan import load_datasets, locate, make_protocol, make_sampler, result_relevant
 from vlprompt.progress import Reporter
 from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, Protocol
@@ -34,18 +22,16 @@ from vlprompt.records import (
     OpenRun,
     Record,
     config_hash,
-    git_commit,
     is_finished,
     open_run,
     results_root,
     variant_of,
-    versions,
 )
+from vlprompt.session import Session, clip_at, train
 from vlprompt.settings import Settings, read_settings
 from vlprompt.tables import render, summarise
-from vlprompt.towers import Clip, load_clip
+from vlprompt.towers import Clip
 from vlprompt.tracking import Tracker, track
-from vlprompt.trainer import Epoch, Trainer, measure
 
 
 @dataclass(frozen=True)
@@ -155,47 +141,13 @@ class Experiment:
                 reporter.close()
 
     def _make(self, run: OpenRun, reporter: Reporter, tracker: Tracker) -> Record:
-        reporter.say(self._headline())
-        if self.settings.threads:
-            torch.set_num_threads(self.settings.threads)
-        episode = self._episode()
-        clip = clip_at(self.settings.backbone.model, self.settings.backbone.weights, self.device)
-        learner = self._build(clip, episode)
-        trainer = Trainer(
-            clip=clip,
-            bank=bank_at(clip, self.precision, self._workers(), self._cache()),
-            reporter=reporter,
-            precision=self.precision,
-            seed=self.settings.seed,
-            workers=self._workers(),
-            bank_views=self.settings.bank.views,
-            augment=Augment(**self.settings.augment.model_dump()),
-            cache=self._cache(),
-        )
-        reset_peak_memory(self.device)
-        curve, train_seconds = self._fit(trainer, learner, episode, tracker)
-        predictions, test_seconds = measure(self._evaluate, trainer, learner, episode)
-        scores = {name: score(kept) for name, kept in predictions.items()}
-        self._log_scores(reporter, scores)
-        record = self._record(
-            scores=scores,
-            curve=[asdict(epoch) for epoch in curve],
-            bank=bank_use(trainer, learner),
-            cost={
-                "trained_parameters": sum(p.numel() for p in learner.parameters()),
-                "stored_bytes": self._save(run.folder, learner, predictions),
-                "train_seconds": train_seconds,
-                "test_seconds": test_seconds,
-                "peak_memory_bytes": peak_memory(self.device),
-            },
-        )
-        reporter.log(f"finished; record of {self.folder}")
-        reporter.close()
-        run.publish(record)
-        tracker.finish(scores, predictions, {name: split.classes for name, split in episode.tests.items()})
-        return record
+        session = Session.open(self, run, reporter)
+        (trained,) = train([session])
+        if isinstance(trained, NonFiniteError):
+            raise trained
+        return session.finish(*trained, tracker=tracker)
 
-    def _headline(self) -> str:
+    def headline(self) -> str:
         cell, backbone = self.cell, self.settings.backbone
         train = f", {cell.shots} shots, seed {cell.seed}" if self.trained else ""
         return (
@@ -203,7 +155,7 @@ class Experiment:
             f"{self.precision} on {device_name(self.device)}"
         )
 
-    def _episode(self) -> Episode:
+    def episode(self) -> Episode:
         shots, sample = self.settings.shots, make_sampler(self.settings)
         if not self.trained:
             shots, sample = "all", sample_few_shot  # no images are drawn
@@ -220,9 +172,9 @@ class Experiment:
         Raises: ClassBoundError.
         """
         clip = clip_at(self.settings.backbone.model, self.settings.backbone.weights, self.device)
-        self._build(clip, self._episode())
+        self.build(clip, self.episode())
 
-    def _build(self, clip: Clip, episode: Episode) -> Learner:
+    def build(self, clip: Clip, episode: Episode) -> Learner:
         """A fresh learner, whose initial values depend on the seed alone.
 
         Raises:
@@ -237,82 +189,37 @@ class Experiment:
         learner.bind(episode.train.classes)
         return learner
 
-    def _fit(self, trainer: Trainer, learner: Learner, episode: Episode, tracker: Tracker) -> tuple[list[Epoch], float]:
-        if self.settings.fit is None:
-            return [], 0.0
-        torch.manual_seed(seed_of("train", self.settings.seed))  # dropout
-        curve, seconds = measure(trainer.fit, learner, episode, self.settings.fit)
-        for epoch in curve:
-            values = {"train/loss": epoch.loss, "train/accuracy": epoch.accuracy, "train/lr": epoch.lr}
-            tracker.log(values, epoch.epoch + 1)
-        return curve, seconds
 
-    def _evaluate(self, trainer: Trainer, learner: Learner, episode: Episode) -> dict[str, Predictions]:
-        """Predictions on each test. A method that words classes as their data set does, does so on a target, too."""
-        found: dict[str, Predictions] = {}
-        for name, split in episode.tests.items():
-            own = self.settings.targets[name].method if name in self.settings.targets else {}
-            there = learner
-            if not own.items() <= self.arguments.items():  # the same tensors in another text
-                there = self.learner(trainer.clip, learner.trained_classes, **self.arguments | own).to(self.device)
-                there.load_state_dict(learner.state_dict(), strict=True)
-            found |= trainer.evaluate(there, {name: split})
-        return found
+def obtain_together(experiments: Sequence[Experiment]) -> list[Record | NonFiniteError]:
+    """Records of cells that differ in seeds or learning rates alone: found, or trained on one pass of the towers.
 
-    def _save(self, folder: Path, learner: Learner, predictions: Mapping[str, Predictions]) -> int:
-        """All files of the run but its record; -> bytes of the trained tensors."""
-        save_predictions(folder / "predictions.npz", predictions)
-        (folder / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
-        if not self.trained:
-            return 0
-        about = {
-            "method": self.cell.method,
-            "target": self.settings.method["_target_"],
-            "arguments": self.arguments,
-            "backbone": self.settings.backbone.model_dump(),
-            "dataset": self.cell.dataset,
-            "protocol": self.cell.protocol,
-            "split_hash": self.dataset.fingerprint(),
-        }
-        return saved.save(learner, folder, about)
-
-    def _record(self, **found: Any) -> Record:
-        return Record(
-            **self.cell.model_dump(),
-            status="finished",
-            weights=self.settings.backbone.weights,
-            precision=self.precision,
-            device=device_name(self.device),
-            config=self.config,
-            config_hash=self.hash,
-            recipe=self.recipes,
-            versions=versions(),
-            git=git_commit(),
-            split_hash=self.dataset.fingerprint(),
-            target_hashes={name: target.fingerprint() for name, target in self.targets.items()},
-            **found,
-        )
-
-    def _log_scores(self, reporter: Reporter, scores: Mapping[str, Mapping[str, float]]) -> None:
-        """In the words of CoOp's logs, so that scripts which read those read these."""
-        for name, kept in scores.items():
-            reporter.log(f"Evaluate on the *test* set ({name})")
-            for line in (
-                f"=> result\n* total: {kept['total']:,}\n* correct: {kept['correct']:,}",
-                f"* accuracy: {100 * kept['accuracy']:.2f}%\n* error: {100 - 100 * kept['accuracy']:.2f}%",
-                f"* macro_f1: {100 * kept['macro_f1']:.2f}%",
-            ):
-                reporter.log(line)
-
-    def _cache(self) -> ImageCache | None:
-        if not self.settings.cache:
-            return None
-        return ImageCache(
-            data_root(self.settings.data.root) / ".cache" / "images", int(self.settings.data.cache_gb * 1e9)
-        )
-
-    def _workers(self) -> int:
-        return default_workers() if self.settings.workers is None else self.settings.workers
+    Each has its folder and its record; one whose numbers are not finite ends alone.
+    """
+    found: dict[int, Record | NonFiniteError] = {}
+    with ExitStack() as held:
+        sessions: dict[int, Session] = {}
+        for place in sorted(range(len(experiments)), key=lambda i: experiments[i].folder):  # no two wait for each other
+            experiment = experiments[place]
+            run = held.enter_context(open_run(experiment.folder))
+            if not experiment.settings.force and is_finished(experiment.folder, experiment.hash):
+                record = Record.read(experiment.folder)
+                assert record is not None
+                found[place] = record
+                continue
+            reporter = Reporter(run.folder / "log.txt")
+            held.callback(reporter.close)
+            sessions[place] = Session.open(experiment, run, reporter)
+        if found:
+            Reporter().say(f"{len(found)} of {len(experiments)} runs are finished already (force=true runs them again)")
+        trained = train(list(sessions.values())) if sessions else []
+        for (place, session), of_it in zip(sessions.items(), trained, strict=True):
+            if isinstance(of_it, NonFiniteError):
+                found[place] = of_it
+                continue
+            own = session.experiment
+            with track(own.settings.wandb, cell=own.cell, config=own.config, folder=results_root()) as tracker:
+                found[place] = session.finish(*of_it, tracker=tracker, together=len(sessions))
+    return [found[place] for place in range(len(experiments))]
 
 
 def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -337,23 +244,3 @@ def record_failure(
             run.publish(Record(**cell.model_dump(), status=status, reason=reason, config=recorded(config)))
     except ValueError:
         return  # not even the cell has a name
-
-
-def bank_use(trainer: Trainer, learner: Learner) -> dict[str, Any]:
-    """What of the bank this run used, for its record."""
-    banked = trainer.reads_features(learner)
-    return {"test_features": banked, "views": trainer.bank_views if banked else None}
-
-
-@lru_cache(maxsize=1)
-def clip_at(model: str, weights: str, device: torch.device) -> Clip:
-    """The frozen model on its device; the runs of a sweep share it."""
-    bank_at.cache_clear()  # features of another model, which they would keep alive
-    folder = demo.BACKBONES.get(model)
-    return load_clip(str(folder) if folder else model, weights).to(device)
-
-
-@cache
-def bank_at(clip: Clip, precision: str, workers: int, cache: ImageCache | None) -> Bank:
-    """The features of images in this process, shared like the model."""
-    return Bank(clip, precision=precision, workers=workers, cache=cache)

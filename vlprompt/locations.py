@@ -13,3 +13,8 @@ def config_dir() -> Path:
 def data_root(given: str | None = None) -> Path:
     """Where data sets lie: as given (data.root), VLPROMPT_DATA, or `datasets` in the working directory."""
     return Path(given or os.environ.get("VLPROMPT_DATA") or "datasets").expanduser()
+
+
+def bank_folder(root: Path) -> Path:
+    """Where features of images are kept below the data root."""
+    return root / ".cache" / "features"

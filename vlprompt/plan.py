@@ -14,9 +14,11 @@ from vlprompt import demo
 from vlprompt.data.dataset import Dataset
 from vlprompt.data.get import ensure
 from vlprompt.data.lists import ListSampler
+from vlprompt.data.portable import DATASETS
 from vlprompt.data.sampling import SAMPLERS, Sampler
+from vlprompt.data.sources import banked
 from vlprompt.errors import UserError
-from vlprompt.locations import data_root
+from vlprompt.locations import bank_folder, data_root
 from vlprompt.protocols.base import Protocol
 from vlprompt.records import config_hash
 from vlprompt.settings import DataSource, Settings, check_arguments
@@ -114,12 +116,20 @@ def target_names(settings: Settings, source: str) -> list[str]:
 def load_dataset(settings: Settings, described: DataSource | None = None) -> Dataset:
     """The data set of a run, or another that is described; fetched first, where it is missing and the user agrees."""
     described, root = described or settings.dataset, data_root(settings.data.root)
+    base = Path(described.root or root / described.source.get("folder", "")).expanduser().absolute()
+    contents = bank_folder(root) / DATASETS / f"{stored_name(described)}.json"
+    if contents.is_file() and not base.exists():
+        return banked.read(contents).dataset()
     if described.about and not described.root:
-        base = root.absolute() / described.source.get("folder", "")
         ensure(described.name, described.about, base, download=settings.data.download)
     dataset = load_source(described.name, described.source, root)
     origin = {**described.source, "root": str(root), "split": dataset.fingerprint()}
     return replace(dataset, origin=config_hash(origin))
+
+
+def stored_name(described: DataSource) -> str:
+    """What a data set is called in a feature bank."""
+    return config_hash(dataset_identity(described))
 
 
 def load_source(name: str, source: Mapping[str, Any], root: Path, **more: Any) -> Dataset:

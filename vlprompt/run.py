@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +31,15 @@ if TYPE_CHECKING:
 
 GROUPS = ("method", "dataset", "protocol", "backbone")
 SHARED = (
-    *("dataset", "protocol", "backbone", "precision", "device", "threads", "workers", "data", "cache"),
+    *("dataset", "protocol", "backbone", "precision", "device", "threads", "workers", "data", "cache", "bank"),
     *("force", "wandb", "hydra"),
 )
 """What a run and the zero-shot run beside it have in common."""
 WORDING = ("template", "templates")  # arguments of a method that may be those of the data set
 OWN = ("seed", "shots", "hydra")
 """What a run and its default have in common: a seed and shots of their own, and the folders they are composed from."""
+TOGETHER = ("seed", "fit.lr")
+"""Settings that may be lists: runs that differ in them alone are trained together."""
 NULL_GROUP = "Config group override must be"  # how Hydra's ValueError for method=null begins
 SWEEP_LOG = "VLPROMPT_SWEEP_LOG"  # a folder where the jobs of a sweep, in whatever process, leave their outcomes
 _mistakes: list[UserError] = []  # of a single run; raised within Hydra, it would print them its own way
@@ -95,10 +98,13 @@ def job(config: DictConfig) -> None:
     experiment: Experiment | None = None
     outcome: dict[str, Any] = {"job": " ".join(overrides), "folders": []}
     try:
-        experiment = read(plain(config, config_dirs()), choices, overrides)
-        reference = beside(choices, overrides) if experiment.trained else None
-        experiment.run(reference, show=not sweep)
-        outcome["folders"] = [str(e.folder) for e in (reference, experiment) if e]
+        if len(members := expand(overrides)) > 1:
+            outcome["folders"] = run_together(choices, members, show=not sweep)
+        else:
+            experiment = read(plain(config, config_dirs()), choices, overrides)
+            reference = beside(choices, overrides) if experiment.trained else None
+            experiment.run(reference, show=not sweep)
+            outcome["folders"] = [str(e.folder) for e in (reference, experiment) if e]
     except Exception as error:
         if not sweep:
             if not isinstance(error, UserError):
@@ -115,6 +121,43 @@ def job(config: DictConfig) -> None:
     if sweep:
         path = Path(os.environ[SWEEP_LOG], f"{now.job.num:06d}.json")
         path.write_text(json.dumps(outcome), encoding="utf-8")
+
+
+def expand(overrides: list[str]) -> list[list[str]]:
+    """The runs of one job: one for each seed and learning rate, where these are lists."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    several = {o.key_or_group: o.value() for o in parsed if o.key_or_group in TOGETHER and isinstance(o.value(), list)}
+    kept = [text for text, o in zip(overrides, parsed, strict=True) if o.key_or_group not in several]
+    pairs = [[f"{key}={value}" for value in dict.fromkeys(values)] for key, values in several.items()]
+    return [[*kept, *values] for values in product(*pairs)]
+
+
+def run_together(choices: dict[str, Any], members: Sequence[list[str]], *, show: bool) -> list[str]:
+    """Runs that differ in seeds or learning rates as one; -> their folders.
+
+    Raises: NonFiniteError where one of them failed; it has its record then, and the others are finished.
+    """
+    from vlprompt.experiment import obtain_together, record_failure
+    from vlprompt.progress import Reporter
+    from vlprompt.records import Record
+    from vlprompt.tables import render, summarise
+
+    experiments = [read(compose(overrides), choices, overrides) for overrides in members]
+    if not experiments[0].trained:
+        raise UserError(f"{choices['method']} is not trained: give it neither several seeds nor learning rates")
+    found = obtain_together(experiments)
+    records = [one for one in found if isinstance(one, Record)]
+    reference = beside(choices, members[0])
+    if show:
+        Reporter().say("\n" + render(summarise([reference.obtain(), *records])).rstrip())
+    else:
+        reference.obtain()
+    for experiment, one in zip(experiments, found, strict=True):
+        if not isinstance(one, Record):
+            record_failure(experiment.config, choices, "failed", str(one), cell=experiment.cell)
+    if failed := [one for one in found if not isinstance(one, Record)]:
+        raise UserError(f"{len(failed)} of {len(found)} runs failed: {failed[0]}")
+    return [str(e.folder) for e in (reference, *experiments)]
 
 
 def read(config: Any, choices: dict[str, Any], overrides: list[str]) -> "Experiment":

@@ -29,6 +29,9 @@ Share = Annotated[float, Field(gt=0, le=1)]
 class Bank(BaseModel):
     model_config = _STRICT
     views: PositiveInt | None = None
+    # How features come about; that changes no result beyond rounding.
+    use: bool = Field(default=True, exclude=True)
+    gb: Annotated[float, Field(ge=0, strict=False)] = Field(default=20.0, exclude=True)
 
 
 class Augmentation(BaseModel):

@@ -2,16 +2,15 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
-from vlprompt.data.cache import Bank
+from vlprompt.data.bank import Bank, view_name
 from vlprompt.data.dataset import Split
 from vlprompt.data.image_cache import ImageCache
 from vlprompt.data.images import PUBLISHED, Augment, Batches, Shuffled, Views
@@ -21,10 +20,10 @@ from vlprompt.metrics import Predictions
 from vlprompt.optim import Fit, learning_rate, make_optimizer, n_steps, steps_per_epoch
 from vlprompt.progress import Reporter
 from vlprompt.protocols.base import Episode
+from vlprompt.stacking import Batch, Stack
 from vlprompt.towers import Clip, Images, NeedsPixels
 
 TEST_BATCH = 100
-Batch = tuple[Images, Int[Tensor, " B"]]
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,13 @@ class Meter:
 class Trainer:
     """Fits and evaluates learners over one frozen model.
 
-    `bank` holds features of the unedited image tower; `bank_views` training views an image are taken from it, in
-    turn, for learners that leave the tower alone (None: a fresh view every epoch, as published).
+    `bank` holds features of the unedited image tower, for learners that leave it alone: of test images, and of
+    training views, one for each epoch as published, or `bank_views` an image in turn. Without a bank all learners read
+    pixels.
     """
 
     clip: Clip
-    bank: Bank
+    bank: Bank | None
     reporter: Reporter
     precision: str = "fp32"
     seed: int = 1
@@ -92,8 +92,14 @@ class Trainer:
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
+    def view_name(self, view: int | None) -> str:
+        """The name of a training view, or of the centre crop, in the bank."""
+        return view_name(view, self.seed, self.augment)
+
     def reads_features(self, learner: Learner) -> bool:
-        """Whether the learner leaves the image tower alone, found out by trying it without pixels."""
+        """Whether there is a bank, and the learner leaves the image tower alone: tried without pixels."""
+        if self.bank is None:
+            return False
         features = torch.ones(1, self.clip.image.embed_dim, device=self.device)
         was_training = learner.training
         try:
@@ -111,55 +117,11 @@ class Trainer:
         Raises:
             NonFiniteError: the loss, or a trained parameter after a step, is no longer finite.
         """
-        train = episode.train
-        assert train is not None
-        per_epoch, total = steps_per_epoch(len(train), fit), n_steps(len(train), fit)
-        reads = self.reads_features(learner)
-        train_pass = Pass(self, train, reads)
-        val_pass = Pass(self, episode.val, reads) if episode.val else None
-        banked = self.bank_views is not None and reads
-        if banked:
-            self._fill_views(train)
-        batches = self._train_batches(train, fit, per_epoch, banked)
-        learner.prepare(train_pass, val_pass)
-        optimizer = make_optimizer(learner, fit)
-        scales = [group["lr"] / fit.lr for group in optimizer.param_groups]  # groups may have rates of their own
-        meter = Meter()
-        hook = learner.register_forward_hook(meter.see)
-        learner.train()
-        with self.reporter.track("training", total) as track:
-            for step, (images, labels) in enumerate(batches):
-                rate = learning_rate(step, fit, per_epoch=per_epoch, total=total)
-                for group, scale in zip(optimizer.param_groups, scales, strict=True):
-                    group["lr"] = rate * scale
-                optimizer.zero_grad(set_to_none=True)
-                with self.autocast():
-                    loss = learner.backward(images, labels)
-                self._check_finite(loss, learner, step, rate)
-                optimizer.step()
-                meter.add(loss.item(), labels, rate)
-                epoch = step // per_epoch
-                track.advance(note=f"epoch {epoch + 1}/{math.ceil(total / per_epoch)}  {meter}")
-                if (step + 1) % per_epoch == 0 or step + 1 == total:
-                    self.reporter.log(f"epoch {epoch + 1}  {meter}  lr {meter.rate:.3g}")
-                    meter.close(epoch)
-        hook.remove()
-        self._check_finite(torch.zeros(()), learner, total - 1, rate, gradients=False)
-        learner.eval()
-        learner.conclude(train_pass, val_pass)
-        return meter.curve
-
-    @staticmethod
-    def _check_finite(loss: Tensor, learner: Learner, step: int, rate: float, gradients: bool = True) -> None:
-        wrong = [] if torch.isfinite(loss) else [f"the loss is {loss.item()}"]
-        tensors = {f"the gradient of {n}" if gradients else n: p.grad if gradients else p
-                   for n, p in learner.named_parameters()}  # fmt: skip
-        wrong += [f"{n} is not finite" for n, t in tensors.items() if t is not None and not torch.isfinite(t).all()]
-        if wrong:
-            raise NonFiniteError(
-                f"training stopped at step {step + 1} (learning rate {rate:.3g}): {', '.join(wrong[:3])}; lower fit.lr "
-                "or use precision=fp32"
-            )
+        fitting = Fitting(self, learner, episode, fit)
+        fit_together([fitting])
+        if fitting.error:
+            raise fitting.error
+        return fitting.meter.curve
 
     @torch.no_grad()
     def evaluate(self, learner: Learner, tests: Mapping[str, Split]) -> dict[str, Predictions]:
@@ -173,7 +135,7 @@ class Trainer:
                 classes = learner.encode_classes()
             rows = []
             with self.reporter.track(f"testing on {name}", len(split)) as track:
-                if banked:
+                if banked and self.bank is not None:
                     self.bank.fill(split, done=track.advance)
                 for images, labels in Pass(self, split, banked):
                     with self.autocast():
@@ -184,35 +146,148 @@ class Trainer:
             found[name] = Predictions.from_logits(names, labels, torch.cat(rows))
         return found
 
-    def _train_batches(self, split: Split, fit: Fit, per_epoch: int, banked: bool) -> Iterator[Batch]:
+    def batches(self, views: Views, order: Iterable[tuple[int | None, int]], batch_size: int) -> Batches:
+        return Batches(views, order, batch_size=batch_size, workers=self.workers, device=self.device)
+
+
+class Fitting:
+    """A training under way: a learner, its optimiser, and the batches that it still has to see."""
+
+    def __init__(self, trainer: Trainer, learner: Learner, episode: Episode, fit: Fit) -> None:
+        assert episode.train is not None
+        self.trainer, self.learner, self.split, self.fit = trainer, learner, episode.train, fit
+        n_images = len(self.split)
+        self.per_epoch, self.total = steps_per_epoch(n_images, fit), n_steps(n_images, fit)
+        self.n_epochs = math.ceil(self.total / self.per_epoch)
+        self.banked = trainer.reads_features(learner)
+        self.views = range(trainer.bank_views or self.n_epochs)
+        self.passes = [Pass(trainer, part, self.banked) if part else None for part in (self.split, episode.val)]
+        self.meter = Meter()
+        self.step, self.rate, self.note = 0, 0.0, ""  # steps done, the rate in force, where it stands
+        self.error: NonFiniteError | None = None
+
+    def start(self) -> None:
+        """Everything before the first step."""
+        if self.banked:
+            self._fill_views()
+        self.learner.prepare(*self.passes)
+        self.optimizer = make_optimizer(self.learner, self.fit)
+        # groups may have rates of their own
+        self.scales = [group["lr"] / self.fit.lr for group in self.optimizer.param_groups]
+        self.hook = self.learner.register_forward_hook(self.meter.see)
+        self.batches = self._batches()
+        self.learner.train()
+
+    @property
+    def under_way(self) -> bool:
+        return self.error is None and self.step < self.total
+
+    def next_batch(self) -> Batch:
+        """The batch of this step, with the optimiser ready for it."""
+        batch = next(self.batches)
+        self.rate = learning_rate(self.step, self.fit, per_epoch=self.per_epoch, total=self.total)
+        for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
+            group["lr"] = self.rate * scale
+        self.optimizer.zero_grad(set_to_none=True)
+        return batch
+
+    def update(self, loss: Tensor, labels: Tensor) -> None:
+        """A step of the optimiser with the gradients that are there; what is not finite ends the training."""
+        self.error = self._not_finite(loss, {n: p.grad for n, p in self.learner.named_parameters()}, "the gradient of ")
+        if self.error:
+            return
+        self.optimizer.step()
+        self.meter.add(loss.item(), labels, self.rate)
+        self.note = f"epoch {self.step // self.per_epoch + 1}/{self.n_epochs}  {self.meter}"
+        self.step += 1
+        if self.step % self.per_epoch == 0 or self.step == self.total:
+            epoch = (self.step - 1) // self.per_epoch
+            self.trainer.reporter.log(f"epoch {epoch + 1}  {self.meter}  lr {self.meter.rate:.3g}")
+            self.meter.close(epoch)
+
+    def end(self) -> None:
+        """Everything after the last step."""
+        self.hook.remove()
+        self.batches.close()
+        self.error = self.error or self._not_finite(torch.zeros(()), dict(self.learner.named_parameters()))
+        trainer = self.trainer
+        if trainer.bank is not None and trainer.bank_views is None:
+            trainer.bank.forget(self.views, seed=trainer.seed, augment=trainer.augment)
+        self.learner.eval()
+        if not self.error:
+            self.learner.conclude(*self.passes)
+
+    def _not_finite(self, loss: Tensor, tensors: Mapping[str, Tensor | None], what: str = "") -> NonFiniteError | None:
+        wrong = [] if torch.isfinite(loss) else [f"the loss is {loss.item()}"]
+        wrong += [f"{what}{n} is not finite" for n, t in tensors.items() if t is not None and not t.isfinite().all()]
+        if not wrong:
+            return None
+        return NonFiniteError(
+            f"training stopped at step {min(self.step + 1, self.total)} (learning rate {self.rate:.3g}): "
+            f"{', '.join(wrong[:3])}; lower fit.lr or use precision=fp32"
+        )
+
+    def _fill_views(self) -> None:
+        """Bank the training views before the first step, so that the time left is known."""
+        trainer, n_views = self.trainer, len(self.views)
+        assert trainer.bank is not None
+        title = f"reading {n_views} views an image"
+        with trainer.reporter.track(title, len(self.split) * n_views) as track:
+            trainer.bank.fill(self.split, self.views, seed=trainer.seed, augment=trainer.augment, done=track.advance)
+
+    def _batches(self) -> Generator[Batch, None, None]:
         """Batches for all steps of the training."""
-        order = Shuffled(len(split), min(len(split), per_epoch * fit.batch_size), seed=self.seed)
-        total = n_steps(len(split), fit)
-        views = Views(split, self.clip.preprocess, seed=self.seed, augment=self.augment, cache=self.cache)
-        pixels = None if banked else self.batches(views, order, fit.batch_size)
-        labels = torch.tensor([item.label for item in split.items], device=self.device)
-        for epoch in range(math.ceil(total / per_epoch)):
+        trainer, split, size = self.trainer, self.split, self.fit.batch_size
+        order = Shuffled(len(split), min(len(split), self.per_epoch * size), seed=trainer.seed)
+        views = Views(split, trainer.clip.preprocess, seed=trainer.seed, augment=trainer.augment, cache=trainer.cache)
+        pixels = None if self.banked else trainer.batches(views, order, size)
+        labels = torch.tensor([item.label for item in split.items], device=trainer.device)
+        for epoch in range(self.n_epochs):
             order.epoch = epoch
-            left = total - epoch * per_epoch
+            left = self.total - epoch * self.per_epoch
             if pixels is not None:
                 for _, (batch, of_batch) in zip(range(left), pixels, strict=False):
                     yield Images(batch), of_batch
                 continue
-            assert self.bank_views is not None
-            features = self.bank.features(split, epoch % self.bank_views, seed=self.seed, augment=self.augment)
-            for _, chosen in zip(range(left), torch.tensor(order.indices()).split(fit.batch_size), strict=False):
-                index = chosen.to(self.device)
+            assert trainer.bank is not None
+            view = self.views[epoch % len(self.views)]
+            features = trainer.bank.features(split, view, seed=trainer.seed, augment=trainer.augment)
+            for _, chosen in zip(range(left), torch.tensor(order.indices()).split(size), strict=False):
+                index = chosen.to(trainer.device)
                 yield Images(features=features[index]), labels[index]
 
-    def batches(self, views: Views, order: Iterable[tuple[int | None, int]], batch_size: int) -> Batches:
-        return Batches(views, order, batch_size=batch_size, workers=self.workers, device=self.device)
 
-    def _fill_views(self, split: Split) -> None:
-        """Bank the training views before the first step, so that the time left is known."""
-        assert self.bank_views is not None
-        with self.reporter.track(f"reading {self.bank_views} views an image", len(split) * self.bank_views) as track:
-            for view in range(self.bank_views):
-                self.bank.fill(split, view, seed=self.seed, augment=self.augment, done=track.advance)
+def fit_together(fittings: Sequence[Fitting]) -> None:
+    """Train one learner, or several on one pass of the frozen towers; a member whose numbers fail ends alone.
+
+    Members share the frozen model, the kind and settings of the learner, and the number of steps; their images, their
+    initial values and their learning rates are their own.
+    """
+    for fitting in fittings:
+        fitting.start()
+    trainer = fittings[0].trainer
+    several = len(fittings) > 1 and all(fitting.banked for fitting in fittings)  # with pixels it does not pay
+    stack = Stack([fitting.learner for fitting in fittings]) if several else None
+    title = f"training {len(fittings)} runs" if len(fittings) > 1 else "training"
+    with trainer.reporter.track(title, fittings[0].total) as track:
+        while alive := [fitting for fitting in fittings if fitting.under_way]:
+            batches = [fitting.next_batch() for fitting in alive]
+            with trainer.autocast():
+                losses = backward(alive, batches, stack)
+            for fitting, loss, (_, labels) in zip(alive, losses, batches, strict=True):
+                fitting.update(loss, labels)
+            track.advance(note=alive[0].note)
+    for fitting in fittings:
+        fitting.end()
+
+
+def backward(fittings: Sequence[Fitting], batches: Sequence[Batch], stack: Stack | None) -> list[Tensor]:
+    """Gradients of every member's loss in its own parameters; -> the losses."""
+    if stack and len(fittings) > 1 and (found := stack.backward([f.learner for f in fittings], batches)):
+        for fitting, logits in zip(fittings, found.logits, strict=True):
+            fitting.meter.see(fitting.learner, (), logits)
+        return list(found.losses)
+    return [fitting.learner.backward(*batch) for fitting, batch in zip(fittings, batches, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -227,6 +302,7 @@ class Pass:
         trainer, split = self.trainer, self.split
         if self.banked:
             labels = torch.tensor([item.label for item in split.items], device=trainer.device)
+            assert trainer.bank is not None
             features = trainer.bank.features(split).split(TEST_BATCH)
             for part, of_part in zip(features, labels.split(TEST_BATCH), strict=True):
                 yield Images(features=part), of_part

@@ -128,7 +128,7 @@ def prepared(method: str, key: "RunKey", seed: int, overrides: Sequence[str]) ->
 
 def check_weights(cells: Sequence[Cell]) -> None:
     """Load each backbone that is needed once, so that missing weights are named before the first run."""
-    from vlprompt.experiment import clip_at
+    from vlprompt.session import clip_at
 
     missing: dict[tuple[str, str], str] = {}
     for cell in cells:

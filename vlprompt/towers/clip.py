@@ -1,9 +1,11 @@
 """A frozen CLIP: two towers, the scale of their cosine, and how images are prepared for it."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,6 +77,17 @@ class Clip:
         """The same model, moved (the borrowed modules move with it)."""
         self.weights.root.to(device)
         return build(self.weights, name=self.name, preprocess=self.preprocess, words=self.words)
+
+    @cached_property
+    def image_fingerprint(self) -> str:
+        """sha256 of the image tower's weights."""
+        own = self.weights.below("visual") if self.words is not None else self.weights
+        digest = hashlib.sha256(type(own.module).__name__.encode())
+        for name in own.module.state_dict():
+            tensor = own.tensor(name).detach().cpu().contiguous()
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     @property
     def device(self) -> torch.device:

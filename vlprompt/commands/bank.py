@@ -1,0 +1,143 @@
+"""`vlprompt bank`: features of images, computed once, as a file for machines without images or a GPU."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlprompt.commands.arguments import add_config_dir, refuse, searched, whole_numbers
+from vlprompt.errors import UserError
+
+if TYPE_CHECKING:
+    from vlprompt.data.bank import Bank
+    from vlprompt.data.dataset import Dataset, Split
+    from vlprompt.data.feature_files import Rows
+    from vlprompt.data.sources.banked import Contents
+    from vlprompt.experiment import Experiment
+
+GB = 1e9
+
+
+def register(commands: Any) -> None:
+    text = "features of images, computed once: list, pack and unpack them"
+    below = commands.add_parser("bank", help=text, description=text).add_subparsers(required=True, metavar="COMMAND")
+    shown = below.add_parser("list", help="what is in the bank")
+    shown.set_defaults(command=show)
+    text = "all features that runs read, as one file; what is missing is computed first"
+    packed = below.add_parser("pack", help=text, description=text)
+    packed.add_argument("file", type=Path, metavar="FILE")
+    packed.add_argument("--seeds", type=whole_numbers, default=[1], help="of the runs: 1,2,3 (default: 1)")
+    add_config_dir(packed)
+    packed.set_defaults(command=pack, overrides=[])
+    unpacked = below.add_parser("unpack", help="put such a file into the bank of this machine")
+    unpacked.add_argument("file", type=Path, metavar="FILE")
+    unpacked.set_defaults(command=unpack)
+    for parser in (shown, unpacked):
+        parser.add_argument("--root", metavar="PATH", help="where data sets lie (default: VLPROMPT_DATA, or datasets)")
+
+
+def folder(root: str | None) -> Path:
+    from vlprompt.locations import bank_folder, data_root
+
+    return bank_folder(data_root(root))
+
+
+def show(options: argparse.Namespace) -> int:
+    from rich.filesize import decimal
+    from tabulate import tabulate
+
+    from vlprompt.data.portable import towers
+
+    rows = [
+        [one["model"], one["precision"], one["size"], one["views"], one["rows"], decimal(one["bytes"])]
+        for one in towers(folder(options.root))
+    ]
+    headers = ["model", "precision", "image size", "views", "features", "on disk"]
+    sys.stdout.write(tabulate(rows, headers, intfmt=",") + f"\n\n{folder(options.root).absolute()}\n")
+    return 0
+
+
+def pack(options: argparse.Namespace) -> int:
+    """Compute what is missing for the runs that settings as for `run` describe, and pack it."""
+    from rich.filesize import decimal
+
+    from vlprompt.data import portable
+    from vlprompt.run import prepare
+
+    refuse(options.overrides, ("seed",), "give --seeds 1,2,3")
+    overrides = [*searched(options.config_dir), *options.overrides]
+    features: dict[str, Rows] = {}
+    contents: dict[str, Contents] = {}
+    for seed in options.seeds:
+        experiment = prepare([*overrides, f"seed={seed}"])
+        bank, parts = fill(experiment)
+        for view, split in parts:
+            features.setdefault(view, {}).update(bank.rows(view, split))
+        known = {key for rows in features.values() for key in rows}
+        contents |= describe(experiment, known)
+    assert bank.files is not None
+    command = shlex.join(["python", "run.py", *options.overrides, f"precision={experiment.precision}"])
+    manifest = portable.Manifest(tower=bank.files.folder.name, about=dict(bank.files.about), command=command)
+    rows, size = portable.pack(options.file, manifest, contents, features)
+    sys.stdout.write(f"{options.file}: {rows:,} features of {', '.join(c.name for c in contents.values())}, ")
+    sys.stdout.write(f"{decimal(size)}\n")
+    return 0
+
+
+def fill(experiment: "Experiment") -> tuple["Bank", list[tuple[str, "Split"]]]:
+    """The bank with all that a run reads, and which images in which views that is.
+
+    Raises: UserError for a method that reads pixels.
+    """
+    from vlprompt.progress import Reporter
+    from vlprompt.records import OpenRun
+    from vlprompt.session import Session
+
+    session = Session.open(experiment, OpenRun(experiment.folder), Reporter())
+    bank = session.trainer.bank
+    if bank is None or bank.files is None:
+        raise UserError("there is no bank on disk with bank.use=false or bank.gb=0: leave them out")
+    if not session.trainer.reads_features(session.learner):
+        raise UserError(f"{experiment.cell.method} edits the image tower, so that features of images are no use to it")
+    parts = session.banked_parts()
+    for split, views in parts:
+        with session.reporter.track("reading images", len(split) * len(views)) as track:
+            bank.fill(split, views, seed=session.trainer.seed, augment=session.trainer.augment, done=track.advance)
+    name = session.trainer.view_name
+    return bank, [(name(view), split) for split, views in parts for view in views]
+
+
+def describe(experiment: "Experiment", known: set[str]) -> dict[str, "Contents"]:
+    """The data sets of a run by identity, with the keys that are known."""
+    from vlprompt.plan import stored_name
+
+    settings = experiment.settings
+    described = {settings.dataset.name: settings.dataset} | {n: t.dataset for n, t in settings.targets.items()}
+    found = [experiment.dataset, *experiment.targets.values()]
+    return {stored_name(described[one.name]): contents(one, known) for one in found if one.name in described}
+
+
+def contents(dataset: "Dataset", known: set[str]) -> "Contents":
+    from vlprompt.data.image_keys import image_key
+    from vlprompt.data.sources.banked import PARTS, Contents, Row
+
+    def rows(split: "Split") -> Iterable[Row]:
+        for item in split.items:
+            key = image_key(split, item.image)
+            yield item.image, item.label, key if key in known else ""
+
+    parts: Any = {part: list(rows(dataset.split(part))) for part in PARTS}
+    return Contents(name=dataset.name, classes=dataset.classes, rows=dataset.rows, **parts)
+
+
+def unpack(options: argparse.Namespace) -> int:
+    from vlprompt.data import portable
+
+    root = folder(options.root)
+    manifest, rows = portable.unpack(options.file, root, limit=sys.maxsize)
+    about = manifest.about
+    sys.stdout.write(f"{rows:,} features of {about.get('model')} ({about.get('precision')}) are in {root}\n")
+    sys.stdout.write(f"a run that reads them: {manifest.command}\n")
+    return 0

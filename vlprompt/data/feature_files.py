@@ -1,0 +1,100 @@
+"""Features of images on disk: computed once for a frozen tower, shared by all runs, in files that can travel."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FILE = "*.safetensors"
+ABOUT = "about.json"  # beside the views: what the tower is
+FEATURES, KEYS = "features", "keys"  # the tensor [N, e] of a file, and in its metadata the keys of the rows
+logger = logging.getLogger(__name__)
+Rows = dict[str, Float[Tensor, " e"]]
+
+
+@dataclass(frozen=True)
+class FeatureFiles:
+    """Un-normalised features of one frozen tower by view and key, in files below `folder`, which belongs to it alone.
+
+    A file holds what one run found missing of a view. It appears whole, by a rename: parallel runs share the folder,
+    where at worst both compute the same, and a killed one leaves it sound. Files may be deleted at any time. What
+    cannot be written, or is beyond `limit` bytes below the folder above, is not kept.
+    """
+
+    folder: Path
+    limit: int
+    about: Mapping[str, Any] = field(default_factory=dict, hash=False)  # what the tower is, for people
+
+    def read(self, view: str, keys: Iterable[str]) -> Rows:
+        """Those of the rows that are there."""
+        wanted, found = set(keys), {}
+        for path in sorted((self.folder / view).glob(FILE)) if wanted else ():
+            with suppress(OSError, SafetensorError, KeyError, ValueError):  # damaged: as if it were not there
+                found |= {key: row for key, row in _open(path, wanted).items() if key not in found}
+            if len(found) == len(wanted):
+                break
+        return found
+
+    def write(self, view: str, rows: Mapping[str, Tensor]) -> None:
+        """Keep rows of one view."""
+        if not rows:
+            return
+        features = torch.stack([row.cpu() for row in rows.values()])
+        used = used_below(self.folder.parent)
+        if used[0] + features.nbytes > self.limit:
+            complain(f"the feature bank in {self.folder.parent} is full: raise bank.gb, or delete parts of it")
+            return
+        name = hashlib.sha256("".join(rows).encode()).hexdigest()[:16]
+        path = self.folder / view / f"{name}{FILE[1:]}"
+        draft = path.with_name(f".{name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / ABOUT).write_text(json.dumps(self.about, indent=2), encoding="utf-8")
+            save_file({FEATURES: features}, draft, {KEYS: json.dumps(list(rows))})
+            draft.replace(path)
+            used[0] += features.nbytes
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+            complain(f"the feature bank in {self.folder.parent} cannot be written ({error}): features are not kept")
+
+
+def _open(path: Path, wanted: set[str]) -> Rows:
+    """The wanted rows of one file. Raises: OSError, SafetensorError, KeyError, ValueError where it is damaged."""
+    with safe_open(path, "pt") as file:
+        keys = read_keys(path, file.metadata())
+        if wanted.isdisjoint(keys):
+            return {}
+        return {key: row for key, row in zip(keys, file.get_tensor(FEATURES), strict=True) if key in wanted}
+
+
+def read_keys(path: Path, metadata: Mapping[str, str] | None) -> Sequence[str]:
+    """The keys of a file's rows. Raises: ValueError where it holds none."""
+    keys = json.loads((metadata or {}).get(KEYS, "null"))
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise ValueError(f"{path} holds no keys")
+    return keys
+
+
+@cache
+def used_below(folder: Path) -> list[int]:
+    """[bytes stored below a folder], counted once in a process and kept up by it."""
+    return [sum(path.stat().st_size for path in folder.glob(f"*/*/{FILE}"))]
+
+
+@cache
+def complain(text: str) -> None:
+    """Say it once in a process."""
+    logger.warning("%s", text)

@@ -1,0 +1,63 @@
+"""Data sets without images: names, labels and keys of a feature bank that was unpacked."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vlprompt.data.dataset import Dataset, Item
+from vlprompt.errors import UserError
+
+Row = tuple[str, int, str]  # image, label, key: empty where no feature of it is there
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Banked:
+    """Stands for images that are not here, only their features."""
+
+    name: str  # of the data set
+    keys: Mapping[str, str] = field(hash=False, compare=False)
+
+    def key(self, image: str) -> str:
+        """Raises: UserError where the bank has no feature of this image."""
+        if not self.keys.get(image):
+            self(image)
+        return self.keys[image]
+
+    def __call__(self, image: str) -> Image.Image:
+        """Raises: UserError, always."""
+        raise UserError(
+            f"the images of {self.name} are not here, and the feature bank lacks what this run needs of '{image}': "
+            "pack a bank for the same method, seed and shots, choose a method that leaves the image tower alone, or "
+            "get the data set"
+        )
+
+
+class Contents(BaseModel):
+    """A data set as a bank carries it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    classes: tuple[str, ...]
+    rows: tuple[int, ...] | None = None
+    train: list[Row]
+    val: list[Row]
+    test: list[Row]
+
+    def dataset(self) -> Dataset:
+        parts = {part: tuple(Item(image, label) for image, label, _ in getattr(self, part)) for part in PARTS}
+        keys = {image: key for part in (self.train, self.val, self.test) for image, _, key in part}
+        return Dataset(self.name, self.classes, **parts, open_image=Banked(self.name, keys), rows=self.rows)
+
+
+def read(path: Path) -> Contents:
+    """Raises: UserError where the file is damaged."""
+    try:
+        return Contents.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ValidationError) as error:
+        raise UserError(f"{path} does not describe a data set ({error}): unpack the bank again") from None

@@ -1,0 +1,226 @@
+"""A run under way: what it trains, on what, and what it leaves behind."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from vlprompt import demo, saved
+from vlprompt.data.bank import Bank, Use, tower_key
+from vlprompt.data.dataset import Split
+from vlprompt.data.feature_files import FeatureFiles
+from vlprompt.data.image_cache import ImageCache
+from vlprompt.data.images import Augment, seed_of
+from vlprompt.errors import NonFiniteError
+from vlprompt.learners.base import Learner
+from vlprompt.locations import bank_folder, data_root
+from vlprompt.machine import default_workers, device_name, peak_memory, reset_peak_memory
+from vlprompt.metrics import Predictions, save_predictions, score
+from vlprompt.progress import Reporter
+from vlprompt.protocols.base import Episode
+from vlprompt.records import OpenRun, Record, git_commit, versions
+from vlprompt.settings import Settings
+from vlprompt.towers import Clip, load_clip
+from vlprompt.tracking import Tracker
+from vlprompt.trainer import Epoch, Fitting, Trainer, fit_together, measure
+
+if TYPE_CHECKING:
+    from vlprompt.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Session:
+    """An experiment with everything loaded."""
+
+    experiment: "Experiment"
+    run: OpenRun
+    trainer: Trainer
+    learner: Learner
+    episode: Episode
+    used: Use | None  # what runs before it took from the bank
+
+    @classmethod
+    def open(cls, experiment: "Experiment", run: OpenRun, reporter: Reporter) -> "Session":
+        settings = experiment.settings
+        reporter.say(experiment.headline())
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        episode = experiment.episode()
+        clip = clip_at(settings.backbone.model, settings.backbone.weights, experiment.device)
+        learner = experiment.build(clip, episode)
+        trainer = make_trainer(settings, clip, experiment.precision, reporter)
+        used = replace(trainer.bank.use) if trainer.bank else None
+        return cls(experiment, run, trainer, learner, episode, used)
+
+    @property
+    def reporter(self) -> Reporter:
+        return self.trainer.reporter
+
+    def banked_parts(self) -> list[tuple[Split, list[int | None]]]:
+        """Images that training and tests read, with the views of each, where features are enough."""
+        parts: list[tuple[Split, list[int | None]]] = [(split, [None]) for split in self.episode.tests.values()]
+        if self.experiment.trained:
+            fitting = self.fitting()
+            parts += [(fitting.split, [None, *fitting.views])]
+            parts += [(self.episode.val, [None])] if self.episode.val else []
+        return parts
+
+    def fitting(self) -> Fitting:
+        """Its training, about to start."""
+        assert self.experiment.settings.fit is not None
+        return Fitting(self.trainer, self.learner, self.episode, self.experiment.settings.fit)
+
+    def finish(self, curve: Sequence[Epoch], seconds: float, *, tracker: Tracker, together: int = 1) -> Record:
+        """Test what was trained in `seconds`, with `together` - 1 others beside, and publish the record."""
+        for epoch in curve:
+            values = {"train/loss": epoch.loss, "train/accuracy": epoch.accuracy, "train/lr": epoch.lr}
+            tracker.log(values, epoch.epoch + 1)
+        predictions, test_seconds = measure(self.evaluate)
+        scores = {name: score(kept) for name, kept in predictions.items()}
+        self._log_scores(scores)
+        cost: dict[str, Any] = {
+            "trained_parameters": sum(p.numel() for p in self.learner.parameters()),
+            "stored_bytes": self._save(predictions),
+            "train_seconds": seconds,
+            "test_seconds": test_seconds,
+            "peak_memory_bytes": peak_memory(self.experiment.device),
+        }
+        if together > 1:
+            cost["trained_together"] = together
+        record = self._record(
+            scores=scores,
+            curve=[asdict(epoch) for epoch in curve],
+            bank=bank_use(self.trainer, self.learner, self.used),
+            cost=cost,
+        )
+        self.reporter.log(f"finished; record of {self.experiment.folder}")
+        self.reporter.close()
+        self.run.publish(record)
+        tracker.finish(scores, predictions, {name: split.classes for name, split in self.episode.tests.items()})
+        return record
+
+    def evaluate(self) -> dict[str, Predictions]:
+        """Predictions on each test. A method that words classes as their data set does, does so on a target, too."""
+        experiment = self.experiment
+        found: dict[str, Predictions] = {}
+        for name, split in self.episode.tests.items():
+            target = experiment.settings.targets.get(name)
+            own = target.method if target else {}
+            there = self.learner
+            if not own.items() <= experiment.arguments.items():  # the same tensors in another text
+                arguments = experiment.arguments | own
+                there = experiment.learner(self.trainer.clip, self.learner.trained_classes, **arguments)
+                there.to(experiment.device).load_state_dict(self.learner.state_dict(), strict=True)
+            found |= self.trainer.evaluate(there, {name: split})
+        return found
+
+    def _save(self, predictions: Mapping[str, Predictions]) -> int:
+        """All files of the run but its record; -> bytes of the trained tensors."""
+        experiment, folder = self.experiment, self.run.folder
+        save_predictions(folder / "predictions.npz", predictions)
+        config = yaml.safe_dump(experiment.config, sort_keys=False, allow_unicode=True)
+        (folder / "config.yaml").write_text(config)
+        if not experiment.trained:
+            return 0
+        about = {
+            "method": experiment.cell.method,
+            "target": experiment.settings.method["_target_"],
+            "arguments": experiment.arguments,
+            "backbone": experiment.settings.backbone.model_dump(),
+            "dataset": experiment.cell.dataset,
+            "protocol": experiment.cell.protocol,
+            "split_hash": experiment.dataset.fingerprint(),
+        }
+        return saved.save(self.learner, folder, about)
+
+    def _record(self, **found: Any) -> Record:
+        experiment = self.experiment
+        return Record(
+            **experiment.cell.model_dump(),
+            status="finished",
+            weights=experiment.settings.backbone.weights,
+            precision=experiment.precision,
+            device=device_name(experiment.device),
+            config=experiment.config,
+            config_hash=experiment.hash,
+            recipe=experiment.recipes,
+            versions=versions(),
+            git=git_commit(),
+            split_hash=experiment.dataset.fingerprint(),
+            target_hashes={name: target.fingerprint() for name, target in experiment.targets.items()},
+            **found,
+        )
+
+    def _log_scores(self, scores: Mapping[str, Mapping[str, float]]) -> None:
+        """In the words of CoOp's logs, so that scripts which read those read these."""
+        for name, kept in scores.items():
+            self.reporter.log(f"Evaluate on the *test* set ({name})")
+            for line in (
+                f"=> result\n* total: {kept['total']:,}\n* correct: {kept['correct']:,}",
+                f"* accuracy: {100 * kept['accuracy']:.2f}%\n* error: {100 - 100 * kept['accuracy']:.2f}%",
+                f"* macro_f1: {100 * kept['macro_f1']:.2f}%",
+            ):
+                self.reporter.log(line)
+
+
+def train(sessions: Sequence[Session]) -> list[tuple[list[Epoch], float] | NonFiniteError]:
+    """Train one, or several at once; -> the curve and the seconds of each (its share), or what ended it."""
+    if not sessions[0].experiment.trained:
+        return [([], 0.0) for _ in sessions]
+    reset_peak_memory(sessions[0].experiment.device)
+    torch.manual_seed(seed_of("train", sessions[0].experiment.settings.seed))  # dropout
+    fittings = [session.fitting() for session in sessions]
+    _, seconds = measure(fit_together, fittings)
+    share = seconds / len(sessions)
+    return [fitting.error or (fitting.meter.curve, share) for fitting in fittings]
+
+
+def make_trainer(settings: Settings, clip: Clip, precision: str, reporter: Reporter) -> Trainer:
+    root = data_root(settings.data.root)
+    workers = default_workers() if settings.workers is None else settings.workers
+    images = ImageCache(root / ".cache" / "images", int(settings.data.cache_gb * 1e9)) if settings.cache else None
+    features = bank_folder(root) if settings.bank.gb else None
+    limit = int(settings.bank.gb * 1e9)
+    return Trainer(
+        clip=clip,
+        bank=bank_at(clip, precision, workers, images, features, limit) if settings.bank.use else None,
+        reporter=reporter,
+        precision=precision,
+        seed=settings.seed,
+        workers=workers,
+        bank_views=settings.bank.views,
+        augment=Augment(**settings.augment.model_dump()),
+        cache=images,
+    )
+
+
+def bank_use(trainer: Trainer, learner: Learner, before: Use | None) -> dict[str, Any]:
+    """What of the bank this run used, for its record: k views an image (None: one for each epoch), and from where."""
+    banked = trainer.reads_features(learner)
+    found: dict[str, Any] = {"test_features": banked, "views": trainer.bank_views if banked else None}
+    if banked and trainer.bank is not None and before is not None:
+        now = trainer.bank.use
+        found |= {"read": now.read - before.read, "computed": now.computed - before.computed}
+    return found
+
+
+@lru_cache(maxsize=1)
+def clip_at(model: str, weights: str, device: torch.device) -> Clip:
+    """The frozen model on its device; the runs of a sweep share it."""
+    bank_at.cache_clear()  # features of another model, which they would keep alive
+    folder = demo.BACKBONES.get(model)
+    return load_clip(str(folder) if folder else model, weights).to(device)
+
+
+@cache
+def bank_at(
+    clip: Clip, precision: str, workers: int, cache: ImageCache | None, folder: Path | None = None, limit: int = 0
+) -> Bank:
+    """The features of images in this process, shared like the model; on disk below `folder`, up to `limit` bytes."""
+    about = {"model": clip.name, "precision": precision, **asdict(clip.preprocess)}
+    files = FeatureFiles(folder / tower_key(clip, precision), limit, about) if folder else None
+    return Bank(clip, precision=precision, workers=workers, cache=cache, files=files)

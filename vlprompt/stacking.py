@@ -1,0 +1,116 @@
+"""Several learners of one kind as one: their parameters stacked, the frozen towers passed once for all."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from vlprompt.learners.base import Learner
+from vlprompt.towers import Images
+
+Batch = tuple[Images, Int[Tensor, " B"]]
+logger = logging.getLogger(__name__)
+
+
+class Stacked(NamedTuple):
+    """What one pass gives to each of S members."""
+
+    losses: Float[Tensor, " S"]
+    logits: Float[Tensor, "S B C"]
+
+
+class Stack:
+    """Learners that differ in the values of their parameters alone.
+
+    A learner with a backward pass of its own, or that draws random numbers while training (dropout), is not stacked:
+    its numbers would be others than alone. What fails to stack for another reason is trained one by one, too.
+    """
+
+    def __init__(self, learners: Sequence[Learner]) -> None:
+        kinds = {type(learner) for learner in learners}
+        self.works = len(kinds) == 1 and all(kind.backward is Learner.backward for kind in kinds)
+        self.works = self.works and len({learner.classes for learner in learners}) == 1
+        self.tried = False
+
+    def backward(self, learners: Sequence[Learner], batches: Sequence[Batch]) -> Stacked | None:
+        """Gradients of each member's loss in its own parameters; None where they cannot be stacked."""
+        shapes = {tuple(_tensor(images).shape) for images, _ in batches}
+        if not self.works or len(shapes) > 1:
+            return None
+        if self.tried:
+            found = self._forward(learners, batches)
+        else:
+            found = self._try(learners, batches)
+        if found is not None:
+            found.losses.sum().backward()
+            return Stacked(found.losses.detach(), found.logits.detach())
+        return None
+
+    def _try(self, learners: Sequence[Learner], batches: Sequence[Batch]) -> Stacked | None:
+        """The first pass, held against the members' own."""
+        self.tried = True
+        try:
+            found = self._forward(learners, batches)
+            with torch.no_grad():
+                alone = torch.stack([learner.loss(*batch) for learner, batch in zip(learners, batches, strict=True)])
+        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+            self.works, reason = False, " ".join(str(error).split())[:120]
+            logger.info("%s cannot be stacked: %s", type(learners[0]).__name__, reason)
+            return None
+        same = torch.allclose(found.losses.detach().float(), alone.float(), rtol=1e-3, atol=1e-4, equal_nan=True)
+        self.works = same
+        return found if same else None
+
+    def _forward(self, learners: Sequence[Learner], batches: Sequence[Batch]) -> Stacked:
+        parameters = stack(dict(learner.named_parameters()) for learner in learners)
+        buffers = stack(dict(learner.named_buffers()) for learner in learners)
+        step = _Step(learners[0])
+        tensors = torch.stack([_tensor(images) for images, _ in batches])
+        labels = torch.stack([labels for _, labels in batches])
+        banked = batches[0][0].features is not None
+
+        def one(
+            parameters: dict[str, Tensor], buffers: dict[str, Tensor], tensor: Tensor, labels: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            images = Images(features=tensor) if banked else Images(tensor)
+            named = {f"learner.{name}": value for name, value in {**parameters, **buffers}.items()}
+            return functional_call(step, named, (images, labels))
+
+        return Stacked(*vmap(one, randomness="error")(parameters, buffers, tensors, labels))
+
+
+class _Step(nn.Module):
+    """A learner's loss as a module, which also tells the logits."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, images: Images, labels: Tensor) -> tuple[Tensor, Tensor]:
+        seen: list[Tensor] = []
+
+        def see(module: nn.Module, args: tuple[Any, ...], logits: Tensor) -> None:
+            seen.append(logits)
+
+        hook = self.learner.register_forward_hook(see)
+        try:
+            loss = self.learner.loss(images, labels)
+        finally:
+            hook.remove()
+        return loss, seen[-1].detach()
+
+
+def stack(members: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of the same names, one behind the other; gradients flow back to each."""
+    first, *others = members
+    return {name: torch.stack([tensor, *(member[name] for member in others)]) for name, tensor in first.items()}
+
+
+def _tensor(images: Images) -> Tensor:
+    found = images.features if images.features is not None else images.pixels
+    assert found is not None
+    return found
