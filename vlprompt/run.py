@@ -98,7 +98,8 @@ def job(config: DictConfig) -> None:
     experiment: Experiment | None = None
     outcome: dict[str, Any] = {"job": " ".join(overrides), "folders": []}
     try:
-        if len(members := expand(overrides)) > 1:
+        members = expand(overrides)
+        if members != [overrides]:
             outcome["folders"] = run_together(choices, members, show=not sweep)
         else:
             experiment = read(plain(config, config_dirs()), choices, overrides)
@@ -127,6 +128,8 @@ def expand(overrides: list[str]) -> list[list[str]]:
     """The runs of one job: one for each seed and learning rate, where these are lists."""
     parsed = OverridesParser.create().parse_overrides(overrides)
     several = {o.key_or_group: o.value() for o in parsed if o.key_or_group in TOGETHER and isinstance(o.value(), list)}
+    if not several:
+        return [overrides]
     kept = [text for text, o in zip(overrides, parsed, strict=True) if o.key_or_group not in several]
     pairs = [[f"{key}={value}" for value in dict.fromkeys(values)] for key, values in several.items()]
     return [[*kept, *values] for values in product(*pairs)]
