@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -9,8 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlprompt.errors import UserError
-from vlprompt.towers.block import Block, Map
+from vlprompt.towers.block import Block, Map, attend_all
 from vlprompt.towers.edits import NO_EDITS, NONE, Edit, Edits, check_layers, drops
+from vlprompt.towers.packing import packing
 
 Position = Literal["end", "middle", "front"]
 """Where the class name stands among the context tokens (Zhou et al., IJCV 2022, section 3.2)."""
@@ -152,26 +154,20 @@ class TextTower:
         if edits.get(0, NONE).tokens is not None:
             raise UserError("tokens of the text tower's layer 0 enter through Prompts.with_context, not as an edit")
         if self.causal and not drops(edits):
-            x = self._run_shared(prompts, edits)
+            x = self._run_packed(prompts, edits)
         else:
             x = self._run_whole(prompts, edits)
         return self.project(x)
 
-    def _run_shared(self, prompts: Prompts, edits: Edits) -> Tensor:
-        lead = prompts.shared.shape[:-2]
-        shared, own = prompts.shared if lead else prompts.shared[None], prompts.own
-        (B, P, _), (C, S, _) = shared.shape, own.shape
-        x = shared + self.positions[:P]
-        y = _repeat((own + self.positions[P : P + S])[None], B, 0)  # [B*C, S, d]
-        causal = torch.ones(P + S, P + S, dtype=torch.bool, device=y.device).tril()
+    def _run_packed(self, prompts: Prompts, edits: Edits) -> Tensor:
+        lead, P, own = prompts.shared.shape[:-2], prompts.shared.shape[-2], prompts.own
+        packed = packing(tuple((prompts.eot + 1).tolist()), own.shape[1], P, own.device)
+        x = packed.pack(prompts.shared if lead else prompts.shared[None], own, self.positions)
         for layer, block in enumerate(self.blocks):
             edit = edits.get(layer, NONE)
-            x = self._write(x, edit)
-            x, (k, v) = block(x, edit, mask=causal[:P, :P])
-            past = (_repeat(k[:, None], C, 1), _repeat(v[:, None], C, 1))
-            y, _ = block(y, edit, mask=causal[P:], past=past)
-        y = y.view(B, C, S, -1)
-        return y[:, torch.arange(C, device=y.device), prompts.eot].reshape(*lead, C, -1)
+            x = self._write(x, edit, P)
+            x = block(x, edit, attend=packed.attend, read=packed.read if layer == self.depth - 1 else None)
+        return packed.unpack(x).reshape(*lead, len(own), -1)
 
     def _run_whole(self, prompts: Prompts, edits: Edits) -> Tensor:
         lead = prompts.shared.shape[:-2]
@@ -182,19 +178,19 @@ class TextTower:
         mask = torch.ones(P + S, P + S, dtype=torch.bool, device=x.device).tril() if self.causal else None
         for layer, block in enumerate(self.blocks):
             edit = edits.get(layer, NONE)
-            x, _ = block(self._write(x, edit), edit, mask=mask)
+            x = block(self._write(x, edit, P + S), edit, attend=partial(attend_all, mask=mask))
         x = x.view(B, C, P + S, -1)
         return x[:, torch.arange(C, device=x.device), prompts.eot + P].reshape(*lead, C, -1)
 
-    def _write(self, x: Float[Tensor, "R T d"], edit: Edit) -> Float[Tensor, "R T d"]:
+    def _write(self, x: Float[Tensor, "R T d"], edit: Edit, n_shared: int) -> Float[Tensor, "R T d"]:
         """Write deep prompts over the tokens that the context occupies; they get no positions."""
         if edit.tokens is None:
             return x
         n, d = edit.tokens.shape[-2:]
-        if d != self.width or self.first + n > x.shape[1]:
+        if d != self.width or self.first + n > n_shared:
             raise UserError(
                 f"deep text prompts [{n}, {d}] do not fit: the text tower has width {self.width} and "
-                f"{x.shape[1] - self.first} tokens common to all classes after the start token"
+                f"{n_shared - self.first} tokens common to all classes after the start token"
             )
         tokens = edit.tokens.to(x.dtype)
         tokens = _repeat(tokens[:, None], len(x) // len(tokens), 1) if tokens.ndim == 3 else tokens.expand(len(x), n, d)
