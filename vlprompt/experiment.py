@@ -159,7 +159,7 @@ class Experiment:
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
         episode = self._episode()
-        clip = clip_at(self.settings.backbone.model, self.settings.backbone.weights, self.device)
+        clip = self._clip()
         learner = self._build(clip, episode)
         trainer = Trainer(
             clip=clip,
@@ -214,12 +214,16 @@ class Experiment:
         )
         return episode
 
+    def _clip(self) -> Clip:
+        backbone = self.settings.backbone
+        return clip_at(backbone.model, backbone.weights, self.device, self.settings.text_chunk)
+
     def check_classes(self) -> None:
         """Build the learner and bind it to every test's class names, so that what cannot be tested is not trained.
 
         Raises: ClassBoundError.
         """
-        clip = clip_at(self.settings.backbone.model, self.settings.backbone.weights, self.device)
+        clip = self._clip()
         self._build(clip, self._episode())
 
     def _build(self, clip: Clip, episode: Episode) -> Learner:
@@ -346,11 +350,11 @@ def bank_use(trainer: Trainer, learner: Learner) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def clip_at(model: str, weights: str, device: torch.device) -> Clip:
+def clip_at(model: str, weights: str, device: torch.device, text_chunk: int | None = None) -> Clip:
     """The frozen model on its device; the runs of a sweep share it."""
     bank_at.cache_clear()  # features of another model, which they would keep alive
     folder = demo.BACKBONES.get(model)
-    return load_clip(str(folder) if folder else model, weights).to(device)
+    return load_clip(str(folder) if folder else model, weights).to(device).with_text_chunk(text_chunk)
 
 
 @cache

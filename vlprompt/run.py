@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 GROUPS = ("method", "dataset", "protocol", "backbone")
 SHARED = (
-    *("dataset", "protocol", "backbone", "precision", "device", "threads", "workers", "data", "cache"),
+    *("dataset", "protocol", "backbone", "precision", "device", "threads", "text_chunk", "workers", "data", "cache"),
     *("force", "wandb", "hydra"),
 )
 """What a run and the zero-shot run beside it have in common."""

@@ -205,10 +205,15 @@ def _queries_and_keys(weights: Weights, matrix: str, bias: str) -> tuple[Map, Ma
 def _fuse_quick_gelu(weights: Weights) -> Map | None:
     """x + fc2(act(fc1(norm2(x)))) by QuickGELU(y) = silu(f y) / f: one kernel instead of three, one tensor kept.
 
-    The factors go into the norm, the biases and the sum, so that no matrix is copied. None for other activations.
+    The factors go into the norm, the biases and the sum, so that no matrix is copied. None where a part is of another
+    kind (another activation, a layer scale, quantised maps), or is not the model's own.
     """
     block: Any = weights.module
-    if type(block.mlp.gelu) is not QuickGELU or type(block.ln_2) is not LayerNorm or type(block.ls_2) is not nn.Identity:
+    kinds = {"ln_2": LayerNorm, "mlp.c_fc": nn.Linear, "mlp.gelu": QuickGELU, "mlp.c_proj": nn.Linear}
+    kinds["ls_2"] = nn.Identity
+    if any(type(block.get_submodule(name)) is not kind for name, kind in kinds.items()):
+        return None
+    if any(name.startswith(weights.at) for name in weights.replaced):
         return None
     f, shape, eps = 1.702, block.ln_2.normalized_shape, block.ln_2.eps
 

@@ -1,7 +1,7 @@
 """Frozen image towers: an explicit loop over borrowed blocks."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,9 +88,9 @@ class ImageTower:
         for layer, block in enumerate(self.blocks):
             edit, last = edits.get(layer, NONE), layer == self.depth - 1
             if edit.tokens is not None:
-                seen_once = last or edits.get(layer + 1, NONE).tokens is not None
-                if seen_once and edit.tokens.ndim == 2 and edit == Edit(tokens=edit.tokens):
-                    # what comes of them is never read: they are keys and values, computed once for all images
+                unread = last or edits.get(layer + 1, NONE).tokens is not None
+                if unread and edit.tokens.ndim == 2 and replace(edit, tokens=None) == NONE:
+                    # nothing reads what comes of them: they are keys and values only, computed once for all images
                     x, width = write(x, edit.tokens[:0], self.first, width)
                     tokens = edit.tokens.to(x.dtype)
                     edit = Edit(prefix=Prefix(tokens=block.norm1(self.norm(tokens) if layer == 0 else tokens)))

@@ -20,8 +20,7 @@ class Packing:
     n_shared: int
     counts: tuple[int, ...]  # classes of each length
     lengths: tuple[int, ...]
-    order: Int[Tensor, " C"]  # the classes, shortest first
-    places: Int[Tensor, " C"]  # where each class stands in this order
+    places: Int[Tensor, " C"]  # where each class stands in the table
     source: Int[Tensor, " T"]  # own rows in own.flatten(0, 1)
     depth: Int[Tensor, " T"]  # own rows' position in the text
     last: Int[Tensor, " C"]  # rows that are read out
@@ -83,7 +82,9 @@ def attend_shared_and_own(
 
     The shared keys are not repeated for each class. Queries are those of each class's last rows.
     """
-    q, k, v = (t.unflatten(1, (n_classes, -1)).permute(0, 3, 1, 2, 4).contiguous() for t in (q, k, v))  # [B, h, G, n, c]
+    q, k, v = (
+        t.unflatten(1, (n_classes, -1)).permute(0, 3, 1, 2, 4).contiguous() for t in (q, k, v)
+    )  # [B, h, G, n, c]
     m, n, p = q.shape[3], k.shape[3], shared_k.shape[2]
     q = q * q.shape[-1] ** -0.5
     to_shared = (q.flatten(2, 3) @ shared_k.mT).unflatten(2, (n_classes, m))
@@ -110,7 +111,6 @@ def packing(n_own: tuple[int, ...], width: int, n_shared: int, device: torch.dev
         n_shared=n_shared,
         counts=tuple(n_own.count(length) for length in lengths),
         lengths=tuple(lengths),
-        order=index(order),
         places=torch.tensor(order).argsort().to(device),
         source=index([c * width + i for c, i in inside]),
         depth=index([n_shared + i for _, i in inside]),
