@@ -12,7 +12,7 @@ from vlprompt.towers.block import KeysValues, attend_all
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the tokens stand: `n_shared` rows, then the classes by the number of their own tokens, read out at the last.
+    """Where tokens stand: `n_shared` rows, then the classes by the number of their own tokens, read out at the last.
 
     Exact, because attention is causal: shared tokens see no class, and no token sees what follows it.
     """
