@@ -331,10 +331,10 @@ def whole_pass(model, tokens, eot, deep=()):
     return x[torch.arange(len(x)), eot] @ model.text_projection
 
 
-def sequences(clip, context, position):
+def sequences(clip, context, position, names=CLASSES):
     """Prompts put together by hand, class after class: start, context around the name, rest."""
     rows, eots = [], []
-    for i, name in enumerate(CLASSES):
+    for i, name in enumerate(names):
         own = context[i] if context.ndim == 3 else context
         n = len(own)
         ids = clip.text.tokenize(["X " * n + name.replace("_", " ") + "."])[0]

@@ -166,13 +166,17 @@ class Experiment:
         )
         return episode
 
+    def clip(self) -> Clip:
+        """The frozen model."""
+        backbone = self.settings.backbone
+        return clip_at(backbone.model, backbone.weights, self.device, self.settings.text_chunk)
+
     def check_classes(self) -> None:
         """Build the learner and bind it to every test's class names, so that what cannot be tested is not trained.
 
         Raises: ClassBoundError.
         """
-        clip = clip_at(self.settings.backbone.model, self.settings.backbone.weights, self.device)
-        self.build(clip, self.episode())
+        self.build(self.clip(), self.episode())
 
     def build(self, clip: Clip, episode: Episode) -> Learner:
         """A fresh learner, whose initial values depend on the seed alone.

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 GROUPS = ("method", "dataset", "protocol", "backbone")
 SHARED = (
-    *("dataset", "protocol", "backbone", "precision", "device", "threads", "workers", "data", "cache", "bank"),
-    *("force", "wandb", "hydra"),
+    *("dataset", "protocol", "backbone", "precision", "device", "threads", "text_chunk", "workers", "data", "cache"),
+    *("bank", "force", "wandb", "hydra"),
 )
 """What a run and the zero-shot run beside it have in common."""
 WORDING = ("template", "templates")  # arguments of a method that may be those of the data set

@@ -50,7 +50,7 @@ class Session:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         episode = experiment.episode()
-        clip = clip_at(settings.backbone.model, settings.backbone.weights, experiment.device)
+        clip = experiment.clip()
         learner = experiment.build(clip, episode)
         trainer = make_trainer(settings, clip, experiment.precision, reporter)
         used = replace(trainer.bank.use) if trainer.bank else None
@@ -209,11 +209,11 @@ def bank_use(trainer: Trainer, learner: Learner, before: Use | None) -> dict[str
 
 
 @lru_cache(maxsize=1)
-def clip_at(model: str, weights: str, device: torch.device) -> Clip:
+def clip_at(model: str, weights: str, device: torch.device, text_chunk: int | None = None) -> Clip:
     """The frozen model on its device; the runs of a sweep share it."""
     bank_at.cache_clear()  # features of another model, which they would keep alive
     folder = demo.BACKBONES.get(model)
-    return load_clip(str(folder) if folder else model, weights).to(device)
+    return load_clip(str(folder) if folder else model, weights).to(device).with_text_chunk(text_chunk)
 
 
 @cache

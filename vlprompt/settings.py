@@ -108,6 +108,7 @@ class Settings(BaseModel):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     precision: Literal["auto", "fp32", "bf16"]
     threads: PositiveInt | None
+    text_chunk: PositiveInt | None
     workers: NonNegativeInt | None
     cache: bool
     force: bool

@@ -42,6 +42,7 @@ class Learner(nn.Module):
         self.classes = self.trained_classes = tuple(classes)
         self.rows: tuple[int, ...] | None = None
         self._prompts: Prompts | None = None
+        self._fixed_features: Tensor | None = None
 
     @property
     def class_bound(self) -> bool:
@@ -65,7 +66,7 @@ class Learner(nn.Module):
                 f"and cannot tell {len(classes)} other ones apart: use a method or setting without class-specific "
                 "parameters, or a protocol that tests the training classes (few-shot)"
             )
-        self.classes, self.rows, self._prompts = classes, rows, None
+        self.classes, self.rows, self._prompts, self._fixed_features = classes, rows, None, None
 
     @property
     def text(self) -> TextTower:
@@ -84,8 +85,11 @@ class Learner(nn.Module):
         return self.text.prompts(self.classes, template=self.template)
 
     def encode_classes(self) -> Float[Tensor, "C e"] | None:
-        """Un-normalised class features; None where they depend on the image."""
-        return self.text(self.prompts)
+        """Un-normalised class features; None where they depend on the image. Here those of the frozen text tower."""
+        if self._fixed_features is None:  # computed once a bind, as nothing in them is trained
+            with torch.no_grad():
+                self._fixed_features = self.text(self.prompts)
+        return self._fixed_features
 
     def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
         """Un-normalised image features."""
@@ -178,7 +182,8 @@ class BlockLearner(Learner):
         raise NotImplementedError
 
     def encode_classes(self) -> Float[Tensor, "C e"] | None:
-        return self.text(self.prompts, self.edits("text"))
+        edits = self.edits("text")
+        return self.text(self.prompts, edits) if edits else super().encode_classes()
 
     def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
         return self.clip.image(images, self.edits("image"))

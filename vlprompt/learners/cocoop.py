@@ -48,7 +48,7 @@ class CoCoOp(ContextLearner):
         return torch.cat([self._conditional(part) for part in features.split(at_once)])
 
     def _conditional(self, features: Float[Tensor, "B e"]) -> Float[Tensor, "B C"]:
-        shift = self.meta_net(F.normalize(features.float(), dim=-1))  # [B, d]
+        shift = self.meta_net(F.normalize(features.to(self.context.dtype), dim=-1))  # [B, d]
         classes = self.text(self.prompts.with_context(self.context + shift[:, None]))  # [B, C, e]
         rows = [scaled_cosine(f[None], c, self.clip.scale) for f, c in zip(features, classes, strict=True)]
         return torch.cat(rows)

@@ -31,7 +31,7 @@ class LinearHead(Learner):
         """The head holds them."""
 
     def logits(self, images: Images, class_features: Float[Tensor, "C e"] | None = None) -> Float[Tensor, "B C"]:
-        logits = self.head(self.encode_images(images)).float()
+        logits = self.head(self.encode_images(images)).to(self.head.weight.dtype)
         return logits if self.rows is None else logits[:, list(self.rows)]
 
     def param_groups(self, fit: Any) -> list[dict[str, Any]]:

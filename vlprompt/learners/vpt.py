@@ -80,7 +80,7 @@ class VPT(Learner):
     def logits(self, images: Images, class_features: Float[Tensor, "C e"] | None) -> Float[Tensor, "B C"]:
         if class_features is not None:
             return super().logits(images, class_features)
-        logits = self.head(self.encode_images(images)).float()
+        logits = self.head(self.encode_images(images)).to(self.head.weight.dtype)
         return logits if self.rows is None else logits[:, list(self.rows)]
 
     def param_groups(self, fit: Any) -> list[dict[str, Any]]:

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from open_clip.transformer import LayerNorm, QuickGELU
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from vlprompt.errors import UserError
-from vlprompt.towers.edits import NONE, Edit
+from vlprompt.towers.edits import NONE, Edit, Prefix
 
 Map = Callable[[Tensor], Tensor]
 
@@ -79,12 +80,35 @@ class Matrix:
     n_in: int
 
 
+KeysValues = tuple[Float[Tensor, "#B h p c"], Float[Tensor, "#B h p c"]]
+
+Attend = Callable[[Tensor, Tensor, Tensor, KeysValues | None], Tensor]
+"""(queries, keys, values [B, N, h, c], more keys and values that all queries see) -> [B, queries, h, c]."""
+
+
+def attend_all(
+    q: Float[Tensor, "B Q h c"],
+    k: Float[Tensor, "B N h c"],
+    v: Float[Tensor, "B N h c"],
+    more: KeysValues | None = None,
+    *,
+    mask: Bool[Tensor, "Q N"] | None = None,
+) -> Float[Tensor, "B Q h c"]:
+    """Softmax attention within each sequence; `mask` says which keys a query sees (None: all)."""
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    if more is not None:
+        k, v = (torch.cat([t.expand(len(q), -1, -1, -1), own], 2) for t, own in zip(more, (k, v), strict=True))
+        mask = None if mask is None else F.pad(mask, (more[0].shape[2], 0), value=True)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
 @dataclass(frozen=True)
 class Block:
-    """A pre-norm block, as maps. `qkv` stacks the three projections: [.., d] -> [.., 3d]."""
+    """A pre-norm block, as maps. `kv` stacks two projections: [.., d] -> [.., 2d]."""
 
     norm1: Map
-    qkv: Map
+    q: Map
+    kv: Map
     out: Map
     norm2: Map
     fc1: Map
@@ -96,65 +120,57 @@ class Block:
     gain1: Map  # layer scale, or identity
     gain2: Map
     matrices: Mapping[str, Matrix]  # by edit site: q, k, v, o, fc1, fc2
+    fused: Map | None = None  # norm2 to fc2 and the sum with what entered, in fewer steps
 
     def __call__(
-        self,
-        x: Float[Tensor, "B N d"],
-        edit: Edit = NONE,
-        *,
-        mask: Bool[Tensor, "N M"] | None = None,
-        past: tuple[Float[Tensor, "B h p c"], Float[Tensor, "B h p c"]] | None = None,
-    ) -> tuple[Float[Tensor, "B N d"], tuple[Float[Tensor, "B h N c"], Float[Tensor, "B h N c"]]]:
-        """Run the block.
+        self, x: Float[Tensor, "B N d"], edit: Edit = NONE, *, attend: Attend = attend_all, read: Map | None = None
+    ) -> Float[Tensor, "B Q d"]:
+        """Run the block on a table of rows.
 
-        `past` are keys and values of earlier tokens, which these tokens see too; `mask` says which of past and own
-        keys (M of them, past first) each token sees; None: all. Also returns the tokens' own keys and values.
+        `attend` says which rows see each other; all else acts row by row. `read` picks the rows whose output is
+        needed, [B, N, d] -> [B, Q, d] (None: all); the others are keys and values only.
         """
         u = self.norm1(x)
-        q, k, v = self._heads(u, edit)
-        own = (k, v)
-        if past is not None:
-            k, v = torch.cat([past[0], k], -2), torch.cat([past[1], v], -2)
-        a = self._attend(q, k, v, edit, mask).transpose(-3, -2).flatten(-2)
+        k, v = self.kv(u).chunk(2, dim=-1)
+        k, v = self.k_norm(self._heads(_plus(k, edit.k, u))), self._heads(_plus(v, edit.v, u))
+        if read is not None:
+            x, u = read(x), read(u)
+        q = self.q_norm(self._heads(_plus(self.q(u), edit.q, u)))
+        a = self._attend(q, k, v, edit.prefix, attend).flatten(-2)
         h = _plus(self.out(a), edit.o, a)
         if edit.attn is not None:
             h = edit.attn(h, x).to(h.dtype)
         x = x + self.gain1(h)
+        if self.fused is not None and edit.fc1 is edit.fc2 is edit.mlp is None:
+            return self.fused(x)
         u = self.norm2(x)
         a = self.act(_plus(self.fc1(u), edit.fc1, u))
         h = _plus(self.fc2(a), edit.fc2, a)
         if edit.mlp is not None:
             h = edit.mlp(h, x).to(h.dtype)
-        return x + self.gain2(h), own
+        return x + self.gain2(h)
 
-    def _split(self, t: Float[Tensor, "*B n d"]) -> Float[Tensor, "*B h n c"]:
-        return t.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+    def _heads(self, t: Float[Tensor, "*B n d"]) -> Float[Tensor, "*B n h c"]:
+        return t.unflatten(-1, (self.heads, -1))
 
-    def _heads(self, u: Float[Tensor, "B n d"], edit: Edit) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.qkv(u).chunk(3, dim=-1)
-        q, k, v = _plus(q, edit.q, u), _plus(k, edit.k, u), _plus(v, edit.v, u)
-        return self.q_norm(self._split(q)), self.k_norm(self._split(k)), self._split(v)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, prefix: Prefix | None, attend: Attend) -> Tensor:
+        if prefix is None:
+            return attend(q, k, v, None)
+        more = self._keys_values(prefix, k.dtype)
+        if prefix.gate is None:
+            return attend(q, k, v, more)
+        own = F.scaled_dot_product_attention(q.transpose(1, 2), *(t.expand(len(q), -1, -1, -1) for t in more))
+        return attend(q, k, v, None) + prefix.gate.to(q.dtype)[:, None] * own.transpose(1, 2)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, edit: Edit, mask: Tensor | None) -> Float[Tensor, "B h N c"]:
-        if edit.prefix is None:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        prefix = edit.prefix
+    def _keys_values(self, prefix: Prefix, dtype: torch.dtype) -> KeysValues:
         if prefix.tokens is not None:
-            _, pk, pv = self.qkv(prefix.tokens.to(q.dtype)).chunk(3, dim=-1)
-            pk, pv = self.k_norm(self._split(pk)), self._split(pv)
+            k, v = self.kv(prefix.tokens.to(dtype)).chunk(2, dim=-1)
+            k, v = self.k_norm(self._heads(k)).transpose(0, 1), self._heads(v).transpose(0, 1)
         else:
             assert prefix.key is not None
             assert prefix.value is not None
-            pk, pv = prefix.key, prefix.value
-        pk, pv = (t.to(k.dtype).expand(q.shape[0], -1, -1, -1) for t in (pk, pv))
-        if prefix.gate is not None:
-            gate = prefix.gate.to(q.dtype)[:, None, None]
-            a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-            return a + gate * F.scaled_dot_product_attention(q, pk, pv)
-        if mask is not None:
-            mask = F.pad(mask, (pk.shape[-2], 0), value=True)
-        k, v = torch.cat([pk, k], -2), torch.cat([pv, v], -2)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            k, v = prefix.key, prefix.value
+        return k.to(dtype)[None], v.to(dtype)[None]
 
 
 def _plus(y: Tensor, delta: Callable[[Tensor], Tensor] | None, x: Tensor) -> Tensor:
@@ -175,6 +191,41 @@ def _matrices(weights: Weights, qkv: str, out: str, fc1: str, fc2: str) -> dict[
     return found
 
 
+def _queries_and_keys(weights: Weights, matrix: str, bias: str) -> tuple[Map, Map]:
+    """The maps to queries, and to keys and values, of a matrix that stacks the three."""
+    d = weights.tensor(matrix).shape[0] // 3
+
+    def project(u: Tensor, rows: slice) -> Tensor:
+        b = weights.tensor(bias)
+        return F.linear(u, weights.tensor(matrix)[rows], None if b is None else b[rows])
+
+    return partial(project, rows=slice(0, d)), partial(project, rows=slice(d, None))
+
+
+def _fuse_quick_gelu(weights: Weights) -> Map | None:
+    """x + fc2(act(fc1(norm2(x)))) by QuickGELU(y) = silu(f y) / f: one kernel instead of three, one tensor kept.
+
+    The factors go into the norm, the biases and the sum, so that no matrix is copied. None where a part is of another
+    kind (another activation, a layer scale, quantised maps), or is not the model's own.
+    """
+    block: Any = weights.module
+    kinds = {"ln_2": LayerNorm, "mlp.c_fc": nn.Linear, "mlp.gelu": QuickGELU, "mlp.c_proj": nn.Linear}
+    kinds["ls_2"] = nn.Identity
+    if any(type(block.get_submodule(name)) is not kind for name, kind in kinds.items()):
+        return None
+    if any(name.startswith(weights.at) for name in weights.replaced):
+        return None
+    f, shape, eps = 1.702, block.ln_2.normalized_shape, block.ln_2.eps
+
+    def fused(x: Tensor) -> Tensor:
+        u = F.layer_norm(x, shape, f * weights.tensor("ln_2.weight"), f * weights.tensor("ln_2.bias"), eps)
+        a = F.silu(F.linear(u, weights.tensor("mlp.c_fc.weight"), f * weights.tensor("mlp.c_fc.bias")))
+        h = F.linear(a, weights.tensor("mlp.c_proj.weight"), f * weights.tensor("mlp.c_proj.bias"))
+        return torch.add(x, h, alpha=1 / f)
+
+    return fused
+
+
 def view(weights: Weights) -> Block:
     """The block at `weights` as maps.
 
@@ -185,13 +236,11 @@ def view(weights: Weights) -> Block:
     kind = type(block).__name__
     if kind == "ResidualAttentionBlock" and not hasattr(block, "ln_1_kv"):  # open_clip
         attn: Any = block.attn
-
-        def qkv(u: Tensor) -> Tensor:
-            return F.linear(u, weights.tensor("attn.in_proj_weight"), weights.tensor("attn.in_proj_bias"))
-
+        q, kv = _queries_and_keys(weights, "attn.in_proj_weight", "attn.in_proj_bias")
         return Block(
             norm1=weights.call("ln_1"),
-            qkv=qkv,
+            q=q,
+            kv=kv,
             out=weights.call("attn.out_proj"),
             norm2=weights.call("ln_2"),
             fc1=weights.call("mlp.c_fc"),
@@ -203,6 +252,7 @@ def view(weights: Weights) -> Block:
             gain1=weights.call("ls_1"),
             gain2=weights.call("ls_2"),
             matrices=_matrices(weights, "attn.in_proj_weight", "attn.out_proj", "mlp.c_fc", "mlp.c_proj"),
+            fused=_fuse_quick_gelu(weights),
         )
     if kind == "Block" and hasattr(getattr(block, "attn", None), "qkv"):  # timm's VisionTransformer
         if getattr(block.attn, "gate", None) is not None:
@@ -210,9 +260,11 @@ def view(weights: Weights) -> Block:
         mlp_norm, act = weights.call("mlp.norm"), weights.call("mlp.act")
         attn_norm = weights.call("attn.norm") if hasattr(block.attn, "norm") else _identity
         proj = weights.call("attn.proj")
+        q, kv = _queries_and_keys(weights, "attn.qkv.weight", "attn.qkv.bias")
         return Block(
             norm1=weights.call("norm1"),
-            qkv=weights.call("attn.qkv"),
+            q=q,
+            kv=kv,
             out=lambda a: proj(attn_norm(a)),
             norm2=weights.call("norm2"),
             fc1=weights.call("mlp.fc1"),

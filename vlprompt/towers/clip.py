@@ -47,6 +47,7 @@ class Clip:
     preprocess: Preprocess
     weights: Weights
     words: WordTable | None = None  # None where there is no text tower
+    text_chunk: int | None = None  # classes whose activations the text tower keeps for backward; None: all
 
     def with_weights(self, tensors: Mapping[str, Tensor]) -> "Clip":
         """The same towers reading these tensors instead, under the names of the model's own state dict.
@@ -60,8 +61,7 @@ class Clip:
                 raise unknown("weight", name, own)
             if own[name].shape != tensor.shape:
                 raise UserError(f"weight '{name}' is {list(own[name].shape)} in the model, got {list(tensor.shape)}")
-        weights = replace(self.weights, replaced={**self.weights.replaced, **tensors})
-        return build(weights, name=self.name, preprocess=self.preprocess, words=self.words)
+        return self._rebuilt(replace(self.weights, replaced={**self.weights.replaced, **tensors}))
 
     def merge(self, deltas: Mapping[tuple[str, int, str], Float[Tensor, "n_out n_in"]]) -> "Clip":
         """The same towers with matrices added to linear maps, by tower ("image", "text"), layer and edit site."""
@@ -76,7 +76,14 @@ class Clip:
     def to(self, device: torch.device | str) -> "Clip":
         """The same model, moved (the borrowed modules move with it)."""
         self.weights.root.to(device)
-        return build(self.weights, name=self.name, preprocess=self.preprocess, words=self.words)
+        return self._rebuilt(self.weights)
+
+    def with_text_chunk(self, n_classes: int | None) -> "Clip":
+        """The same model, whose text tower keeps the activations of so many classes at a time; None: of all."""
+        return replace(self, text_chunk=n_classes)._rebuilt(self.weights)
+
+    def _rebuilt(self, weights: Weights) -> "Clip":
+        return build(weights, name=self.name, preprocess=self.preprocess, words=self.words, text_chunk=self.text_chunk)
 
     @cached_property
     def image_fingerprint(self) -> str:
@@ -94,22 +101,25 @@ class Clip:
         return next(self.weights.root.parameters()).device
 
 
-def build(weights: Weights, *, name: str, preprocess: Preprocess, words: WordTable | None) -> Clip:
+def build(
+    weights: Weights, *, name: str, preprocess: Preprocess, words: WordTable | None, text_chunk: int | None = None
+) -> Clip:
     """The towers over an open_clip or timm model, whose parameters no longer ask for gradients."""
     weights.root.eval().requires_grad_(False)
     model: Any = weights.root
     return Clip(
         image=timm_vit(weights) if words is None else image_tower(weights.below("visual")),
-        text=None if words is None else _text_tower(weights, words),
+        text=None if words is None else _text_tower(weights, words, text_chunk),
         scale=1.0 if words is None else math.exp(float(model.logit_scale)),
         name=name,
         preprocess=preprocess,
         weights=weights,
         words=words,
+        text_chunk=text_chunk,
     )
 
 
-def _text_tower(weights: Weights, words: WordTable) -> TextTower:
+def _text_tower(weights: Weights, words: WordTable, chunk: int | None) -> TextTower:
     if hasattr(weights.root, "text"):
         weights = weights.below("text")
         text: Any = weights.module
@@ -150,6 +160,7 @@ def _text_tower(weights: Weights, words: WordTable) -> TextTower:
         first=1 if causal else 0,
         width=positions.shape[1],
         embed_dim=count_outputs(text.text_projection, positions.shape[1]),
+        chunk=chunk,
     )
 
 

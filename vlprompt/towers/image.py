@@ -1,7 +1,7 @@
 """Frozen image towers: an explicit loop over borrowed blocks."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlprompt.errors import UserError
 from vlprompt.towers.block import Block, Map, Weights, view
-from vlprompt.towers.edits import NO_EDITS, NONE, Edits, check_layers
+from vlprompt.towers.edits import NO_EDITS, NONE, Edit, Edits, Prefix, check_layers
 
 
 class NeedsPixels(Exception):
@@ -43,13 +43,14 @@ class ImageTower:
         norm: Map,  # before the first block
         blocks: tuple[Block, ...],
         project: Map,  # tokens [B, N, d] -> features [B, e]
+        read: Map | None = None,  # tokens [B, N, d] -> those that `project` reads; None: all
         first: int,
         width: int,
         embed_dim: int,
         patch_size: int = 0,  # side in pixels; 0 for a ResNet
     ) -> None:
         self.patch_size = patch_size
-        self.embed, self.norm, self.blocks, self.project = embed, norm, blocks, project
+        self.embed, self.norm, self.blocks, self.project, self.read = embed, norm, blocks, project, read
         self.first, self.width, self.embed_dim = first, width, embed_dim
 
     @property
@@ -85,13 +86,20 @@ class ImageTower:
             raise NeedsPixels
         x, width = self.embed(images.pixels), 0
         for layer, block in enumerate(self.blocks):
-            edit = edits.get(layer, NONE)
+            edit, last = edits.get(layer, NONE), layer == self.depth - 1
             if edit.tokens is not None:
-                x, width = write(x, edit.tokens, self.first, width)
+                unread = last or edits.get(layer + 1, NONE).tokens is not None
+                if unread and edit.tokens.ndim == 2 and replace(edit, tokens=None) == NONE:
+                    # nothing reads what comes of them: they are keys and values only, computed once for all images
+                    x, width = write(x, edit.tokens[:0], self.first, width)
+                    tokens = edit.tokens.to(x.dtype)
+                    edit = Edit(prefix=Prefix(tokens=block.norm1(self.norm(tokens) if layer == 0 else tokens)))
+                else:
+                    x, width = write(x, edit.tokens, self.first, width)
             if layer == 0:
                 x = self.norm(x)
-            x, _ = block(x, edit)
-        if width:
+            x = block(x, edit, read=self.read if last else None)
+        if width and self.read is None:
             x = torch.cat([x[:, : self.first], x[:, self.first + width :]], 1)
         return self.project(x)
 
@@ -102,6 +110,8 @@ def write(
     """Write prompt tokens into the slot x[:, at : at+width] (width 0: open it). -> (x, the slot's new width)."""
     if tokens.shape[-1] != x.shape[-1]:
         raise UserError(f"prompt tokens have width {tokens.shape[-1]}, this tower needs {x.shape[-1]}")
+    if width == tokens.shape[-2] == 0:
+        return x, 0
     tokens = tokens.to(x.dtype).expand(x.shape[0], -1, -1)
     return torch.cat([x[:, :at], tokens, x[:, at + width :]], 1), tokens.shape[1]
 
@@ -135,6 +145,10 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
+def _class_token(x: Float[Tensor, "B N d"]) -> Float[Tensor, "B 1 d"]:
+    return x[:, :1]
+
+
 def _open_clip_vit(weights: Weights) -> ImageTower:
     visual: Any = weights.module
     if visual.attn_pool is not None or visual.pool_type not in ("tok", "avg"):
@@ -161,6 +175,7 @@ def _open_clip_vit(weights: Weights) -> ImageTower:
         norm=weights.call("ln_pre"),
         blocks=blocks,
         project=project,
+        read=_class_token if visual.pool_type == "tok" else None,
         first=1,
         width=width,
         embed_dim=embed_dim,
@@ -196,6 +211,7 @@ def timm_vit(weights: Weights, head: Callable[[Tensor], Tensor] = _same) -> Imag
         norm=weights.call("norm_pre"),
         blocks=tuple(view(weights.below(f"blocks.{i}")) for i in range(len(trunk.blocks))),
         project=project,
+        read=_class_token if trunk.attn_pool is None and trunk.global_pool == "token" else None,
         first=trunk.num_prefix_tokens,
         width=trunk.embed_dim,
         embed_dim=embed_dim,

@@ -2,15 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from vlprompt.errors import UserError
-from vlprompt.towers.block import Block, Map
+from vlprompt.towers.block import Block, Map, attend_all
 from vlprompt.towers.edits import NO_EDITS, NONE, Edit, Edits, check_layers, drops
+from vlprompt.towers.packing import packing
+
+ROWS_AT_ONCE = 4096
+"""Tokens that pass the text tower together where no gradients are kept: a bound on its memory."""
 
 Position = Literal["end", "middle", "front"]
 """Where the class name stands among the context tokens (Zhou et al., IJCV 2022, section 3.2)."""
@@ -60,6 +66,12 @@ class Prompts:
                 f"a context of {n} tokens does not fit: the text has {n_shared - self.first} tokens before the names"
             )
 
+    def of(self, classes: Int[Tensor, " c"]) -> "Prompts":
+        """Those of some of the classes."""
+        at = classes.tolist()
+        lengths = tuple(self.name_lengths[c] for c in at)
+        return replace(self, own=self.own[at], eot=self.eot[at], name_lengths=lengths)
+
     def whole(self) -> Float[Tensor, "C T d"]:
         """The unsplit sequences."""
         return torch.cat([self.shared.expand(len(self.own), -1, -1), self.own], 1)
@@ -87,6 +99,8 @@ class TextTower:
 
     Because attention is causal, the shared tokens run once for all classes, and whatever follows the last token that
     is read is never computed. Both are exact. A tower without a causal mask (SigLIP) runs every padded sequence whole.
+
+    `chunk` classes at a time (None: all) keep their activations for backward; the others' are computed again there.
     """
 
     def __init__(
@@ -103,10 +117,12 @@ class TextTower:
         first: int,
         width: int,
         embed_dim: int,
+        chunk: int | None = None,
     ) -> None:
         self.tokenize, self.count, self.embed, self.positions = tokenize, count, embed, positions
         self.blocks, self.project, self.read = blocks, project, read
         self.causal, self.first, self.width, self.embed_dim = causal, first, width, embed_dim
+        self.chunk = chunk
 
     @property
     def depth(self) -> int:
@@ -151,27 +167,34 @@ class TextTower:
         check_layers(edits, self.depth, "the text tower")
         if edits.get(0, NONE).tokens is not None:
             raise UserError("tokens of the text tower's layer 0 enter through Prompts.with_context, not as an edit")
-        if self.causal and not drops(edits):
-            x = self._run_shared(prompts, edits)
-        else:
-            x = self._run_whole(prompts, edits)
-        return self.project(x)
+        run = self._run_packed if self.causal and not drops(edits) else self._run_whole
+        chunks = self._chunks(prompts)
+        if len(chunks) == 1:
+            return run(prompts, edits)
+        if torch.is_grad_enabled():
+            run = partial(checkpoint, run, use_reentrant=False)
+        features = torch.cat([run(prompts.of(chunk), edits) for chunk in chunks], -2)
+        return features.index_select(-2, torch.cat(chunks).argsort().to(features.device))
 
-    def _run_shared(self, prompts: Prompts, edits: Edits) -> Tensor:
-        lead = prompts.shared.shape[:-2]
-        shared, own = prompts.shared if lead else prompts.shared[None], prompts.own
-        (B, P, _), (C, S, _) = shared.shape, own.shape
-        x = shared + self.positions[:P]
-        y = _repeat((own + self.positions[P : P + S])[None], B, 0)  # [B*C, S, d]
-        causal = torch.ones(P + S, P + S, dtype=torch.bool, device=y.device).tril()
+    def _chunks(self, prompts: Prompts) -> tuple[Int[Tensor, " c"], ...]:
+        """The classes in parts that run one after the other, those with short prompts first."""
+        order = prompts.eot.argsort()
+        if torch.is_grad_enabled():
+            return order.split(self.chunk or len(order))
+        n_images = len(prompts.shared) if prompts.shared.ndim == 3 else 1
+        rows = (n_images * (prompts.eot[order] + 1)).cumsum(0)
+        counts = (rows // ROWS_AT_ONCE).unique_consecutive(return_counts=True)[1]
+        return order.split(counts.tolist())
+
+    def _run_packed(self, prompts: Prompts, edits: Edits) -> Tensor:
+        lead, P, own = prompts.shared.shape[:-2], prompts.shared.shape[-2], prompts.own
+        packed = packing(tuple((prompts.eot + 1).tolist()), own.shape[1], P, own.device)
+        x = packed.pack(prompts.shared if lead else prompts.shared[None], own, self.positions)
         for layer, block in enumerate(self.blocks):
             edit = edits.get(layer, NONE)
-            x = self._write(x, edit)
-            x, (k, v) = block(x, edit, mask=causal[:P, :P])
-            past = (_repeat(k[:, None], C, 1), _repeat(v[:, None], C, 1))
-            y, _ = block(y, edit, mask=causal[P:], past=past)
-        y = y.view(B, C, S, -1)
-        return y[:, torch.arange(C, device=y.device), prompts.eot].reshape(*lead, C, -1)
+            x = self._write(x, edit, P)
+            x = block(x, edit, attend=packed.attend, read=packed.read if layer == self.depth - 1 else None)
+        return self.project(packed.unpack(x).reshape(*lead, len(own), -1))
 
     def _run_whole(self, prompts: Prompts, edits: Edits) -> Tensor:
         lead = prompts.shared.shape[:-2]
@@ -182,19 +205,19 @@ class TextTower:
         mask = torch.ones(P + S, P + S, dtype=torch.bool, device=x.device).tril() if self.causal else None
         for layer, block in enumerate(self.blocks):
             edit = edits.get(layer, NONE)
-            x, _ = block(self._write(x, edit), edit, mask=mask)
+            x = block(self._write(x, edit, P + S), edit, attend=partial(attend_all, mask=mask))
         x = x.view(B, C, P + S, -1)
-        return x[:, torch.arange(C, device=x.device), prompts.eot + P].reshape(*lead, C, -1)
+        return self.project(x[:, torch.arange(C, device=x.device), prompts.eot + P].reshape(*lead, C, -1))
 
-    def _write(self, x: Float[Tensor, "R T d"], edit: Edit) -> Float[Tensor, "R T d"]:
+    def _write(self, x: Float[Tensor, "R T d"], edit: Edit, n_shared: int) -> Float[Tensor, "R T d"]:
         """Write deep prompts over the tokens that the context occupies; they get no positions."""
         if edit.tokens is None:
             return x
         n, d = edit.tokens.shape[-2:]
-        if d != self.width or self.first + n > x.shape[1]:
+        if d != self.width or self.first + n > n_shared:
             raise UserError(
                 f"deep text prompts [{n}, {d}] do not fit: the text tower has width {self.width} and "
-                f"{x.shape[1] - self.first} tokens common to all classes after the start token"
+                f"{n_shared - self.first} tokens common to all classes after the start token"
             )
         tokens = edit.tokens.to(x.dtype)
         tokens = _repeat(tokens[:, None], len(x) // len(tokens), 1) if tokens.ndim == 3 else tokens.expand(len(x), n, d)
