@@ -15,6 +15,7 @@ from vlprompt.data.dataset import Dataset
 from vlprompt.data.image_cache import ImageCache
 from vlprompt.data.images import Augment, seed_of
 from vlprompt.data.sampling import sample_few_shot
+from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
 from vlprompt.locations import data_root
 from vlprompt.machine import (
@@ -126,6 +127,24 @@ class Experiment:
             precision=precision,
         )
 
+    @classmethod
+    def of_record(cls, folder: Path, record: Record, *, device: str = "auto") -> "Experiment":
+        """A finished run as it was, to be tested once more.
+
+        Raises:
+            UserError: its configuration is gone, or its data set is another one now.
+        """
+        try:
+            config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{folder} cannot be tested again: {error.filename} is missing") from None
+        config |= {"device": device, "precision": record.precision}
+        choices = record.model_dump(include={"protocol", "backbone", "method"})
+        experiment = cls.read(config, choices=choices, default=lambda: config)
+        if experiment.dataset.fingerprint() != record.split_hash:
+            raise UserError(f"{folder} was trained on another split of {record.dataset}: run it again with force=true")
+        return experiment
+
     def run(self, reference: "Experiment | None" = None, *, show: bool = True) -> Record:
         """Run, or find the finished run, and show its table beside the reference's.
 
@@ -161,17 +180,7 @@ class Experiment:
         episode = self._episode()
         clip = clip_at(self.settings.backbone.model, self.settings.backbone.weights, self.device)
         learner = self._build(clip, episode)
-        trainer = Trainer(
-            clip=clip,
-            bank=bank_at(clip, self.precision, self._workers(), self._cache()),
-            reporter=reporter,
-            precision=self.precision,
-            seed=self.settings.seed,
-            workers=self._workers(),
-            bank_views=self.settings.bank.views,
-            augment=Augment(**self.settings.augment.model_dump()),
-            cache=self._cache(),
-        )
+        trainer = self._trainer(clip, reporter)
         reset_peak_memory(self.device)
         curve, train_seconds = self._fit(trainer, learner, episode, tracker)
         predictions, test_seconds = measure(self._evaluate, trainer, learner, episode)
@@ -182,7 +191,7 @@ class Experiment:
             curve=[asdict(epoch) for epoch in curve],
             bank=bank_use(trainer, learner),
             cost={
-                "trained_parameters": sum(p.numel() for p in learner.parameters()),
+                "trained_parameters": learner.n_trained,
                 "stored_bytes": self._save(run.folder, learner, predictions),
                 "train_seconds": train_seconds,
                 "test_seconds": test_seconds,
@@ -194,6 +203,36 @@ class Experiment:
         run.publish(record)
         tracker.finish(scores, predictions, {name: split.classes for name, split in episode.tests.items()})
         return record
+
+    def _trainer(self, clip: Clip, reporter: Reporter) -> Trainer:
+        return Trainer(
+            clip=clip,
+            bank=bank_at(clip, self.precision, self._workers(), self._cache()),
+            reporter=reporter,
+            precision=self.precision,
+            seed=self.settings.seed,
+            workers=self._workers(),
+            bank_views=self.settings.bank.views,
+            augment=Augment(**self.settings.augment.model_dump()),
+            cache=self._cache(),
+        )
+
+    def test_again(self, folder: Path, changed: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+        """Scores on each test of the tensors in a run's folder, with settings replaced that need no training.
+
+        Raises:
+            UserError: an unknown setting, a wrong value, or one that other tensors belong to.
+        """
+        kind, arguments = locate({**self.settings.method, **changed}, Learner, "method")
+        clip, episode = (
+            clip_at(self.settings.backbone.model, self.settings.backbone.weights, self.device),
+            self._episode(),
+        )
+        again = replace(self, learner=kind, arguments=arguments)
+        learner = again._build(clip, episode)
+        saved.load_tensors(learner, folder)
+        predictions = again._evaluate(self._trainer(clip, Reporter()), learner, episode)
+        return {name: score(kept) for name, kept in predictions.items()}
 
     def _headline(self) -> str:
         cell, backbone = self.cell, self.settings.backbone
@@ -343,6 +382,20 @@ def bank_use(trainer: Trainer, learner: Learner) -> dict[str, Any]:
     """What of the bank this run used, for its record."""
     banked = trainer.reads_features(learner)
     return {"test_features": banked, "views": trainer.bank_views if banked else None}
+
+
+def restore(folder: Path) -> Learner:
+    """The trained learner in a run's folder, on the CPU and bound to the classes it was trained on.
+
+    Raises:
+        UserError: no saved learner there, or one that does not fit its own settings.
+    """
+    about = saved.read_config(folder)
+    kind, arguments = locate({"_target_": about["target"], **about["arguments"]}, Learner, "method")
+    clip = clip_at(about["backbone"]["model"], about["backbone"]["weights"], torch.device("cpu"))
+    learner: Learner = kind(clip, about["classes"], **arguments)
+    saved.load_tensors(learner, folder)
+    return learner.eval()
 
 
 @lru_cache(maxsize=1)
