@@ -1,6 +1,7 @@
 """The lecture's methods, each against something that computes the same in another way."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,7 @@ def test_features_of_a_class_are_phrased(tmp_path):
 
 def test_a_long_text_loses_its_last_words(tmp_path):
     kept = " ".join(f"red{i % 10}" for i in range(37))  # two tokens a word; 75 fit
-    file = descriptions(tmp_path, dict.fromkeys(CLASSES, [f"{kept} red1 red2 red3"]))
+    file = descriptions(tmp_path, {name: [f"{kept} red1 red2 red3"] for name in CLASSES})
     hard = learner(HardPrompts, templates=None, descriptions=file)
     assert CLIP.text.count(kept) == 74
     assert hard.texts() == [[kept]] * 3
@@ -127,14 +128,14 @@ def test_a_long_text_loses_its_last_words(tmp_path):
 def test_wordings_that_cannot_be_used_are_refused(tmp_path):
     with pytest.raises(UserError, match="no wording"):
         learner(HardPrompts, templates=None)
-    with pytest.raises(UserError, match="exactly one {}"):
+    with pytest.raises(UserError, match=r"exactly one \{\}"):
         learner(HardPrompts, templates=["a photo."])
     with pytest.raises(UserError, match="unknown template ensemble 'openai'"):
         learner(HardPrompts, templates="openai")
     file = descriptions(tmp_path, {"cat": ["Fur."]})
     with pytest.raises(UserError, match="not 2 of these 3: golden_retriever, hot air balloon"):
         learner(HardPrompts, descriptions=file).encode_classes()
-    with pytest.raises(UserError, match="{description} is missing"):
+    with pytest.raises(UserError, match=r"\{description\} is missing"):
         learner(HardPrompts, descriptions=file, phrase="a {}.")
     for wrong in (["Fur."], {"cat": []}, {"cat": [3]}, {"cat": [" "]}):
         with pytest.raises(UserError, match="another form"):
@@ -223,7 +224,9 @@ def by_hand(model: torch.nn.Module, tokens: Tensor, gates: Tensor) -> Tensor:
         scale = q.shape[-1] ** -0.5
         out = torch.einsum("bhnm,bmhc->bnhc", (torch.einsum("bnhc,bmhc->bhnm", q, k) * scale).softmax(-1), v)
         if (own := layer - len(blocks) + len(tokens)) >= 0:
-            pk, pv = ((tokens[own] @ w.T + b).unflatten(-1, (h, -1)) for w, b in list(zip(weights, biases))[1:])
+            pk, pv = (
+                (tokens[own] @ w.T + b).unflatten(-1, (h, -1)) for w, b in zip(weights[1:], biases[1:], strict=True)
+            )
             shares = (torch.einsum("bnhc,phc->bhnp", q, pk) * scale).softmax(-1)
             out = out + torch.einsum("bhnp,phc->bnhc", shares * gates[own].tanh()[:, None, None], pv)
         x = x + attn.out_proj(out.flatten(-2))
@@ -325,7 +328,7 @@ def test_each_rank_is_lora_of_the_first_rows_and_columns():
         asked = learner(DyLoRA, rank=4, alpha=2.0, sites=["q", "fc1"], test_rank=rank)
         asked.load_state_dict(dynamic.state_dict())
         assert torch.equal(logits(asked), seen[-1])
-    assert not any(close(a, b, 1e-3) for a, b in zip(seen, seen[1:], strict=False))
+    assert not any(close(a, b, 1e-3) for a, b in pairwise(seen))
     for rank in (0, 5):
         with pytest.raises(UserError, match=f"method.test_rank is {rank}, allowed is 1 to method.rank=4"):
             dynamic.use_rank(rank)
@@ -368,7 +371,8 @@ def transformers_clip() -> torch.nn.Module:
             "num_attention_heads": text["heads"], "vocab_size": text["vocab_size"], "eos_token_id": 49407, **shape,
         },
         vision_config={
-            "hidden_size": vision["width"], "intermediate_size": 4 * vision["width"], "patch_size": vision["patch_size"],
+            "hidden_size": vision["width"], "intermediate_size": 4 * vision["width"],
+            "patch_size": vision["patch_size"],
             "num_attention_heads": vision["width"] // vision["head_width"], "image_size": vision["image_size"],
             "num_hidden_layers": vision["layers"], **shape,
         },
