@@ -1,6 +1,7 @@
 """Trained learners again, without training: tested at other settings, and in PEFT's format."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,6 +85,21 @@ def test_what_needs_training_is_refused(setting: str, said: str, results: Path) 
     answer = ask(cli.main, ["evaluate", setting, "--results", str(results)])
     assert answer.code == 2
     assert said in answer.err
+
+
+def test_runs_without_tensors_are_left_out(results: Path, tmp_path: Path) -> None:
+    copies = tmp_path / "results"
+    for seed in (1, 2):
+        folder, _ = run_of(results, "dylora", seed)
+        shutil.copytree(folder, copies / folder.relative_to(results))
+    copied = sorted(find_runs([copies]))
+    (copied[0] / "learner.safetensors").unlink()
+    answer = ask(cli.main, ["evaluate", "method.test_rank=1", "--results", str(copies), "--metric", "nll"])
+    assert answer.code == 0, answer.err
+    assert "1 of 2 runs hold no learner.safetensors and are left out" in answer.out
+    (copied[1] / "learner.safetensors").unlink()
+    answer = ask(cli.main, ["evaluate", "method.test_rank=1", "--results", str(copies)])
+    assert (answer.code, "holds no learner.safetensors" in answer.err) == (2, True)
 
 
 def test_another_split_or_a_missing_file_is_refused(results: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """`vlprompt evaluate` and `vlprompt export`: what can be done with a trained learner without training it again."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,16 +60,19 @@ def evaluate(options: argparse.Namespace) -> int:
     name, values = read_setting(options.setting)
     runs, notes = selected(options)
     runs = {folder: run for folder, run in runs.items() if run.status == "finished" and has_setting(run, name)}
-    if missing := [folder for folder in runs if not (folder / TENSORS).is_file()]:
-        raise UserError(f"{missing[0]} holds no {TENSORS}, so it cannot be tested again: run it again with force=true")
     if not runs:
         raise UserError(f"no finished run has the setting method.{name}: see vlprompt table for what there is")
-    rows = pd.DataFrame([row for folder, run in runs.items() for row in tested(folder, run, name, values, options)])
+    kept = {folder: run for folder, run in runs.items() if (folder / TENSORS).is_file()}
+    if not kept:
+        raise UserError(f"{next(iter(runs))} holds no {TENSORS}, so it cannot be tested: run it again with force=true")
+    if len(kept) < len(runs):
+        notes = [*notes, f"{len(runs) - len(kept)} of {len(runs)} runs hold no {TENSORS} and are left out."]
+    rows = pd.DataFrame([row for folder, run in kept.items() for row in tested(folder, run, name, values, options)])
     if options.format == "csv":
         write(rows.to_csv(index=False), options.output)
         return 0
     groups = rows.groupby(["protocol", "dataset", "backbone", "precision"], sort=False)
-    grids = [Grid(", ".join(map(str, key)), over_seeds(group, name)) for key, group in groups]
+    grids = [Grid(", ".join(map(str, key)), over_seeds(group, name, options.metric)) for key, group in groups]
     write(render_grids(grids, [*notes, *general_notes(rows)], options.format), options.output)
     return 0
 
@@ -90,13 +93,14 @@ def has_setting(run: "Record", name: str) -> bool:
 
 def tested(
     folder: Path, run: "Record", name: str, values: Sequence[Any], options: argparse.Namespace
-) -> list[Mapping[str, Any]]:
+) -> list[dict[str, Any]]:
     """A row for each value: what the run is, and its scores in percent."""
     from vlprompt.experiment import Experiment
     from vlprompt.tables.measures import measure
 
     experiment = Experiment.of_record(folder, run, device=options.device)
-    metric, rows = options.metric, []
+    metric = options.metric
+    rows: list[dict[str, Any]] = []
     for value in values:
         scores = experiment.test_again(folder, {name: value})
         row = {
@@ -107,21 +111,22 @@ def tested(
     return rows
 
 
-def over_seeds(rows: "pd.DataFrame", name: str) -> "pd.DataFrame":
+def over_seeds(rows: "pd.DataFrame", name: str, metric: str) -> "pd.DataFrame":
     """Mean and deviation over seeds, one row a learner, number of shots and value."""
     import pandas as pd
 
     from vlprompt.statistics import spread
+    from vlprompt.tables.measures import measure
     from vlprompt.tables.rendering import spread_text
 
     keys = ["method", "variant", "shots", name]
     splits = [column for column in rows.columns[list(rows.columns).index(name) + 1 :] if rows[column].notna().any()]
     shown = []
-    for key, group in rows.groupby(keys, sort=False, dropna=False):
-        row = {k: "" if pd.isna(v) else str(v) for k, v in zip(keys, key, strict=True)} | {"n": str(len(group))}
+    for key, group in rows.fillna({"variant": ""}).groupby(keys, sort=False):
+        row = {k: str(v) for k, v in zip(keys, key, strict=True)} | {"n": str(len(group))}
         for split in splits:
             found = spread(list(group[split]))
-            row[split] = spread_text(found.mean, found.deviation)
+            row[split] = spread_text(found.mean, found.deviation, decimals=measure(metric).decimals)
         shown.append(row)
     table = pd.DataFrame(shown)
     return table.drop(columns=[key for key in ("variant",) if not table[key].any()])
