@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from vlprompt import __version__
-from vlprompt.commands import bank, comparisons, reproduce, tables, tune
+from vlprompt.commands import bank, comparisons, reproduce, tables, trained, tune
 from vlprompt.commands.arguments import is_override
 from vlprompt.commands.data import add_commands as add_data_commands
 from vlprompt.errors import UserError
@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     bank.register(commands)
     tune.register(commands)
     reproduce.register(commands)
+    trained.register(commands)
     add_data_commands(commands.add_parser("data", help="list, get, check and sample data sets"))
     add_import(commands)
     return top

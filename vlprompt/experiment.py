@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 
+from vlprompt import saved
 from vlprompt.data.dataset import Dataset
 from vlprompt.data.images import seed_of
 from vlprompt.data.sampling import sample_few_shot
-from vlprompt.errors import NonFiniteError
+from vlprompt.errors import NonFiniteError, UserError
 from vlprompt.learners.base import Learner
 from vlprompt.machine import device_name, resolve_device, resolve_precision
+from vlprompt.metrics import score
 from vlprompt.plan import load_datasets, locate, make_protocol, make_sampler, result_relevant
 from vlprompt.progress import Reporter
 from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, Protocol
@@ -27,7 +30,7 @@ from vlprompt.records import (
     results_root,
     variant_of,
 )
-from vlprompt.session import Session, clip_at, train
+from vlprompt.session import Session, clip_at, evaluate, make_trainer, train
 from vlprompt.settings import Settings, read_settings
 from vlprompt.tables import render, summarise
 from vlprompt.towers import Clip
@@ -112,6 +115,24 @@ class Experiment:
             precision=precision,
         )
 
+    @classmethod
+    def of_record(cls, folder: Path, record: Record, *, device: str = "auto") -> "Experiment":
+        """A finished run as it was, to be tested once more.
+
+        Raises:
+            UserError: its configuration is gone, or its data set is another one now.
+        """
+        try:
+            config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{folder} cannot be tested again: {error.filename} is missing") from None
+        config |= {"device": device, "precision": record.precision}
+        choices = record.model_dump(include={"protocol", "backbone", "method"})
+        experiment = cls.read(config, choices=choices, default=lambda: config)
+        if experiment.dataset.fingerprint() != record.split_hash:
+            raise UserError(f"{folder} was trained on another split of {record.dataset}: run it again with force=true")
+        return experiment
+
     def run(self, reference: "Experiment | None" = None, *, show: bool = True) -> Record:
         """Run, or find the finished run, and show its table beside the reference's.
 
@@ -146,6 +167,19 @@ class Experiment:
         if isinstance(trained, NonFiniteError):
             raise trained
         return session.finish(*trained, tracker=tracker)
+
+    def test_again(self, folder: Path, changed: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+        """Scores on each test of the tensors in a run's folder, with settings replaced that need no training.
+
+        Raises:
+            UserError: an unknown setting, a wrong value, or one that other tensors belong to.
+        """
+        kind, arguments = locate({**self.settings.method, **changed}, Learner, "method")
+        again, clip, episode = replace(self, learner=kind, arguments=arguments), self.clip(), self.episode()
+        learner = again.build(clip, episode)
+        saved.load_tensors(learner, folder)
+        predictions = evaluate(again, make_trainer(self.settings, clip, self.precision, Reporter()), learner, episode)
+        return {name: score(kept) for name, kept in predictions.items()}
 
     def headline(self) -> str:
         cell, backbone = self.cell, self.settings.backbone

@@ -39,7 +39,7 @@ def result_relevant(
         "dataset": dataset_identity(settings.dataset) | {"name": dataset.name},
         "split": dataset.fingerprint(),
         "protocol": {key: value for key, value in settings.protocol.items() if key != "targets"},
-        "method": settings.method,
+        "method": with_contents(settings.method),
         "precision": precision,
     }
     if names := target_names(settings, dataset.name):  # their order changes nothing
@@ -64,6 +64,13 @@ def target_identity(settings: Settings, name: str, targets: Mapping[str, Dataset
     described = settings.targets.get(name)
     found = {"dataset": dataset_identity(described.dataset), "method": described.method} if described else {}
     return found | ({"split": targets[name].fingerprint()} if name in targets else {})
+
+
+def with_contents(method: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's settings, with the content of files in the place of their paths."""
+    texts = {key: Path(value).expanduser() for key, value in method.items() if isinstance(value, str) and value}
+    files = {key: path for key, path in texts.items() if path.suffix and path.is_file()}
+    return {**method, **{key: file_hash(path) for key, path in files.items()}}
 
 
 def weights_identity(settings: Settings) -> dict[str, str]:

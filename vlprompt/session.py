@@ -20,6 +20,7 @@ from vlprompt.learners.base import Learner
 from vlprompt.locations import bank_folder, data_root
 from vlprompt.machine import default_workers, device_name, peak_memory, reset_peak_memory
 from vlprompt.metrics import Predictions, save_predictions, score
+from vlprompt.plan import locate
 from vlprompt.progress import Reporter
 from vlprompt.protocols.base import Episode
 from vlprompt.records import OpenRun, Record, git_commit, versions
@@ -79,11 +80,11 @@ class Session:
         for epoch in curve:
             values = {"train/loss": epoch.loss, "train/accuracy": epoch.accuracy, "train/lr": epoch.lr}
             tracker.log(values, epoch.epoch + 1)
-        predictions, test_seconds = measure(self.evaluate)
+        predictions, test_seconds = measure(evaluate, self.experiment, self.trainer, self.learner, self.episode)
         scores = {name: score(kept) for name, kept in predictions.items()}
         self._log_scores(scores)
         cost: dict[str, Any] = {
-            "trained_parameters": sum(p.numel() for p in self.learner.parameters()),
+            "trained_parameters": self.learner.n_trained,
             "stored_bytes": self._save(predictions),
             "train_seconds": seconds,
             "test_seconds": test_seconds,
@@ -102,21 +103,6 @@ class Session:
         self.run.publish(record)
         tracker.finish(scores, predictions, {name: split.classes for name, split in self.episode.tests.items()})
         return record
-
-    def evaluate(self) -> dict[str, Predictions]:
-        """Predictions on each test. A method that words classes as their data set does, does so on a target, too."""
-        experiment = self.experiment
-        found: dict[str, Predictions] = {}
-        for name, split in self.episode.tests.items():
-            target = experiment.settings.targets.get(name)
-            own = target.method if target else {}
-            there = self.learner
-            if not own.items() <= experiment.arguments.items():  # the same tensors in another text
-                arguments = experiment.arguments | own
-                there = experiment.learner(self.trainer.clip, self.learner.trained_classes, **arguments)
-                there.to(experiment.device).load_state_dict(self.learner.state_dict(), strict=True)
-            found |= self.trainer.evaluate(there, {name: split})
-        return found
 
     def _save(self, predictions: Mapping[str, Predictions]) -> int:
         """All files of the run but its record; -> bytes of the trained tensors."""
@@ -179,6 +165,22 @@ def train(sessions: Sequence[Session]) -> list[tuple[list[Epoch], float] | NonFi
     return [fitting.error or (fitting.meter.curve, share) for fitting in fittings]
 
 
+def evaluate(
+    experiment: "Experiment", trainer: Trainer, learner: Learner, episode: Episode
+) -> dict[str, Predictions]:
+    """Predictions on each test. A method that words classes as their data set does, does so on a target, too."""
+    found: dict[str, Predictions] = {}
+    for name, split in episode.tests.items():
+        target = experiment.settings.targets.get(name)
+        own = target.method if target else {}
+        there = learner
+        if not own.items() <= experiment.arguments.items():  # the same tensors in another text
+            there = experiment.learner(trainer.clip, learner.trained_classes, **experiment.arguments | own)
+            there.to(experiment.device).load_state_dict(learner.state_dict(), strict=True)
+        found |= trainer.evaluate(there, {name: split})
+    return found
+
+
 def make_trainer(settings: Settings, clip: Clip, precision: str, reporter: Reporter) -> Trainer:
     root = data_root(settings.data.root)
     workers = default_workers() if settings.workers is None else settings.workers
@@ -206,6 +208,20 @@ def bank_use(trainer: Trainer, learner: Learner, before: Use | None) -> dict[str
         now = trainer.bank.use
         found |= {"read": now.read - before.read, "computed": now.computed - before.computed}
     return found
+
+
+def restore(folder: Path) -> Learner:
+    """The trained learner in a run's folder, on the CPU and bound to the classes it was trained on.
+
+    Raises:
+        UserError: no saved learner there, or one that does not fit its own settings.
+    """
+    about = saved.read_config(folder)
+    kind, arguments = locate({"_target_": about["target"], **about["arguments"]}, Learner, "method")
+    clip = clip_at(about["backbone"]["model"], about["backbone"]["weights"], torch.device("cpu"))
+    learner: Learner = kind(clip, about["classes"], **arguments)
+    saved.load_tensors(learner, folder)
+    return learner.eval()
 
 
 @lru_cache(maxsize=1)

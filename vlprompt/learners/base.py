@@ -45,6 +45,11 @@ class Learner(nn.Module):
         self._fixed_features: Tensor | None = None
 
     @property
+    def n_trained(self) -> int:
+        """How many numbers are trained; a learner that keeps fewer of them afterwards has its own answer."""
+        return sum(p.numel() for p in self.parameters())
+
+    @property
     def class_bound(self) -> bool:
         """Whether it owns one parameter per class, so that it knows no classes but those it was trained on."""
         return False

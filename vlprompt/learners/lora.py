@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,29 @@ from vlprompt.learners.base import SiteLearner, Towers
 from vlprompt.towers import Clip, ImageTower, TextTower
 
 SITES = ("q", "k", "v", "o", "fc1", "fc2")
+
+
+class LowRank(nn.Module):
+    """factor * B A dropout(x)."""
+
+    def __init__(self, n_in: int, n_out: int, rank: int, factor: float, dropout: float) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.empty(rank, n_in))
+        self.b = nn.Parameter(torch.zeros(n_out, rank))
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+        self.factor, self.dropout = factor, nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "*rows n_in"]) -> Float[Tensor, "*rows n_out"]:
+        a, b, factor = self.in_use()
+        return self.dropout(x) @ a.T @ b.T * factor
+
+    def matrix(self) -> Float[Tensor, "n_out n_in"]:
+        a, b, factor = self.in_use()
+        return b @ a * factor
+
+    def in_use(self) -> tuple[Float[Tensor, "r n_in"], Float[Tensor, "n_out r"], float]:
+        """A, B and the factor."""
+        return self.a, self.b, self.factor
 
 
 class LoRA(SiteLearner):
@@ -28,6 +51,8 @@ class LoRA(SiteLearner):
     Source: Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685, section 4.1; Kalajdzievski, 2023,
     https://arxiv.org/abs/2312.03732; Zanella and Ben Ayed, CVPR Workshops 2024, https://arxiv.org/abs/2405.18541.
     """
+
+    update: ClassVar[type[LowRank]] = LowRank
 
     def __init__(
         self,
@@ -52,33 +77,20 @@ class LoRA(SiteLearner):
 
         def make(tower: ImageTower | TextTower, layer: int) -> dict[str, nn.Module]:
             matrices = {site: tower.blocks[layer].matrices[site] for site in sites}
-            return {site: LowRank(m.n_in, m.n_out, rank, factor, dropout) for site, m in matrices.items()}
+            return {site: self.update(m.n_in, m.n_out, rank, factor, dropout) for site, m in matrices.items()}
 
         self.fill(make)
 
-    def merged(self) -> Clip:
-        """The model with the updates added to its weights: the same function without any edit."""
-        return self.clip.merge({
-            (tower, layer, site): update.matrix()
+    def placed(self) -> dict[tuple[str, int, str], LowRank]:
+        """The updates by tower, layer and site."""
+        return {
+            (tower, layer, site): update
             for tower in self.towers
             for layer, edit in self.edits(tower).items()
             for site in SITES
             if isinstance(update := getattr(edit, site), LowRank)
-        })  # fmt: skip
+        }
 
-
-class LowRank(nn.Module):
-    """factor * B A dropout(x)."""
-
-    def __init__(self, n_in: int, n_out: int, rank: int, factor: float, dropout: float) -> None:
-        super().__init__()
-        self.a = nn.Parameter(torch.empty(rank, n_in))
-        self.b = nn.Parameter(torch.zeros(n_out, rank))
-        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
-        self.factor, self.dropout = factor, nn.Dropout(dropout)
-
-    def forward(self, x: Float[Tensor, "*rows n_in"]) -> Float[Tensor, "*rows n_out"]:
-        return self.dropout(x) @ self.a.T @ self.b.T * self.factor
-
-    def matrix(self) -> Float[Tensor, "n_out n_in"]:
-        return self.b @ self.a * self.factor
+    def merged(self) -> Clip:
+        """The model with the updates added to its weights: the same function without any edit."""
+        return self.clip.merge({place: update.matrix() for place, update in self.placed().items()})

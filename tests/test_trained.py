@@ -1,0 +1,136 @@
+"""Trained learners again, without training: tested at other settings, and in PEFT's format."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import safetensors.torch
+import test_cli
+import torch
+from test_cli import ask
+
+from vlprompt import cli, run
+from vlprompt.errors import UserError
+from vlprompt.experiment import Experiment, restore
+from vlprompt.learners.dylora import DyLoRA
+from vlprompt.records import Record, find_runs
+
+WORLD = [
+    "dataset=digits",
+    "dataset.source._target_=tiny_world.load",
+    "backbone.weights=random",
+    "shots=2",
+    "fit.epochs=2",
+    "fit.lr=0.05",
+]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Two seeds of DyLoRA of four ranks, one run of P-tuning, zero-shot beside them."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        test_cli.set_up(patch, folder)
+        for seed in (1, 2):
+            dynamic = ["method=dylora", "method.rank=4", "method.sites=[v,fc1]", f"seed={seed}", "name=four"]
+            assert ask(run.main, [*WORLD, *dynamic]).code == 0
+        assert ask(run.main, [*WORLD, "method=p_tuning", "method.n_tokens=2"]).code == 0
+        yield folder / "results"
+
+
+def run_of(results: Path, method: str, seed: int = 1) -> tuple[Path, Record]:
+    return next((f, r) for f, r in find_runs([results]).items() if (r.method, r.seed) == (method, seed))
+
+
+def test_all_ranks_are_tested_without_training(results: Path, tmp_path: Path) -> None:
+    table = tmp_path / "ranks.csv"
+    found = ["evaluate", "method.test_rank=1,2,4", "--results", str(results), "--format", "csv", "--output", str(table)]
+    assert ask(cli.main, found).code == 0
+    rows = pd.read_csv(table).set_index(["seed", "test_rank"])
+    assert sorted(rows.index) == [(seed, rank) for seed in (1, 2) for rank in (1, 2, 4)]
+    for seed in (1, 2):
+        folder, record = run_of(results, "dylora", seed)
+        for split, scores in record.scores.items():  # the largest rank is that of the run
+            assert rows.loc[(seed, 4), split] == pytest.approx(100 * scores["accuracy"])
+        losses = {rank: Experiment.of_record(folder, record).test_again(folder, {"test_rank": rank}) for rank in (1, 4)}
+        assert losses[4]["base"]["nll"] == pytest.approx(record.scores["base"]["nll"], rel=1e-5)
+        assert abs(losses[1]["base"]["nll"] - losses[4]["base"]["nll"]) > 1e-6
+
+
+def test_the_table_is_over_seeds(results: Path) -> None:
+    answer = ask(cli.main, ["evaluate", "method.test_rank=1,4", "--results", str(results)])
+    assert answer.code == 0
+    lines = [line.split() for line in answer.out.splitlines()]
+    assert [line[:5] for line in lines if line[:1] == ["dylora"]] == [
+        ["dylora", "four", "2", str(k), "2"] for k in (1, 4)
+    ]
+    assert "±" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("method.test_rank=1,9", "method.test_rank is 9, allowed is 1 to method.rank=4"),
+        ("method.test_rank=one", "method.test_rank is 'one'"),
+        ("method.rank=2", "does not fit DyLoRA"),
+        ("method.nothing=2", "no finished run has the setting method.nothing"),
+        ("fit.lr=2", "is no setting of a method with values"),
+        ("method.test_rank", "is no setting of a method with values"),
+    ],
+)
+def test_what_needs_training_is_refused(setting: str, said: str, results: Path) -> None:
+    answer = ask(cli.main, ["evaluate", setting, "--results", str(results)])
+    assert answer.code == 2
+    assert said in answer.err
+
+
+def test_runs_without_tensors_are_left_out(results: Path, tmp_path: Path) -> None:
+    copies = tmp_path / "results"
+    for seed in (1, 2):
+        folder, _ = run_of(results, "dylora", seed)
+        shutil.copytree(folder, copies / folder.relative_to(results))
+    copied = sorted(find_runs([copies]))
+    (copied[0] / "learner.safetensors").unlink()
+    answer = ask(cli.main, ["evaluate", "method.test_rank=1", "--results", str(copies), "--metric", "nll"])
+    assert answer.code == 0, answer.err
+    assert "1 of 2 runs hold no learner.safetensors and are left out" in answer.out
+    (copied[1] / "learner.safetensors").unlink()
+    answer = ask(cli.main, ["evaluate", "method.test_rank=1", "--results", str(copies)])
+    assert (answer.code, "holds no learner.safetensors" in answer.err) == (2, True)
+
+
+def test_another_split_or_a_missing_file_is_refused(results: Path, tmp_path: Path) -> None:
+    folder, record = run_of(results, "dylora")
+    with pytest.raises(UserError, match="was trained on another split of digits"):
+        Experiment.of_record(folder, record.model_copy(update={"split_hash": "0"}))
+    with pytest.raises(UserError, match=r"config\.yaml is missing"):
+        Experiment.of_record(tmp_path, record)
+
+
+def test_a_run_becomes_a_folder_of_peft(results: Path, tmp_path: Path) -> None:
+    folder, _ = run_of(results, "dylora")
+    learner = restore(folder)
+    assert isinstance(learner, DyLoRA)
+    answer = ask(cli.main, ["export", str(folder), str(tmp_path / "adapter")])
+    assert answer.code == 0, answer.err
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 8.0)
+    tensors = safetensors.torch.load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    name = "base_model.model.vision_model.encoder.layers.3.self_attn.v_proj.lora_A.weight"
+    assert torch.equal(tensors[name], learner.layers["image"][3]["v"].a)
+    assert len(tensors) == 2 * 2 * 2 * 4  # matrices, sites, towers, layers
+
+
+def test_what_has_no_form_in_peft_is_refused(results: Path, tmp_path: Path) -> None:
+    folder, record = run_of(results, "p_tuning")
+    assert record.cost["trained_parameters"] > 2 * 96  # with the encoder, which is not stored
+    assert sum(t.numel() for t in safetensors.torch.load_file(folder / "learner.safetensors").values()) == 2 * 96
+    answer = ask(cli.main, ["export", str(folder), str(tmp_path)])
+    assert answer.code == 2
+    assert "holds a PTuning: only low-rank updates have a form in PEFT" in answer.err
+    answer = ask(cli.main, ["export", str(tmp_path), str(tmp_path)])
+    assert answer.code == 2
+    assert "holds no saved learner" in answer.err

@@ -1,0 +1,132 @@
+"""`vlprompt evaluate` and `vlprompt export`: what can be done with a trained learner without training it again."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlprompt.commands.tables import FORMATS, add_selection, selected, write
+from vlprompt.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vlprompt.records import Record
+
+
+def register(commands: Any) -> None:
+    """Add both to the sub-commands."""
+    text = "test finished runs again with another value of a setting that needs no training, as in method.test_rank=1,2"
+    parser = commands.add_parser("evaluate", help=text, description=text)
+    parser.add_argument(
+        "setting", metavar="method.NAME=VALUES", help="one setting and its values: method.test_rank=1,2,4"
+    )
+    add_selection(parser, positional=False)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--format", choices=FORMATS, default="terminal")
+    parser.add_argument("--output", type=Path, help="write into this file instead of showing")
+    parser.set_defaults(command=evaluate)
+    text = "write a trained LoRA as the folder of an adapter that PEFT reads onto transformers.CLIPModel"
+    parser = commands.add_parser("export", help=text, description=text)
+    parser.add_argument("run", type=Path, help="the folder of a finished run, with learner.safetensors")
+    parser.add_argument("folder", type=Path, help="where the adapter goes")
+    parser.set_defaults(command=export)
+
+
+def export(options: argparse.Namespace) -> int:
+    from vlprompt.exports import write_peft
+    from vlprompt.learners.lora import LoRA
+
+    learner = restored(options.run)
+    if not isinstance(learner, LoRA):
+        raise UserError(f"{options.run} holds a {type(learner).__name__}: only low-rank updates have a form in PEFT")
+    write_peft(learner, options.folder)
+    print(f"{options.folder}: adapter_config.json, adapter_model.safetensors")  # noqa: T201
+    return 0
+
+
+def restored(folder: Path) -> Any:
+    from vlprompt.session import restore
+
+    return restore(folder)
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from vlprompt.saved import TENSORS
+    from vlprompt.tables.rendering import Grid, general_notes, render_grids
+
+    name, values = read_setting(options.setting)
+    runs, notes = selected(options)
+    runs = {folder: run for folder, run in runs.items() if run.status == "finished" and has_setting(run, name)}
+    if not runs:
+        raise UserError(f"no finished run has the setting method.{name}: see vlprompt table for what there is")
+    kept = {folder: run for folder, run in runs.items() if (folder / TENSORS).is_file()}
+    if not kept:
+        raise UserError(f"{next(iter(runs))} holds no {TENSORS}, so it cannot be tested: run it again with force=true")
+    if len(kept) < len(runs):
+        notes = [*notes, f"{len(runs) - len(kept)} of {len(runs)} runs hold no {TENSORS} and are left out."]
+    rows = pd.DataFrame([row for folder, run in kept.items() for row in tested(folder, run, name, values, options)])
+    if options.format == "csv":
+        write(rows.to_csv(index=False), options.output)
+        return 0
+    groups = rows.groupby(["protocol", "dataset", "backbone", "precision"], sort=False)
+    grids = [Grid(", ".join(map(str, key)), over_seeds(group, name, options.metric)) for key, group in groups]
+    write(render_grids(grids, [*notes, *general_notes(rows)], options.format), options.output)
+    return 0
+
+
+def read_setting(text: str) -> tuple[str, list[Any]]:
+    """The name below `method`, and the values. Raises: UserError where it is none of a method."""
+    import yaml
+
+    key, equals, values = text.partition("=")
+    if not equals or not values or not key.startswith("method."):
+        raise UserError(f"'{text}' is no setting of a method with values: write it as in method.test_rank=1,2,4")
+    return key.removeprefix("method."), [yaml.safe_load(value) for value in values.split(",")]
+
+
+def has_setting(run: "Record", name: str) -> bool:
+    return name in run.config.get("method", {})
+
+
+def tested(
+    folder: Path, run: "Record", name: str, values: Sequence[Any], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """A row for each value: what the run is, and its scores in percent."""
+    from vlprompt.experiment import Experiment
+    from vlprompt.tables.measures import measure
+
+    experiment = Experiment.of_record(folder, run, device=options.device)
+    metric = options.metric
+    rows: list[dict[str, Any]] = []
+    for value in values:
+        scores = experiment.test_again(folder, {name: value})
+        row = {
+            key: getattr(run, key) for key in ("protocol", "dataset", "backbone", "method", "variant", "shots", "seed")
+        }
+        row |= {"precision": experiment.precision, name: value}
+        rows.append(row | {split: measure(metric).factor * kept[metric] for split, kept in scores.items()})
+    return rows
+
+
+def over_seeds(rows: "pd.DataFrame", name: str, metric: str) -> "pd.DataFrame":
+    """Mean and deviation over seeds, one row a learner, number of shots and value."""
+    import pandas as pd
+
+    from vlprompt.statistics import spread
+    from vlprompt.tables.measures import measure
+    from vlprompt.tables.rendering import spread_text
+
+    keys = ["method", "variant", "shots", name]
+    splits = [column for column in rows.columns[list(rows.columns).index(name) + 1 :] if rows[column].notna().any()]
+    shown = []
+    for key, group in rows.fillna({"variant": ""}).groupby(keys, sort=False):
+        row = {k: str(v) for k, v in zip(keys, key, strict=True)} | {"n": str(len(group))}
+        for split in splits:
+            found = spread(list(group[split]))
+            row[split] = spread_text(found.mean, found.deviation, decimals=measure(metric).decimals)
+        shown.append(row)
+    table = pd.DataFrame(shown)
+    return table.drop(columns=[key for key in ("variant",) if not table[key].any()])

@@ -1,0 +1,123 @@
+"""Hard prompts: the wording of the class names as a choice; nothing is trained."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from vlprompt.errors import UserError
+from vlprompt.learners.base import Learner
+from vlprompt.towers import Clip, ensemble
+
+TEXTS_AT_ONCE = 1024  # in one pass of the text tower
+DESCRIPTION = "{description}"
+
+
+class HardPrompts(Learner):
+    """The frozen model with each class in several texts, whose normalised features are averaged.
+
+    Args:
+        templates: one template, a list of them, a published list by name (`openai_80`, `openai_7`), or None.
+        descriptions: a JSON file of texts for each class, {"class name": ["a text", "another"]}, as written by people
+            or by a language model. Names are compared without regard to case and underscores.
+        phrase: what is made of each of these texts: `{description}` is the text, `{}` the class name. Whole sentences
+            need nothing else; "{}, which has {description}" suits a list of features.
+
+    Templates and descriptions together are one ensemble, each text with the same weight. A text that is longer than the
+    tower takes loses its last words.
+
+    Source: Radford et al., ICML 2021, https://arxiv.org/abs/2103.00020, section 3.1.4; Pratt et al., ICCV 2023,
+    https://arxiv.org/abs/2209.03320, section 3 (CuPL); Menon and Vondrick, ICLR 2023, https://arxiv.org/abs/2210.07183
+    (lists of features; there the cosines are averaged, not the features).
+
+    Raises:
+        UserError: no text at all, or a file that cannot be read. While encoding: a class that the file does not have.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        classes: Sequence[str],
+        *,
+        templates: str | list[str] | None = "a photo of a {}.",
+        descriptions: str | None = None,
+        phrase: str = DESCRIPTION,
+    ) -> None:
+        super().__init__(clip, classes)
+        if isinstance(templates, str):
+            templates = [templates] if "{}" in templates else list(ensemble(templates))
+        self.templates = templates or []
+        if wrong := [template for template in self.templates if template.count("{}") != 1]:
+            raise UserError(f"a template has exactly one {{}} for the class name, got '{wrong[0]}'")
+        if DESCRIPTION not in phrase:
+            raise UserError(
+                f"method.phrase is '{phrase}': {DESCRIPTION} is missing, which stands for a text of the file"
+            )
+        self.file, self.phrase = descriptions, phrase
+        self.described = {} if descriptions is None else read_descriptions(Path(descriptions).expanduser())
+        if not self.templates and descriptions is None:
+            raise UserError("no wording: give method.templates, method.descriptions or both")
+        self._features: tuple[tuple[str, ...], Tensor] | None = None  # of the classes bound then
+
+    def texts(self) -> list[list[str]]:
+        """The texts of each bound class, as they are encoded."""
+        if lacking := [name for name in self.classes if self.file and spelt(name) not in self.described]:
+            raise UserError(
+                f"{self.file} describes {len(self.described)} classes, but not {len(lacking)} of these "
+                f"{len(self.classes)}: {', '.join(lacking[:5])}; add them under these names"
+            )
+        return [self._texts(name.replace("_", " ")) for name in self.classes]
+
+    def _texts(self, name: str) -> list[str]:
+        worded = [template.replace("{}", name) for template in self.templates]
+        phrase = self.phrase.replace("{}", name)
+        described = [phrase.replace(DESCRIPTION, text) for text in self.described.get(spelt(name), ())]
+        return [self._cut(text) for text in worded + described]
+
+    def _cut(self, text: str) -> str:
+        room = len(self.text.positions) - 2  # without start and end
+        words = text.split(" ")
+        while len(words) > 1 and self.text.count(" ".join(words)) > room:
+            words.pop()
+        return " ".join(words)
+
+    def encode_classes(self) -> Float[Tensor, "C e"]:
+        if self._features is None or self._features[0] != self.classes:
+            self._features = (self.classes, self._encode(self.texts()))
+        return self._features[1]
+
+    @torch.no_grad()
+    def _encode(self, texts: list[list[str]]) -> Float[Tensor, "C e"]:
+        flat = [text for of_class in texts for text in of_class]
+        parts = [flat[i : i + TEXTS_AT_ONCE] for i in range(0, len(flat), TEXTS_AT_ONCE)]
+        features = [F.normalize(self.text(self.text.prompts(part, template="{}")), dim=-1) for part in parts]
+        return torch.stack([each.mean(0) for each in torch.cat(features).split([len(t) for t in texts])])
+
+
+def spelt(name: str) -> str:
+    """A class name without what files spell differently."""
+    return " ".join(name.replace("_", " ").lower().split())
+
+
+def read_descriptions(path: Path) -> dict[str, list[str]]:
+    """Texts by class name.
+
+    Raises:
+        UserError: no such file, no JSON, or another form.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"method.descriptions={path} cannot be read: {error}") from None
+    form = f'method.descriptions={path} has another form than {{"class name": ["a text", ...]}}'
+    if not isinstance(found, dict):
+        raise UserError(f"{form}: it holds no names")
+    texts = {spelt(name): [kept] if isinstance(kept, str) else kept for name, kept in found.items()}
+    for name, kept in texts.items():
+        if not isinstance(kept, list) or not kept or not all(isinstance(text, str) and text.strip() for text in kept):
+            raise UserError(f"{form}: see '{name}'")
+    return {name: [" ".join(text.split()) for text in kept] for name, kept in texts.items()}

@@ -1,0 +1,130 @@
+"""P-tuning: virtual tokens that a small network makes of an embedding while training."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlprompt.errors import UserError
+from vlprompt.learners.base import BlockLearner, Towers
+from vlprompt.towers import Clip, Edit, Images, Prompts
+
+Encoder = Literal["none", "mlp", "lstm"]
+
+
+class PTuning(BlockLearner):
+    """`n_tokens` virtual tokens before the class name, beside the patches or both, out of a prompt encoder.
+
+    After fitting, the encoder is dropped: only its output, the tokens themselves, is kept and saved.
+
+    Args:
+        towers: "text" (without encoder: CoOp), "image" (without encoder: shallow VPT) or "both".
+        n_tokens: tokens of each tower.
+        ctx_init: a phrase whose word embeddings start the text's embedding, and set its length; empty: N(0, 0.02^2).
+        encoder: "none", "mlp" (three maps) or "lstm" (two bidirectional layers and an MLP).
+        hidden: the encoder's width (of an LSTM: in each direction).
+        template: for the text where it has no virtual tokens.
+
+    Source: Liu et al., 2021, https://arxiv.org/abs/2103.10385, section 3. Differs: tokens stand before the class name.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        classes: Sequence[str],
+        *,
+        template: str = "a photo of a {}.",
+        towers: Towers = "text",
+        n_tokens: int = 4,
+        ctx_init: str = "",
+        encoder: Encoder = "lstm",
+        hidden: int = 128,
+    ) -> None:
+        super().__init__(clip, classes, template=template, towers=towers)
+        if n_tokens < 1 or hidden < 1:
+            raise UserError(f"method.n_tokens={n_tokens}, hidden={hidden}: at least 1 is needed of each")
+        if ctx_init and towers == "image":
+            raise UserError("method.ctx_init is words for the text: drop it, or use method.towers=text or both")
+        self.ctx_init, self.n_tokens = " ".join(ctx_init.replace("_", " ").split()), n_tokens
+        self.tokens = nn.ModuleDict()
+        for name, tower in self.towers.items():
+            start = torch.randn(n_tokens, tower.width) * 0.02
+            if name == "text" and ctx_init:
+                start = self.text.embed_phrase(self.ctx_init).float().clone()
+            self.tokens[name] = VirtualTokens(start, make_encoder(encoder, tower.width, hidden))
+        self._n_trained: int | None = None  # once the encoders are gone
+
+    @property
+    def n_trained(self) -> int:
+        return super().n_trained if self._n_trained is None else self._n_trained
+
+    def make_prompts(self) -> Prompts:
+        if "text" not in self.towers:
+            return super().make_prompts()
+        if self.ctx_init:
+            return self.text.prompts(self.classes, template=self.ctx_init + " {}.")
+        return self.text.prompts(self.classes, n_context=self.n_tokens)
+
+    def encode_classes(self) -> Float[Tensor, "C e"]:
+        if "text" not in self.towers:
+            return self.text(self.prompts)
+        return self.text(self.prompts.with_context(self.tokens["text"]()))
+
+    def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
+        if "image" not in self.towers:
+            return self.clip.image(images)
+        return self.clip.image(images, {0: Edit(tokens=self.tokens["image"]())})
+
+    def conclude(self, train: Any, val: Any) -> None:
+        self.drop_encoders()
+
+    def drop_encoders(self) -> None:
+        """Keep what the encoders make instead of them; the function stays the same."""
+        self._n_trained = self.n_trained
+        for tokens in self.tokens.values():
+            tokens.drop_encoder()  # type: ignore[operator]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Also of a learner whose encoders are dropped already; then they are dropped here, too."""
+        if state_dict.keys() == {f"tokens.{tower}.start" for tower in self.tokens}:
+            self.drop_encoders()
+        return super().load_state_dict(state_dict, strict, assign)
+
+
+class VirtualTokens(nn.Module):
+    """An embedding and the network that turns it into tokens."""
+
+    def __init__(self, start: Float[Tensor, "n d"], encoder: nn.Module) -> None:
+        super().__init__()
+        self.start, self.encoder = nn.Parameter(start), encoder
+
+    def forward(self) -> Float[Tensor, "n d"]:
+        return self.encoder(self.start)
+
+    @torch.no_grad()
+    def drop_encoder(self) -> None:
+        self.start, self.encoder = nn.Parameter(self().clone()), nn.Identity()
+
+
+class Recurrent(nn.Module):
+    """A bidirectional LSTM over the tokens, and an MLP on its states."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(width, hidden, num_layers=2, bidirectional=True)
+        self.mlp = nn.Sequential(nn.Linear(2 * hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, width))
+
+    def forward(self, start: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        return self.mlp(self.lstm(start)[0])
+
+
+def make_encoder(kind: Encoder, width: int, hidden: int) -> nn.Module:
+    """From embeddings [n, width] to tokens [n, width]."""
+    if kind == "none":
+        return nn.Identity()
+    if kind == "lstm":
+        return Recurrent(width, hidden)
+    maps = [nn.Linear(width, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, width)]
+    return nn.Sequential(maps[0], nn.ReLU(), maps[1], nn.ReLU(), maps[2])
