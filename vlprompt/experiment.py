@@ -159,7 +159,7 @@ class Experiment:
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
         episode = self._episode()
-        clip = clip_at(self.settings.backbone.model, self.settings.backbone.weights, self.device)
+        clip = self._clip()
         learner = self._build(clip, episode)
         trainer = Trainer(
             clip=clip,
@@ -219,8 +219,11 @@ class Experiment:
 
         Raises: ClassBoundError.
         """
-        clip = clip_at(self.settings.backbone.model, self.settings.backbone.weights, self.device)
-        self._build(clip, self._episode())
+        self._build(self._clip(), self._episode())
+
+    def _clip(self) -> Clip:
+        backbone = self.settings.backbone
+        return clip_at(backbone.model, backbone.weights, self.device, backbone.quantize)
 
     def _build(self, clip: Clip, episode: Episode) -> Learner:
         """A fresh learner, whose initial values depend on the seed alone.
@@ -269,7 +272,7 @@ class Experiment:
             "method": self.cell.method,
             "target": self.settings.method["_target_"],
             "arguments": self.arguments,
-            "backbone": self.settings.backbone.model_dump(),
+            "backbone": self.settings.backbone.model_dump(exclude_none=True),
             "dataset": self.cell.dataset,
             "protocol": self.cell.protocol,
             "split_hash": self.dataset.fingerprint(),
@@ -346,11 +349,12 @@ def bank_use(trainer: Trainer, learner: Learner) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def clip_at(model: str, weights: str, device: torch.device) -> Clip:
+def clip_at(model: str, weights: str, device: torch.device, quantize: Literal["nf4"] | None = None) -> Clip:
     """The frozen model on its device; the runs of a sweep share it."""
     bank_at.cache_clear()  # features of another model, which they would keep alive
     folder = demo.BACKBONES.get(model)
-    return load_clip(str(folder) if folder else model, weights).to(device)
+    clip = load_clip(str(folder) if folder else model, weights).to(device)
+    return clip.quantized(quantize) if quantize else clip
 
 
 @cache

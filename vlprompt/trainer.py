@@ -124,7 +124,7 @@ class Trainer:
         learner.prepare(train_pass, val_pass)
         optimizer = make_optimizer(learner, fit)
         scales = [group["lr"] / fit.lr for group in optimizer.param_groups]  # groups may have rates of their own
-        meter = Meter()
+        meter, rate = Meter(), fit.lr
         hook = learner.register_forward_hook(meter.see)
         learner.train()
         with self.reporter.track("training", total) as track:

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from vlprompt.errors import UserError, unknown
 from vlprompt.towers.block import Weights, view
 from vlprompt.towers.image import ImageTower, image_tower, timm_vit
+from vlprompt.towers.quantization import Format, Quantized, count_bytes, quantize
 from vlprompt.towers.text import TextTower
 from vlprompt.towers.weights import WordTable, read_state
 
 RANDOM, PRETRAINED = "random", "pretrained"
 WEIGHTS_FILE = "open_clip_model.safetensors"  # of a model in a folder
+SCALES = ("logit_scale", "logit_bias")  # parameters of no tower
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,15 @@ class Clip:
     preprocess: Preprocess
     weights: Weights
     words: WordTable | None = None  # None where there is no text tower
+    quantization_error: float | None = None  # relative L2 error of the matrices that are kept in 4 bits; None: none are
+
+    def tensors(self, tower: Literal["image", "text"]) -> dict[str, Tensor]:
+        """All parameters of one tower, under the names of the model's own state dict."""
+        names = [name for name, _ in self.weights.root.named_parameters() if name not in SCALES]
+        return {name: self.weights.tensor(name) for name in names if self._is_image(name) == (tower == "image")}
+
+    def _is_image(self, name: str) -> bool:
+        return self.words is None or name.startswith("visual.")
 
     def with_weights(self, tensors: Mapping[str, Tensor]) -> "Clip":
         """The same towers reading these tensors instead, under the names of the model's own state dict.
@@ -52,14 +63,40 @@ class Clip:
         Raises:
             UserError: a name or a shape that the model does not have.
         """
-        own = self.weights.root.state_dict(keep_vars=True)
+        known = self.weights.root.state_dict()
         for name, tensor in tensors.items():
-            if name not in own:
-                raise unknown("weight", name, own)
-            if own[name].shape != tensor.shape:
-                raise UserError(f"weight '{name}' is {list(own[name].shape)} in the model, got {list(tensor.shape)}")
-        weights = replace(self.weights, replaced={**self.weights.replaced, **tensors})
-        return build(weights, name=self.name, preprocess=self.preprocess, words=self.words)
+            if name not in known:
+                raise unknown("weight", name, known)
+            if (own := self.weights.tensor(name)).shape != tensor.shape:
+                raise UserError(f"weight '{name}' is {list(own.shape)} in the model, got {list(tensor.shape)}")
+        changed = self._over({**self.weights.replaced, **tensors})
+        changed.image.frozen = self.image.frozen and not any(map(self._is_image, tensors))
+        return changed
+
+    def _over(self, replaced: Mapping[str, Tensor]) -> "Clip":
+        """The same model with these tensors in the place of its own."""
+        made = build(
+            replace(self.weights, replaced=replaced), name=self.name, preprocess=self.preprocess, words=self.words
+        )
+        return replace(made, quantization_error=self.quantization_error)
+
+    def quantized(self, format: Format) -> "Clip":
+        """The same model with the matrices of all blocks in 4 bits. Its own are let go, so this one is of no use then.
+
+        Raises:
+            UserError: bitsandbytes is not installed.
+        """
+        blocks = [*self.image.blocks, *(self.text.blocks if self.text else ())]
+        names = dict.fromkeys(matrix.name for block in blocks for matrix in block.matrices.values())
+        tensors, error = quantize({name: self.weights.tensor(name) for name in names}, format)
+        for name in names:
+            self.weights.root.get_parameter(name).data = torch.empty(0, device=self.device)
+        return replace(self._over({**self.weights.replaced, **tensors}), quantization_error=error)
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that the weights take."""
+        return count_bytes([*self.weights.root.state_dict().values(), *self.weights.replaced.values()])
 
     def merge(self, deltas: Mapping[tuple[str, int, str], Float[Tensor, "n_out n_in"]]) -> "Clip":
         """The same towers with matrices added to linear maps, by tower ("image", "text"), layer and edit site."""
@@ -74,7 +111,12 @@ class Clip:
     def to(self, device: torch.device | str) -> "Clip":
         """The same model, moved (the borrowed modules move with it)."""
         self.weights.root.to(device)
-        return build(self.weights, name=self.name, preprocess=self.preprocess, words=self.words)
+        moved = self._over({
+            name: t.moved(device) if isinstance(t, Quantized) else t.to(device)
+            for name, t in self.weights.replaced.items()
+        })  # fmt: skip
+        moved.image.frozen = self.image.frozen
+        return moved
 
     @property
     def device(self) -> torch.device:
