@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from vlprompt import demo, saved
+from vlprompt.costs import costs_of_use
 from vlprompt.data.cache import Bank
 from vlprompt.data.dataset import Dataset
 from vlprompt.data.image_cache import ImageCache
@@ -26,6 +27,7 @@ from vlprompt.machine import (
     resolve_precision,
 )
 from vlprompt.metrics import Predictions, save_predictions, score
+from vlprompt.optim import n_steps
 from vlprompt.plan import load_datasets, locate, make_protocol, make_sampler, result_relevant
 from vlprompt.progress import Reporter
 from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, Protocol
@@ -175,6 +177,7 @@ class Experiment:
         reset_peak_memory(self.device)
         curve, train_seconds = self._fit(trainer, learner, episode, tracker)
         predictions, test_seconds = measure(self._evaluate, trainer, learner, episode)
+        peak = peak_memory(self.device)
         scores = {name: score(kept) for name, kept in predictions.items()}
         self._log_scores(reporter, scores)
         record = self._record(
@@ -186,7 +189,8 @@ class Experiment:
                 "stored_bytes": self._save(run.folder, learner, predictions),
                 "train_seconds": train_seconds,
                 "test_seconds": test_seconds,
-                "peak_memory_bytes": peak_memory(self.device),
+                "peak_memory_bytes": peak,
+                **self._costs(trainer, learner, episode, train_seconds),
             },
         )
         reporter.log(f"finished; record of {self.folder}")
@@ -261,6 +265,21 @@ class Experiment:
                 there.load_state_dict(learner.state_dict(), strict=True)
             found |= trainer.evaluate(there, {name: split})
         return found
+
+    def _costs(self, trainer: Trainer, learner: Learner, episode: Episode, seconds: float) -> dict[str, Any]:
+        """Of a step, of the frozen model, and of use with the classes that were trained on."""
+        assert episode.train is not None
+        steps = n_steps(len(episode.train), self.settings.fit) if self.settings.fit else 0
+        learner.bind(episode.train.classes)
+        merge = learner.mergeable if self.trained else None
+        return {
+            "steps": steps,
+            "seconds_per_step": seconds / steps if steps else None,
+            "backbone_bytes": trainer.clip.n_bytes,
+            "quantization_error": trainer.clip.quantization_error,
+            "mergeable": merge,
+            **costs_of_use(learner, autocast=trainer.autocast),
+        }
 
     def _save(self, folder: Path, learner: Learner, predictions: Mapping[str, Predictions]) -> int:
         """All files of the run but its record; -> bytes of the trained tensors."""

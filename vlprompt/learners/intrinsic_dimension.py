@@ -20,8 +20,8 @@ SHORTEST = 64  # rows of a block, at least
 class IntrinsicDimension(WeightLearner):
     """W + (P theta): the pre-trained weights move within a random subspace of `dimension` dimensions.
 
-    P is a Fastfood projection with columns of unit length, drawn from `projection_seed` and never stored: the checkpoint
-    is d numbers. It takes about twice the memory of the weights, whatever d is.
+    P is a Fastfood projection with columns of unit length, drawn from `projection_seed` and never stored: the
+    checkpoint is d numbers. It takes about twice the memory of the weights, whatever d is.
 
     Args:
         dimension: d.

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,9 @@ class LinearProbe(LinearHead):
         self.head.bias.copy_(bias)
 
     def _features(self, batches: Iterable[tuple[Images, Tensor]]) -> tuple[np.ndarray, np.ndarray]:
-        found = [(self.encode_images(images).double().cpu().numpy(), labels.cpu().numpy()) for images, labels in batches]
+        found = [
+            (self.encode_images(images).double().cpu().numpy(), labels.cpu().numpy()) for images, labels in batches
+        ]
         features, labels = zip(*found, strict=True)
         return np.concatenate(features), np.concatenate(labels)
 
@@ -75,6 +78,7 @@ def search_c(
 ) -> tuple[float, LogisticRegression]:
     """C by the accuracy on `val`, and the model with it; the last step's better end, as in CoOp's protocol."""
 
+    @cache
     def fit(c: float) -> tuple[float, LogisticRegression]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # part of the protocol: it stops at max_iter

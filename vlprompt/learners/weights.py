@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,20 +24,31 @@ class WeightLearner(Learner):
             "image": ("image",), "text": ("text",), "both": ("image", "text"),
         }  # fmt: skip
         self.towers = names[towers]
+        self._kept: dict[str, tuple[list[tuple[int, int]], Clip]] = {}
 
     def changed(self, tower: Literal["image", "text"]) -> Mapping[str, Tensor]:
         """The tensors that stand in the place of one tower's own, by their names in the model's state dict."""
         raise NotImplementedError
 
+    def adapted(self, tower: Literal["image", "text"]) -> Clip:
+        """The model with the tensors of one tower changed; without gradients the same until a parameter changes."""
+        if torch.is_grad_enabled():
+            self._kept.clear()
+            return self.clip.with_weights(self.changed(tower))
+        state = [(p.data_ptr(), p._version) for p in self.parameters()]
+        if tower not in self._kept or self._kept[tower][0] != state:
+            self._kept[tower] = state, self.clip.with_weights(self.changed(tower))
+        return self._kept[tower][1]
+
     def encode_classes(self) -> Float[Tensor, "C e"] | None:
         if "text" not in self.towers:
             return super().encode_classes()
-        text = self.clip.with_weights(self.changed("text")).text
+        text = self.adapted("text").text
         assert text is not None
         return text(text.prompts(self.classes, template=self.template) if self.words else self.prompts)
 
     def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
-        clip = self.clip.with_weights(self.changed("image")) if "image" in self.towers else self.clip
+        clip = self.adapted("image") if "image" in self.towers else self.clip
         return clip.image(images)
 
     def merged(self) -> Clip:
