@@ -20,10 +20,10 @@ COARSE = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
 
 
 class LinearProbe(LinearHead):
-    """L2-regularised logistic regression on un-normalised features of centre crops; its C is chosen on validation images.
+    """L2-regularised logistic regression on un-normalised features of centre crops, C chosen on validation images.
 
-    C is the best of a coarse grid, then a bisection of `n_steps` steps in log C around it. Works for the training classes
-    only.
+    C is the best of a coarse grid, then a bisection of `n_steps` steps in log C around it. Works for the training
+    classes only.
 
     Args:
         n_steps: bisection steps.

@@ -15,7 +15,8 @@ DEMO_NOTE = "The demo world checks the software; it ranks nothing."
 PRECISION_NOTE = "Rows differ in precision: compare them with care."
 COST_NOTE = (
     "Stored: what is trained. Model: the frozen weights. FLOPs: of products and convolutions, without merging; of the "
-    "classes once, of each image then; × frozen: times zero-shot with one template. ms/image: of four at once, from pixels."
+    "classes once, of each image then; × frozen: times zero-shot with one template. ms/image: of four at once, from "
+    "pixels."
 )
 IMPORTED_NOTE = "Rows of the variant imported were read from logs of other software, most of them rounded to 0.1."
 INTERVAL_NOTES = {
@@ -51,8 +52,10 @@ class Grid:
 
 
 def render(table: pd.DataFrame, format: str = "terminal", *, costs: bool = False) -> str:
-    """A summary as text, a table for each protocol; `costs`: with all that is known of them. CSV is one table of the raw numbers; the others have two decimals,
-    `mean ± deviation`, and what all rows of a table share above it (LaTeX: in columns).
+    """A summary as text, a table for each protocol; with `costs` all of them have columns.
+
+    CSV is one table of the raw numbers; the others have two decimals, `mean ± deviation`, and what all rows of a table
+    share above it (LaTeX: in columns).
 
     "terminal" is a rich table on a terminal; into a file or a pipe it is plain, never wrapped, never cut.
     """

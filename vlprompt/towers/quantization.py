@@ -1,4 +1,4 @@
-"""Weight matrices kept in 4 bits: the arithmetic is bitsandbytes', the matrices stand in the place of the model's own."""
+"""Weight matrices kept in 4 bits, in the place of the model's own; the arithmetic is bitsandbytes'."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
@@ -116,6 +116,7 @@ def _functional() -> Any:
         import bitsandbytes.functional
     except ImportError as error:
         raise UserError(
-            f"backbone.quantize needs bitsandbytes ({error}): pip install 'vlprompt[quantize]', or backbone.quantize=null"
+            f"backbone.quantize needs bitsandbytes ({error}): pip install 'vlprompt[quantize]', or use "
+            "backbone.quantize=null"
         ) from None
     return bitsandbytes.functional
