@@ -18,7 +18,7 @@ TIMED_IMAGES, TIMES, ENOUGH_SECONDS = 4, 3, 1.0
 
 
 @torch.no_grad()
-def costs_of_use(learner: Learner, *, autocast: Callable[[], AbstractContextManager[Any]]) -> dict[str, float]:
+def costs_of_use(learner: Learner, *, autocast: Callable[[], AbstractContextManager[Any]]) -> dict[str, int | float]:
     """Of the classes that it is bound to, once, and of each image then, which comes as pixels and not from a bank.
 
     FLOPs are those of products and convolutions, two for each multiplication with its addition. A learner that can be

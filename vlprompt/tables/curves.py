@@ -37,7 +37,7 @@ class Curve:
     def grid(self) -> Grid:
         """As a table."""
         decimals, title = measure(self.metric).decimals, ", ".join(f"{k} {v}" for k, v in self.place.items())
-        rows = pd.DataFrame({self.key: [f"{value:,}" for value in self.points[self.key]]})
+        rows = pd.DataFrame({self.key: [whole(value) for value in self.points[self.key]]})
         rows["n"] = [str(n) for n in self.points["n"]]
         spreads = zip(self.points[self.split], self.points[f"{self.split}_sd"], strict=True)
         rows[self.split] = [spread_text(*found, decimals=decimals) for found in spreads]
@@ -50,13 +50,16 @@ class Curve:
         """What `smallest` says, in a sentence."""
         if self.reference is None:
             return ""
-        near, found = (
-            f"within {share:.0%} of {self.against}'s {self.reference:.2f} ({self.split})",
-            self.smallest(share),
-        )
+        found = self.smallest(share)
+        near = f"within {share:.0%} of {self.against}'s {self.reference:.2f} ({self.split})"
         return f"No {self.key} of {self.method} is {near}." if found is None else (
-            f"The smallest {self.key} of {self.method} {near} is {found:,}."
+            f"The smallest {self.key} of {self.method} {near} is {whole(found)}."
         )  # fmt: skip
+
+
+def whole(value: float) -> str:
+    """A number without a fraction that says nothing."""
+    return f"{int(value):,}" if float(value).is_integer() else str(value)
 
 
 def curves(

@@ -152,9 +152,7 @@ def _costs(table: pd.DataFrame) -> dict[str, list[str]]:
     for part, title in flops.items():
         own, frozen = table[f"{part}_flops"], table[f"frozen_{part}_flops"]
         found[title] = [number(value / 1e6, ",.1f") for value in own]
-        found[f"{title.split()[-1].split('/')[-1]}: × frozen"] = [
-            number(v, ".3f") for v in own / frozen.where(frozen > 0)
-        ]
+        found[f"{part}: × frozen"] = [number(value, ".3f") for value in own / frozen.where(frozen > 0)]
     words = {1.0: "yes", 0.0: "no"}
     found["can be merged"] = [words.get(value, "") for value in table["mergeable"]]
     return found
