@@ -18,6 +18,7 @@ from vlprompt import saved
 from vlprompt.data.bank import Bank
 from vlprompt.errors import ClassBoundError, UserError
 from vlprompt.learners.base import Learner
+from vlprompt.learners.weights import WeightLearner
 from vlprompt.locations import config_dir
 from vlprompt.optim import Fit, make_optimizer
 from vlprompt.plan import locate
@@ -61,12 +62,16 @@ VARIANTS = [
     Case("coop: random start", {"ctx_init": "", "n_context": 3}),
     Case("coop: class-specific", {"ctx_init": "", "n_context": 3, "class_specific": True}),
     Case("coop: middle", {"ctx_init": "", "n_context": 3, "position": "middle"}),
+    Case("bitfit: image", {"towers": "image"}),
     Case("dylora: last rank alone", {"frozen": True, "min_rank": 8, "dropout": 0.2}),
+    Case("full_finetune: text", {"towers": "text"}),
     Case("hard_prompts: ensemble", {"templates": "openai_7"}),
+    Case("intrinsic_dimension: image", {"towers": "image", "dimension": 70}),
     Case("linear_head: plain ViT", model="timm:test_vit"),
-    Case("p_tuning: none", {"encoder": "none"}),
-    Case("p_tuning: mlp", {"encoder": "mlp", "towers": "both"}),
+    Case("linear_probe: plain ViT", model="timm:test_vit"),
     Case("p_tuning: image", {"encoder": "mlp", "towers": "image"}),
+    Case("p_tuning: mlp", {"encoder": "mlp", "towers": "both"}),
+    Case("p_tuning: none", {"encoder": "none"}),
     Case("vpt_deep: linear head", {"depth": 2, "head": "linear", "init": "patch", "project": 7}),
     Case("vpt_deep: plain ViT", {"depth": 2, "head": "linear"}, "timm:test_vit"),
     Case("zero_shot: ensemble", {"templates": "openai_7"}),
@@ -76,13 +81,12 @@ VARIANTS = [
 NO_GRADIENT: dict[str, dict[str, str]] = {}
 """By method: parameters that some batches leave without a gradient, and why."""
 
-CASES = [Case(method, SMALL.get(method, {})) for method in METHODS] + [c for c in VARIANTS if c.method in METHODS]
-
 
 @cache
 def world(kind: str) -> tuple[Any, Any, Images, Tensor]:
     """The frozen model, called as its kind, what it borrows from, four images, and their features."""
-    clip = load_clip(kind) if kind.startswith("timm:") else tiny.clip(kind, torch.float32)[0]
+    clip = load_clip(kind) if kind.startswith("timm:") else tiny.clip(kind.removesuffix(":nf4"), torch.float32)[0]
+    clip = clip.quantized("nf4") if kind.endswith(":nf4") else clip
     generator = torch.Generator().manual_seed(2)
     images = Images(torch.randn(len(LABELS), 3, clip.preprocess.size, clip.preprocess.size, generator=generator))
     with torch.no_grad():
@@ -92,6 +96,14 @@ def world(kind: str) -> tuple[Any, Any, Images, Tensor]:
 @cache
 def configured(method: str) -> Any:
     return compose([f"method={method}", "dataset=caltech101"])  # without recipes for the demo
+
+
+def plain(method: str) -> Case:
+    """A method as its configuration has it, its backbone in 4 bits where that says so."""
+    return Case(method, SMALL.get(method, {}), "vit:nf4" if configured(method)["backbone"]["quantize"] else "vit")
+
+
+CASES = [plain(method) for method in METHODS] + [case for case in VARIANTS if case.method in METHODS]
 
 
 def build(case: Case, classes: list[str] = CLASSES, seed: int = 0) -> Learner:
@@ -146,6 +158,7 @@ def reads_features(learner: Learner) -> bool:
 
 
 TRAINED = [case for case in CASES if is_trained(case)]
+BY_STEPS = [case for case in TRAINED if configured(case.method)["fit"].get("epochs") != 0]
 
 
 @each(CASES)
@@ -166,7 +179,7 @@ def test_every_parameter_gets_a_gradient(case: Case) -> None:
     assert not [n for n, g in gradients.items() if g is None or not g.isfinite().all() or not g.any()]
 
 
-@each(TRAINED)
+@each(BY_STEPS)
 def test_training_lowers_the_loss_and_leaves_the_model_alone(case: Case) -> None:
     learner = build(case)
     _, model, images, _ = world_of(learner)
@@ -265,14 +278,26 @@ def test_banked_features(case: Case) -> None:
 
 @each(CASES)
 def test_a_resnet_is_taken_or_refused_in_words(case: Case) -> None:
-    """Methods that edit an image tower's blocks refuse one that has none; all others work on it."""
+    """Methods that edit an image tower's blocks refuse one that has none; all others work on it, or on its weights."""
     resnet = Case(case.name, case.settings, "resnet")
     learner = build(case)
-    if reads_features(learner):
+    if reads_features(learner) or isinstance(learner, WeightLearner):
         assert logits(build(resnet)).isfinite().all()
     else:
         with pytest.raises(UserError, match="a ResNet has none: choose a backbone with a ViT"):
             build(resnet)
+
+
+@each(CASES)
+def test_merged_or_refused_in_words(case: Case) -> None:
+    """What can be merged is zero-shot on the merged model; anything else says that it cannot."""
+    learner = scatter(build(case)).eval()
+    if not learner.mergeable:
+        with pytest.raises(UserError, match="cannot be merged"):
+            learner.merged()
+        return
+    merged, images = learner.merged(), world_of(learner)[2]
+    assert close(logits(Learner(merged, CLASSES, template=learner.template), images), logits(learner))
 
 
 def as_built(learner: Learner) -> None:
@@ -290,20 +315,25 @@ WORDS = {"ctx_init": "a photo of a", "n_context": 4}  # the template's own words
 
 NEUTRAL: dict[str, tuple[dict[str, Any], Callable[[Any], None]] | str] = {
     "adapter": ({}, as_built),
+    "bitfit": ({}, as_built),
     "clip_lora": ({}, as_built),
     "cocoop": (WORDS, without_shift),
     "coop": (WORDS, as_built),
     "dylora": ({}, as_built),
+    "full_finetune": ({}, as_built),
     "hard_prompts": ({}, as_built),
+    "intrinsic_dimension": ({}, as_built),
     "ivlp": ({**WORDS, "depth": 1, "image_depth": 0}, as_built),
     "language_prompts": ({**WORDS, "depth": 1}, as_built),
     "linear_head": "its head knows no names",
+    "linear_probe": "its head knows no names",
     "llama_adapter": ({}, as_built),
     "lora": ({}, as_built),
     "lora_plus": ({}, as_built),
     "maple": PROMPTS_ATTEND,
     "p_tuning": ({"ctx_init": "a photo of a", "encoder": "none"}, as_built),
     "prefix_tuning": PROMPTS_ATTEND,
+    "qlora": ({}, as_built),  # on a backbone that is not in 4 bits
     "vpt_deep": PROMPTS_ATTEND,
     "vpt_shallow": PROMPTS_ATTEND,
     "zero_shot": ({}, as_built),

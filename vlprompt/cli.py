@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from vlprompt import __version__
-from vlprompt.commands import bank, comparisons, reproduce, tables, trained, tune
+from vlprompt.commands import bank, comparisons, curves, reproduce, tables, trained, tune
 from vlprompt.commands.arguments import is_override
 from vlprompt.commands.data import add_commands as add_data_commands
 from vlprompt.errors import UserError
@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("run", help="run one cell or a sweep: vlprompt run method=coop dataset=caltech101")
     tables.register(commands)
+    curves.register(commands)
     comparisons.register(commands)
     bank.register(commands)
     tune.register(commands)

@@ -203,7 +203,7 @@ class Experiment:
     def clip(self) -> Clip:
         """The frozen model."""
         backbone = self.settings.backbone
-        return clip_at(backbone.model, backbone.weights, self.device, self.settings.text_chunk)
+        return clip_at(backbone.model, backbone.weights, self.device, self.settings.text_chunk, backbone.quantize)
 
     def check_classes(self) -> None:
         """Build the learner and bind it to every test's class names, so that what cannot be tested is not trained.

@@ -45,7 +45,7 @@ class Fit(BaseModel):
     weight_decay: NonNegativeFloat = 5e-4
     batch_size: PositiveInt = 32
     drop_last: bool = True  # leave out the last, smaller batch of an epoch, unless it is the only one
-    epochs: PositiveInt | None = None
+    epochs: NonNegativeInt | None = None  # 0: no step; the learner computes what it needs before or after
     steps: PositiveInt | None = None
     schedule: Schedule = Schedule()
 

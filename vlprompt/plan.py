@@ -76,11 +76,12 @@ def with_contents(method: Mapping[str, Any]) -> dict[str, Any]:
 def weights_identity(settings: Settings) -> dict[str, str]:
     """The backbone, with the content of local files in the place of their paths."""
     model, weights = settings.backbone.model, settings.backbone.weights
+    changed = {"quantize": settings.backbone.quantize} if settings.backbone.quantize else {}
     if Path(weights).is_file():
-        return {"model": model, "weights": file_hash(Path(weights))}
+        return {"model": model, "weights": file_hash(Path(weights)), **changed}
     folder = demo.BACKBONES.get(model, Path(model))
     inside = folder.is_dir() and weights != RANDOM
-    return {"model": model, "weights": file_hash(folder / WEIGHTS_FILE) if inside else weights}
+    return {"model": model, "weights": file_hash(folder / WEIGHTS_FILE) if inside else weights, **changed}
 
 
 @cache

@@ -80,7 +80,9 @@ class Record(Cell):
     split_hash: str | None = None
     target_hashes: dict[str, str] = {}  # of the splits of other data sets that were tested
     scores: dict[str, dict[str, int | float]] = {}  # by test split; fractions
-    cost: dict[str, int | float | None] = {}  # trained_parameters, stored_bytes, *_seconds, peak_memory_bytes
+    # trained_parameters, stored_bytes, *_seconds, peak_memory_bytes, steps, seconds_per_step, backbone_bytes,
+    # quantization_error, mergeable; flops_* and seconds_per_image (costs.py)
+    cost: dict[str, bool | int | float | None] = {}
     bank: dict[str, Any] = {}
     curve: list[dict[str, int | float | None]] = []  # epoch, loss, accuracy, lr
     imported: dict[str, dict[str, str | int]] = {}  # by test split: the log it was read from, its sha256, its decimals

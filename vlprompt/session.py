@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import yaml
 
 from vlprompt import demo, saved
+from vlprompt.costs import costs_of_use
 from vlprompt.data.bank import Bank, Use, tower_key
 from vlprompt.data.dataset import Split
 from vlprompt.data.feature_files import FeatureFiles
@@ -20,6 +21,7 @@ from vlprompt.learners.base import Learner
 from vlprompt.locations import bank_folder, data_root
 from vlprompt.machine import default_workers, device_name, peak_memory, reset_peak_memory
 from vlprompt.metrics import Predictions, save_predictions, score
+from vlprompt.optim import n_steps
 from vlprompt.plan import locate
 from vlprompt.progress import Reporter
 from vlprompt.protocols.base import Episode
@@ -81,6 +83,7 @@ class Session:
             values = {"train/loss": epoch.loss, "train/accuracy": epoch.accuracy, "train/lr": epoch.lr}
             tracker.log(values, epoch.epoch + 1)
         predictions, test_seconds = measure(evaluate, self.experiment, self.trainer, self.learner, self.episode)
+        peak = peak_memory(self.experiment.device)
         scores = {name: score(kept) for name, kept in predictions.items()}
         self._log_scores(scores)
         cost: dict[str, Any] = {
@@ -88,7 +91,8 @@ class Session:
             "stored_bytes": self._save(predictions),
             "train_seconds": seconds,
             "test_seconds": test_seconds,
-            "peak_memory_bytes": peak_memory(self.experiment.device),
+            "peak_memory_bytes": peak,
+            **self._costs(seconds),
         }
         if together > 1:
             cost["trained_together"] = together
@@ -104,6 +108,21 @@ class Session:
         tracker.finish(scores, predictions, {name: split.classes for name, split in self.episode.tests.items()})
         return record
 
+    def _costs(self, seconds: float) -> dict[str, Any]:
+        """Of a step, of the frozen model, and of use with the classes that were trained on."""
+        assert self.episode.train is not None
+        fit, trainer, learner = self.experiment.settings.fit, self.trainer, self.learner
+        steps = n_steps(len(self.episode.train), fit) if fit else 0
+        learner.bind(self.episode.train.classes)
+        return {
+            "steps": steps,
+            "seconds_per_step": seconds / steps if steps else None,
+            "backbone_bytes": trainer.clip.n_bytes,
+            "quantization_error": trainer.clip.quantization_error,
+            "mergeable": learner.mergeable if fit else None,
+            **costs_of_use(learner, autocast=trainer.autocast),
+        }
+
     def _save(self, predictions: Mapping[str, Predictions]) -> int:
         """All files of the run but its record; -> bytes of the trained tensors."""
         experiment, folder = self.experiment, self.run.folder
@@ -116,7 +135,7 @@ class Session:
             "method": experiment.cell.method,
             "target": experiment.settings.method["_target_"],
             "arguments": experiment.arguments,
-            "backbone": experiment.settings.backbone.model_dump(),
+            "backbone": experiment.settings.backbone.model_dump(exclude_none=True),
             "dataset": experiment.cell.dataset,
             "protocol": experiment.cell.protocol,
             "split_hash": experiment.dataset.fingerprint(),
@@ -165,9 +184,7 @@ def train(sessions: Sequence[Session]) -> list[tuple[list[Epoch], float] | NonFi
     return [fitting.error or (fitting.meter.curve, share) for fitting in fittings]
 
 
-def evaluate(
-    experiment: "Experiment", trainer: Trainer, learner: Learner, episode: Episode
-) -> dict[str, Predictions]:
+def evaluate(experiment: "Experiment", trainer: Trainer, learner: Learner, episode: Episode) -> dict[str, Predictions]:
     """Predictions on each test. A method that words classes as their data set does, does so on a target, too."""
     found: dict[str, Predictions] = {}
     for name, split in episode.tests.items():
@@ -225,11 +242,18 @@ def restore(folder: Path) -> Learner:
 
 
 @lru_cache(maxsize=1)
-def clip_at(model: str, weights: str, device: torch.device, text_chunk: int | None = None) -> Clip:
+def clip_at(
+    model: str,
+    weights: str,
+    device: torch.device,
+    text_chunk: int | None = None,
+    quantize: Literal["nf4"] | None = None,
+) -> Clip:
     """The frozen model on its device; the runs of a sweep share it."""
     bank_at.cache_clear()  # features of another model, which they would keep alive
     folder = demo.BACKBONES.get(model)
-    return load_clip(str(folder) if folder else model, weights).to(device).with_text_chunk(text_chunk)
+    clip = load_clip(str(folder) if folder else model, weights).to(device).with_text_chunk(text_chunk)
+    return clip.quantized(quantize) if quantize else clip
 
 
 @cache

@@ -69,6 +69,7 @@ class Backbone(BaseModel):
     model_config = _STRICT
     model: str
     weights: str
+    quantize: Literal["nf4"] | None = None
 
 
 def _check_template(template: str) -> str:

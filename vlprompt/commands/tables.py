@@ -31,6 +31,7 @@ def register(commands: Any) -> None:
     table.add_argument("--layout", choices=LAYOUTS, default="runs", help="runs: a row a learner; or as papers print")
     table.add_argument("--format", choices=FORMATS, default="terminal")
     table.add_argument("--columns", nargs="+", default=[], metavar="KEY", help="settings that tell rows apart: fit.lr")
+    table.add_argument("--costs", action="store_true", help="all costs: bytes, time and FLOPs of a step, of an image")
     table.add_argument("--interval", choices=("t", "normal", "none"), default="none", help="95 %% around means")
     table.add_argument(
         "--published",
@@ -115,7 +116,7 @@ def show_table(options: argparse.Namespace) -> int:
 def runs_text(records: Sequence["Record"], how: dict[str, Any], options: argparse.Namespace) -> str:
     from vlprompt.tables import render, summarise
 
-    return render(summarise(records, **how), options.format)
+    return render(summarise(records, **how), options.format, costs=options.costs)
 
 
 def papers_text(lines: Sequence["Line"], options: argparse.Namespace) -> str:

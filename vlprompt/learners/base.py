@@ -31,6 +31,8 @@ class Learner(nn.Module):
 
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
     """What the model must have: "text" (a text tower), "vit" (an image tower with blocks to edit)."""
+    mergeable: ClassVar[bool] = False
+    """Whether `merged()` gives a model that does the same without the learner."""
 
     def __init__(self, clip: Clip, classes: Sequence[str], *, template: str = "a photo of a {}.") -> None:
         super().__init__()
@@ -118,6 +120,14 @@ class Learner(nn.Module):
         loss = self.loss(images, labels)
         loss.backward()
         return loss.detach()
+
+    def merged(self) -> Clip:
+        """The model with the adaptation in its weights, which is as large and as fast as the frozen one.
+
+        Raises:
+            UserError: there is none (`mergeable` is false).
+        """
+        raise UserError(f"{type(self).__name__} cannot be merged into the weights of the model: keep the learner")
 
     def param_groups(self, fit: Any) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser; `fit` is the run's `Fit`."""

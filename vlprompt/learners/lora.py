@@ -52,6 +52,7 @@ class LoRA(SiteLearner):
     https://arxiv.org/abs/2312.03732; Zanella and Ben Ayed, CVPR Workshops 2024, https://arxiv.org/abs/2405.18541.
     """
 
+    mergeable = True
     update: ClassVar[type[LowRank]] = LowRank
 
     def __init__(

@@ -13,6 +13,11 @@ from vlprompt.tables.summaries import CONTEXT, NO_RUNS
 FORMATS = ("terminal", "markdown", "csv", "latex")
 DEMO_NOTE = "The demo world checks the software; it ranks nothing."
 PRECISION_NOTE = "Rows differ in precision: compare them with care."
+COST_NOTE = (
+    "Stored: what is trained. Model: the frozen weights. FLOPs: of products and convolutions, without merging; of the "
+    "classes once, of each image then; × frozen: times zero-shot with one template. ms/image: of four at once, from "
+    "pixels."
+)
 IMPORTED_NOTE = "Rows of the variant imported were read from logs of other software, most of them rounded to 0.1."
 INTERVAL_NOTES = {
     "none": [],
@@ -46,9 +51,11 @@ class Grid:
         return [i for i in range(1, len(self.blocks)) if self.blocks[i] != self.blocks[i - 1]]
 
 
-def render(table: pd.DataFrame, format: str = "terminal") -> str:
-    """A summary as text, a table for each protocol. CSV is one table of the raw numbers; the others have two decimals,
-    `mean ± deviation`, and what all rows of a table share above it (LaTeX: in columns).
+def render(table: pd.DataFrame, format: str = "terminal", *, costs: bool = False) -> str:
+    """A summary as text, a table for each protocol; with `costs` all of them have columns.
+
+    CSV is one table of the raw numbers; the others have two decimals, `mean ± deviation`, and what all rows of a table
+    share above it (LaTeX: in columns).
 
     "terminal" is a rich table on a terminal; into a file or a pipe it is plain, never wrapped, never cut.
     """
@@ -60,7 +67,9 @@ def render(table: pd.DataFrame, format: str = "terminal") -> str:
     parts = [part for _, part in table.groupby("protocol", sort=False)]
     notes = [*INTERVAL_NOTES[table.attrs.get("interval", "none")], *general_notes(table)]
     metric = table.attrs.get("metric", "accuracy")
-    return render_grids([_summary_grid(part, format, metric) for part in parts], notes, format)
+    if costs:
+        notes.append(COST_NOTE)
+    return render_grids([_summary_grid(part, format, metric, costs) for part in parts], notes, format)
 
 
 def check_format(format: str) -> None:
@@ -97,8 +106,8 @@ def spread_text(mean: float, deviation: float, half_width: float = float("nan"),
     return text
 
 
-def _summary_grid(table: pd.DataFrame, format: str, metric: str) -> Grid:
-    shown = _readable(table, measure(metric).decimals)
+def _summary_grid(table: pd.DataFrame, format: str, metric: str, costs: bool) -> Grid:
+    shown = _readable(table, measure(metric).decimals, costs)
     if format == "latex":
         return Grid("", shown)
     shared = [name for name in CONTEXT if name in shown and shown[name].nunique() == 1]
@@ -108,7 +117,7 @@ def _summary_grid(table: pd.DataFrame, format: str, metric: str) -> Grid:
     return Grid(title, shown.drop(columns=shared))
 
 
-def _readable(table: pd.DataFrame, decimals: int) -> pd.DataFrame:
+def _readable(table: pd.DataFrame, decimals: int, costs: bool) -> pd.DataFrame:
     """The cells as text; columns that say nothing (no variants, none failed) left out."""
     n_keys = list(table.columns).index("n")
     shown = table.iloc[:, :n_keys].map(lambda value: "" if pd.isna(value) else str(value))
@@ -123,10 +132,30 @@ def _readable(table: pd.DataFrame, decimals: int) -> pd.DataFrame:
     shown["parameters"] = [number(value, ",.0f") for value in table["parameters"]]
     shown["train s"] = [number(value, ".1f") for value in table["train_s"]]
     shown["peak MB"] = [number(value / 2**20, ".0f") for value in table["peak_bytes"]]
+    if costs:
+        shown = shown.assign(**_costs(table))
     for column in ("failed", "missing"):
         if table[column].any():
             shown[column] = table[column].astype(str)
     return shown.drop(columns=[name for name in shown if (shown[name] == "").all()])
+
+
+def _costs(table: pd.DataFrame) -> dict[str, list[str]]:
+    """Columns of the costs that a table shows where it is asked for them."""
+    flops = {"image": "MFLOPs/image", "classes": "MFLOPs of classes"}
+    found = {
+        "stored kB": [number(value / 2**10, ",.1f") for value in table["stored_bytes"]],
+        "model MB": [number(value / 2**20, ",.1f") for value in table["backbone_bytes"]],
+        "ms/step": [number(1000 * value, ".1f") for value in table["step_s"]],
+        "ms/image": [number(1000 * value, ".2f") for value in table["image_s"]],
+    }
+    for part, title in flops.items():
+        own, frozen = table[f"{part}_flops"], table[f"frozen_{part}_flops"]
+        found[title] = [number(value / 1e6, ",.1f") for value in own]
+        found[f"{part}: × frozen"] = [number(value, ".3f") for value in own / frozen.where(frozen > 0)]
+    words = {1.0: "yes", 0.0: "no"}
+    found["can be merged"] = [words.get(value, "") for value in table["mergeable"]]
+    return found
 
 
 def _draw(grid: Grid, format: str) -> str:

@@ -18,7 +18,10 @@ from vlprompt.tables.selection import check_key, value_of
 CONTEXT = ["protocol", "dataset", "backbone", "weights", "precision"]  # what a table's rows often share
 KEYS = [*CONTEXT, "method", "variant", "shots"]
 COSTS = {"parameters": "trained_parameters", "train_s": "train_seconds", "test_s": "test_seconds",
-         "peak_bytes": "peak_memory_bytes"}  # fmt: skip
+         "peak_bytes": "peak_memory_bytes", "stored_bytes": "stored_bytes", "backbone_bytes": "backbone_bytes",
+         "step_s": "seconds_per_step", "image_s": "seconds_per_image", "image_flops": "flops_per_image",
+         "frozen_image_flops": "flops_per_image_frozen", "classes_flops": "flops_classes",
+         "frozen_classes_flops": "flops_classes_frozen", "mergeable": "mergeable"}  # fmt: skip
 TRANSFER = (CrossDataset.name, DomainGeneralization.name)
 UNTRAINED = 0  # shots and seed of a learner that is not trained
 NO_RUNS = "there are no runs to show: `python run.py` makes the first one, on the demo, without any download."
@@ -34,7 +37,8 @@ def frame(records: Sequence[Record], *, metric: str = "accuracy", columns: Seque
         row = {name: getattr(record, name) for name in KEYS} | {key: value_of(record, key) for key in columns}
         row |= {"seed": record.seed, "status": record.status}
         row |= {split: factor * scores.get(metric, float("nan")) for split, scores in record.scores.items()}
-        rows.append(row | {name: record.cost.get(source, float("nan")) for name, source in COSTS.items()})
+        costs = {name: record.cost.get(source) for name, source in COSTS.items()}
+        rows.append(row | {name: float("nan") if value is None else float(value) for name, value in costs.items()})
     return pd.DataFrame(rows)
 
 

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from vlprompt.errors import UserError, unknown
 from vlprompt.towers.block import Weights, view
 from vlprompt.towers.image import ImageTower, image_tower, timm_vit
+from vlprompt.towers.quantization import Format, Quantized, count_bytes, quantize
 from vlprompt.towers.text import TextTower
 from vlprompt.towers.weights import WordTable, read_state
 
 RANDOM, PRETRAINED = "random", "pretrained"
 WEIGHTS_FILE = "open_clip_model.safetensors"  # of a model in a folder
+SCALES = ("logit_scale", "logit_bias")  # parameters of no tower
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,15 @@ class Clip:
     weights: Weights
     words: WordTable | None = None  # None where there is no text tower
     text_chunk: int | None = None  # classes whose activations the text tower keeps for backward; None: all
+    quantization_error: float | None = None  # relative L2 error of the matrices that are kept in 4 bits; None: none are
+
+    def tensors(self, tower: Literal["image", "text"]) -> dict[str, Tensor]:
+        """All parameters of one tower, under the names of the model's own state dict."""
+        names = [name for name, _ in self.weights.root.named_parameters() if name not in SCALES]
+        return {name: self.weights.tensor(name) for name in names if self._is_image(name) == (tower == "image")}
+
+    def _is_image(self, name: str) -> bool:
+        return self.words is None or name.startswith("visual.")
 
     def with_weights(self, tensors: Mapping[str, Tensor]) -> "Clip":
         """The same towers reading these tensors instead, under the names of the model's own state dict.
@@ -55,13 +66,39 @@ class Clip:
         Raises:
             UserError: a name or a shape that the model does not have.
         """
-        own = self.weights.root.state_dict(keep_vars=True)
+        known = self.weights.root.state_dict()
         for name, tensor in tensors.items():
-            if name not in own:
-                raise unknown("weight", name, own)
-            if own[name].shape != tensor.shape:
-                raise UserError(f"weight '{name}' is {list(own[name].shape)} in the model, got {list(tensor.shape)}")
-        return self._rebuilt(replace(self.weights, replaced={**self.weights.replaced, **tensors}))
+            if name not in known:
+                raise unknown("weight", name, known)
+            if (own := self.weights.tensor(name)).shape != tensor.shape:
+                raise UserError(f"weight '{name}' is {list(own.shape)} in the model, got {list(tensor.shape)}")
+        changed = self._over({**self.weights.replaced, **tensors})
+        changed.image.frozen = self.image.frozen and not any(map(self._is_image, tensors))
+        return changed
+
+    def _over(self, replaced: Mapping[str, Tensor]) -> "Clip":
+        """The same model with these tensors in the place of its own."""
+        weights = replace(self.weights, replaced=replaced)
+        made = build(weights, name=self.name, preprocess=self.preprocess, words=self.words, text_chunk=self.text_chunk)
+        return replace(made, quantization_error=self.quantization_error)
+
+    def quantized(self, format: Format) -> "Clip":
+        """The same model with the matrices of all blocks in 4 bits. Its own are let go, so this one is of no use then.
+
+        Raises:
+            UserError: bitsandbytes is not installed.
+        """
+        blocks = [*self.image.blocks, *(self.text.blocks if self.text else ())]
+        names = dict.fromkeys(matrix.name for block in blocks for matrix in block.matrices.values())
+        tensors, error = quantize({name: self.weights.tensor(name) for name in names}, format)
+        for name in names:
+            self.weights.root.get_parameter(name).data = torch.empty(0, device=self.device)
+        return replace(self._over({**self.weights.replaced, **tensors}), quantization_error=error)
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that the weights take."""
+        return count_bytes([*self.weights.root.state_dict().values(), *self.weights.replaced.values()])
 
     def merge(self, deltas: Mapping[tuple[str, int, str], Float[Tensor, "n_out n_in"]]) -> "Clip":
         """The same towers with matrices added to linear maps, by tower ("image", "text"), layer and edit site."""
@@ -76,14 +113,18 @@ class Clip:
     def to(self, device: torch.device | str) -> "Clip":
         """The same model, moved (the borrowed modules move with it)."""
         self.weights.root.to(device)
-        return self._rebuilt(self.weights)
+        moved = self._over({
+            name: t.moved(device) if isinstance(t, Quantized) else t.to(device)
+            for name, t in self.weights.replaced.items()
+        })  # fmt: skip
+        moved.image.frozen = self.image.frozen
+        return moved
 
     def with_text_chunk(self, n_classes: int | None) -> "Clip":
         """The same model, whose text tower keeps the activations of so many classes at a time; None: of all."""
-        return replace(self, text_chunk=n_classes)._rebuilt(self.weights)
-
-    def _rebuilt(self, weights: Weights) -> "Clip":
-        return build(weights, name=self.name, preprocess=self.preprocess, words=self.words, text_chunk=self.text_chunk)
+        made = replace(self, text_chunk=n_classes)._over(self.weights.replaced)
+        made.image.frozen = self.image.frozen
+        return made
 
     @cached_property
     def image_fingerprint(self) -> str:
@@ -91,7 +132,8 @@ class Clip:
         own = self.weights.below("visual") if self.words is not None else self.weights
         digest = hashlib.sha256(type(own.module).__name__.encode())
         for name in own.module.state_dict():
-            tensor = own.tensor(name).detach().cpu().contiguous()
+            tensor = own.tensor(name)
+            tensor = (tensor.plain() if isinstance(tensor, Quantized) else tensor).detach().cpu().contiguous()
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
             digest.update(tensor.flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()

@@ -52,6 +52,7 @@ class ImageTower:
         self.patch_size = patch_size
         self.embed, self.norm, self.blocks, self.project, self.read = embed, norm, blocks, project, read
         self.first, self.width, self.embed_dim = first, width, embed_dim
+        self.frozen = True  # whether it is the frozen model's own, whose features are banked
 
     @property
     def depth(self) -> int:
@@ -75,12 +76,12 @@ class ImageTower:
 
         Raises:
             UserError: edits of blocks that do not exist.
-            NeedsPixels: the tower has to run, but the images are banked features only.
+            NeedsPixels: edits or other weights ask the tower to run, but the images are banked features only.
         """
         if edits:
             self.require_blocks()
             check_layers(edits, self.depth, "the image tower")
-        elif images.features is not None:
+        elif self.frozen and images.features is not None:
             return images.features
         if images.pixels is None:
             raise NeedsPixels

@@ -1,0 +1,81 @@
+"""Curves over a setting: which points, which reference, and the smallest value near it."""
+
+import pytest
+
+from vlprompt import cli
+from vlprompt.errors import UserError
+from vlprompt.records import Record
+from vlprompt.tables.curves import curves
+
+ACCURACIES = {10: 0.30, 50: 0.52, 200: 0.61, 1000: 0.59}  # 90 % of 0.66 is 0.594
+
+
+def record(method: str, accuracy: float, seed: int = 1, dimension: int | None = None, **fields: object) -> Record:
+    known = {"protocol": "few_shot", "dataset": "dtd", "backbone": "vit_b16", "weights": "openai", "precision": "fp32",
+             "shots": 16, "status": "finished", "scores": {"test": {"accuracy": accuracy, "ece": 0.1}},
+             "cost": {"trained_parameters": dimension}}  # fmt: skip
+    setting = {} if dimension is None else {"dimension": dimension}
+    variant = None if dimension in (None, 200) else f"d{dimension}"
+    config = {"method": {"_target_": method, **setting}}
+    return Record(**{**known, "method": method, "seed": seed, "config": config, "variant": variant, **fields})
+
+
+@pytest.fixture
+def records() -> list[Record]:
+    points = [record("intrinsic_dimension", a, dimension=d) for d, a in reversed(ACCURACIES.items())]
+    return [*points, record("intrinsic_dimension", 0.63, 2, 200), record("full_finetune", 0.66), record("coop", 0.7)]
+
+
+def test_the_smallest_value_within_a_share_of_the_reference(records: list[Record]) -> None:
+    (curve,) = curves(records, "method.dimension", against="full_finetune")
+    assert list(curve.points["method.dimension"]) == [10, 50, 200, 1000]
+    assert list(curve.points["test"]) == pytest.approx([30, 52, 62, 59])  # the mean of two seeds at 200
+    assert curve.reference == pytest.approx(66)
+    assert curve.smallest(0.9) == 200
+    assert curve.smallest(0.78) == 50
+    assert curve.smallest(0.99) is None
+    assert "is 200." in curve.finding(0.9)
+    assert curve.finding(0.99).startswith("No method.dimension of intrinsic_dimension is within 99% of full_finetune's")
+    grid = curve.grid()
+    assert list(grid.rows["method.dimension"]) == ["10", "50", "200", "1,000"]
+    assert list(grid.rows["% of full_finetune"]) == ["45.5", "78.8", "93.9", "89.4"]
+    assert list(grid.rows["test"])[2].startswith("62.00 ± 1.41")
+
+
+def test_places_have_curves_and_references_of_their_own(records: list[Record]) -> None:
+    one = [record("intrinsic_dimension", 0.2, dimension=10, shots=1), record("full_finetune", 0.21, shots=1)]
+    found = {
+        curve.place["shots"]: curve for curve in curves([*records, *one], "method.dimension", against="full_finetune")
+    }
+    assert {shots: curve.smallest(0.9) for shots, curve in found.items()} == {16: 200, 1: 10}
+
+
+def test_mistakes_are_one_sentence(records: list[Record]) -> None:
+    again = record("intrinsic_dimension", 0.5, dimension=200, variant="slow")
+    for wrong, key, how, words in [
+        (records, "method.rank", {}, "unknown key"),
+        (records, "method._target_", {}, "no finished run has a number as method._target_"),
+        (records, "method.dimension", {"split": "novel"}, "no run has a test 'novel': there are test"),
+        (records, "method.dimension", {"against": "lora"}, "there is no finished run of lora to compare with"),
+        (records, "method.dimension", {"against": "coop", "metric": "ece"}, "a share of ece says nothing"),
+        ([*records, again], "method.dimension", {}, "several rows with method.dimension=200"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            curves(wrong, key, **how)
+    assert len(curves(records, "method.dimension", metric="ece")[0].points) == 4
+
+
+def test_the_command(records: list[Record], tmp_path, capsys) -> None:
+    for one in records:
+        folder = one.folder(tmp_path)
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(one.model_dump_json())
+    command = ["curve", "method.dimension", str(tmp_path), "--reference", "full_finetune"]
+    assert cli.main(command) == 0
+    out = capsys.readouterr().out
+    assert "intrinsic_dimension, protocol few_shot, dataset dtd" in out
+    assert (
+        "The smallest method.dimension of intrinsic_dimension within 90% of full_finetune's 66.00 (test) is 200." in out
+    )
+    assert cli.main([*command, "--share", "2"]) == 2
+    assert "allowed is above 0 to 1" in capsys.readouterr().err

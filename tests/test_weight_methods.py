@@ -1,0 +1,434 @@
+"""Methods that change the model's weights, backbones in 4 bits, the probe: each against an independent computation."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+import tiny
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from test_transfer import TINY, start
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from vlprompt.costs import costs_of_use, count_flops
+from vlprompt.errors import UserError
+from vlprompt.learners.base import Learner
+from vlprompt.learners.bitfit import BitFit
+from vlprompt.learners.full_finetune import FullFinetune
+from vlprompt.learners.intrinsic_dimension import Fastfood, IntrinsicDimension, hadamard
+from vlprompt.learners.linear_probe import LinearProbe
+from vlprompt.learners.lora import LoRA
+from vlprompt.records import find_records
+from vlprompt.towers import Clip, Images, NeedsPixels
+from vlprompt.towers.quantization import Quantized, quantize
+
+CLASSES = ["cat", "striped red star", "a_very_long_name_with_many_tokens"]
+LABELS = torch.tensor([0, 1, 2, 1])
+TEMPLATE = "a photo of a {}."
+ALL_SITES = ["q", "k", "v", "o", "fc1", "fc2"]
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    from test_cli import set_up
+
+    set_up(monkeypatch, tmp_path)
+    threads = torch.get_num_threads()
+    yield tmp_path / "results"
+    torch.set_num_threads(threads)
+
+
+def gradients(learner: Learner, images: Images) -> dict[str, Tensor]:
+    learner.zero_grad()
+    learner.backward(images, LABELS)
+    return {name.removeprefix("weights."): p.grad for name, p in learner.named_parameters() if p.grad is not None}
+
+
+def evaluate(learner: Learner, images: Images) -> Tensor:
+    with torch.no_grad():
+        return learner.eval()(images, learner.encode_classes())
+
+
+# full fine-tuning and its restriction to biases
+
+
+@pytest.mark.parametrize("kind", ["vit", "vit_ls", "resnet", "timm", "siglip"])
+def test_full_fine_tuning_has_the_gradients_of_open_clip_s_own_model(kind: str) -> None:
+    clip, model = tiny.clip(kind)
+    images = Images(tiny.pixels(model, len(LABELS)))
+    found = gradients(FullFinetune(clip, CLASSES), images)
+
+    _, own = tiny.clip(kind)
+    own.requires_grad_(True)
+    texts = clip.text.tokenize([TEMPLATE.format(name.replace("_", " ")) for name in CLASSES])
+    image, text = F.normalize(own.encode_image(images.pixels)), F.normalize(own.encode_text(texts))
+    F.cross_entropy(own.logit_scale.exp().detach() * image @ text.T, LABELS).backward()
+    expected = {name: p.grad for name, p in own.named_parameters() if p.grad is not None}
+    assert set(found) == set(expected)
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 1e-8 * gradient.norm() + 1e-12, name
+
+
+def test_bitfit_is_full_fine_tuning_restricted_to_the_biases() -> None:
+    clip, model = tiny.clip()
+    images = Images(tiny.pixels(model, len(LABELS)))
+    learner = BitFit(clip, CLASSES)
+    biases = {name for name, _ in model.named_parameters() if name.endswith("bias")}
+    assert {name for name, _ in learner.weights.named_parameters()} == biases
+    # a block: q, k, v, o, fc2 and two norms of d, fc1 of 4 d; around them three norms
+    assert sum(p.numel() for p in learner.parameters()) == 3 * 11 * (48 + 32) + 2 * 48 + 32
+    whole = gradients(FullFinetune(clip, CLASSES), images)
+    for name, gradient in gradients(learner, images).items():
+        assert torch.allclose(gradient, whole[name], rtol=1e-9, atol=1e-14), name
+
+
+def test_what_trains_the_text_side_alone_reads_banked_features() -> None:
+    clip, model = tiny.clip()
+    images = Images(tiny.pixels(model))
+    banked = Images(features=clip.image(images))
+    for kind in (FullFinetune, BitFit, IntrinsicDimension):
+        text, both = kind(clip, CLASSES, towers="text"), kind(clip, CLASSES)
+        assert torch.equal(evaluate(text, banked), evaluate(text, images))
+        with pytest.raises(NeedsPixels):
+            evaluate(both, banked)
+    with pytest.raises(NeedsPixels):  # a merged model is another model
+        both.merged().to("cpu").image(banked)
+    assert torch.equal(clip.with_weights(text.changed("text")).image(banked), banked.features)
+
+
+def test_kept_weights_follow_the_parameters() -> None:
+    clip, model = tiny.clip()
+    images, learner = Images(tiny.pixels(model)), BitFit(clip, CLASSES)
+    before = evaluate(learner, images)
+    with torch.no_grad():
+        for p in learner.parameters():
+            p.add_(0.1)
+    after = evaluate(learner, images)
+    assert not torch.allclose(after, before)
+    merged = Learner(learner.merged(), CLASSES)
+    assert torch.allclose(evaluate(merged, images), after)
+
+
+# intrinsic dimension
+
+
+@pytest.mark.parametrize("n", [1, 2, 64, 128, 512])
+def test_hadamard_is_scipy_s(n: int) -> None:
+    x = torch.randn(3, n, dtype=torch.float64)
+    assert torch.allclose(hadamard(x), x @ torch.from_numpy(scipy.linalg.hadamard(n)).double())
+
+
+def dense(p: Fastfood) -> Tensor:
+    """P, column by column."""
+    return torch.stack([p(e) for e in torch.eye(p.n_in, dtype=p.gains.dtype)], 1)
+
+
+def test_fastfood_is_the_product_of_its_factors() -> None:
+    p = Fastfood(5, 150, norm=1.0, generator=torch.Generator().manual_seed(3)).double()
+    h = torch.from_numpy(scipy.linalg.hadamard(64)).double()
+    blocks = []
+    for signs, order, gains in zip(p.signs.double(), p.order.long(), p.gains, strict=True):
+        permutation = torch.eye(64, dtype=torch.float64)[order]
+        blocks.append(h @ gains.diag() @ permutation @ h @ signs.diag())
+    assert torch.allclose(dense(p), torch.cat(blocks)[:150, :5])
+
+
+@pytest.mark.parametrize("d", [1, 10, 200])
+def test_fastfood_s_columns_have_unit_length_and_are_nearly_orthogonal(d: int) -> None:
+    p = dense(Fastfood(d, 40_000, norm=1.0, generator=torch.Generator().manual_seed(0)))
+    gram = p.T @ p
+    assert (gram.diagonal() - 1).abs().max() < 0.1
+    assert (gram - gram.diagonal().diag()).abs().max() < 0.1
+    assert abs(p.pow(4).mean() / p.pow(2).mean() ** 2 - 3) < 0.5  # as of a Gaussian
+
+
+def test_theta_moves_the_weights_linearly_and_not_at_zero() -> None:
+    clip, model = tiny.clip()
+    images, learner = Images(tiny.pixels(model)), IntrinsicDimension(clip, CLASSES, dimension=20).double()
+    own = {name: t for tower in ("image", "text") for name, t in learner.frozen(tower).items()}
+    assert set(own) == {name for name, _ in model.named_parameters()} - {"logit_scale", "token_embedding.weight"}
+    assert torch.equal(evaluate(learner, images), evaluate(Learner(clip, CLASSES), images))
+
+    def moved(theta: Tensor) -> dict[str, Tensor]:
+        learner.theta.data = theta
+        changed = {name: t for tower in ("image", "text") for name, t in learner.changed(tower).items()}
+        return {name: t - own[name] for name, t in changed.items()}
+
+    a, b = torch.randn(2, 20, dtype=torch.float64)
+    for name, move in moved(2 * a - 3 * b).items():
+        assert torch.allclose(move, 2 * moved(a)[name] - 3 * moved(b)[name], atol=1e-12), name
+    squares = sum(move.square().sum() for move in moved(torch.eye(20, dtype=torch.float64)[3]).values())
+    assert squares == pytest.approx(1, rel=0.1)  # over both towers
+
+
+def test_intrinsic_gradient_is_the_projection_s_transpose_times_the_full_gradient() -> None:
+    clip, model = tiny.clip()
+    images = Images(tiny.pixels(model, len(LABELS)))
+    learner = IntrinsicDimension(clip, CLASSES, dimension=7).double()
+    found = gradients(learner, images)["theta"].clone()
+    whole = gradients(FullFinetune(clip, CLASSES), images)
+    expected = sum(
+        dense(learner.projections[tower]).T @ torch.cat([whole[name].flatten() for name in learner.frozen(tower)])
+        for tower in ("image", "text")
+    )
+    assert torch.allclose(found, expected, rtol=1e-8)
+
+    def loss(i: int, step: float) -> float:
+        with torch.no_grad():
+            learner.theta.zero_()[i] = step
+            return learner.loss(images, LABELS).item()
+
+    for i in (0, 6):
+        assert (loss(i, 1e-5) - loss(i, -1e-5)) / 2e-5 == pytest.approx(found[i].item(), rel=1e-4)
+
+
+def test_the_projection_takes_the_memory_of_the_weights_whatever_d_is() -> None:
+    clip, _ = tiny.clip("vit", torch.float32)
+    for d in (1, 200, 2000):
+        learner = IntrinsicDimension(clip, CLASSES, dimension=d)
+        weights = sum(t.nbytes for tower in ("image", "text") for t in learner.frozen(tower).values())
+        assert sum(t.nbytes for t in learner.buffers()) < 2 * weights
+        assert {name: t.numel() for name, t in learner.state_dict().items()} == {"theta": d}
+
+        kept: list[int] = []
+        with saved_tensors_hooks(lambda t, kept=kept: (kept.append(t.nbytes), t)[1], lambda t: t):
+            learner.changed("image")
+        assert sum(kept) == 0  # for the way back
+
+
+def test_the_seed_of_the_projection_is_a_setting() -> None:
+    clip, _ = tiny.clip("vit", torch.float32)
+    moves = []
+    for seed in (0, 0, 1):
+        learner = IntrinsicDimension(clip, CLASSES, projection_seed=seed)
+        learner.theta.data.fill_(1.0)
+        moves.append(learner.changed("image")["visual.proj"])
+    assert torch.equal(moves[0], moves[1])
+    assert not torch.allclose(moves[0], moves[2])
+    with pytest.raises(UserError, match="dimension is 0, allowed is 1 to"):
+        IntrinsicDimension(clip, CLASSES, dimension=0)
+
+
+# backbones in 4 bits
+
+NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+       -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+       0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]  # fmt: skip
+"""The 16 values of Dettmers et al., 2023, appendix E."""
+
+
+def nearest(matrix: Tensor) -> Tensor:
+    """A matrix rounded to NF4 in blocks of 64, the scales as they are."""
+    blocks = matrix.reshape(-1, 64)
+    scale = blocks.abs().amax(1, keepdim=True)
+    table = torch.tensor(NF4)
+    return (table[(blocks / scale - table[:, None, None]).abs().argmin(0)] * scale).reshape(matrix.shape)
+
+
+def test_dequantisation_error_is_that_of_the_paper_s_code() -> None:
+    matrix = torch.randn(96, 128, generator=torch.Generator().manual_seed(0)) * 0.02
+    found, error = quantize({"w": matrix}, "nf4")
+    plain = found["w"].plain()
+    assert error == pytest.approx(((plain - matrix).norm() / matrix.norm()).item(), rel=1e-5)
+    assert (plain - nearest(matrix)).norm() < 0.02 * matrix.norm()  # quantising the scales, too, costs little
+    assert 0.08 < error < 0.11
+    assert found["w"].stored() < matrix.nbytes / 7
+
+
+def test_a_product_with_a_matrix_in_4_bits() -> None:
+    w = quantize({"w": torch.randn(96, 32)}, "nf4")[0]["w"]
+    assert isinstance(w, Tensor)
+    assert (w.shape, w.dtype, len(w), w.requires_grad) == ((96, 32), torch.float32, 96, False)
+    x, bias = torch.randn(5, 32, requires_grad=True), torch.randn(96)
+    (gradient,) = torch.autograd.grad(F.linear(x, w, bias).square().sum(), x)
+    (expected,) = torch.autograd.grad(F.linear(x, w.plain(), bias).square().sum(), x)
+    assert torch.allclose(gradient, expected)
+    assert isinstance(w[32:], Quantized)
+    assert torch.equal(F.linear(x, w[32:], bias[32:]), F.linear(x, w.plain()[32:], bias[32:]))
+    assert torch.equal(w + 1, w.plain() + 1)
+    for outside in (False, True):  # the backward pass within autocast, and after it
+        x.grad = None
+        with torch.autocast("cpu", torch.bfloat16):
+            y = F.linear(x, w, bias)
+            if not outside:
+                y.float().square().sum().backward()
+        if outside:
+            y.float().square().sum().backward()
+        assert y.dtype == torch.bfloat16
+        assert (x.grad - expected).norm() < 0.02 * expected.norm()
+
+
+def quantized() -> tuple[Clip, Clip]:
+    """A small model in 4 bits, and the same with the dequantised matrices as its own."""
+    clip = tiny.clip("vit", torch.float32)[0].quantized("nf4")
+    assert len(clip.weights.replaced) == 2 * 3 * 4  # matrices: both towers, layers, those of a block
+    plain = {name: w.plain() for name, w in clip.weights.replaced.items()}
+    return clip, tiny.clip("vit", torch.float32)[0].with_weights(plain)
+
+
+def lora(clip: Clip) -> LoRA:
+    torch.manual_seed(0)
+    learner = LoRA(clip, CLASSES, sites=ALL_SITES, rank=2)
+    for p in learner.parameters():
+        p.data.normal_(0, 0.05)
+    return learner
+
+
+def test_qlora_is_lora_on_the_dequantised_weights() -> None:
+    (four, full), images = quantized(), Images(torch.randn(len(LABELS), 3, 32, 32))
+    own, plain = lora(four), lora(full)
+    assert torch.allclose(evaluate(own, images), evaluate(plain, images), atol=1e-4)
+    for (name, a), b in zip(gradients(own, images).items(), gradients(plain, images).values(), strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm(), name
+    assert torch.allclose(evaluate(Learner(own.merged(), CLASSES), images), evaluate(own, images), atol=1e-4)
+
+
+def test_a_backbone_in_4_bits_is_small_at_rest_and_in_training() -> None:
+    whole = tiny.clip("vit", torch.float32)[0]
+    before = whole.n_bytes
+    blocks = [*whole.image.blocks, *whole.text.blocks]
+    sizes = {m.name: whole.weights.tensor(m.name).nbytes for block in blocks for m in block.matrices.values()}
+    clip = whole.quantized("nf4")
+    left = before - sum(sizes.values())
+    stored = sum(w.stored() for w in clip.weights.replaced.values())
+    assert clip.n_bytes == left + stored
+    assert stored < sum(sizes.values()) / 4  # tables included, which these small matrices do not outweigh
+    assert 0.08 < clip.quantization_error < 0.11
+    assert clip.to("cpu").quantization_error == clip.quantization_error
+
+    matrices = {tuple(w.shape) for w in clip.weights.replaced.values()}
+    matrices |= {shape[::-1] for shape in matrices}
+    for model, expected in ((clip, False), (tiny.clip("vit", torch.float32)[0], True)):
+        kept: list[tuple[int, ...]] = []
+        with saved_tensors_hooks(lambda t, kept=kept: (kept.append(tuple(t.shape)), t)[1], lambda t: t):
+            lora(model).loss(Images(torch.randn(len(LABELS), 3, 32, 32)), LABELS).backward()
+        assert bool(matrices & set(kept)) == expected
+
+
+def test_without_bitsandbytes_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match=r"backbone\.quantize needs bitsandbytes .*: pip install"):
+        tiny.clip("vit", torch.float32)[0].quantized("nf4")
+
+
+def test_a_run_in_4_bits_says_so_in_its_record(results: Path) -> None:
+    common = ["protocol=few_shot", "fit.epochs=1", "shots=2"]
+    start("method=qlora", *common, base=TINY)
+    start("method=qlora", "backbone.quantize=null", "name=full", *common, base=TINY)
+    found = {record.learner: record for record in find_records([results])}
+    four, full = found["qlora"], found["qlora@full"]
+    assert 0.08 < four.cost["quantization_error"] < 0.11
+    assert full.cost["quantization_error"] is None
+    assert four.cost["backbone_bytes"] < full.cost["backbone_bytes"] - 1e6
+    assert four.config["backbone"]["quantize"] == "nf4"
+    assert four.config_hash != full.config_hash
+    assert four.cost["mergeable"] is True
+    assert found["zero_shot"].cost["mergeable"] is None
+    assert four.cost["steps"] == 1
+    assert four.cost["seconds_per_step"] == four.cost["train_seconds"]
+    assert four.cost["flops_per_image"] > four.cost["flops_per_image_frozen"] > 0
+    assert found["zero_shot"].cost["flops_per_image"] == four.cost["flops_per_image_frozen"]
+
+
+# the linear probe
+
+
+def separable(n_classes: int, *, seed: int = 0) -> tuple[Any, Any]:
+    """Training and validation features of overlapping classes, as batches."""
+    generator = np.random.default_rng(seed)
+    centres = generator.normal(size=(n_classes, 24))
+
+    def draw(n: int) -> list[tuple[Images, Tensor]]:
+        labels = np.tile(np.arange(n_classes), n)
+        features = torch.from_numpy(centres[labels] + 2 * generator.normal(size=(len(labels), 24))).float()
+        parts = zip(features.split(5), torch.from_numpy(labels).split(5), strict=True)
+        return [(Images(features=part), of_part) for part, of_part in parts]
+
+    return draw(8), draw(4)
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_the_probe_is_scikit_learn_s_with_c_found_as_in_coop_s_protocol(n_classes: int) -> None:
+    clip, _ = tiny.clip("vit", torch.float32)
+    train, val = separable(n_classes)
+    learner = LinearProbe(clip, [f"class {i}" for i in range(n_classes)])
+    learner.prepare(train, val)
+
+    x, y = torch.cat([i.features for i, _ in train]).double().numpy(), torch.cat([t for _, t in train]).numpy()
+    x_val, y_val = torch.cat([i.features for i, _ in val]).double().numpy(), torch.cat([t for _, t in val]).numpy()
+
+    def score(log_c: float) -> float:
+        return LogisticRegression(C=10**log_c, max_iter=1000).fit(x, y).score(x_val, y_val)
+
+    grid = [6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0]
+    peak = grid[int(np.argmax([score(c) for c in grid]))]
+    ends = [peak - 1, peak + 1]
+    for _ in range(8):
+        better = int(score(ends[0]) < score(ends[1]))
+        chosen = ends[better]
+        ends[1 - better] = sum(ends) / 2
+    assert learner.c == pytest.approx(10**chosen)
+    model = LogisticRegression(C=10**chosen, max_iter=1000).fit(x, y)
+    logits = evaluate(learner, Images(features=torch.from_numpy(x_val).float())).double().softmax(-1)
+    assert np.allclose(logits.numpy(), model.predict_proba(x_val), atol=1e-4)
+    assert (logits.argmax(-1).numpy() == model.predict(x_val)).all()
+
+
+def test_the_probe_says_what_it_lacks() -> None:
+    clip, _ = tiny.clip("vit", torch.float32)
+    train, val = separable(3)
+    with pytest.raises(UserError, match="chooses C on validation images"):
+        LinearProbe(clip, CLASSES).prepare(train, None)
+    with pytest.raises(UserError, match="needs an image of each class, 'dog' has none"):
+        LinearProbe(clip, [*CLASSES, "dog"]).prepare(train, val)
+
+
+def test_the_probe_runs_without_a_step(results: Path) -> None:
+    start("method=linear_probe", "protocol=few_shot", "shots=2", base=TINY)
+    record = next(record for record in find_records([results]) if record.method == "linear_probe")
+    assert record.curve == []
+    assert (record.cost["steps"], record.cost["seconds_per_step"]) == (0, None)
+    assert record.bank["test_features"]
+    assert record.cost["flops_classes"] == 0
+
+
+# costs
+
+
+def test_flops_are_those_counted_by_hand() -> None:
+    clip, _ = tiny.clip("vit", torch.float32)
+    n, d, e = 17, 48, 24  # 16 patches and the class token; width; embedding
+    images = Images(torch.zeros(1, 3, 32, 32))
+    # q, k, v and o, twice 4 d in the MLP; scores and sums of attention; patches; the projection of the class token
+    block = 2 * n * (4 + 8) * d * d + 2 * 2 * n * n * d
+    whole = 3 * block + 2 * 16 * (3 * 64) * d + 2 * d * e
+    skipped = (
+        2 * (n - 1) * (2 + 8) * d * d + 2 * 2 * (n - 1) * n * d
+    )  # of the last block, if the class token alone is read
+    assert count_flops(clip.image, images) in (whole, whole - skipped)
+
+
+def test_costs_of_use_stand_beside_those_of_the_frozen_model() -> None:
+    clip, _ = tiny.clip("vit", torch.float32)
+
+    def costs(learner: Learner) -> dict[str, int | float]:
+        return costs_of_use(learner, autocast=lambda: torch.autocast("cpu", enabled=False))
+
+    frozen = costs(Learner(clip, CLASSES))
+    assert frozen["flops_per_image"] == frozen["flops_per_image_frozen"] > 0
+    assert frozen["flops_classes"] == frozen["flops_classes_frozen"] > 0
+    assert frozen["seconds_per_image"] > 0
+    for kind in (BitFit, FullFinetune, IntrinsicDimension):  # the same model with other numbers
+        assert {k: v for k, v in costs(kind(clip, CLASSES)).items() if "flops" in k} == {
+            k: v for k, v in frozen.items() if "flops" in k
+        }
+    image = costs(LoRA(clip, CLASSES, towers="image", sites=["v"], rank=2))
+    assert image["flops_per_image"] - frozen["flops_per_image"] == 3 * 17 * 2 * 2 * (48 + 48)
+    assert image["flops_classes"] == frozen["flops_classes"]

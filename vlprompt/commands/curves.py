@@ -1,0 +1,39 @@
+"""`vlprompt curve`: a metric against one setting, and where it comes near a reference."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from vlprompt.commands.tables import add_selection, selected, write
+from vlprompt.errors import UserError
+
+
+def register(commands: Any) -> None:
+    """Add `curve` to the sub-commands."""
+    curve = commands.add_parser("curve", help="accuracy against a setting: method.dimension, method.rank")
+    curve.add_argument("key", metavar="KEY", help="a numeric setting: method.dimension")
+    add_selection(curve)
+    curve.add_argument("--split", help="the test that counts (default: the first: test, base)")
+    curve.add_argument("--reference", metavar="METHOD", help="hold against this method: full_finetune")
+    curve.add_argument("--share", type=float, default=0.9, help="how near is near enough, above 0 to 1 (default: 0.9)")
+    curve.add_argument("--format", choices=("terminal", "markdown", "latex"), default="terminal")
+    curve.add_argument("--output", type=Path, help="write into this file instead of showing")
+    curve.set_defaults(command=show_curve)
+
+
+def show_curve(options: argparse.Namespace) -> int:
+    from vlprompt.tables.curves import curves
+    from vlprompt.tables.measures import complete
+    from vlprompt.tables.rendering import general_notes, render_grids
+    from vlprompt.tables.summaries import frame
+
+    if not 0 < options.share <= 1:
+        raise UserError(f"--share is {options.share}, allowed is above 0 to 1")
+    runs, notes = selected(options)
+    records = complete(runs, options.metric)
+    how = {"split": options.split, "metric": options.metric, "against": options.reference}
+    found = curves(records, options.key, **how)
+    notes = [*(curve.finding(options.share) for curve in found), *general_notes(frame(records)), *notes]
+    text = render_grids([curve.grid() for curve in found], [note for note in notes if note], options.format)
+    write(text, options.output)
+    return 0

@@ -1,0 +1,56 @@
+"""What using a learner takes, beside the frozen model: operations and time."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from vlprompt.learners.base import Learner
+from vlprompt.towers import Clip, Images
+from vlprompt.trainer import measure
+
+TIMED_IMAGES, TIMES, ENOUGH_SECONDS = 4, 3, 1.0
+
+
+@torch.no_grad()
+def costs_of_use(learner: Learner, *, autocast: Callable[[], AbstractContextManager[Any]]) -> dict[str, int | float]:
+    """Of the classes that it is bound to, once, and of each image then, which comes as pixels and not from a bank.
+
+    FLOPs are those of products and convolutions, two for each multiplication with its addition. A learner that can be
+    merged is counted as it is, not merged. The best of three times counts, of a batch of four images.
+    """
+    frozen = Learner(learner.clip, learner.classes, template=learner.template) if learner.clip.text else None
+    one, some = (blank(learner.clip, n) for n in (1, TIMED_IMAGES))
+    with autocast():
+        classes = learner.eval().encode_classes()
+        learner(one, classes)  # what is made once and kept is no cost of an image
+        found = {
+            "flops_per_image": count_flops(learner, one, classes),
+            "flops_per_image_frozen": count_flops(frozen, one, frozen.encode_classes()) if frozen
+            else count_flops(learner.clip.image, one),
+            "flops_classes": count_flops(learner.encode_classes),
+            "flops_classes_frozen": count_flops(frozen.encode_classes) if frozen else 0,
+        }  # fmt: skip
+        times: list[float] = []
+        start = time.perf_counter()
+        while len(times) < TIMES and time.perf_counter() - start < ENOUGH_SECONDS:
+            times.append(measure(learner, some, classes)[1])
+    return {**found, "seconds_per_image": min(times) / TIMED_IMAGES}
+
+
+def count_flops(function: Callable[..., Tensor | None], *args: Any) -> int:
+    """FLOPs of a call; attention is counted the same whatever kernel computes it."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        function(*args)
+    return counter.get_total_flops()
+
+
+def blank(clip: Clip, n: int) -> Images:
+    """n images of the mean colour."""
+    size = clip.preprocess.size
+    return Images(torch.zeros(n, 3, size, size, device=clip.device))

@@ -1,0 +1,55 @@
+"""What methods have in common that change the weights of the frozen model itself."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vlprompt.learners.base import Learner, Towers
+from vlprompt.towers import Clip, Images
+
+
+class WeightLearner(Learner):
+    """A learner that runs the towers with other tensors in the place of some of their own (`Clip.with_weights`)."""
+
+    mergeable = True
+    words: ClassVar[bool] = True
+    """Whether the word embeddings may be among the tensors, so that prompts are embedded anew each time."""
+
+    def __init__(self, clip: Clip, classes: Sequence[str], *, template: str, towers: Towers) -> None:
+        super().__init__(clip, classes, template=template)
+        names: Mapping[Towers, tuple[Literal["image", "text"], ...]] = {
+            "image": ("image",), "text": ("text",), "both": ("image", "text"),
+        }  # fmt: skip
+        self.towers = names[towers]
+        self._kept: dict[str, tuple[list[tuple[int, int]], Clip]] = {}
+
+    def changed(self, tower: Literal["image", "text"]) -> Mapping[str, Tensor]:
+        """The tensors that stand in the place of one tower's own, by their names in the model's state dict."""
+        raise NotImplementedError
+
+    def adapted(self, tower: Literal["image", "text"]) -> Clip:
+        """The model with the tensors of one tower changed; without gradients the same until a parameter changes."""
+        if torch.is_grad_enabled():
+            self._kept.clear()
+            return self.clip.with_weights(self.changed(tower))
+        state = [(p.data_ptr(), p._version) for p in self.parameters()]
+        if tower not in self._kept or self._kept[tower][0] != state:
+            self._kept[tower] = state, self.clip.with_weights(self.changed(tower))
+        return self._kept[tower][1]
+
+    def encode_classes(self) -> Float[Tensor, "C e"] | None:
+        if "text" not in self.towers:
+            return super().encode_classes()
+        text = self.adapted("text").text
+        assert text is not None
+        return text(text.prompts(self.classes, template=self.template) if self.words else self.prompts)
+
+    def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
+        clip = self.adapted("image") if "image" in self.towers else self.clip
+        return clip.image(images)
+
+    def merged(self) -> Clip:
+        return self.clip.with_weights({name: t for tower in self.towers for name, t in self.changed(tower).items()})
