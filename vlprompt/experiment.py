@@ -286,6 +286,7 @@ class Experiment:
             config=self.config,
             config_hash=self.hash,
             recipe=self.recipes,
+            selection=self.settings.fit.selection if self.settings.fit else "last",
             versions=versions(),
             git=git_commit(),
             split_hash=self.dataset.fingerprint(),

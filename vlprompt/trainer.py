@@ -1,5 +1,6 @@
 """Fitting a learner, and evaluating it: the same few lines for every method."""
 
+import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,11 +12,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from vlprompt.checkpoints import Last, make_checkpoints
 from vlprompt.data.cache import Bank
 from vlprompt.data.dataset import Split
 from vlprompt.data.image_cache import ImageCache
 from vlprompt.data.images import PUBLISHED, Augment, Batches, Shuffled, Views
-from vlprompt.errors import NonFiniteError
+from vlprompt.errors import NonFiniteError, UserError
 from vlprompt.learners.base import Learner
 from vlprompt.metrics import Predictions
 from vlprompt.optim import Fit, learning_rate, make_optimizer, n_steps, steps_per_epoch
@@ -110,18 +112,32 @@ class Trainer:
 
         Raises:
             NonFiniteError: the loss, or a trained parameter after a step, is no longer finite.
+            UserError: the best epoch is asked for, and there is nothing to select it on.
         """
         train = episode.train
         assert train is not None
         per_epoch, total = steps_per_epoch(len(train), fit), n_steps(len(train), fit)
         reads = self.reads_features(learner)
-        train_pass = Pass(self, train, reads)
-        val_pass = Pass(self, episode.val, reads) if episode.val else None
-        banked = self.bank_views is not None and reads
+        train_pass = Pass(self, train, reads, itertools.count() if learner.augmented else None)
+        chosen_on = select_on(episode, fit)
+        val_pass = Pass(self, chosen_on, reads) if chosen_on else None
+        learner.prepare(train_pass, val_pass)
+        curve: list[Epoch] = []
+        if total:
+            checkpoints = make_checkpoints(fit, math.ceil(total / per_epoch), lambda: self._count(learner, val_pass))
+            curve = self._take_steps(learner, train, fit, checkpoints, banked=self.bank_views is not None and reads)
+        learner.eval()
+        learner.conclude(train_pass, val_pass)
+        return curve
+
+    def _take_steps(
+        self, learner: Learner, train: Split, fit: Fit, checkpoints: Last, *, banked: bool
+    ) -> list[Epoch]:
+        """The optimiser's steps; -> the curve."""
+        per_epoch, total = steps_per_epoch(len(train), fit), n_steps(len(train), fit)
         if banked:
             self._fill_views(train)
         batches = self._train_batches(train, fit, per_epoch, banked)
-        learner.prepare(train_pass, val_pass)
         optimizer = make_optimizer(learner, fit)
         scales = [group["lr"] / fit.lr for group in optimizer.param_groups]  # groups may have rates of their own
         meter = Meter()
@@ -143,11 +159,23 @@ class Trainer:
                 if (step + 1) % per_epoch == 0 or step + 1 == total:
                     self.reporter.log(f"epoch {epoch + 1}  {meter}  lr {meter.rate:.3g}")
                     meter.close(epoch)
+                    checkpoints.see(learner, epoch + 1)
         hook.remove()
         self._check_finite(torch.zeros(()), learner, total - 1, rate, gradients=False)
-        learner.eval()
-        learner.conclude(train_pass, val_pass)
+        checkpoints.settle(learner)
         return meter.curve
+
+    @torch.no_grad()
+    def _count(self, learner: Learner, chosen_on: "Pass | None") -> int:
+        """Right answers on the images that an epoch is selected on."""
+        if chosen_on is None:
+            raise UserError("fit.keep=best needs validation images, and this data set has none: use fit.keep=last")
+        learner.eval()
+        with self.autocast():
+            classes = learner.encode_classes()
+            right = sum(int((learner.logits(i, classes).argmax(-1) == y).sum()) for i, y in chosen_on)
+        learner.train()
+        return right
 
     @staticmethod
     def _check_finite(loss: Tensor, learner: Learner, step: int, rate: float, gradients: bool = True) -> None:
@@ -217,24 +245,43 @@ class Trainer:
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over the centre crops of a split, in order; can be repeated. Banked where features are enough."""
+    """One pass over a split's images, in order; can be repeated. Banked where features are enough.
+
+    Centre crops, or with `views` its next view at each pass.
+    """
 
     trainer: Trainer
     split: Split
     banked: bool
+    views: Iterator[int] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        trainer, split = self.trainer, self.split
+        trainer, split, view = self.trainer, self.split, None if self.views is None else next(self.views)
         if self.banked:
             labels = torch.tensor([item.label for item in split.items], device=trainer.device)
-            features = trainer.bank.features(split).split(TEST_BATCH)
-            for part, of_part in zip(features, labels.split(TEST_BATCH), strict=True):
+            features = trainer.bank.features(split, view, seed=trainer.seed, augment=trainer.augment)
+            for part, of_part in zip(features.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True):
                 yield Images(features=part), of_part
             return
-        views = Views(split, trainer.clip.preprocess, cache=trainer.cache)
-        order = [(None, index) for index in range(len(split))]
+        views = Views(split, trainer.clip.preprocess, seed=trainer.seed, augment=trainer.augment, cache=trainer.cache)
+        order = [(view, index) for index in range(len(split))]
         for batch, of_batch in trainer.batches(views, order, TEST_BATCH):
             yield Images(batch), of_batch
+
+
+def select_on(episode: Episode, fit: Fit) -> Split | None:
+    """The images on which `fit` lets an epoch, or a method's own search, be selected; None where there are none.
+
+    Raises:
+        UserError: test images are asked for, and no test is of the classes trained on.
+    """
+    if fit.select_on == "val":
+        return episode.val
+    assert episode.train is not None
+    alike = [s for s in episode.tests.values() if s.classes == episode.train.classes]
+    if not alike:
+        raise UserError("fit.select_on=test needs a test of the classes trained on: use another protocol, or val")
+    return alike[0]
 
 
 def measure(function: Any, *args: Any) -> tuple[Any, float]:

@@ -47,10 +47,13 @@ class ImageTower:
         width: int,
         embed_dim: int,
         patch_size: int = 0,  # side in pixels; 0 for a ResNet
+        norm_out: Map | None = None,  # the two parts of `project`, where that is a norm and a matrix [d, e]
+        projection: Float[Tensor, "d e"] | None = None,
     ) -> None:
         self.patch_size = patch_size
         self.embed, self.norm, self.blocks, self.project = embed, norm, blocks, project
         self.first, self.width, self.embed_dim = first, width, embed_dim
+        self.norm_out, self.projection = norm_out, projection
 
     @property
     def depth(self) -> int:
@@ -76,11 +79,44 @@ class ImageTower:
             UserError: edits of blocks that do not exist.
             NeedsPixels: the tower has to run, but the images are banked features only.
         """
+        if not edits and images.features is not None:
+            return images.features
+        x, width = self._run(images, edits)
+        if width:
+            x = torch.cat([x[:, : self.first], x[:, self.first + width :]], 1)
+        return self.project(x)
+
+    def with_tokens(self, images: Images, edits: Edits) -> tuple[Float[Tensor, "B e"], Float[Tensor, "B n d"]]:
+        """Features of the edited tower, and what became of the prompt tokens, after the final norm.
+
+        Raises: as a call, and where `require_projection` does.
+        """
+        self.require_projection()
+        assert self.norm_out is not None
+        x, width = self._run(images, edits)
+        tokens = x[:, self.first : self.first + width]
+        x = torch.cat([x[:, : self.first], x[:, self.first + width :]], 1)
+        return self.project(x), self.norm_out(tokens)
+
+    def require_projection(self) -> Float[Tensor, "d e"]:
+        """The matrix that makes features of the normed class token.
+
+        Raises:
+            UserError: the tower's output is made otherwise.
+        """
+        self.require_blocks()
+        if self.projection is None:
+            raise UserError(
+                "this method reads prompt tokens by the matrix that reads the class token, which this image tower does "
+                "not have: choose one of OpenAI's ViTs (backbone=vit_b16)"
+            )
+        return self.projection
+
+    def _run(self, images: Images, edits: Edits) -> tuple[Float[Tensor, "B N d"], int]:
+        """Tokens as the last block leaves them, and how many of them are prompts."""
         if edits:
             self.require_blocks()
             check_layers(edits, self.depth, "the image tower")
-        elif images.features is not None:
-            return images.features
         if images.pixels is None:
             raise NeedsPixels
         x, width = self.embed(images.pixels), 0
@@ -91,9 +127,7 @@ class ImageTower:
             if layer == 0:
                 x = self.norm(x)
             x, _ = block(x, edit)
-        if width:
-            x = torch.cat([x[:, : self.first], x[:, self.first + width :]], 1)
-        return self.project(x)
+        return x, width
 
 
 def write(
@@ -165,6 +199,8 @@ def _open_clip_vit(weights: Weights) -> ImageTower:
         width=width,
         embed_dim=embed_dim,
         patch_size=visual.conv1.kernel_size[0],
+        norm_out=post,
+        projection=weights.tensor("proj") if visual.pool_type == "tok" and visual.proj is not None else None,
     )
 
 
