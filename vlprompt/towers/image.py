@@ -112,8 +112,8 @@ class ImageTower:
             )
         return self.projection
 
-    def _run(self, images: Images, edits: Edits) -> tuple[Float[Tensor, "B N d"], int]:
-        """Tokens as the last block leaves them, and how many of them are prompts."""
+    def _run(self, images: Images, edits: Edits) -> tuple[Tensor, int]:
+        """Tokens [B, N, d] as the last block leaves them (features of a ResNet), and how many of them are prompts."""
         if edits:
             self.require_blocks()
             check_layers(edits, self.depth, "the image tower")

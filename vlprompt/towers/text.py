@@ -199,7 +199,7 @@ class TextTower:
         deep = [edit.tokens for edit in edits.values() if edit.tokens is not None]
         return any(tokens.ndim == 4 or not prompts.slot for tokens in deep)
 
-    def _open(self, x: Float[Tensor, "R T d"], tokens: Tensor, width: int) -> tuple[Float[Tensor, "R T d"], int]:
+    def _open(self, x: Float[Tensor, "R T d"], tokens: Tensor, width: int) -> tuple[Float[Tensor, "R U d"], int]:
         """Write deep prompts into the slot of a text without a context: empty at first, after the start token."""
         n, d = tokens.shape[-2:]
         if d != self.width or tokens.ndim != 2:
