@@ -22,6 +22,16 @@ COUNTS = {
     "method=ivlp recipe=ivlp_promptsrc": 46_080,
     "method=language_prompts": 24_576,
     "method=clip_lora": 184_320,
+    "method=kgcoop": 2_048,
+    "method=prograd": 8_192,
+    "method=promptsrc": 46_080,
+    "method=promptsrc protocol=domain_generalization dataset=imagenet": 15_360,
+    "method=clip_adapter": 131_072,
+    "method=taskres protocol=few_shot": 100 * 512,
+    "method=tip_adapter protocol=few_shot": 0,
+    "method=tcp": 2_048 + 512 * 128 + 128 + 128 * 2_048 + 2_048,
+    "method=mmrl": 5 * 512 + 7 * (512 * 768 + 768 + 512 * 512 + 512) + 768 * 512,
+    "method=lp_plus_plus protocol=few_shot": 100 * 512 + 100,
     "method=zero_shot": 0,
 }
 

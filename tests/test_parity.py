@@ -189,7 +189,9 @@ def check_cache(clip, original, case, tensors):
     if classes.shape[1] == clip.image.embed_dim:
         near(torch.nn.functional.normalize(learner.encode_classes(), dim=-1), classes, 1e-5)
     learner.encode_classes = lambda: classes  # synthetic features have a width of their own
-    splits = {part: (Images(features=tensors[f"{part}_features"]), tensors[f"{part}_labels"]) for part in ("val", "test")}
+    splits = {
+        part: (Images(features=tensors[f"{part}_features"]), tensors[f"{part}_labels"]) for part in ("val", "test")
+    }
 
     def accuracy(part):
         images, labels = splits[part]

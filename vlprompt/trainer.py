@@ -130,9 +130,7 @@ class Trainer:
         learner.conclude(train_pass, val_pass)
         return curve
 
-    def _take_steps(
-        self, learner: Learner, train: Split, fit: Fit, checkpoints: Last, *, banked: bool
-    ) -> list[Epoch]:
+    def _take_steps(self, learner: Learner, train: Split, fit: Fit, checkpoints: Last, *, banked: bool) -> list[Epoch]:
         """The optimiser's steps; -> the curve."""
         per_epoch, total = steps_per_epoch(len(train), fit), n_steps(len(train), fit)
         if banked:

@@ -72,7 +72,9 @@ class LPPlusPlus(Learner):
         self.alpha.fill_(self.start * float((features * texts[labels]).sum(-1).mean()))
         self.descend(features, wanted, texts)
 
-    def descend(self, features: Float[Tensor, "N e"], wanted: Float[Tensor, "N C"], texts: Float[Tensor, "C e"]) -> None:
+    def descend(
+        self, features: Float[Tensor, "N e"], wanted: Float[Tensor, "N C"], texts: Float[Tensor, "C e"]
+    ) -> None:
         """Block coordinate descent on the mean cross-entropy, whose curvature in the logits is at most 1/2."""
         cosines = features @ texts.T
         step_w = 2 * len(features) / torch.linalg.eigvalsh(features.T @ features)[-1]

@@ -51,7 +51,9 @@ class ProGrad(CoOp):
         features: Float[Tensor, "B e"] | None = None,
     ) -> Float[Tensor, "B C"]:
         assert class_features is not None
-        return scaled_cosine(self.encode_images(images) if features is None else features, class_features, self.clip.scale)
+        return scaled_cosine(
+            self.encode_images(images) if features is None else features, class_features, self.clip.scale
+        )
 
     def backward(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         features = self.encode_images(images)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Learner, scaled_cosine, unit
+from vlprompt.learners.base import Learner, at_least_single, scaled_cosine, unit
 from vlprompt.towers import PLAIN, Clip, Images, expand_templates
 
 
@@ -86,7 +86,7 @@ class TipAdapter(Learner):
 
     def _read(self, batches: Any) -> tuple[Float[Tensor, "N e"], Tensor]:
         """Features and labels of one pass."""
-        found = [(self.encode_images(images).float(), labels) for images, labels in batches]
+        found = [(at_least_single(self.encode_images(images)), labels) for images, labels in batches]
         return torch.cat([features for features, _ in found]), torch.cat([labels for _, labels in found])
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
