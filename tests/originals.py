@@ -35,7 +35,8 @@ class Original:
 
     A name may end in an index or a slice of our parameter. `logits` is an absolute bound, `parameters` one on the
     relative L2 distance after a step. With `own_backbone`, `build` gets the case's tensors for a clip.
-    With `frozen_images` the case's image features are those of the unedited tower. With `decay_all` the case was made with one optimiser group, whatever groups the method asks for.
+    With `frozen_images` the case's image features are those of the unedited tower. With `decay_all` the case was made
+    with one optimiser group, whatever groups the method asks for.
     """
 
     build: Callable[[Any, Mapping[str, Any]], Learner]

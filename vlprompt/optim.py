@@ -75,7 +75,7 @@ class Fit(BaseModel):
         return self.select_on if self.select_on == "test" or self.keep == "best" else "last"
 
     def identity(self) -> dict[str, Any]:
-        """The settings, without younger ones that are as they always were: results from before these are found again."""
+        """The settings, without younger ones at their defaults, so that results from before them are found again."""
         settings, younger = self.model_dump(), ("average", "keep", "select_on")
         return {k: v for k, v in settings.items() if k not in younger or v != type(self).model_fields[k].default}
 

@@ -80,8 +80,8 @@ class LPPlusPlus(Learner):
         step_w = 2 * len(features) / torch.linalg.eigvalsh(features.T @ features)[-1]
         step_alpha = 2 * len(features) / cosines.square().sum(0).max()
         for _ in range(self.iterations):
-            self.weight -= step_w * self.slope(features, wanted, cosines).T @ features
-            self.alpha -= step_alpha * (self.slope(features, wanted, cosines) * cosines).sum(0)
+            self.weight.sub_(step_w * self.slope(features, wanted, cosines).T @ features)
+            self.alpha.sub_(step_alpha * (self.slope(features, wanted, cosines) * cosines).sum(0))
 
     def slope(
         self, features: Float[Tensor, "N e"], wanted: Float[Tensor, "N C"], cosines: Float[Tensor, "N C"]

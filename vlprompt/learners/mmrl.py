@@ -1,6 +1,7 @@
 """MMRL: representation tokens, common to both towers, in their upper layers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,8 +64,9 @@ class MMRL(Learner):
         self.projection = nn.Parameter(clip.image.require_projection().float().clone())  # [d, e]
 
     def edits(self, tower: str) -> Edits:
-        maps = enumerate(self.maps[tower], start=self.first_layer)  # type: ignore[arg-type]
-        return {layer: Edit(tokens=at_least_single(project(self.tokens))) for layer, project in maps}
+        maps: Any = self.maps[tower]
+        tokens = (at_least_single(project(self.tokens)) for project in maps)
+        return {layer: Edit(tokens=own) for layer, own in enumerate(tokens, start=self.first_layer)}
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
         return self.text(self.prompts, self.edits("text"))

@@ -32,6 +32,10 @@ class TipAdapter(Learner):
     """
 
     augmented = True
+    keys: Tensor  # [N, e]
+    labels: Tensor  # [N]
+    alpha: Tensor
+    beta: Tensor
 
     def __init__(
         self,
@@ -63,8 +67,6 @@ class TipAdapter(Learner):
         return True
 
     def _keep(self, keys: Float[Tensor, "N e"], labels: Tensor) -> None:
-        self.keys: Tensor
-        self.labels: Tensor
         self.register_buffer("labels", labels)
         if self.finetune:
             self.keys = nn.Parameter(keys)

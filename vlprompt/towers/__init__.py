@@ -7,7 +7,6 @@ from vlprompt.towers.templates import PLAIN, ensemble, expand_templates
 from vlprompt.towers.text import Position, Prompts, TextTower
 
 __all__ = [
-    "NO_EDITS", "PLAIN", "RANDOM", "WEIGHTS_FILE", "Clip", "Edit", "Edits", "ImageTower", "Images", "NeedsPixels", "Position",
-    "Prefix", "Preprocess", "Prompts", "TextTower", "ensemble", "expand_templates",
-    "load_clip", "merge",
+    "NO_EDITS", "PLAIN", "RANDOM", "WEIGHTS_FILE", "Clip", "Edit", "Edits", "ImageTower", "Images", "NeedsPixels",
+    "Position", "Prefix", "Preprocess", "Prompts", "TextTower", "ensemble", "expand_templates", "load_clip", "merge",
 ]  # fmt: skip
