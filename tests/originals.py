@@ -12,11 +12,16 @@ from torch import Tensor, nn
 
 from vlprompt.imports.names import ORIGINALS as FAMILY
 from vlprompt.learners.base import Learner
+from vlprompt.learners.clip_adapter import CLIPAdapter
 from vlprompt.learners.cocoop import CoCoOp
 from vlprompt.learners.coop import CoOp
 from vlprompt.learners.ivlp import IVLP
+from vlprompt.learners.kgcoop import KgCoOp
 from vlprompt.learners.lora import LoRA
 from vlprompt.learners.maple import MaPLe
+from vlprompt.learners.promptsrc import PromptSRC
+from vlprompt.learners.taskres import TaskRes
+from vlprompt.learners.tip_adapter import TipAdapter
 from vlprompt.learners.vpt import VPT
 from vlprompt.learners.zero_shot import ZeroShot
 from vlprompt.towers import Clip, Preprocess
@@ -30,7 +35,8 @@ class Original:
 
     A name may end in an index or a slice of our parameter. `logits` is an absolute bound, `parameters` one on the
     relative L2 distance after a step. With `own_backbone`, `build` gets the case's tensors for a clip.
-    With `decay_all` the case was made with one optimiser group, whatever groups the method asks for.
+    With `frozen_images` the case's image features are those of the unedited tower. With `decay_all` the case was made
+    with one optimiser group, whatever groups the method asks for.
     """
 
     build: Callable[[Any, Mapping[str, Any]], Learner]
@@ -38,6 +44,7 @@ class Original:
     logits: float = 2e-5
     parameters: float = 1e-5
     own_backbone: bool = False
+    frozen_images: bool = False
     decay_all: bool = False
 
     def ours(self, name: str) -> str:
@@ -62,10 +69,68 @@ def coop(clip: Clip, case: Mapping[str, Any]) -> Learner:
 
 def zero_shot(clip: Clip, case: Mapping[str, Any]) -> Learner:
     names = case["config"]["classnames"]
-    templates = case["config"].get("templates")
-    if not templates:  # a template that the original chose by data set: read it off its texts
-        templates = [case["texts_tokenised_in_order"][0].replace(names[0].replace("_", " "), "{}")]
-    return ZeroShot(clip, names, templates=templates)
+    return ZeroShot(clip, names, templates=case["config"].get("templates") or template_of(case))
+
+
+def template_of(case: Mapping[str, Any]) -> str:
+    """A template that the original chose by data set: read off the first of its texts that names a class."""
+    name = case["config"]["classnames"][0].replace("_", " ")
+    text: str = next(text for text in case["texts_tokenised_in_order"] if name in text)
+    return text.replace(name, "{}")
+
+
+def kgcoop(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    options = case["config"]["trainer_options"]
+    return KgCoOp(
+        clip,
+        case["config"]["classnames"],
+        n_context=options["N_CTX"],
+        ctx_init="a photo of a" if options["CTX_INIT"] else "",
+        template=template_of(case),
+        weight=options["W"],
+    )
+
+
+def promptsrc(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    options = case["config"]["trainer_options"]
+    n = options["N_CTX_TEXT"]
+    return PromptSRC(
+        clip,
+        case["config"]["classnames"],
+        n_context=n,
+        ctx_init=short_phrase(options, n),
+        depth=options["PROMPT_DEPTH_TEXT"],
+        n_tokens=options["N_CTX_VISION"],
+        image_depth=options["PROMPT_DEPTH_VISION"],
+        templates=case["frozen_text_templates"],
+        text_weight=float(options["TEXT_LOSS_WEIGHT"]),
+        image_weight=float(options["IMAGE_LOSS_WEIGHT"]),
+    )
+
+
+def clip_adapter(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    return CLIPAdapter(clip, case["config"]["classnames"], template=template_of(case))
+
+
+def taskres(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    options = case["config"]["trainer_options"]
+    names = [name.replace("_", "&#95;") for name in case["config"]["classnames"]]  # the original keeps underscores
+    return TaskRes(clip, names, templates=template_of(case), scale=options["RESIDUAL_SCALE"])
+
+
+def tip_adapter(clip: Clip, case: Mapping[str, Any], *, finetune: bool = False) -> Learner:
+    cfg = case["config"]["cfg"]
+    return TipAdapter(
+        replace(clip, scale=case["config"]["clip_logit_scale"]),
+        case["config"]["classnames"],
+        templates=case["config"]["templates"],
+        finetune=finetune,
+        n_views=cfg["augment_epoch"],
+        alpha=float(cfg["init_alpha"]),
+        beta=float(cfg["init_beta"]),
+        search_scale=[float(top) for top in cfg["search_scale"]],
+        search_steps=cfg["search_step"],
+    )
 
 
 def cocoop(clip: Clip, case: Mapping[str, Any]) -> Learner:
@@ -177,6 +242,15 @@ METHODS = {
     "MaPLe": Original(maple, FAMILY["MaPLe"].tensors),
     "IVLP": Original(ivlp, FAMILY["IVLP"].tensors),
     "VPT": Original(vpt, FAMILY["VPT"].tensors),
+    "KgCoOp": Original(kgcoop, FAMILY["CoOp"].tensors),
+    "PromptSRC": Original(promptsrc, FAMILY["IVLP"].tensors),
+    "CLIP_Adapter": Original(clip_adapter, {r"adapter\.fc\.(\d)\.weight": r"adapter.\1.weight"}, frozen_images=True),
+    "TaskRes": Original(taskres, {r"prompt_learner\.text_feature_residuals": "residual"}),
+    **dict.fromkeys(("tip_adapter", "tip_adapter_synthetic"), Original(tip_adapter)),
+    **dict.fromkeys(
+        ("tip_adapter_f", "tip_adapter_f_synthetic"),
+        Original(partial(tip_adapter, finetune=True), {"adapter.weight": "keys"}, parameters=1e-3),
+    ),
     "CLIP-LoRA": Original(
         clip_lora,
         {

@@ -54,6 +54,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "language_prompts": {"depth": 3},
     "llama_adapter": {"depth": 2},
     "maple": {"depth": 3},
+    "mmrl": {"space": 20, "first_layer": 1},
+    "promptsrc": {"depth": 3, "image_depth": 3},
+    "tcp": {"layer": 2},
+    "tip_adapter": {"search_steps": [3, 2]},
+    "tip_adapter_f": {"search_steps": [3, 2]},
     "vpt_deep": {"depth": 3},
 }
 """What a tower of three blocks and an embedding of 24 numbers ask for."""
@@ -72,6 +77,10 @@ VARIANTS = [
     Case("p_tuning: image", {"encoder": "mlp", "towers": "image"}),
     Case("p_tuning: mlp", {"encoder": "mlp", "towers": "both"}),
     Case("p_tuning: none", {"encoder": "none"}),
+    Case("prograd: front", {"n_context": 6, "position": "front"}),
+    Case("promptsrc: text alone", {"depth": 2, "image_depth": 0}),
+    Case("taskres: ensemble", {"templates": "openai_7"}),
+    Case("tcp: no tokens", {"layer": None}),
     Case("vpt_deep: linear head", {"depth": 2, "head": "linear", "init": "patch", "project": 7}),
     Case("vpt_deep: plain ViT", {"depth": 2, "head": "linear"}, "timm:test_vit"),
     Case("zero_shot: ensemble", {"templates": "openai_7"}),
@@ -80,6 +89,11 @@ VARIANTS = [
 
 NO_GRADIENT: dict[str, dict[str, str]] = {}
 """By method: parameters that some batches leave without a gradient, and why."""
+
+NO_PARAMETERS = {"tip_adapter": "its cache is filled, and never trained"}
+"""Methods that see training images, but have nothing that an optimiser could change, and why."""
+
+CASES = [Case(method, SMALL.get(method, {})) for method in METHODS] + [c for c in VARIANTS if c.method in METHODS]
 
 
 @cache
@@ -117,11 +131,11 @@ def build(case: Case, classes: list[str] = CLASSES, seed: int = 0) -> Learner:
 
 
 def scatter(learner: Learner) -> Learner:
-    """The same learner with every parameter drawn from N(0, 0.02)."""
+    """The same learner with every number of its checkpoint drawn from N(0, 0.02)."""
     torch.manual_seed(99)
-    with torch.no_grad():
-        for p in learner.parameters():
-            p.normal_(0, 0.02)
+    for tensor in learner.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.normal_(0, 0.02)
     return learner
 
 
@@ -169,7 +183,7 @@ def test_logits(case: Case) -> None:
     assert got.isfinite().all()
 
 
-@each(TRAINED)
+@each(STEPPED)
 def test_every_parameter_gets_a_gradient(case: Case) -> None:
     learner = scatter(build(case))
     assert learner.backward(world_of(learner)[2], LABELS).isfinite()
@@ -310,12 +324,24 @@ def without_shift(learner: Any) -> None:
         p.detach().zero_()
 
 
+def without_cache(learner: Any) -> None:
+    """The cache counts for nothing."""
+    learner.alpha.zero_()
+
+
+def without_probe(learner: Any) -> None:
+    """The class names alone, at the model's scale."""
+    learner.weight.detach().zero_()
+    learner.alpha.detach().fill_(learner.clip.scale)
+
+
 PROMPTS_ATTEND = "its tokens are attended to whatever they hold"
 WORDS = {"ctx_init": "a photo of a", "n_context": 4}  # the template's own words
 
 NEUTRAL: dict[str, tuple[dict[str, Any], Callable[[Any], None]] | str] = {
     "adapter": ({}, as_built),
     "bitfit": ({}, as_built),
+    "clip_adapter": ({"ratio": 0.0}, as_built),
     "clip_lora": ({}, as_built),
     "cocoop": (WORDS, without_shift),
     "coop": (WORDS, as_built),
@@ -325,15 +351,24 @@ NEUTRAL: dict[str, tuple[dict[str, Any], Callable[[Any], None]] | str] = {
     "intrinsic_dimension": ({}, as_built),
     "ivlp": ({**WORDS, "depth": 1, "image_depth": 0}, as_built),
     "language_prompts": ({**WORDS, "depth": 1}, as_built),
+    "kgcoop": (WORDS, as_built),
     "linear_head": "its head knows no names",
     "linear_probe": "its head knows no names",
     "llama_adapter": ({}, as_built),
     "lora": ({}, as_built),
     "lora_plus": ({}, as_built),
+    "lp_plus_plus": ({}, without_probe),
     "maple": PROMPTS_ATTEND,
+    "mmrl": PROMPTS_ATTEND,
     "p_tuning": ({"ctx_init": "a photo of a", "encoder": "none"}, as_built),
     "prefix_tuning": PROMPTS_ATTEND,
+    "prograd": ({"n_context": 4}, as_built),
+    "promptsrc": ({**WORDS, "depth": 1, "image_depth": 0}, as_built),
     "qlora": ({}, as_built),  # on a backbone that is not in 4 bits
+    "taskres": ({}, as_built),
+    "tcp": ({**WORDS, "layer": None}, as_built),
+    "tip_adapter": ({}, without_cache),
+    "tip_adapter_f": ({}, without_cache),
     "vpt_deep": PROMPTS_ATTEND,
     "vpt_shallow": PROMPTS_ATTEND,
     "zero_shot": ({}, as_built),
@@ -358,7 +393,7 @@ def test_neutral_start(method: str) -> None:
 
 
 def test_tables_name_real_methods() -> None:
-    assert {*SMALL, *NEUTRAL, *NO_GRADIENT, *(case.method for case in VARIANTS)} <= set(METHODS)
+    assert {*SMALL, *NEUTRAL, *NO_GRADIENT, *NO_PARAMETERS, *(case.method for case in VARIANTS)} <= set(METHODS)
 
 
 def test_param_groups_hold_every_parameter_once() -> None:
@@ -367,3 +402,4 @@ def test_param_groups_hold_every_parameter_once() -> None:
         groups = learner.param_groups(Fit(lr=1.0, epochs=1))
         held = [id(p) for group in groups for p in group["params"]]
         assert sorted(held) == sorted(id(p) for p in learner.parameters()), case.name
+        assert bool(held) == (case.method not in NO_PARAMETERS), case.name

@@ -29,6 +29,16 @@ COUNTS = {
     "method=p_tuning": 2_048 + 1_249_792,  # two bidirectional layers of 128, and 256 -> 256 -> 512
     "method=llama_adapter": 10 * 10 * (768 + 512) + 10 * (12 + 8),
     "method=hard_prompts": 0,
+    "method=kgcoop": 2_048,
+    "method=prograd": 8_192,
+    "method=promptsrc": 46_080,
+    "method=promptsrc protocol=domain_generalization dataset=imagenet": 15_360,
+    "method=clip_adapter": 131_072,
+    "method=taskres protocol=few_shot": 100 * 512,
+    "method=tip_adapter protocol=few_shot": 0,
+    "method=tcp": 2_048 + 512 * 128 + 128 + 128 * 2_048 + 2_048,
+    "method=mmrl": 5 * 512 + 7 * (512 * 768 + 768 + 512 * 512 + 512) + 768 * 512,
+    "method=lp_plus_plus protocol=few_shot": 100 * 512 + 100,
     "method=zero_shot": 0,
     "method=full_finetune": 149_620_736,  # all of ViT-B/16 but the scale
     "method=full_finetune method.towers=image": 86_192_640,

@@ -10,7 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from vlprompt.optim import Fit, Schedule, learning_rate, make_optimizer
+from vlprompt.checkpoints import make_checkpoints
+from vlprompt.optim import Average, Fit, Schedule, learning_rate, make_optimizer
 from vlprompt.towers import Images, Preprocess
 from vlprompt.towers.clip import Clip, clip_of, make_model
 
@@ -95,6 +96,8 @@ def test_parity(tiny_clip, case_file):
     tensors = safetensors.torch.load_file(case_file.with_suffix(".safetensors"))
     if "logits" in tensors:
         check_untrained(tiny_clip, original, case, tensors)
+    elif "cache_keys" in tensors:
+        check_cache(tiny_clip, original, case, tensors)
     else:
         for run in case["runs"]:
             check_run(tiny_clip, original, case, tensors, run)
@@ -125,9 +128,17 @@ def check_run(clip, original, case, tensors, run):
             part(own, name).copy_(value)
     assert sum(value.numel() for value in start.values()) == sum(p.numel() for p in own.values())
     images, labels = Images(tensors["inputs.images"].float()), tensors["inputs.labels"]
-    check_start(learner, tensors, images, original.logits)
+    check_start(learner, original, tensors, images)
     fit, per_epoch, total = settings(case, told)
     optimizer = make_optimizer(learner, fit)
+    averaged = f"{run}.gauss_weights" in tensors
+    if averaged:
+        options = case["config"]["trainer_options"]
+        fit = fit.model_copy(update={"average": Average(mu=options["GPA_MEAN"], sigma=options["GPA_STD"])})
+    checkpoints = make_checkpoints(fit, total, lambda: 0)
+    if averaged:
+        assert per_epoch == 1
+        assert checkpoints.weights == pytest.approx(tensors[f"{run}.gauss_weights"].tolist(), rel=1e-12)
     if original.decay_all:
         for group in optimizer.param_groups:
             group["weight_decay"] = fit.weight_decay
@@ -143,7 +154,12 @@ def check_run(clip, original, case, tensors, run):
         assert loss.item() == pytest.approx(expected, abs=2e-5, rel=1e-5)
         checked += compare(own, original, tensors, f"{run}.grad{step + 1}.", 1e-4, lambda p: p.grad)
         optimizer.step()
+        checkpoints.see(learner, step + 1)
+        if step + 1 == total:
+            checkpoints.settle(learner)
         checked += compare(own, original, tensors, f"{run}.param{step + 1}.", original.parameters, lambda p: p.data)
+    if averaged:
+        checked += compare(own, original, tensors, f"{run}.final_averaged.", original.parameters, lambda p: p.data)
     assert checked >= 2 * len(start)
     learner.eval()
     with torch.no_grad():
@@ -155,13 +171,83 @@ def check_run(clip, original, case, tensors, run):
             torch.testing.assert_close(logits, expected, atol=max(1e-4, 10 * original.logits), rtol=0)
 
 
-def check_start(learner, tensors, images, atol):
+class Passes:
+    """Features that were read pass by pass: the next one at each iteration."""
+
+    def __init__(self, passes, labels):
+        self.passes, self.labels = iter(passes), labels
+
+    def __iter__(self):
+        yield Images(features=next(self.passes)), self.labels
+
+
+def check_cache(clip, original, case, tensors):
+    """Tip-Adapter: the cache, its fine-tuning step by step, and the search on validation features."""
+    results, told = case["results"], case["config"]
+    learner = original.build(clip, case)
+    classes = tensors["clip_weights"].T
+    if classes.shape[1] == clip.image.embed_dim:
+        near(torch.nn.functional.normalize(learner.encode_classes(), dim=-1), classes, 1e-5)
+    learner.encode_classes = lambda: classes  # synthetic features have a width of their own
+    splits = {
+        part: (Images(features=tensors[f"{part}_features"]), tensors[f"{part}_labels"]) for part in ("val", "test")
+    }
+
+    def accuracy(part):
+        images, labels = splits[part]
+        logits = learner.logits(images, classes)
+        return logits, 100 * (logits.argmax(-1) == labels).double().mean().item()
+
+    if learner.finetune:
+        learner._keep(tensors["init.adapter_weight"].clone(), tensors["cache_values"].argmax(-1))
+        fit, _, total = settings({"config": {**told, "sched": told["sched"]}}, {"steps": len(results["losses"])})
+        fit = fit.model_copy(update={"schedule": fit.schedule.model_copy(update={"floor": 0.0})})
+        optimizer = make_optimizer(learner, fit)
+        own, start, ends = dict(learner.named_parameters()), 0, []
+        for step, (size, expected) in enumerate(zip(case["train_step_batch_sizes"], results["losses"], strict=True)):
+            rate = learning_rate(step, fit, per_epoch=1, total=total)
+            assert rate == pytest.approx(results["lr_used"][step], rel=1e-9)
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.zero_grad()
+            batch = slice(start, start := start + size)
+            images = Images(features=tensors["train_step_features_concat"][batch])
+            loss = learner.backward(images, tensors["train_step_labels_concat"][batch])
+            assert loss.item() == pytest.approx(expected, abs=1e-4, rel=1e-5)
+            checked = compare(own, original, tensors, f"run.grad{step + 1}.", 1e-4, lambda p: p.grad)
+            optimizer.step()
+            checked += compare(own, original, tensors, f"run.param{step + 1}.", 1e-5, lambda p: p.data)
+            assert checked == (2 if step < 3 else step == total - 1)
+            if (step + 1) % (total // told["cfg"]["train_epoch"]) == 0:
+                with torch.no_grad():
+                    ends.append(accuracy("test"))
+        for epoch, (logits, _) in enumerate(ends):
+            torch.testing.assert_close(logits, tensors[f"test_logits_after_epoch{epoch}"], atol=1e-4, rtol=0)
+        assert [right for _, right in ends] == pytest.approx(results["test_acc_per_epoch"])
+        if ends[0][1] == ends[1][1]:  # the original takes the first of equally good epochs
+            learner._keep(tensors["run.param3.adapter_weight"], learner.labels)
+    else:
+        learner.prepare(Passes(tensors["train_features_raw_per_augment_pass"], tensors["train_labels"]), None)
+        near(learner.keys, tensors["cache_keys"].T, 1e-6)
+        assert torch.equal(torch.nn.functional.one_hot(learner.labels).float(), tensors["cache_values"])
+        logits, right = accuracy("val")
+        torch.testing.assert_close(logits, tensors["val_tip_logits_init_hp"], atol=1e-4, rtol=0)
+        assert right == pytest.approx(results["val_tip_acc_init_hp"])
+    learner.conclude(None, [splits["val"]])
+    assert [learner.beta.item(), learner.alpha.item()] == pytest.approx(results["best_beta_alpha"])
+    logits, right = accuracy("test")
+    name, key = ("final", "test_acc_final_best_hp") if learner.finetune else ("tip", "test_tip_acc_best_hp")
+    expected = tensors["test_logits_final_best_hp" if name == "final" else "test_tip_logits_best_hp"]
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+    assert right == pytest.approx(results[key])
+
+
+def check_start(learner, original, tensors, images):
     """Logits and features before the first step."""
     classes = learner.encode_classes()
     logits = learner.logits(images, classes)
-    torch.testing.assert_close(logits, tensors["init_forward.logits"], atol=atol, rtol=1e-5)
+    torch.testing.assert_close(logits, tensors["init_forward.logits"], atol=original.logits, rtol=1e-5)
     if "init_forward.image_features_raw" in tensors:
-        features = learner.encode_images(images)
+        features = learner.clip.image(images) if original.frozen_images else learner.encode_images(images)
         torch.testing.assert_close(features, tensors["init_forward.image_features_raw"], atol=2e-5, rtol=1e-5)
     if classes is not None and "init_forward.text_features_raw" in tensors:
         torch.testing.assert_close(classes, tensors["init_forward.text_features_raw"], atol=2e-5, rtol=1e-5)

@@ -15,9 +15,9 @@ from test_cli import ask
 from vlprompt import cli, run
 from vlprompt.errors import UserError
 from vlprompt.experiment import Experiment
-from vlprompt.session import restore
 from vlprompt.learners.dylora import DyLoRA
 from vlprompt.records import Record, find_runs
+from vlprompt.session import restore
 
 WORLD = [
     "dataset=digits",

@@ -32,6 +32,15 @@ class Schedule(BaseModel):
     floor: NonNegativeFloat = 0.0
 
 
+class Average(BaseModel):
+    """Weights of the epochs 1, 2, ... in a mean of the parameters: a Gaussian's, made to sum to one."""
+
+    model_config = _STRICT
+
+    mu: float  # the epoch that counts most
+    sigma: Annotated[float, Field(gt=0)]
+
+
 class Fit(BaseModel):
     """Everything about fitting that a paper states. Either `epochs` or `steps`."""
 
@@ -45,15 +54,30 @@ class Fit(BaseModel):
     weight_decay: NonNegativeFloat = 5e-4
     batch_size: PositiveInt = 32
     drop_last: bool = True  # leave out the last, smaller batch of an epoch, unless it is the only one
-    epochs: NonNegativeInt | None = None  # 0: no step; the learner computes what it needs before or after
+    epochs: NonNegativeInt | None = None  # 0: all is done before and after the steps of an optimiser
     steps: PositiveInt | None = None
     schedule: Schedule = Schedule()
+    average: Average | None = None  # end with this mean of the parameters over the epochs
+    keep: Literal["last", "best"] = "last"  # end with the last epoch, or the one most accurate on `select_on`
+    select_on: Literal["val", "test"] = "val"  # what the best epoch and a method's own search are chosen on
 
     @model_validator(mode="after")
     def _either(self) -> "Fit":
         if (self.epochs is None) == (self.steps is None):
             raise UserError(f"fit takes either epochs or steps, got epochs={self.epochs} and steps={self.steps}")
+        if self.average and self.keep == "best":
+            raise UserError("fit.average is a mean over all epochs, fit.keep=best one of them: choose one of the two")
         return self
+
+    @property
+    def selection(self) -> Literal["last", "val", "test"]:
+        """What the record says that the result was selected on."""
+        return self.select_on if self.select_on == "test" or self.keep == "best" else "last"
+
+    def identity(self) -> dict[str, Any]:
+        """The settings, without younger ones at their defaults, so that results from before them are found again."""
+        settings, younger = self.model_dump(), ("average", "keep", "select_on")
+        return {k: v for k, v in settings.items() if k not in younger or v != type(self).model_fields[k].default}
 
 
 def steps_per_epoch(n_images: int, fit: Fit) -> int:

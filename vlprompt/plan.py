@@ -45,7 +45,7 @@ def result_relevant(
     if names := target_names(settings, dataset.name):  # their order changes nothing
         chosen["targets"] = {name: target_identity(settings, name, targets) for name in names}
     if settings.fit is not None:
-        chosen |= {"fit": settings.fit.model_dump(), "bank": settings.bank.model_dump()}
+        chosen |= {"fit": settings.fit.identity(), "bank": settings.bank.model_dump()}
         chosen |= {"augment": settings.augment.model_dump()}
         chosen |= {"seed": settings.seed, "shots": settings.shots}
         if settings.sampler.name != "coop":  # so that results from before there were others are found again

@@ -74,7 +74,7 @@ class Record(Cell):
     config: dict[str, Any] = {}
     config_hash: str = ""
     recipe: list[str] = []
-    selection: Literal["last", "val"] = "last"
+    selection: Literal["last", "val", "test"] = "last"  # what chose the epoch; test: of what else was searched, too
     versions: dict[str, str] = {}
     git: str | None = None
     split_hash: str | None = None

@@ -153,6 +153,7 @@ class Session:
             config=experiment.config,
             config_hash=experiment.hash,
             recipe=experiment.recipes,
+            selection=experiment.settings.fit.selection if experiment.settings.fit else "last",
             versions=versions(),
             git=git_commit(),
             split_hash=experiment.dataset.fingerprint(),

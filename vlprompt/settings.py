@@ -152,9 +152,9 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         UserError: naming the first key that is unknown, or has a wrong type or range.
     """
     config = dict(config)
-    if isinstance(config.get("fit"), Mapping):
-        shots = config.get("shots")
-        config["fit"] = {key: at_shots(value, shots, f"fit.{key}") for key, value in config["fit"].items()}
+    for part in ("fit", "method"):
+        if isinstance(config.get(part), Mapping):
+            config[part] = {k: at_shots(v, config.get("shots"), f"{part}.{k}") for k, v in config[part].items()}
     try:
         return Settings.model_validate(config)
     except ValidationError as error:

@@ -1,5 +1,6 @@
 """Fitting a learner, and evaluating it: the same few lines for every method."""
 
+import itertools
 import math
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -10,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlprompt.checkpoints import make_checkpoints
 from vlprompt.data.bank import Bank, view_name
 from vlprompt.data.dataset import Split
 from vlprompt.data.image_cache import ImageCache
 from vlprompt.data.images import PUBLISHED, Augment, Batches, Shuffled, Views
-from vlprompt.errors import NonFiniteError
+from vlprompt.errors import NonFiniteError, UserError
 from vlprompt.learners.base import Learner
 from vlprompt.metrics import Predictions
 from vlprompt.optim import Fit, learning_rate, make_optimizer, n_steps, steps_per_epoch
@@ -161,16 +163,22 @@ class Fitting:
         self.n_epochs = math.ceil(self.total / self.per_epoch)
         self.banked = trainer.reads_features(learner)
         self.views = range(trainer.bank_views or self.n_epochs)
-        self.passes = [Pass(trainer, part, self.banked) if part else None for part in (self.split, episode.val)]
+        chosen_on = select_on(episode, fit)
+        self.select_pass = Pass(trainer, chosen_on, self.banked) if chosen_on else None
+        train_views = itertools.count() if learner.augmented else None
+        self.passes = (Pass(trainer, self.split, self.banked, train_views), self.select_pass)
         self.meter = Meter()
         self.step, self.rate, self.note = 0, 0.0, ""  # steps done, the rate in force, where it stands
         self.error: NonFiniteError | None = None
 
     def start(self) -> None:
         """Everything before the first step."""
+        self.learner.prepare(*self.passes)
+        if not self.total:
+            return
         if self.banked:
             self._fill_views()
-        self.learner.prepare(*self.passes)
+        self.checkpoints = make_checkpoints(self.fit, self.n_epochs, self._count_right)
         self.optimizer = make_optimizer(self.learner, self.fit)
         # groups may have rates of their own
         self.scales = [group["lr"] / self.fit.lr for group in self.optimizer.param_groups]
@@ -204,18 +212,33 @@ class Fitting:
             epoch = (self.step - 1) // self.per_epoch
             self.trainer.reporter.log(f"epoch {epoch + 1}  {self.meter}  lr {self.meter.rate:.3g}")
             self.meter.close(epoch)
+            self.checkpoints.see(self.learner, epoch + 1)
 
     def end(self) -> None:
         """Everything after the last step."""
-        self.hook.remove()
-        self.batches.close()
-        self.error = self.error or self._not_finite(torch.zeros(()), dict(self.learner.named_parameters()))
         trainer = self.trainer
+        if self.total:
+            self.hook.remove()
+            self.batches.close()
+            self.error = self.error or self._not_finite(torch.zeros(()), dict(self.learner.named_parameters()))
+            self.checkpoints.settle(self.learner)
         if trainer.bank is not None and trainer.bank_views is None:
             trainer.bank.forget(self.views, seed=trainer.seed, augment=trainer.augment)
         self.learner.eval()
         if not self.error:
             self.learner.conclude(*self.passes)
+
+    @torch.no_grad()
+    def _count_right(self) -> int:
+        """Right answers on the images that an epoch is selected on."""
+        if self.select_pass is None:
+            raise UserError("fit.keep=best needs validation images, and this data set has none: use fit.keep=last")
+        learner = self.learner.eval()
+        with self.trainer.autocast():
+            classes = learner.encode_classes()
+            right = sum(int((learner.logits(i, classes).argmax(-1) == y).sum()) for i, y in self.select_pass)
+        learner.train()
+        return right
 
     def _not_finite(self, loss: Tensor, tensors: Mapping[str, Tensor | None], what: str = "") -> NonFiniteError | None:
         wrong = [] if torch.isfinite(loss) else [f"the loss is {loss.item()}"]
@@ -292,25 +315,44 @@ def backward(fittings: Sequence[Fitting], batches: Sequence[Batch], stack: Stack
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over the centre crops of a split, in order; can be repeated. Banked where features are enough."""
+    """One pass over a split's images, in order; can be repeated. Banked where features are enough.
+
+    Centre crops, or with `views` its next view at each pass.
+    """
 
     trainer: Trainer
     split: Split
     banked: bool
+    views: Iterator[int] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        trainer, split = self.trainer, self.split
+        trainer, split, view = self.trainer, self.split, None if self.views is None else next(self.views)
         if self.banked:
-            labels = torch.tensor([item.label for item in split.items], device=trainer.device)
             assert trainer.bank is not None
-            features = trainer.bank.features(split).split(TEST_BATCH)
-            for part, of_part in zip(features, labels.split(TEST_BATCH), strict=True):
+            labels = torch.tensor([item.label for item in split.items], device=trainer.device)
+            features = trainer.bank.features(split, view, seed=trainer.seed, augment=trainer.augment)
+            for part, of_part in zip(features.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True):
                 yield Images(features=part), of_part
             return
-        views = Views(split, trainer.clip.preprocess, cache=trainer.cache)
-        order = [(None, index) for index in range(len(split))]
+        views = Views(split, trainer.clip.preprocess, seed=trainer.seed, augment=trainer.augment, cache=trainer.cache)
+        order = [(view, index) for index in range(len(split))]
         for batch, of_batch in trainer.batches(views, order, TEST_BATCH):
             yield Images(batch), of_batch
+
+
+def select_on(episode: Episode, fit: Fit) -> Split | None:
+    """The images on which `fit` lets an epoch, or a method's own search, be selected; None where there are none.
+
+    Raises:
+        UserError: test images are asked for, and no test is of the classes trained on.
+    """
+    if fit.select_on == "val":
+        return episode.val
+    assert episode.train is not None
+    alike = [s for s in episode.tests.values() if s.classes == episode.train.classes]
+    if not alike:
+        raise UserError("fit.select_on=test needs a test of the classes trained on: use another protocol, or val")
+    return alike[0]
 
 
 def measure(function: Any, *args: Any) -> tuple[Any, float]:

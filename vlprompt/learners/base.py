@@ -34,6 +34,9 @@ class Learner(nn.Module):
     mergeable: ClassVar[bool] = False
     """Whether `merged()` gives a model that does the same without the learner."""
 
+    augmented: ClassVar[bool] = False
+    """Whether `prepare` meets another augmented view of the training images at each pass, instead of centre crops."""
+
     def __init__(self, clip: Clip, classes: Sequence[str], *, template: str = "a photo of a {}.") -> None:
         super().__init__()
         if "text" in self.needs and clip.text is None:
@@ -44,7 +47,7 @@ class Learner(nn.Module):
         self.classes = self.trained_classes = tuple(classes)
         self.rows: tuple[int, ...] | None = None
         self._prompts: Prompts | None = None
-        self._fixed_features: Tensor | None = None
+        self._frozen: dict[tuple[Any, ...], Tensor] = {}
 
     @property
     def n_trained(self) -> int:
@@ -73,7 +76,12 @@ class Learner(nn.Module):
                 f"and cannot tell {len(classes)} other ones apart: use a method or setting without class-specific "
                 "parameters, or a protocol that tests the training classes (few-shot)"
             )
-        self.classes, self.rows, self._prompts, self._fixed_features = classes, rows, None, None
+        self.classes, self.rows = classes, rows
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of what is made once a bind."""
+        self._prompts, self._frozen = None, {}
 
     @property
     def text(self) -> TextTower:
@@ -91,12 +99,26 @@ class Learner(nn.Module):
     def make_prompts(self) -> Prompts:
         return self.text.prompts(self.classes, template=self.template)
 
+    @torch.no_grad()
+    def frozen_classes(self, templates: Sequence[str], *, normalised: bool = True) -> Float[Tensor, "C e"]:
+        """Class features of the frozen text tower, averaged over templates (`normalised` first, or as they are).
+
+        Made once a bind: a teacher, or a classifier that is not trained.
+        """
+        key = (*templates, normalised)
+        if key not in self._frozen:
+            texts = (self.text.prompts(self.classes, template=template) for template in templates)
+            features = [self.text(prompts) for prompts in texts]
+            features = [F.normalize(f, dim=-1) for f in features] if normalised else features
+            self._frozen[key] = sum(features[1:], features[0]) / len(features)
+        return self._frozen[key]
+
     def encode_classes(self) -> Float[Tensor, "C e"] | None:
         """Un-normalised class features; None where they depend on the image. Here those of the frozen text tower."""
-        if self._fixed_features is None:  # computed once a bind, as nothing in them is trained
+        if () not in self._frozen:  # computed once a bind, as nothing in them is trained
             with torch.no_grad():
-                self._fixed_features = self.text(self.prompts)
-        return self._fixed_features
+                self._frozen[()] = self.text(self.prompts)
+        return self._frozen[()]
 
     def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
         """Un-normalised image features."""
@@ -107,9 +129,14 @@ class Learner(nn.Module):
         assert class_features is not None
         return scaled_cosine(self.encode_images(images), class_features, self.clip.scale)
 
-    def forward(self, images: Images, class_features: Float[Tensor, "C e"] | None) -> Float[Tensor, "B C"]:
-        """The logits; called as a module, so that a trainer's forward hook sees those of each training step."""
-        return self.logits(images, class_features)
+    def forward(
+        self, images: Images, class_features: Float[Tensor, "C e"] | None, **known: Any
+    ) -> Float[Tensor, "B C"]:
+        """The logits; called as a module, so that a trainer's forward hook sees those of each training step.
+
+        `known` is what a method's own `logits` takes beside: image features that its loss has computed already.
+        """
+        return self.logits(images, class_features, **known)
 
     def loss(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         """Mean cross-entropy."""
@@ -134,7 +161,10 @@ class Learner(nn.Module):
         return [{"params": list(self.parameters())}]
 
     def prepare(self, train: Any, val: Any) -> None:
-        """Called once before fitting, with iterables of (images, labels): caches and closed-form fits."""
+        """Called once before fitting, with iterables of (images, labels): caches and closed-form fits.
+
+        Each can be gone through several times; `augmented` says what the training images look like then.
+        """
 
     def conclude(self, train: Any, val: Any) -> None:
         """Called once after fitting: a search on the validation images."""
@@ -143,8 +173,17 @@ class Learner(nn.Module):
 def scaled_cosine(images: Float[Tensor, "B e"], classes: Float[Tensor, "C e"], scale: float) -> Float[Tensor, "B C"]:
     """Cosines times `scale`, at least in float32 even under autocast."""
     with torch.autocast(images.device.type, enabled=False):
-        images, classes = (t.float() if t.dtype in (torch.half, torch.bfloat16) else t for t in (images, classes))
-        return scale * F.normalize(images, dim=-1) @ F.normalize(classes, dim=-1).T
+        return scale * unit(images) @ unit(classes).T
+
+
+def at_least_single(x: Tensor) -> Tensor:
+    """The same in float32 where it has fewer digits."""
+    return x.float() if x.dtype in (torch.half, torch.bfloat16) else x
+
+
+def unit(x: Float[Tensor, "*n e"]) -> Float[Tensor, "*n e"]:
+    """Features of length one, at least in float32."""
+    return F.normalize(at_least_single(x), dim=-1)
 
 
 class ContextLearner(Learner):

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
-from vlprompt.towers import Clip, ensemble
+from vlprompt.towers import Clip, expand_templates
 
 
 class ZeroShot(Learner):
@@ -23,13 +21,7 @@ class ZeroShot(Learner):
 
     def __init__(self, clip: Clip, classes: Sequence[str], *, templates: str | list[str] = "a photo of a {}.") -> None:
         super().__init__(clip, classes)
-        if isinstance(templates, str):
-            templates = [templates] if "{}" in templates else list(ensemble(templates))
-        if not templates:
-            raise UserError("method.templates is empty: give one template with {} for the class name, or several")
-        self.templates = templates
+        self.templates = expand_templates(templates)
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
-        prompts = (self.text.prompts(self.classes, template=template) for template in self.templates)
-        features = [F.normalize(self.text(p), dim=-1) for p in prompts]
-        return sum(features[1:], features[0]) / len(features)
+        return self.frozen_classes(self.templates)

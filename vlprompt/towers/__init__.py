@@ -3,10 +3,10 @@
 from vlprompt.towers.clip import RANDOM, WEIGHTS_FILE, Clip, Preprocess, load_clip
 from vlprompt.towers.edits import NO_EDITS, Edit, Edits, Prefix, merge
 from vlprompt.towers.image import Images, ImageTower, NeedsPixels
-from vlprompt.towers.templates import ensemble
+from vlprompt.towers.templates import PLAIN, ensemble, expand_templates
 from vlprompt.towers.text import Position, Prompts, TextTower
 
 __all__ = [
-    "NO_EDITS", "RANDOM", "WEIGHTS_FILE", "Clip", "Edit", "Edits", "ImageTower", "Images", "NeedsPixels", "Position",
-    "Prefix", "Preprocess", "Prompts", "TextTower", "ensemble", "load_clip", "merge",
+    "NO_EDITS", "PLAIN", "RANDOM", "WEIGHTS_FILE", "Clip", "Edit", "Edits", "ImageTower", "Images", "NeedsPixels",
+    "Position", "Prefix", "Preprocess", "Prompts", "TextTower", "ensemble", "expand_templates", "load_clip", "merge",
 ]  # fmt: skip

@@ -39,7 +39,8 @@ class Prefix:
 class Edit:
     """Everything a method may do to ONE frozen block. A misspelt site is a `TypeError`."""
 
-    tokens: Float[Tensor, "n d"] | Float[Tensor, "B n d"] | None = None  # written into the prompt slot before the block
+    # written into the prompt slot before the block; in the text tower also one for each class
+    tokens: Float[Tensor, "n d"] | Float[Tensor, "B n d"] | Float[Tensor, "#B C n d"] | None = None
     prefix: Prefix | None = None
     q: Delta | None = None
     k: Delta | None = None

@@ -48,11 +48,14 @@ class ImageTower:
         width: int,
         embed_dim: int,
         patch_size: int = 0,  # side in pixels; 0 for a ResNet
+        norm_out: Map | None = None,  # the two parts of `project`, where that is a norm and a matrix [d, e]
+        projection: Float[Tensor, "d e"] | None = None,
     ) -> None:
         self.patch_size = patch_size
         self.embed, self.norm, self.blocks, self.project, self.read = embed, norm, blocks, project, read
         self.first, self.width, self.embed_dim = first, width, embed_dim
         self.frozen = True  # whether it is the frozen model's own, whose features are banked
+        self.norm_out, self.projection = norm_out, projection
 
     @property
     def depth(self) -> int:
@@ -78,18 +81,54 @@ class ImageTower:
             UserError: edits of blocks that do not exist.
             NeedsPixels: edits or other weights ask the tower to run, but the images are banked features only.
         """
+        if not edits and self.frozen and images.features is not None:
+            return images.features
+        x, width = self._run(images, edits, read=self.read)
+        if width and self.read is None:
+            x = torch.cat([x[:, : self.first], x[:, self.first + width :]], 1)
+        return self.project(x)
+
+    def with_tokens(self, images: Images, edits: Edits) -> tuple[Float[Tensor, "B e"], Float[Tensor, "B n d"]]:
+        """Features of the edited tower, and what became of the prompt tokens, after the final norm.
+
+        Raises: as a call, and where `require_projection` does.
+        """
+        self.require_projection()
+        assert self.norm_out is not None
+        x, width = self._run(images, edits, keep=True)
+        tokens = x[:, self.first : self.first + width]
+        x = torch.cat([x[:, : self.first], x[:, self.first + width :]], 1)
+        return self.project(x), self.norm_out(tokens)
+
+    def require_projection(self) -> Float[Tensor, "d e"]:
+        """The matrix that makes features of the normed class token.
+
+        Raises:
+            UserError: the tower's output is made otherwise.
+        """
+        self.require_blocks()
+        if self.projection is None:
+            raise UserError(
+                "this method reads prompt tokens by the matrix that reads the class token, which this image tower does "
+                "not have: choose one of OpenAI's ViTs (backbone=vit_b16)"
+            )
+        return self.projection
+
+    def _run(self, images: Images, edits: Edits, *, read: Map | None = None, keep: bool = False) -> tuple[Tensor, int]:
+        """Tokens [B, N, d] as the last block leaves them (features of a ResNet), and how many of them are prompts.
+
+        Of the last block only the rows that `read` chooses; prompts are told from the rest where `keep` says so.
+        """
         if edits:
             self.require_blocks()
             check_layers(edits, self.depth, "the image tower")
-        elif self.frozen and images.features is not None:
-            return images.features
         if images.pixels is None:
             raise NeedsPixels
         x, width = self.embed(images.pixels), 0
         for layer, block in enumerate(self.blocks):
             edit, last = edits.get(layer, NONE), layer == self.depth - 1
             if edit.tokens is not None:
-                unread = last or edits.get(layer + 1, NONE).tokens is not None
+                unread = (last and not keep) or edits.get(layer + 1, NONE).tokens is not None
                 if unread and edit.tokens.ndim == 2 and replace(edit, tokens=None) == NONE:
                     # nothing reads what comes of them: they are keys and values only, computed once for all images
                     x, width = write(x, edit.tokens[:0], self.first, width)
@@ -99,10 +138,8 @@ class ImageTower:
                     x, width = write(x, edit.tokens, self.first, width)
             if layer == 0:
                 x = self.norm(x)
-            x = block(x, edit, read=self.read if last else None)
-        if width and self.read is None:
-            x = torch.cat([x[:, : self.first], x[:, self.first + width :]], 1)
-        return self.project(x)
+            x = block(x, edit, read=read if last else None)
+        return x, width
 
 
 def write(
@@ -181,6 +218,8 @@ def _open_clip_vit(weights: Weights) -> ImageTower:
         width=width,
         embed_dim=embed_dim,
         patch_size=visual.conv1.kernel_size[0],
+        norm_out=post,
+        projection=weights.tensor("proj") if visual.pool_type == "tok" and visual.proj is not None else None,
     )
 
 

@@ -27,7 +27,8 @@ class Prompts:
     """Class names within a text, embedded, without positions.
 
     What all classes begin with is `shared`; what differs is `own`, padded to one length. Token `first` is where a
-    context begins: after the start token, if the tower has one.
+    context begins: after the start token, if the tower has one. It is the slot that deep prompts are written into; a
+    text without a context (`slot` 0) has an empty one.
     """
 
     shared: Float[Tensor, "P d"] | Float[Tensor, "B P d"]
@@ -35,6 +36,7 @@ class Prompts:
     eot: Int[Tensor, " C"]  # where the token to be read out stands in own
     name_lengths: tuple[int, ...]  # tokens of each class name
     first: int
+    slot: int = 0  # tokens of the context
 
     def with_context(
         self, context: Float[Tensor, "n d"] | Float[Tensor, "B n d"], position: Position = "end"
@@ -46,7 +48,7 @@ class Prompts:
             lead = context.shape[:-2]
             head = self.shared[..., : self.first, :].expand(*lead, -1, -1)
             tail = self.shared[..., self.first + n :, :].expand(*lead, -1, -1)
-            return replace(self, shared=torch.cat([head, context.to(head.dtype), tail], -2))
+            return replace(self, shared=torch.cat([head, context.to(head.dtype), tail], -2), slot=n)
         if context.ndim == 3:
             raise UserError(f"a context per image needs the class name at the end, got position '{position}'")
         return self._arranged(context.expand(len(self.own), -1, -1), position, before_name(n, position))
@@ -91,7 +93,8 @@ class Prompts:
         if position != "end":
             tokens = tokens.take_along_dim(index[:, :, None], 1)
         cut = self.first + kept
-        return replace(self, shared=tokens[0, :cut], own=tokens[:, cut:], eot=self.eot + self.shared.shape[-2] - cut)
+        eot = self.eot + self.shared.shape[-2] - cut
+        return replace(self, shared=tokens[0, :cut], own=tokens[:, cut:], eot=eot, slot=n)
 
 
 class TextTower:
@@ -167,13 +170,17 @@ class TextTower:
         check_layers(edits, self.depth, "the text tower")
         if edits.get(0, NONE).tokens is not None:
             raise UserError("tokens of the text tower's layer 0 enter through Prompts.with_context, not as an edit")
-        run = self._run_packed if self.causal and not drops(edits) else self._run_whole
+        run = (
+            self._run_packed
+            if self.causal and not drops(edits) and not self._parts(prompts, edits)
+            else self._run_whole
+        )
         chunks = self._chunks(prompts)
         if len(chunks) == 1:
             return run(prompts, edits)
         if torch.is_grad_enabled():
             run = partial(checkpoint, run, use_reentrant=False)
-        features = torch.cat([run(prompts.of(chunk), edits) for chunk in chunks], -2)
+        features = torch.cat([run(prompts.of(chunk), of(edits, chunk)) for chunk in chunks], -2)
         return features.index_select(-2, torch.cat(chunks).argsort().to(features.device))
 
     def _chunks(self, prompts: Prompts) -> tuple[Int[Tensor, " c"], ...]:
@@ -201,13 +208,31 @@ class TextTower:
         shared, own = prompts.shared if lead else prompts.shared[None], prompts.own
         (B, P, _), (C, S, _) = shared.shape, own.shape
         x = torch.cat([_repeat(shared[:, None], C, 1), _repeat(own[None], B, 0)], 1)
-        x = x + self.positions[: P + S]
-        mask = torch.ones(P + S, P + S, dtype=torch.bool, device=x.device).tril() if self.causal else None
+        x, width = x + self.positions[: P + S], prompts.slot
         for layer, block in enumerate(self.blocks):
             edit = edits.get(layer, NONE)
-            x = block(self._write(x, edit, P + S), edit, attend=partial(attend_all, mask=mask))
-        x = x.view(B, C, P + S, -1)
-        return self.project(x[:, torch.arange(C, device=x.device), prompts.eot + P].reshape(*lead, C, -1))
+            if edit.tokens is not None and not prompts.slot:
+                x, width = self._open(x, edit.tokens, width)
+            else:
+                x = self._write(x, edit, P + S)
+            T = x.shape[1]
+            mask = torch.ones(T, T, dtype=torch.bool, device=x.device).tril() if self.causal else None
+            x = block(x, edit, attend=partial(attend_all, mask=mask))
+        x, eot = x.view(B, C, x.shape[1], -1), prompts.eot + P + width - prompts.slot
+        return self.project(x[:, torch.arange(C, device=x.device), eot].reshape(*lead, C, -1))
+
+    def _parts(self, prompts: Prompts, edits: Edits) -> bool:
+        """Whether deep prompts end the sharing: one for each class, or a slot that opens among shared tokens."""
+        deep = [edit.tokens for edit in edits.values() if edit.tokens is not None]
+        return any(tokens.ndim == 4 or not prompts.slot for tokens in deep)
+
+    def _open(self, x: Float[Tensor, "R T d"], tokens: Tensor, width: int) -> tuple[Float[Tensor, "R U d"], int]:
+        """Write deep prompts into the slot of a text without a context: empty at first, after the start token."""
+        n, d = tokens.shape[-2:]
+        if d != self.width or tokens.ndim != 2:
+            raise UserError(f"deep text prompts {list(tokens.shape)} do not fit: [n, {self.width}] is needed")
+        tokens = tokens.to(x.dtype).expand(len(x), n, d)
+        return torch.cat([x[:, : self.first], tokens, x[:, self.first + width :]], 1), n
 
     def _write(self, x: Float[Tensor, "R T d"], edit: Edit, n_shared: int) -> Float[Tensor, "R T d"]:
         """Write deep prompts over the tokens that the context occupies; they get no positions."""
@@ -220,6 +245,9 @@ class TextTower:
                 f"{n_shared - self.first} tokens common to all classes after the start token"
             )
         tokens = edit.tokens.to(x.dtype)
+        if tokens.ndim == 4:  # rows are images times classes
+            B = len(x) // tokens.shape[1]
+            tokens = tokens.expand(B, -1, -1, -1).flatten(0, 1)
         tokens = _repeat(tokens[:, None], len(x) // len(tokens), 1) if tokens.ndim == 3 else tokens.expand(len(x), n, d)
         return torch.cat([x[:, : self.first], tokens, x[:, self.first + n :]], 1)
 
@@ -244,6 +272,16 @@ def common_prefix(ids: Int[Tensor, "C L"], limit: int) -> int:
     """How many leading tokens all rows have in common, at most `limit`."""
     same = (ids[:, :limit] == ids[:1, :limit]).all(0)
     return int(same.int().cumprod(0).sum())
+
+
+def of(edits: Edits, classes: Int[Tensor, " c"]) -> Edits:
+    """The edits for some of the classes, where deep prompts differ between them."""
+    return {
+        layer: replace(edit, tokens=edit.tokens.index_select(-3, classes.to(edit.tokens.device)))
+        if edit.tokens is not None and edit.tokens.ndim == 4
+        else edit
+        for layer, edit in edits.items()
+    }
 
 
 def _repeat(x: Tensor, times: int, dim: int) -> Tensor:

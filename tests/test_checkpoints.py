@@ -1,0 +1,124 @@
+"""Means over epochs, best epochs, and what they are selected on."""
+
+from typing import Any
+
+import pytest
+import tiny
+import tiny_world
+import torch
+from scipy.stats import norm
+from vlprompt.data.cache import Bank
+
+from vlprompt import run
+from vlprompt.checkpoints import Best, GaussianMean
+from vlprompt.errors import UserError
+from vlprompt.learners.clip_adapter import CLIPAdapter
+from vlprompt.learners.tip_adapter import TipAdapter
+from vlprompt.optim import Average, Fit
+from vlprompt.progress import Reporter
+from vlprompt.protocols.base import Episode
+from vlprompt.protocols.few_shot import FewShot
+from vlprompt.trainer import Trainer
+
+
+@pytest.fixture
+def trainer() -> Trainer:
+    clip, _ = tiny.clip("vit", torch.float32)
+    return Trainer(clip, Bank(clip, precision="fp32", workers=0), Reporter(), bank_views=2)
+
+
+@pytest.fixture
+def episode() -> Episode:
+    dataset = tiny_world.load("tiny")
+    (episode,) = FewShot().episodes(dataset, shots=2, seed=1)
+    return episode
+
+
+def test_gaussian_weights() -> None:
+    found = GaussianMean(Average(mu=15, sigma=1), 20).weights
+    expected = norm.pdf(range(1, 21), 15, 1)
+    assert found == pytest.approx((expected / expected.sum()).tolist(), rel=1e-9)
+    assert sum(GaussianMean(Average(mu=500, sigma=1), 3).weights) == pytest.approx(1)  # far from all epochs
+    assert GaussianMean(Average(mu=2, sigma=1e9), 4).weights == pytest.approx([0.25] * 4)
+
+
+def test_best_keeps_the_first_of_equals() -> None:
+    learner = torch.nn.Linear(1, 1)
+    right = iter([3, 5, 5, 4])
+    best = Best(lambda: next(right))
+    for epoch in range(1, 5):
+        torch.nn.init.constant_(learner.weight, epoch)
+        best.see(learner, epoch)
+    best.settle(learner)
+    assert learner.weight.item() == 2
+
+
+@pytest.mark.parametrize("keep", ["average", "best"])
+def test_a_training_ends_with_them(trainer: Trainer, episode: Episode, monkeypatch: Any, keep: str) -> None:
+    kind = {"average": GaussianMean, "best": Best}[keep]
+    seen, see = [], kind.see
+    monkeypatch.setattr(kind, "see", lambda self, learner, epoch: (
+        seen.append(learner.adapter[0].weight.detach().clone()), see(self, learner, epoch)))  # fmt: skip
+    rights = iter([0, 2, 1])
+    monkeypatch.setattr(Trainer, "_count", lambda *_: next(rights))
+    choice: dict[str, Any] = {"average": Average(mu=2, sigma=1)} if keep == "average" else {"keep": "best"}
+    torch.manual_seed(0)
+    learner = CLIPAdapter(trainer.clip, episode.train.classes)
+    trainer.fit(learner, episode, Fit(lr=0.1, epochs=3, batch_size=5, **choice))
+    assert len(seen) == 3
+    assert not torch.equal(seen[0], seen[2])
+    density = norm.pdf([1, 2, 3], 2, 1)
+    mean = sum(float(w) * p for w, p in zip(density / density.sum(), seen, strict=True))
+    torch.testing.assert_close(learner.adapter[0].weight.detach(), mean if keep == "average" else seen[1])
+
+
+def test_best_needs_images_to_choose_on(trainer: Trainer, episode: Episode) -> None:
+    learner = CLIPAdapter(trainer.clip, episode.train.classes)
+    without = Episode(train=episode.train, val=None, tests=episode.tests)
+    with pytest.raises(UserError, match="needs validation images"):
+        trainer.fit(learner, without, Fit(lr=0.1, epochs=1, keep="best"))
+    trainer.fit(learner, without, Fit(lr=0.1, epochs=1, keep="best", select_on="test"))
+    other = Episode(train=episode.train, val=None, tests={"novel": episode.tests["test"].select([0, 1])})
+    with pytest.raises(UserError, match="test of the classes trained on"):
+        trainer.fit(learner, other, Fit(lr=0.1, epochs=1, select_on="test"))
+
+
+def test_one_of_two_ways_to_end() -> None:
+    with pytest.raises(UserError, match="choose one of the two"):
+        Fit(lr=0.1, epochs=1, average=Average(mu=1, sigma=1), keep="best")
+
+
+def test_nothing_of_old_settings_changes_a_hash() -> None:
+    assert not {"average", "keep", "select_on"} & set(Fit(lr=0.1, epochs=1).identity())
+    assert Fit(lr=0.1, epochs=1, select_on="test").identity()["select_on"] == "test"
+
+
+@pytest.mark.parametrize("banked", [True, False])
+def test_preparing_meets_another_view_at_each_pass(trainer: Trainer, episode: Episode, banked: bool) -> None:
+    learner = TipAdapter(trainer.clip, episode.train.classes, n_views=3)
+    if not banked:  # as for a learner that asks for pixels
+        object.__setattr__(trainer, "reads_features", lambda learner: False)
+    assert trainer.fit(learner, episode, Fit(lr=0.1, epochs=0)) == []
+    views = [trainer.bank.features(episode.train, view, seed=trainer.seed) for view in range(3)]
+    assert not torch.allclose(views[0], views[1])
+    expected = torch.nn.functional.normalize(torch.stack(views).mean(0), dim=-1)
+    torch.testing.assert_close(learner.keys, expected, atol=1e-5, rtol=1e-4)
+    assert learner.labels.tolist() == [item.label for item in episode.train.items]
+
+
+def test_what_the_selection_was_on_stands_in_the_record(tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("VLPROMPT_RESULTS", str(tmp_path))
+    world = [*tiny_world.RUN[:3], "shots=2", "protocol=few_shot", "method.n_views=1", "method.search_steps=[3,3]"]
+    found = {}
+    for method, choice in (("tip_adapter", "val"), ("tip_adapter", "test"), ("tip_adapter_f", "val")):
+        record = run.prepare([f"method={method}", f"fit.select_on={choice}", *world]).obtain()
+        found[record.method, choice] = record
+        assert record.cost["stored_bytes"] > 0
+        assert record.shots == 2
+    assert {key: record.selection for key, record in found.items()} == {
+        ("tip_adapter", "val"): "last", ("tip_adapter", "test"): "test", ("tip_adapter_f", "val"): "val",
+    }  # fmt: skip
+    val, test = (found["tip_adapter", choice] for choice in ("val", "test"))
+    assert val.cost["trained_parameters"] == 0
+    assert val.config_hash != test.config_hash
+    assert test.variant  # a row of its own

@@ -1,0 +1,313 @@
+"""Methods without numbers of their originals, held against independent computations and special cases."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlprompt.errors import UserError
+from vlprompt.learners.base import Learner
+from vlprompt.learners.coop import CoOp
+from vlprompt.learners.kgcoop import KgCoOp
+from vlprompt.learners.lp_plus_plus import LPPlusPlus
+from vlprompt.learners.mmrl import MMRL
+from vlprompt.learners.prograd import ProGrad
+from vlprompt.learners.promptsrc import PromptSRC
+from vlprompt.learners.tcp import TCP
+from vlprompt.learners.tip_adapter import TipAdapter
+from vlprompt.towers import Edit, Images
+
+CLASSES = ["cat", "striped red star", "a_very_long_name_with_many_tokens"]
+LABELS = torch.tensor([0, 1, 2, 1])
+WORDS = {"n_context": 4, "ctx_init": "a photo of a"}
+
+
+@pytest.fixture(scope="module")
+def world() -> tuple[Any, Any, Images]:
+    """A small CLIP in float64, what it borrows from, and four images."""
+    clip, model = tiny.clip()
+    return clip, model, Images(tiny.pixels(model, len(LABELS)))
+
+
+def double(learner: Any) -> Any:
+    """With parameters in the model's float64, moved away from where they start."""
+    learner.double()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in learner.parameters():
+            p += 0.05 * torch.randn(p.shape, generator=generator).to(p)
+    return learner
+
+
+def gradients(learner: Learner, images: Images, labels: Tensor = LABELS) -> dict[str, Tensor]:
+    learner.zero_grad()
+    learner.backward(images, labels)
+    return {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
+
+
+# --- ProGrad
+
+
+def by_hand(learner: ProGrad, images: Images, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The gradients of cross-entropy and of the divergence from zero-shot predictions, each from a pass of its own."""
+    clip, found = learner.clip, []
+    for part in ("domain", "general"):
+        context = learner.context.detach().clone().requires_grad_()
+        texts = clip.text.prompts(CLASSES, n_context=learner.n_context).with_context(context)
+        image = F.normalize(clip.image(images), dim=-1)
+        logits = clip.scale * image @ F.normalize(clip.text(texts), dim=-1).T
+        names = clip.text(clip.text.prompts(CLASSES, template=learner.template))
+        frozen = clip.scale * image @ F.normalize(names, dim=-1).T
+        T = learner.temperature
+        if part == "domain":
+            loss = F.cross_entropy(logits, labels)
+        else:
+            loss = F.kl_div(F.log_softmax(logits / T, -1), F.softmax(frozen / T, -1), reduction="batchmean") * T**2
+        loss.backward()
+        found.append(context.grad.numpy().copy())
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.8])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_prograd_takes_away_what_opposes(world: Any, strength: float, temperature: float) -> None:
+    clip, _, images = world
+    opposed = []
+    zero_shot = Learner(clip, CLASSES)
+    unlikely = zero_shot(images, zero_shot.encode_classes()).argmin(-1)
+    for start, labels in enumerate([LABELS, unlikely] * 2):
+        torch.manual_seed(start)
+        learner = ProGrad(clip, CLASSES, n_context=5, strength=strength, temperature=temperature).double()
+        torch.nn.init.normal_(learner.context, std=0.1)
+        domain, general = by_hand(learner, images, labels)
+        cosine = (domain * general).sum() / np.linalg.norm(domain) / np.linalg.norm(general)
+        opposed.append(cosine < 0)
+        expected = domain
+        if cosine < 0:
+            unit = general / np.linalg.norm(general)
+            expected = domain - strength * (domain * unit).sum() * unit
+        np.testing.assert_allclose(
+            gradients(learner, images, labels)["context"].numpy(), expected, rtol=1e-9, atol=1e-12
+        )
+    assert set(opposed) == {True, False}  # both cases were met
+
+
+def test_prograd_without_projection_is_coop(world: Any) -> None:
+    clip, _, images = world
+    ours = double(ProGrad(clip, CLASSES, n_context=4, strength=0.0))
+    coop = double(CoOp(clip, CLASSES, **WORDS))
+    assert torch.equal(ours.context, coop.context)  # the template's words
+    torch.testing.assert_close(gradients(ours, images), gradients(coop, images))
+
+
+def test_prograd_starts_with_zeros_before_the_words(world: Any) -> None:
+    clip, _, _ = world
+    context = ProGrad(clip, CLASSES, n_context=6, template="a centered photo of {}.").context
+    assert not context[:2].any()
+    torch.testing.assert_close(context[2:], clip.text.embed_phrase("a centered photo of").float())
+
+
+# --- KgCoOp, PromptSRC
+
+
+def test_without_their_weights_they_are_the_methods_that_they_build_on(world: Any) -> None:
+    clip, _, images = world
+    coop = gradients(double(CoOp(clip, CLASSES, **WORDS)), images)
+    torch.testing.assert_close(gradients(double(KgCoOp(clip, CLASSES, weight=0.0)), images), coop)
+    deep = {"depth": 1, "image_depth": 0}
+    none = {"text_weight": 0.0, "image_weight": 0.0, "logit_weight": 0.0}
+    torch.testing.assert_close(gradients(double(PromptSRC(clip, CLASSES, **deep, **none)), images), coop)
+
+
+# --- TCP
+
+
+def test_tcp_without_tokens_is_kgcoop_and_without_weight_coop(world: Any) -> None:
+    clip, _, images = world
+    kgcoop = gradients(double(KgCoOp(clip, CLASSES)), images)
+    torch.testing.assert_close(gradients(double(TCP(clip, CLASSES, layer=None)), images), kgcoop)
+    coop = gradients(double(CoOp(clip, CLASSES, **WORDS)), images)
+    torch.testing.assert_close(gradients(double(TCP(clip, CLASSES, layer=None, weight=0.0)), images), coop)
+
+
+def test_tcp_writes_tokens_that_are_made_of_each_class_alone(world: Any) -> None:
+    clip, _, _ = world
+    learner = double(TCP(clip, CLASSES, layer=2))
+    got = learner.encode_classes()
+    for c, name in enumerate(CLASSES):
+        known = F.normalize(clip.text(clip.text.prompts([name], template="a photo of a {}.")), dim=-1)
+        tokens = learner.meta_net(known).view(4, -1)
+        prompts = clip.text.prompts([name], template="a photo of a {}.").with_context(learner.context)
+        torch.testing.assert_close(got[c], clip.text(prompts, {2: Edit(tokens=tokens)})[0])
+
+
+# --- MMRL
+
+
+def text_with_inserted(model: Any, ids: Tensor, tokens: dict[int, Tensor]) -> Tensor:
+    """The library's blocks over 77 tokens and those inserted behind the start token, new ones at each layer."""
+    x, width = model.token_embedding(ids) + model.positional_embedding, 0
+    for layer, block in enumerate(model.transformer.resblocks):
+        if layer in tokens:
+            new = tokens[layer].expand(len(x), -1, -1)
+            x, width = torch.cat([x[:, :1], new, x[:, 1 + width :]], 1), new.shape[1]
+        mask = torch.full((x.shape[1], x.shape[1]), -torch.inf, dtype=x.dtype).triu(1)
+        x = block(x, attn_mask=mask)
+    x = model.ln_final(x)
+    return x[torch.arange(len(x)), ids.argmax(-1) + width] @ model.text_projection
+
+
+def image_with_inserted(model: Any, pixels: Tensor, tokens: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+    """Class token and mean of the inserted ones, both normed, from the library's blocks."""
+    visual = model.visual
+    x = visual.conv1(pixels).flatten(2).mT
+    x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], 1) + visual.positional_embedding
+    x, width = visual.ln_pre(x), 0
+    for layer, block in enumerate(visual.transformer.resblocks):
+        if layer in tokens:
+            new = tokens[layer].expand(len(x), -1, -1)
+            x, width = torch.cat([x[:, :1], new, x[:, 1 + width :]], 1), new.shape[1]
+        x = block(x)
+    x = visual.ln_post(x)
+    return x[:, 0], x[:, 1 : 1 + width].mean(1)
+
+
+def test_mmrl_against_the_librarys_blocks(world: Any) -> None:
+    clip, model, images = world
+    learner = double(MMRL(clip, CLASSES, space=20, first_layer=1, n_tokens=3))
+    tokens = {
+        tower: {1 + i: layer(learner.tokens) for i, layer in enumerate(learner.maps[tower])}
+        for tower in ("image", "text")
+    }
+    ids = clip.text.tokenize([f"a photo of a {name.replace('_', ' ')}." for name in CLASSES])
+    classes = text_with_inserted(model, ids, tokens["text"])
+    torch.testing.assert_close(learner.encode_classes(), classes)
+    by_class, by_tokens = image_with_inserted(model, images.pixels, tokens["image"])
+    features = (by_class @ model.visual.proj, by_tokens @ learner.projection)
+    torch.testing.assert_close(learner.encode_both(images), features)
+
+    cosines = [clip.scale * F.normalize(f, dim=-1) @ F.normalize(classes, dim=-1).T for f in features]
+    torch.testing.assert_close(learner(images, learner.encode_classes()), 0.7 * cosines[0] + 0.3 * cosines[1])
+    frozen = F.normalize(model.encode_image(images.pixels)), F.normalize(model.encode_text(ids))
+    near = [(F.normalize(a) * b).sum(-1).mean() for a, b in zip((features[0], classes), frozen, strict=True)]
+    losses = [F.cross_entropy(c, LABELS) for c in cosines]
+    expected = 0.7 * losses[0] + 0.3 * losses[1] + 0.5 * (2 - near[0] - near[1])
+    torch.testing.assert_close(learner.loss(images, LABELS), expected)
+
+
+def test_mmrl_tells_other_classes_apart_by_the_class_token(world: Any) -> None:
+    clip, _, images = world
+    learner = double(MMRL(clip, CLASSES, space=20, first_layer=1))
+    alone = double(MMRL(clip, CLASSES, space=20, first_layer=1, alpha=1.0))
+    alone.load_state_dict(learner.state_dict())
+    for one in (learner, alone):
+        one.bind(["dog", "sea"])
+    classes = learner.encode_classes()
+    torch.testing.assert_close(learner(images, classes), alone(images, classes))
+    for one in (learner, alone):
+        one.bind([CLASSES[2], CLASSES[0]], rows=[2, 0])
+    classes = learner.encode_classes()
+    assert not torch.allclose(learner(images, classes), alone(images, classes))
+
+
+def test_mmrl_needs_a_tower_whose_class_token_a_matrix_reads() -> None:
+    clip, _ = tiny.clip("timm", torch.float32)
+    with pytest.raises(UserError, match="choose one of OpenAI's ViTs"):
+        MMRL(clip, CLASSES, first_layer=1)
+
+
+def test_mmrl_starts_from_the_frozen_projection(world: Any) -> None:
+    clip, model, _ = world
+    torch.testing.assert_close(MMRL(clip, CLASSES, first_layer=1).projection, model.visual.proj.float())
+
+
+# --- LP++
+
+
+def test_lp_plus_plus_descends_to_the_optimum(world: Any) -> None:
+    """The loss is convex: steps never raise it, and they end where L-BFGS ends."""
+    clip, _, _ = world
+    generator = torch.Generator().manual_seed(5)
+    features = F.normalize(torch.randn(120, 24, generator=generator, dtype=torch.float64), dim=-1)
+    labels = torch.randint(3, (120,), generator=generator)  # at random, so that no weights separate them
+    learner = LPPlusPlus(clip, CLASSES, iterations=0, n_views=1).double()
+    learner.prepare([(Images(features=features), labels)], None)
+    means = torch.stack([features[labels == c].mean(0) for c in range(3)])
+    torch.testing.assert_close(learner.weight.detach(), means)
+    texts = F.normalize(clip.text(clip.text.prompts(CLASSES, template="a photo of a {}.")), dim=-1)
+    cosine = (features * texts[labels]).sum(-1).mean()
+    torch.testing.assert_close(learner.alpha.detach(), (250 * cosine).expand(3))
+    wanted = F.one_hot(labels, 3).double()
+
+    def loss(weight: Tensor, alpha: Tensor) -> Tensor:
+        return F.cross_entropy(features @ weight.T + alpha * (features @ texts.T), labels)
+
+    losses = []
+    learner.iterations = 200
+    with torch.no_grad():
+        for _ in range(20):
+            losses.append(loss(learner.weight, learner.alpha).item())
+            learner.descend(features, wanted, texts)
+    assert all(after <= before + 1e-12 for before, after in pairwise(losses)), losses
+    weight, alpha = means.clone().requires_grad_(), torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, alpha], max_iter=500, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss(weight, alpha)
+        value.backward()
+        return value
+
+    for _ in range(5):
+        optimizer.step(closure)
+    assert loss(learner.weight, learner.alpha).item() == pytest.approx(loss(weight, alpha).item(), abs=2e-3)
+    assert losses[-1] < losses[0] - 0.05
+
+
+# --- Tip-Adapter
+
+
+def test_tip_adapter_by_hand(world: Any) -> None:
+    """Logits as a sum over cached images, one by one; and a search that finds what a brute-force one finds."""
+    clip, _, images = world
+    torch.manual_seed(0)
+    train, val = torch.randn(7, 24, dtype=torch.float64), torch.randn(30, 24, dtype=torch.float64)
+    labels, val_labels = torch.tensor([2, 0, 1, 1, 2, 0, 0]), torch.arange(30) % 3
+    learner = TipAdapter(clip, CLASSES, n_views=2, alpha=2.0, beta=3.0, search_scale=[7.0, 3.0], search_steps=[5, 4])
+    learner.double()
+    learner.prepare([(Images(features=train), labels)], None)
+    classes = F.normalize(clip.text(clip.text.prompts(CLASSES, template="a photo of a {}.")), dim=-1)
+
+    def expected(features: Tensor, alpha: float, beta: float) -> Tensor:
+        features = F.normalize(features, dim=-1)
+        logits = clip.scale * features @ classes.T
+        for key, label in zip(F.normalize(train, dim=-1), labels, strict=True):
+            logits[:, label] += alpha * torch.exp(-beta * (1 - features @ key))
+        return logits
+
+    features = clip.image(images)
+    torch.testing.assert_close(learner(images, learner.encode_classes()), expected(features, 2.0, 3.0))
+    learner.conclude(None, [(Images(features=val), val_labels)])
+    grid = [(0.1 + i * 6.9 / 5, 0.1 + j * 2.9 / 4) for i in range(5) for j in range(4)]
+    right = [(expected(val, alpha, beta).argmax(-1) == val_labels).sum() for beta, alpha in grid]
+    assert len(set(map(int, right))) > 1
+    assert (learner.beta.item(), learner.alpha.item()) == pytest.approx(grid[int(torch.stack(right).argmax())])
+
+
+def test_a_cache_of_any_length_is_loaded_into_a_new_learner(world: Any) -> None:
+    clip, _, images = world
+    for finetune in (False, True):
+        learner = TipAdapter(clip, CLASSES, finetune=finetune, n_views=1)
+        learner.prepare([(images, LABELS)], None)
+        again = TipAdapter(clip, CLASSES, finetune=finetune).double()
+        again.load_state_dict(learner.state_dict(), strict=True)
+        classes = learner.encode_classes()
+        assert torch.equal(again(images, classes), learner(images, classes))
+        assert [name for name, _ in again.named_parameters()] == (["keys"] if finetune else [])
+        again.keys.detach().zero_()
+        assert learner.keys.any()

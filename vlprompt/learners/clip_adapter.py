@@ -1,0 +1,45 @@
+"""CLIP-Adapter: a small network on the image feature."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlprompt.errors import UserError
+from vlprompt.learners.base import Learner
+from vlprompt.towers import PLAIN, Clip, Images
+
+
+class CLIPAdapter(Learner):
+    """ratio * relu(W2 relu(W1 f)) + (1 - ratio) * f in the place of the image feature f.
+
+    Args:
+        ratio: share of the network's output, 0 to 1.
+        reduction: its hidden layer has 1/reduction of the embedding's width.
+
+    Source: Gao et al., IJCV 2023, https://arxiv.org/abs/2110.04544, section 3.2; the variant on images alone, which
+    the authors' code is.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        classes: Sequence[str],
+        *,
+        template: str = PLAIN,
+        ratio: float = 0.2,
+        reduction: int = 4,
+    ) -> None:
+        super().__init__(clip, classes, template=template)
+        if not 0 <= ratio <= 1 or not 1 <= reduction <= clip.image.embed_dim:
+            raise UserError(f"method.ratio={ratio}, reduction={reduction}: allowed are 0 to 1, and 1 to the width")
+        e, self.ratio = clip.image.embed_dim, ratio
+        layers = (nn.Linear(e, e // reduction, bias=False), nn.Linear(e // reduction, e, bias=False))
+        self.adapter = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU())
+
+    def encode_classes(self) -> Float[Tensor, "C e"]:
+        return self.frozen_classes([self.template], normalised=False)
+
+    def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
+        features = self.clip.image(images)
+        return self.ratio * self.adapter(features) + (1 - self.ratio) * features

@@ -1,0 +1,107 @@
+"""MMRL: representation tokens, common to both towers, in their upper layers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vlprompt.errors import UserError
+from vlprompt.learners.base import Learner, at_least_single, check_depth, scaled_cosine
+from vlprompt.towers import PLAIN, Clip, Edit, Edits, Images
+
+
+class MMRL(Learner):
+    """Multi-modal representation learning: tokens of a shared space, mapped into the upper layers of both towers, and a
+    second image feature read from them.
+
+    Trained classes are told apart by both image features, other classes by that of the class token alone.
+
+    Args:
+        n_tokens, space: tokens of the shared space and its width.
+        first_layer: counted from 0; from there on, each layer gets tokens of its own.
+        alpha: share of the class token's feature in loss and logits; the rest is the tokens'.
+        weight: of 1 - cosine to the frozen features, of images and of texts (lambda).
+        std: deviation of the initial tokens.
+
+    Source: Guo and Gu, CVPR 2025, https://arxiv.org/abs/2503.08497, section 3. Written from memory: not checked against
+    the paper are that logits rather than probabilities are mixed, the start of the tokens, and lambda, which the
+    authors choose for each data set.
+    """
+
+    needs = frozenset({"text", "vit"})
+
+    def __init__(
+        self,
+        clip: Clip,
+        classes: Sequence[str],
+        *,
+        template: str = PLAIN,
+        n_tokens: int = 5,
+        space: int = 512,
+        first_layer: int = 5,
+        alpha: float = 0.7,
+        weight: float = 0.5,
+        std: float = 0.02,
+    ) -> None:
+        super().__init__(clip, classes, template=template)
+        depth = min(clip.image.depth, self.text.depth)
+        check_depth("method.first_layer + 1", first_layer + 1, depth)
+        if first_layer < 1 or n_tokens < 1 or not 0 <= alpha <= 1:
+            raise UserError(
+                f"method.first_layer={first_layer}, n_tokens={n_tokens}, alpha={alpha}: allowed are at least 1, at "
+                "least 1, and 0 to 1"
+            )
+        self.first_layer, self.alpha, self.weight = first_layer, alpha, weight
+        self.tokens = nn.Parameter(torch.randn(n_tokens, space) * std)
+        widths = {"image": clip.image.width, "text": self.text.width}
+        self.maps = nn.ModuleDict({
+            tower: nn.ModuleList(nn.Linear(space, width) for _ in range(first_layer, depth))
+            for tower, width in widths.items()
+        })  # fmt: skip
+        self.projection = nn.Parameter(clip.image.require_projection().float().clone())  # [d, e]
+
+    def edits(self, tower: str) -> Edits:
+        maps: Any = self.maps[tower]
+        tokens = (at_least_single(project(self.tokens)) for project in maps)
+        return {layer: Edit(tokens=own) for layer, own in enumerate(tokens, start=self.first_layer)}
+
+    def encode_classes(self) -> Float[Tensor, "C e"]:
+        return self.text(self.prompts, self.edits("text"))
+
+    def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
+        """The class token's feature."""
+        return self.clip.image(images, self.edits("image"))
+
+    def encode_both(self, images: Images) -> tuple[Float[Tensor, "B e"], Float[Tensor, "B e"]]:
+        """The class token's feature and that of the representation tokens."""
+        features, tokens = self.clip.image.with_tokens(images, self.edits("image"))
+        return features, tokens.mean(1) @ self.projection.to(tokens.dtype)
+
+    def logits(
+        self,
+        images: Images,
+        class_features: Float[Tensor, "C e"] | None,
+        both: tuple[Float[Tensor, "B C"], Float[Tensor, "B C"]] | None = None,
+    ) -> Float[Tensor, "B C"]:
+        assert class_features is not None
+        if self.rows is None and self.classes != self.trained_classes:
+            return scaled_cosine(self.encode_images(images), class_features, self.clip.scale)
+        if both is None:
+            by_class, by_tokens = (scaled_cosine(f, class_features, self.clip.scale) for f in self.encode_both(images))
+        else:
+            by_class, by_tokens = both
+        return self.alpha * by_class + (1 - self.alpha) * by_tokens
+
+    def loss(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+        features, classes = self.encode_both(images), self.encode_classes()
+        by_class, by_tokens = (scaled_cosine(f, classes, self.clip.scale) for f in features)
+        self(images, classes, both=(by_class, by_tokens))
+        with torch.no_grad():
+            frozen = self.clip.image(images)
+        pairs = ((features[0], frozen), (classes, self.frozen_classes([self.template])))
+        near = [F.cosine_similarity(at_least_single(a), at_least_single(b)).mean() for a, b in pairs]
+        mixed = self.alpha * F.cross_entropy(by_class, labels) + (1 - self.alpha) * F.cross_entropy(by_tokens, labels)
+        return mixed + self.weight * sum(1 - cosine for cosine in near)

@@ -1,0 +1,79 @@
+"""ProGrad: CoOp whose updates never go against what the frozen model knows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vlprompt.learners.base import scaled_cosine
+from vlprompt.learners.coop import CoOp
+from vlprompt.towers import PLAIN, Clip, Images, Position
+
+
+class ProGrad(CoOp):
+    """Prompt-aligned gradient: of the cross-entropy's gradient, the part against that of the divergence from the
+    zero-shot predictions is taken away.
+
+    Args:
+        n_context: context tokens. The last ones start as the template's words before the class name, the others as
+            zeros.
+        template: also the text of the zero-shot predictions.
+        strength: how much of the opposing part is taken away (lambda), 0 to 1.
+        temperature: of both predictions in the divergence.
+        position: where the class name stands.
+
+    Source: Zhu et al., ICCV 2023, https://arxiv.org/abs/2205.14865, section 3.2.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        classes: Sequence[str],
+        *,
+        n_context: int = 16,
+        template: str = PLAIN,
+        strength: float = 1.0,
+        temperature: float = 1.0,
+        position: Position = "end",
+    ) -> None:
+        super().__init__(clip, classes, n_context=n_context, position=position)
+        self.template, self.strength, self.temperature = template, strength, temperature
+        words = self.text.embed_phrase(template.partition("{}")[0].strip())[-n_context:].float()
+        self.context = nn.Parameter(F.pad(words, (0, 0, n_context - len(words), 0)))
+
+    def logits(
+        self,
+        images: Images,
+        class_features: Float[Tensor, "C e"] | None,
+        features: Float[Tensor, "B e"] | None = None,
+    ) -> Float[Tensor, "B C"]:
+        assert class_features is not None
+        return scaled_cosine(
+            self.encode_images(images) if features is None else features, class_features, self.clip.scale
+        )
+
+    def backward(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+        features = self.encode_images(images)
+        logits = self(images, self.encode_classes(), features=features)
+        domain, general = F.cross_entropy(logits, labels), self.divergence(logits, features)
+        parameters = list(self.parameters())
+        towards = torch.autograd.grad(general, parameters, retain_graph=True)
+        for p, g, known in zip(parameters, torch.autograd.grad(domain, parameters), towards, strict=True):
+            p.grad = align(g, known, self.strength)
+        return domain.detach()
+
+    def divergence(self, logits: Float[Tensor, "B C"], features: Float[Tensor, "B e"]) -> Float[Tensor, ""]:
+        """Cross-entropy from the zero-shot predictions, whose gradient is that of the Kullback-Leibler divergence."""
+        frozen = scaled_cosine(features, self.frozen_classes([self.template]), self.clip.scale)
+        expected, found = (frozen / self.temperature).softmax(-1), (logits / self.temperature).log_softmax(-1)
+        return -(expected * found).sum(-1).mean() * self.temperature**2
+
+
+def align(g: Float[Tensor, "*n"], known: Float[Tensor, "*n"], strength: float) -> Float[Tensor, "*n"]:
+    """A gradient without (`strength` of) its part against a known direction."""
+    unit = known / known.norm()
+    along: Any = (g * unit).sum()
+    return torch.where(along < 0, g - strength * along * unit, g)

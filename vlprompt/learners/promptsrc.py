@@ -1,0 +1,73 @@
+"""PromptSRC: prompts in both towers, held near the frozen model in three ways."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vlprompt.learners.base import scaled_cosine, unit
+from vlprompt.learners.ivlp import IVLP
+from vlprompt.towers import Clip, Images, expand_templates
+
+
+class PromptSRC(IVLP):
+    """Self-regulating prompts: cross-entropy + distances to the frozen features of texts and images + divergence from
+    the frozen predictions. The third part, a mean of the prompts over the epochs, is `fit.average`.
+
+    Args:
+        n_context, ctx_init, depth, n_tokens, image_depth: as in IVLP.
+        templates: of the frozen text features, which are averaged before they are normalised: one, a list, or a
+            published one by name.
+        text_weight, image_weight, logit_weight: of the mean absolute difference of text and of image features, and of
+            the Kullback-Leibler divergence, a mean over images and classes.
+
+    Source: Khattak et al., ICCV 2023, https://arxiv.org/abs/2307.06948, section 3.2. Differs: prompts are not rounded
+    through float16, and nothing but prompts is averaged.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        classes: Sequence[str],
+        *,
+        n_context: int = 4,
+        ctx_init: str = "a photo of a",
+        depth: int = 9,
+        n_tokens: int = 4,
+        image_depth: int = 9,
+        templates: str | list[str] = "promptsrc_60",
+        text_weight: float = 25.0,
+        image_weight: float = 10.0,
+        logit_weight: float = 1.0,
+    ) -> None:
+        shape = {"n_context": n_context, "depth": depth, "n_tokens": n_tokens, "image_depth": image_depth}
+        super().__init__(clip, classes, ctx_init=ctx_init, **shape)
+        self.templates = expand_templates(templates)
+        self.text_weight, self.image_weight, self.logit_weight = text_weight, image_weight, logit_weight
+
+    def logits(
+        self,
+        images: Images,
+        class_features: Float[Tensor, "C e"] | None,
+        features: Float[Tensor, "B e"] | None = None,
+    ) -> Float[Tensor, "B C"]:
+        assert class_features is not None
+        return scaled_cosine(
+            self.encode_images(images) if features is None else features, class_features, self.clip.scale
+        )
+
+    def loss(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+        features, classes = self.encode_images(images), self.encode_classes()
+        logits = self(images, classes, features=features)
+        with torch.no_grad():
+            frozen, frozen_classes = self.clip.image(images), self.frozen_classes(self.templates, normalised=False)
+            expected = scaled_cosine(frozen, frozen_classes, self.clip.scale).log_softmax(-1)
+        divergence = F.kl_div(logits.log_softmax(-1), expected, reduction="sum", log_target=True) / logits.numel()
+        return (
+            F.cross_entropy(logits, labels)
+            + self.text_weight * F.l1_loss(unit(classes), unit(frozen_classes))
+            + self.image_weight * F.l1_loss(unit(features), unit(frozen))
+            + self.logit_weight * divergence
+        )

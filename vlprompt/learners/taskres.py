@@ -1,0 +1,44 @@
+"""TaskRes: a learned vector added to the frozen feature of each class."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlprompt.learners.base import Learner
+from vlprompt.towers import PLAIN, Clip, expand_templates
+
+
+class TaskRes(Learner):
+    """Task residual tuning: class features are t + scale * x, with t frozen and x learned from zero.
+
+    Works for the training classes only.
+
+    Args:
+        templates: one, a list, or a published one by name. Of several, un-normalised features are averaged.
+        scale: of the residual (alpha).
+
+    Source: Yu et al., CVPR 2023, https://arxiv.org/abs/2211.10277, section 3.3; "regular base".
+    Differs: underscores in class names become spaces.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        classes: Sequence[str],
+        *,
+        templates: str | list[str] = PLAIN,
+        scale: float = 0.5,
+    ) -> None:
+        super().__init__(clip, classes)
+        self.templates, self.scale = expand_templates(templates), scale
+        self.residual = nn.Parameter(torch.zeros(len(self.classes), clip.image.embed_dim))
+
+    @property
+    def class_bound(self) -> bool:
+        return True
+
+    def encode_classes(self) -> Float[Tensor, "C e"]:
+        residual = self.residual if self.rows is None else self.residual[list(self.rows)]
+        return self.frozen_classes(self.templates, normalised=False) + self.scale * residual

@@ -1,0 +1,64 @@
+"""TCP: class-aware tokens, made of the frozen class features, in a later layer of the text tower."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlprompt.errors import UserError
+from vlprompt.learners.base import at_least_single, check_depth, unit
+from vlprompt.learners.kgcoop import KgCoOp
+from vlprompt.towers import PLAIN, Clip, Edit
+
+
+class TCP(KgCoOp):
+    """Textual-based class-aware prompt tuning: KgCoOp, and at one layer the context's tokens are replaced by those that
+    a small network makes of the class's frozen feature.
+
+    Args:
+        n_context, ctx_init, template, weight: as in KgCoOp.
+        layer: of the text tower, counted from 0, before which the tokens are written; None: nowhere, which is KgCoOp.
+        reduction: the network's hidden layer has 1/reduction of the embedding's width.
+
+    Source: Yao et al., CVPR 2024, https://arxiv.org/abs/2311.18231, section 3.3. Written from memory: not checked
+    against the paper are which layer is meant, that tokens replace the context's rather than being mixed with them, and
+    the network's activation.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        classes: Sequence[str],
+        *,
+        n_context: int = 4,
+        ctx_init: str = "a photo of a",
+        template: str = PLAIN,
+        weight: float = 8.0,
+        layer: int | None = 8,
+        reduction: int = 4,
+    ) -> None:
+        super().__init__(clip, classes, n_context=n_context, ctx_init=ctx_init, template=template, weight=weight)
+        self.layer = layer
+        if layer is None:
+            return
+        check_depth("method.layer + 1", layer + 1, self.text.depth)
+        if layer < 1 or reduction < 1:
+            raise UserError(f"method.layer={layer}, reduction={reduction}: at least 1 is needed of each")
+        hidden, width = self.text.embed_dim // reduction, self.text.width
+        layers = [nn.Linear(self.text.embed_dim, hidden), QuickGELU(), nn.Linear(hidden, self.n_context * width)]
+        self.meta_net = nn.Sequential(OrderedDict(zip(("linear1", "act", "linear2"), layers, strict=True)))
+
+    def encode_classes(self) -> Float[Tensor, "C e"]:
+        if self.layer is None:
+            return super().encode_classes()
+        known = unit(self.frozen_classes([self.template]))
+        tokens = at_least_single(self.meta_net(known)).unflatten(-1, (self.n_context, -1))  # [C, n, d]
+        return self.text(self.prompts.with_context(self.context), {self.layer: Edit(tokens=tokens[None])})
+
+
+class QuickGELU(nn.Module):
+    """CLIP's activation."""
+
+    def forward(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+        return x * (1.702 * x).sigmoid()

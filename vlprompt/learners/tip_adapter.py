@@ -1,0 +1,133 @@
+"""Tip-Adapter: a cache of the training images beside the class names."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlprompt.errors import UserError
+from vlprompt.learners.base import Learner, at_least_single, scaled_cosine, unit
+from vlprompt.towers import PLAIN, Clip, Images, expand_templates
+
+
+class TipAdapter(Learner):
+    """Zero-shot logits + alpha * sum over training images of their class of exp(-beta (1 - cosine to the image)).
+
+    Works for the training classes only. After the training, alpha and beta are searched on validation images, or on
+    test images where `fit.select_on=test` says so, as some of the published numbers were.
+
+    Args:
+        templates: one, a list, or a published one by name. Of several, normalised features are averaged.
+        finetune: learn the cache's keys, starting from the images' features (Tip-Adapter-F); otherwise nothing is.
+        n_views: augmented views of each training image, whose features are averaged to a key.
+        alpha, beta: as above: while training, and ever after without a search.
+        search_scale: largest beta and alpha of the search, whose smallest are 0.1; empty: no search.
+        search_steps: values of beta and of alpha that are tried.
+
+    Source: Zhang et al., ECCV 2022, https://arxiv.org/abs/2207.09519, sections 3.1 to 3.3.
+    Differs: the model's own scale in the place of 100; of the epochs, `fit.keep` chooses on validation images.
+    """
+
+    augmented = True
+    keys: Tensor  # [N, e]
+    labels: Tensor  # [N]
+    alpha: Tensor
+    beta: Tensor
+
+    def __init__(
+        self,
+        clip: Clip,
+        classes: Sequence[str],
+        *,
+        templates: str | list[str] = PLAIN,
+        finetune: bool = False,
+        n_views: int = 10,
+        alpha: float = 1.17,
+        beta: float = 1.0,
+        search_scale: list[float] | None = None,
+        search_steps: list[int] | None = None,
+    ) -> None:
+        super().__init__(clip, classes)
+        self.templates, self.finetune, self.n_views = expand_templates(templates), finetune, n_views
+        self.search_scale, self.search_steps = search_scale or [], search_steps or [200, 20]
+        if n_views < 1 or len(self.search_scale) not in (0, 2) or len(self.search_steps) != 2:
+            raise UserError(
+                f"method.n_views={n_views}, search_scale={search_scale}, search_steps={search_steps}: allowed are at "
+                "least 1, and two numbers each, of beta and of alpha"
+            )
+        self.register_buffer("alpha", torch.tensor(alpha))
+        self.register_buffer("beta", torch.tensor(beta))
+        self._keep(torch.empty(0, clip.image.embed_dim), torch.empty(0, dtype=torch.long))
+
+    @property
+    def class_bound(self) -> bool:
+        return True
+
+    def _keep(self, keys: Float[Tensor, "N e"], labels: Tensor) -> None:
+        self.register_buffer("labels", labels)
+        if self.finetune:
+            self.keys = nn.Parameter(keys)
+        else:
+            self.register_buffer("keys", keys)
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """A cache is as long as the images were many."""
+        keys, labels = (state.get(prefix + name) for name in ("keys", "labels"))
+        if keys is not None and labels is not None and keys.shape == (len(labels), self.clip.image.embed_dim):
+            self._keep(keys.to(self.keys, copy=True), labels.to(self.labels, copy=True))
+        super()._load_from_state_dict(state, prefix, *args)
+
+    @torch.no_grad()
+    def prepare(self, train: Any, val: Any) -> None:
+        passes = [self._read(train) for _ in range(self.n_views)]
+        keys = torch.stack([features for features, _ in passes]).mean(0)
+        self._keep(F.normalize(keys, dim=-1), passes[0][1])
+
+    def _read(self, batches: Any) -> tuple[Float[Tensor, "N e"], Tensor]:
+        """Features and labels of one pass."""
+        found = [(at_least_single(self.encode_images(images)), labels) for images, labels in batches]
+        return torch.cat([features for features, _ in found]), torch.cat([labels for _, labels in found])
+
+    def encode_classes(self) -> Float[Tensor, "C e"]:
+        return self.frozen_classes(self.templates)
+
+    def logits(self, images: Images, class_features: Float[Tensor, "C e"] | None) -> Float[Tensor, "B C"]:
+        assert class_features is not None
+        features = self.encode_images(images)
+        known = scaled_cosine(features, class_features, self.clip.scale)
+        return known + self.alpha * self.recall(self.cosines(features), self.beta)
+
+    def cosines(self, features: Float[Tensor, "B e"]) -> Float[Tensor, "B N"]:
+        with torch.autocast(features.device.type, enabled=False):
+            return unit(features).to(self.keys.dtype) @ self.keys.T
+
+    def recall(self, cosines: Float[Tensor, "B N"], beta: Tensor | float) -> Float[Tensor, "B C"]:
+        """How near the bound classes' images in the cache are."""
+        with torch.autocast(cosines.device.type, enabled=False):
+            values = F.one_hot(self.labels, len(self.trained_classes)).to(cosines.dtype)
+            found = torch.exp(beta * (cosines - 1)) @ values
+        return found if self.rows is None else found[:, list(self.rows)]
+
+    @torch.no_grad()
+    def conclude(self, train: Any, val: Any) -> None:
+        """The first of the best pairs of beta (outer) and alpha on a grid."""
+        if not self.search_scale or val is None:
+            return
+        features, labels = self._read(val)
+        known, cosines = scaled_cosine(features, self.encode_classes(), self.clip.scale), self.cosines(features)
+        betas, alphas = (
+            [0.1 + i * (top - 0.1) / n for i in range(n)]
+            for top, n in zip(self.search_scale, self.search_steps, strict=True)
+        )
+        most = 0
+        for beta in betas:
+            recalled = self.recall(cosines, beta)
+            for alpha in alphas:
+                right = int(((known + alpha * recalled).argmax(-1) == labels).sum())
+                if right > most:
+                    most = right
+                    self.alpha.fill_(alpha)
+                    self.beta.fill_(beta)
