@@ -183,7 +183,7 @@ def test_logits(case: Case) -> None:
     assert got.isfinite().all()
 
 
-@each(STEPPED)
+@each(BY_STEPS)
 def test_every_parameter_gets_a_gradient(case: Case) -> None:
     learner = scatter(build(case))
     assert learner.backward(world_of(learner)[2], LABELS).isfinite()
