@@ -1,0 +1,165 @@
+"""What the original implementations compute, through the library's own blocks: the baseline of benchmark_speed.py.
+
+77 tokens for every class, in every layer; text encoded again in every batch; no caches. For a learner of vlprompt, and
+from its parameters, as CoOp (Zhou et al.), CoCoOp, MaPLe, IVLP and VPT (Khattak et al.) have it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlprompt.learners.cocoop import CoCoOp
+from vlprompt.learners.coop import CoOp
+from vlprompt.learners.ivlp import IVLP
+from vlprompt.learners.maple import MaPLe
+from vlprompt.learners.vpt import VPT
+from vlprompt.learners.zero_shot import ZeroShot
+from vlprompt.towers import Images
+
+Logits = Callable[[Images], Tensor]
+
+
+class PlainClip:
+    """An open_clip model's two towers over whole sequences: [C, 77, d] and [B, 3, H, W]."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.scale = model, model.logit_scale.exp().item()
+
+    def encode_text(self, tokens: Tensor, eot: Tensor, deep: Sequence[Tensor] = ()) -> Tensor:
+        """Un-normalised class features; `deep[i]` is written over the first context tokens of layer i + 1."""
+        model = self.model
+        x = tokens + model.positional_embedding
+        for layer, block in enumerate(model.transformer.resblocks):
+            if 0 < layer <= len(deep):
+                x = written(x, deep[layer - 1], 1)
+            x = block(x, attn_mask=model.attn_mask)
+        return model.ln_final(x)[torch.arange(len(x), device=x.device), eot] @ model.text_projection
+
+    def encode_image(self, pixels: Tensor, prompts: Sequence[Tensor] = ()) -> Tensor:
+        """Un-normalised image features; prompts behind the patches, `prompts[i]` written in layer i."""
+        visual = self.model.visual
+        x = visual.conv1(pixels).flatten(2).mT
+        x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], 1) + visual.positional_embedding
+        n_patches = x.shape[1]
+        for layer, block in enumerate(visual.transformer.resblocks):
+            if layer < len(prompts):
+                x = torch.cat([x[:, :n_patches], prompts[layer].expand(len(x), -1, -1)], 1)
+            x = block(visual.ln_pre(x) if layer == 0 else x)
+        return visual.ln_post(x[:, 0]) @ visual.proj
+
+    def compare(self, image_features: Tensor, class_features: Tensor) -> Tensor:
+        return self.scale * F.normalize(image_features, dim=-1) @ F.normalize(class_features, dim=-1).T
+
+
+class PaddedPrompts:
+    """Embedded class prompts in all their 77 tokens, made once, as the originals keep them."""
+
+    def __init__(self, learner: Any, texts: Sequence[str]) -> None:
+        ids = learner.text.tokenize(list(texts))
+        self.eot, self.tokens = ids.argmax(-1), learner.text.embed(ids)
+        self.name_lengths = [learner.text.count(name) for name in learner.classes]
+
+    def with_context(self, context: Tensor, position: str) -> Tensor:
+        """[C, 77, d]. Context [n, d], or [C, n, d], around the names."""
+        if position == "end":
+            return written(self.tokens, context, 1)
+        n = context.shape[-2]
+        before = n // 2 if position == "middle" else 0
+        context = context.expand(len(self.tokens), -1, -1)
+        rows = []
+        for row, own, length in zip(self.tokens, context, self.name_lengths, strict=True):
+            name, rest = row[1 + n : 1 + n + length], row[1 + n + length :]
+            rows.append(torch.cat([row[:1], own[:before], name, own[before:], rest]))
+        return torch.stack(rows)
+
+
+def written(x: Tensor, tokens: Tensor, at: int) -> Tensor:
+    """x [N, L, d] with tokens [n, d] or [N, n, d] from token `at` on."""
+    return torch.cat([x[:, :at], tokens.expand(len(x), -1, -1), x[:, at + tokens.shape[-2] :]], 1)
+
+
+def plain_logits(learner: Any) -> Logits:
+    """The learner's logits of a batch, as the original implementation computes them."""
+    return {
+        CoOp: of_coop, CoCoOp: of_cocoop, MaPLe: of_maple, IVLP: of_ivlp, VPT: of_vpt, ZeroShot: of_zero_shot
+    }[type(learner)](learner, PlainClip(learner.clip.weights.root))  # fmt: skip
+
+
+def context_prompts(learner: Any) -> PaddedPrompts:
+    lead = learner.ctx_init or " ".join(["X"] * learner.n_context)
+    return PaddedPrompts(learner, [f"{lead} {name}." for name in learner.classes])
+
+
+def encoder(clip: PlainClip, images: Images) -> Tensor:
+    """Features at hand (of the text side alone), or the image tower's."""
+    return images.features if images.pixels is None else clip.encode_image(images.pixels)
+
+
+def of_coop(learner: CoOp, clip: PlainClip) -> Logits:
+    prompts = context_prompts(learner)
+
+    def logits(images: Images) -> Tensor:
+        features = encoder(clip, images)
+        tokens = prompts.with_context(learner.context, learner.position)
+        return clip.compare(features, clip.encode_text(tokens, prompts.eot))
+
+    return logits
+
+
+def of_cocoop(learner: CoCoOp, clip: PlainClip) -> Logits:
+    prompts = context_prompts(learner)
+
+    def logits(images: Images) -> Tensor:
+        features = F.normalize(encoder(clip, images), dim=-1)
+        contexts = learner.context + learner.meta_net(features)[:, None]
+        rows = []
+        for feature, context in zip(features, contexts, strict=True):
+            classes = clip.encode_text(written(prompts.tokens, context, 1), prompts.eot)
+            rows.append(clip.compare(feature[None], classes))
+        return torch.cat(rows)
+
+    return logits
+
+
+def of_maple(learner: MaPLe, clip: PlainClip) -> Logits:
+    prompts = context_prompts(learner)
+
+    def logits(images: Images) -> Tensor:
+        text = [learner.context, *learner.deep]
+        visual = [couple(tokens) for couple, tokens in zip(learner.coupling, text, strict=True)]
+        classes = clip.encode_text(written(prompts.tokens, text[0], 1), prompts.eot, text[1:])
+        return clip.compare(clip.encode_image(images.pixels, visual), classes)
+
+    return logits
+
+
+def of_ivlp(learner: IVLP, clip: PlainClip) -> Logits:
+    prompts = context_prompts(learner)
+
+    def logits(images: Images) -> Tensor:
+        tokens = written(prompts.tokens, learner.context, 1)
+        classes = clip.encode_text(tokens, prompts.eot, list(learner.deep))
+        return clip.compare(clip.encode_image(images.pixels, list(learner.image_tokens)), classes)
+
+    return logits
+
+
+def of_vpt(learner: VPT, clip: PlainClip) -> Logits:
+    prompts = PaddedPrompts(learner, [learner.template.replace("{}", name) for name in learner.classes])
+    with torch.no_grad():
+        classes = clip.encode_text(prompts.tokens, prompts.eot)  # once, in the original too
+    return lambda images: clip.compare(clip.encode_image(images.pixels, list(learner.tokens)), classes)
+
+
+def of_zero_shot(learner: ZeroShot, clip: PlainClip) -> Logits:
+    def logits(images: Images) -> Tensor:
+        total: Any = 0
+        for template in learner.templates:
+            prompts = PaddedPrompts(learner, [template.replace("{}", name) for name in learner.classes])
+            total = total + F.normalize(clip.encode_text(prompts.tokens, prompts.eot), dim=-1)
+        return clip.compare(encoder(clip, images), total)
+
+    return logits
