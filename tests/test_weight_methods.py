@@ -58,7 +58,7 @@ def evaluate(learner: Learner, images: Images) -> Tensor:
 # full fine-tuning and its restriction to biases
 
 
-@pytest.mark.parametrize("kind", ["vit", "vit_ls", "resnet", "timm", "siglip"])
+@pytest.mark.parametrize("kind", ["vit", "vit_ls", "resnet", "timm"])
 def test_full_fine_tuning_has_the_gradients_of_open_clip_s_own_model(kind: str) -> None:
     clip, model = tiny.clip(kind)
     images = Images(tiny.pixels(model, len(LABELS)))
@@ -157,14 +157,16 @@ def test_theta_moves_the_weights_linearly_and_not_at_zero() -> None:
 
     def moved(theta: Tensor) -> dict[str, Tensor]:
         learner.theta.data = theta
-        changed = {name: t for tower in ("image", "text") for name, t in learner.changed(tower).items()}
+        with torch.no_grad():
+            changed = {name: t for tower in ("image", "text") for name, t in learner.changed(tower).items()}
         return {name: t - own[name] for name, t in changed.items()}
 
     a, b = torch.randn(2, 20, dtype=torch.float64)
+    of_a, of_b = moved(a), moved(b)
     for name, move in moved(2 * a - 3 * b).items():
-        assert torch.allclose(move, 2 * moved(a)[name] - 3 * moved(b)[name], atol=1e-12), name
+        assert torch.allclose(move, 2 * of_a[name] - 3 * of_b[name], atol=1e-12), name
     squares = sum(move.square().sum() for move in moved(torch.eye(20, dtype=torch.float64)[3]).values())
-    assert squares == pytest.approx(1, rel=0.1)  # over both towers
+    assert squares.item() == pytest.approx(1, rel=0.1)  # over both towers
 
 
 def test_intrinsic_gradient_is_the_projection_s_transpose_times_the_full_gradient() -> None:
@@ -234,11 +236,12 @@ def nearest(matrix: Tensor) -> Tensor:
 def test_dequantisation_error_is_that_of_the_paper_s_code() -> None:
     matrix = torch.randn(96, 128, generator=torch.Generator().manual_seed(0)) * 0.02
     found, error = quantize({"w": matrix}, "nf4")
+    tables = 4 * (16 + 256)
     plain = found["w"].plain()
     assert error == pytest.approx(((plain - matrix).norm() / matrix.norm()).item(), rel=1e-5)
     assert (plain - nearest(matrix)).norm() < 0.02 * matrix.norm()  # quantising the scales, too, costs little
     assert 0.08 < error < 0.11
-    assert found["w"].stored() < matrix.nbytes / 7
+    assert found["w"].stored() < matrix.nbytes / 7 + tables
 
 
 def test_a_product_with_a_matrix_in_4_bits() -> None:
@@ -320,21 +323,23 @@ def test_without_bitsandbytes_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch
 
 def test_a_run_in_4_bits_says_so_in_its_record(results: Path) -> None:
     common = ["protocol=few_shot", "fit.epochs=1", "shots=2"]
-    start("method=qlora", *common, base=TINY)
+    start("method=qlora", "name=four", *common, base=TINY)
     start("method=qlora", "backbone.quantize=null", "name=full", *common, base=TINY)
-    found = {record.learner: record for record in find_records([results])}
-    four, full = found["qlora"], found["qlora@full"]
+    records = find_records([results])
+    found = {record.learner: record for record in records}
+    zero_shot = next(record for record in records if record.method == "zero_shot")
+    four, full = found["qlora@four"], found["qlora@full"]
     assert 0.08 < four.cost["quantization_error"] < 0.11
     assert full.cost["quantization_error"] is None
     assert four.cost["backbone_bytes"] < full.cost["backbone_bytes"] - 1e6
     assert four.config["backbone"]["quantize"] == "nf4"
     assert four.config_hash != full.config_hash
     assert four.cost["mergeable"] is True
-    assert found["zero_shot"].cost["mergeable"] is None
+    assert zero_shot.cost["mergeable"] is None
     assert four.cost["steps"] == 1
     assert four.cost["seconds_per_step"] == four.cost["train_seconds"]
     assert four.cost["flops_per_image"] > four.cost["flops_per_image_frozen"] > 0
-    assert found["zero_shot"].cost["flops_per_image"] == four.cost["flops_per_image_frozen"]
+    assert zero_shot.cost["flops_per_image"] == four.cost["flops_per_image_frozen"]
 
 
 # the linear probe

@@ -100,7 +100,7 @@ class _Project(torch.autograd.Function):
         return hadamard(x.gather(1, p.order.long()) * p.gains).flatten()[: p.n_out]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         p = ctx.p
         y = F.pad(grad, (0, p.signs.numel() - p.n_out)).view(-1, p.n)
         y = hadamard(y) * p.gains

@@ -78,7 +78,7 @@ def curves(
     if not measure(metric).higher_is_better and against:
         raise UserError(f"a share of {metric} says nothing: drop --reference, or choose another metric")
     table = summarise(records, metric=metric, columns=[key])
-    splits = [name.removesuffix("_sd") for name in table if name.endswith("_sd")]
+    splits = [name.removesuffix("_sd") for name in map(str, table) if name.endswith("_sd")]
     split = split or (splits[0] if splits else "")
     if split not in splits:
         raise UserError(f"no run has a test '{split}': there are {', '.join(splits) or 'none'}")

@@ -30,7 +30,7 @@ class Quantized(Tensor):
     @staticmethod
     def __new__(cls, codes: Tensor, state: Any, rows: slice = slice(None)) -> "Quantized":
         shape = (len(range(*rows.indices(state.shape[0]))), state.shape[1])
-        made = Tensor._make_wrapper_subclass(cls, shape, dtype=state.dtype, device=codes.device)  # type: ignore[attr-defined]
+        made = Tensor._make_wrapper_subclass(cls, shape, dtype=state.dtype, device=codes.device)
         made.codes, made.state, made.rows = codes, state, rows
         return made
 
@@ -63,7 +63,7 @@ class Quantized(Tensor):
         return cls.__torch_dispatch__(func, types, args, kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         args, kwargs = tree_map_only(cls, cls.plain, (args, kwargs or {}))
         return func(*args, **kwargs)
 
@@ -84,7 +84,7 @@ class _Product(torch.autograd.Function):
         return F.linear(x, matrix().to(x.dtype))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad @ ctx.matrix().to(grad.dtype), None
 
 
