@@ -7,10 +7,10 @@ import tiny
 import tiny_world
 import torch
 from scipy.stats import norm
-from vlprompt.data.cache import Bank
 
 from vlprompt import run
 from vlprompt.checkpoints import Best, GaussianMean
+from vlprompt.data.bank import Bank
 from vlprompt.errors import UserError
 from vlprompt.learners.clip_adapter import CLIPAdapter
 from vlprompt.learners.tip_adapter import TipAdapter

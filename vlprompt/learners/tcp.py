@@ -1,6 +1,5 @@
 """TCP: class-aware tokens, made of the frozen class features, in a later layer of the text tower."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 from jaxtyping import Float
@@ -45,20 +44,13 @@ class TCP(KgCoOp):
         check_depth("method.layer + 1", layer + 1, self.text.depth)
         if layer < 1 or reduction < 1:
             raise UserError(f"method.layer={layer}, reduction={reduction}: at least 1 is needed of each")
-        hidden, width = self.text.embed_dim // reduction, self.text.width
-        layers = [nn.Linear(self.text.embed_dim, hidden), QuickGELU(), nn.Linear(hidden, self.n_context * width)]
-        self.meta_net = nn.Sequential(OrderedDict(zip(("linear1", "act", "linear2"), layers, strict=True)))
+        n_in, n_out = self.text.embed_dim, self.n_context * self.text.width
+        self.down, self.up = nn.Linear(n_in, n_in // reduction), nn.Linear(n_in // reduction, n_out)
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
         if self.layer is None:
             return super().encode_classes()
-        known = unit(self.frozen_classes([self.template]))
-        tokens = at_least_single(self.meta_net(known)).unflatten(-1, (self.n_context, -1))  # [C, n, d]
+        hidden = self.down(unit(self.frozen_classes([self.template])))
+        tokens = self.up(hidden * (1.702 * hidden).sigmoid())  # CLIP's QuickGELU
+        tokens = at_least_single(tokens).unflatten(-1, (self.n_context, -1))  # [C, n, d]
         return self.text(self.prompts.with_context(self.context), {self.layer: Edit(tokens=tokens[None])})
-
-
-class QuickGELU(nn.Module):
-    """CLIP's activation."""
-
-    def forward(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
-        return x * (1.702 * x).sigmoid()
