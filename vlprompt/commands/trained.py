@@ -71,8 +71,11 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.format == "csv":
         write(rows.to_csv(index=False), options.output)
         return 0
-    groups = rows.groupby(["protocol", "dataset", "backbone", "precision"], sort=False)
-    grids = [Grid(", ".join(map(str, key)), over_seeds(group, name, options.metric)) for key, group in groups]
+    context = ["protocol", "dataset", "backbone", "precision"]
+    grids = [
+        Grid(", ".join(f"{k} {v}" for k, v in zip(context, key, strict=True)), over_seeds(group, name, options.metric))
+        for key, group in rows.groupby(context, sort=False)
+    ]
     write(render_grids(grids, [*notes, *general_notes(rows)], options.format), options.output)
     return 0
 
