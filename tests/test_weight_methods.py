@@ -24,6 +24,7 @@ from vlprompt.learners.full_finetune import FullFinetune
 from vlprompt.learners.intrinsic_dimension import Fastfood, IntrinsicDimension, hadamard
 from vlprompt.learners.linear_probe import LinearProbe
 from vlprompt.learners.lora import LoRA
+from vlprompt.optim import Fit
 from vlprompt.records import find_records
 from vlprompt.towers import Clip, Images, NeedsPixels
 from vlprompt.towers.quantization import Quantized, quantize
@@ -204,7 +205,7 @@ def test_the_projection_takes_the_memory_of_the_weights_whatever_d_is() -> None:
         assert sum(kept) == 0  # for the way back
 
 
-def test_the_seed_of_the_projection_is_a_setting() -> None:
+def test_seed_and_dimension_of_the_projection_are_settings() -> None:
     clip, _ = tiny.clip("vit", torch.float32)
     moves = []
     for seed in (0, 0, 1):
@@ -213,6 +214,8 @@ def test_the_seed_of_the_projection_is_a_setting() -> None:
         moves.append(learner.changed("image")["visual.proj"])
     assert torch.equal(moves[0], moves[1])
     assert not torch.allclose(moves[0], moves[2])
+    groups = [IntrinsicDimension(clip, CLASSES, dimension=d).param_groups(Fit(lr=1.0, epochs=1)) for d in (4, 100)]
+    assert [group["lr"] for (group,) in groups] == [0.5, 0.1]  # steps of one length among the weights
     with pytest.raises(UserError, match="dimension is 0, allowed is 1 to"):
         IntrinsicDimension(clip, CLASSES, dimension=0)
 

@@ -21,7 +21,8 @@ class IntrinsicDimension(WeightLearner):
     """W + (P theta): the pre-trained weights move within a random subspace of `dimension` dimensions.
 
     P is a Fastfood projection with columns of unit length, drawn from `projection_seed` and never stored: the
-    checkpoint is d numbers. It takes about twice the memory of the weights, whatever d is.
+    checkpoint is d numbers. It takes about twice the memory of the weights, whatever d is. `fit.lr` is about the length
+    of Adam's step among the weights: the rate is divided by the root of d, so that one setting does for a curve over d.
 
     Args:
         dimension: d.
@@ -62,6 +63,9 @@ class IntrinsicDimension(WeightLearner):
         own = self.frozen(tower)
         moves = self.projections[tower](self.theta).split([t.numel() for t in own.values()])
         return {name: t + move.view(t.shape).to(t.dtype) for (name, t), move in zip(own.items(), moves, strict=True)}
+
+    def param_groups(self, fit: Any) -> list[dict[str, Any]]:
+        return [{"params": [self.theta], "lr": fit.lr / math.sqrt(len(self.theta))}]
 
 
 class Fastfood(nn.Module):
