@@ -218,7 +218,10 @@ def test_arguments_of_a_callable() -> None:
     ("change", "message"),
     [
         ({"fit": {"lr": 1e-3, "epochs": 1, "steps": 1}}, "either epochs or steps"),
-        ({"fit": {"lr": 1e-3, "epochs": {1: -1, 16: 5}}, "shots": 1}, "fit.epochs is -1, allowed is greater than or eq"),
+        (
+            {"fit": {"lr": 1e-3, "epochs": {1: -1, 16: 5}}, "shots": 1},
+            "fit.epochs is -1, allowed is greater than or eq",
+        ),
         ({"fit": 5}, "fit is 5"),
         ({"seed": None}, "seed is None, allowed is a valid integer"),
         ({"seed": True}, "seed is True"),
