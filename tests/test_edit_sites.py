@@ -37,16 +37,19 @@ def test_all_methods_are_drawn():
 @pytest.mark.parametrize("method", METHODS)
 def test_sites_of_a_method_are_as_drawn(method, monkeypatch):
     seen = defaultdict(set)
-    for kind, letter in ((ImageTower, "I"), (TextTower, "T")):
+    for kind, way, letter in (
+        (ImageTower, "__call__", "I"), (ImageTower, "with_tokens", "I"), (TextTower, "__call__", "T")
+    ):  # fmt: skip
+        call = getattr(kind, way)
 
-        def spy(self, inputs, edits=NO_EDITS, call=kind.__call__, letter=letter):
+        def spy(self, inputs, edits=NO_EDITS, call=call, letter=letter):
             for edit in edits.values():
                 for site in SITES:
                     if getattr(edit, site) is not None:
                         seen[site].add(letter)
             return call(self, inputs, edits)
 
-        monkeypatch.setattr(kind, "__call__", spy)
+        monkeypatch.setattr(kind, way, spy)
 
     def with_context(self, *args, call=Prompts.with_context):
         seen["context"].add("T")
