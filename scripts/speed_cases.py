@@ -139,7 +139,7 @@ def sides(case: Case, device: torch.device) -> Sides:
     if case.case == "banked" or (case.case == "step" and case.method in FROM_FEATURES):
         with torch.no_grad():
             given = Images(features=clip.image(wanted))
-    ours: Callable[[], Tensor] = lambda: learner(given, learner.encode_classes())
+    ours: Callable[[], Tensor] = partial(logits_of, learner, given)
     plain: Callable[[], Tensor] = partial(plain_logits(learner), wanted)
     if case.case == "seeds":
         assert isinstance(learner, CoOp)
@@ -151,6 +151,10 @@ def sides(case: Case, device: torch.device) -> Sides:
         parameters=parameters,
         frozen=list(clip.weights.root.parameters()),
     )
+
+
+def logits_of(learner: Learner, images: Images) -> Tensor:
+    return learner(images, learner.encode_classes())
 
 
 def draw_images(case: Case, clip: Clip, generator: torch.Generator) -> Images:

@@ -18,7 +18,7 @@ from vlprompt.optim import Average, Fit
 from vlprompt.progress import Reporter
 from vlprompt.protocols.base import Episode
 from vlprompt.protocols.few_shot import FewShot
-from vlprompt.trainer import Trainer
+from vlprompt.trainer import Fitting, Trainer
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_training_ends_with_them(trainer: Trainer, episode: Episode, monkeypat
     monkeypatch.setattr(kind, "see", lambda self, learner, epoch: (
         seen.append(learner.adapter[0].weight.detach().clone()), see(self, learner, epoch)))  # fmt: skip
     rights = iter([0, 2, 1])
-    monkeypatch.setattr(Trainer, "_count", lambda *_: next(rights))
+    monkeypatch.setattr(Fitting, "_count_right", lambda *_: next(rights))
     choice: dict[str, Any] = {"average": Average(mu=2, sigma=1)} if keep == "average" else {"keep": "best"}
     torch.manual_seed(0)
     learner = CLIPAdapter(trainer.clip, episode.train.classes)

@@ -332,7 +332,7 @@ def run(case):
 
 
 OTHER_WEIGHTS = ("bitfit", "full_finetune", "intrinsic_dimension", "qlora")
-"""Their towers read other tensors than the plain ones here; tests/test_weight_methods.py holds them against their own."""
+"""Their towers read other tensors than the plain ones here; tests/test_weight_methods.py has oracles of their own."""
 
 
 @pytest.mark.parametrize(
