@@ -52,11 +52,9 @@ class Case:
     backbone: str = "ViT-B-16-quickgelu"
 
     def filled(self, **given: int) -> "Case":
-        default = DEFAULTS[self.method]
-        names = ("classes", "context", "batch")
-        return replace(
-            self, **{name: given.get(name) or getattr(self, name) or getattr(default, name) for name in names}
-        )
+        sizes = {name: getattr(DEFAULTS[self.method], name) for name in ("classes", "context", "batch")}
+        own = {name: getattr(self, name) for name in sizes if getattr(self, name)}
+        return replace(self, **{**sizes, **own, **given})
 
 
 DEFAULTS = {
@@ -139,11 +137,11 @@ def sides(case: Case, device: torch.device) -> Sides:
     if case.case == "banked" or (case.case == "step" and case.method in FROM_FEATURES):
         with torch.no_grad():
             given = Images(features=clip.image(wanted))
-    ours: Callable[[], Tensor] = partial(logits_of, learner, given)
-    plain: Callable[[], Tensor] = partial(plain_logits(learner), wanted)
     if case.case == "seeds":
         assert isinstance(learner, CoOp)
         ours, plain = of_seeds(learner, given)
+    else:
+        ours, plain = partial(logits_of, learner, given), partial(plain_logits(learner), wanted)
     parameters = list(learner.parameters())
     return Sides(
         ours=partial(step, ours, labels, parameters),

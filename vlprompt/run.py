@@ -127,7 +127,8 @@ def job(config: DictConfig) -> None:
 def expand(overrides: list[str]) -> list[list[str]]:
     """The runs of one job: one for each seed and learning rate, where these are lists."""
     parsed = OverridesParser.create().parse_overrides(overrides)
-    several = {o.key_or_group: o.value() for o in parsed if o.key_or_group in TOGETHER and isinstance(o.value(), list)}
+    given: dict[str, Any] = {o.key_or_group: o.value() for o in parsed if o.key_or_group in TOGETHER}
+    several = {key: value for key, value in given.items() if isinstance(value, list)}
     if not several:
         return [overrides]
     kept = [text for text, o in zip(overrides, parsed, strict=True) if o.key_or_group not in several]

@@ -41,10 +41,7 @@ class Stack:
         shapes = {tuple(_tensor(images).shape) for images, _ in batches}
         if not self.works or len(shapes) > 1:
             return None
-        if self.tried:
-            found = self._forward(learners, batches)
-        else:
-            found = self._try(learners, batches)
+        found = self._forward(learners, batches) if self.tried else self._try(learners, batches)
         if found is not None:
             found.losses.sum().backward()
             return Stacked(found.losses.detach(), found.logits.detach())

@@ -12,12 +12,12 @@ from vlprompt.errors import UserError
 
 if TYPE_CHECKING:
     from vlprompt.data.bank import Bank
-    from vlprompt.data.dataset import Dataset, Split
+    from vlprompt.data.dataset import Dataset, Item, Split
     from vlprompt.data.feature_files import Rows
     from vlprompt.data.sources.banked import Contents
     from vlprompt.experiment import Experiment
 
-GB = 1e9
+Keys = dict[tuple[str, str], str]  # of images, by the origin of their data set and their names
 
 
 def register(commands: Any) -> None:
@@ -64,18 +64,22 @@ def pack(options: argparse.Namespace) -> int:
     from rich.filesize import decimal
 
     from vlprompt.data import portable
+    from vlprompt.data.image_keys import image_key
     from vlprompt.run import prepare
 
     refuse(options.overrides, ("seed",), "give --seeds 1,2,3")
     overrides = [*searched(options.config_dir), *options.overrides]
     features: dict[str, Rows] = {}
     contents: dict[str, Contents] = {}
+    known: Keys = {}
     for seed in options.seeds:
         experiment = prepare([*overrides, f"seed={seed}"])
         bank, parts = fill(experiment)
         for view, split in parts:
             features.setdefault(view, {}).update(bank.rows(view, split))
-        known = {key for rows in features.values() for key in rows}
+        known |= {
+            (split.origin, item.image): image_key(split, item.image) for _, split in parts for item in split.items
+        }
         contents |= describe(experiment, known)
     assert bank.files is not None
     command = shlex.join(["python", "run.py", *options.overrides, f"precision={experiment.precision}"])
@@ -109,7 +113,7 @@ def fill(experiment: "Experiment") -> tuple["Bank", list[tuple[str, "Split"]]]:
     return bank, [(name(view), split) for split, views in parts for view in views]
 
 
-def describe(experiment: "Experiment", known: set[str]) -> dict[str, "Contents"]:
+def describe(experiment: "Experiment", known: Keys) -> dict[str, "Contents"]:
     """The data sets of a run by identity, with the keys that are known."""
     from vlprompt.plan import stored_name
 
@@ -119,17 +123,14 @@ def describe(experiment: "Experiment", known: set[str]) -> dict[str, "Contents"]
     return {stored_name(described[one.name]): contents(one, known) for one in found if one.name in described}
 
 
-def contents(dataset: "Dataset", known: set[str]) -> "Contents":
-    from vlprompt.data.image_keys import image_key
-    from vlprompt.data.sources.banked import PARTS, Contents, Row
+def contents(dataset: "Dataset", known: Keys) -> "Contents":
+    from vlprompt.data.sources.banked import Contents
 
-    def rows(split: "Split") -> Iterable[Row]:
-        for item in split.items:
-            key = image_key(split, item.image)
-            yield item.image, item.label, key if key in known else ""
+    def rows(items: Iterable["Item"]) -> list[tuple[str, int, str]]:
+        return [(item.image, item.label, known.get((dataset.origin, item.image), "")) for item in items]
 
-    parts: Any = {part: list(rows(dataset.split(part))) for part in PARTS}
-    return Contents(name=dataset.name, classes=dataset.classes, rows=dataset.rows, **parts)
+    train, val, test = rows(dataset.train), rows(dataset.val), rows(dataset.test)
+    return Contents(name=dataset.name, classes=dataset.classes, rows=dataset.rows, train=train, val=val, test=test)
 
 
 def unpack(options: argparse.Namespace) -> int:

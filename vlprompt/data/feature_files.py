@@ -21,7 +21,7 @@ FILE = "*.safetensors"
 ABOUT = "about.json"  # beside the views: what the tower is
 FEATURES, KEYS = "features", "keys"  # the tensor [N, e] of a file, and in its metadata the keys of the rows
 logger = logging.getLogger(__name__)
-Rows = dict[str, Float[Tensor, " e"]]
+Rows = dict[str, Float[Tensor, " e"]]  # by key
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class FeatureFiles:
 
     def read(self, view: str, keys: Iterable[str]) -> Rows:
         """Those of the rows that are there."""
-        wanted, found = set(keys), {}
+        wanted, found = set(keys), Rows()
         for path in sorted((self.folder / view).glob(FILE)) if wanted else ():
             with suppress(OSError, SafetensorError, KeyError, ValueError):  # damaged: as if it were not there
                 found |= {key: row for key, row in _open(path, wanted).items() if key not in found}

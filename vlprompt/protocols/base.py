@@ -3,13 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from vlprompt.data.dataset import Dataset, Split
 from vlprompt.data.sampling import Sampler, Shots, sample_few_shot
 from vlprompt.errors import UserError
 
-FEW_SHOT_VAL = "few_shot_val"
+FEW_SHOT_VAL: Final = "few_shot_val"
 Source = Literal["test", "val", "few_shot_val"]
 
 

@@ -159,7 +159,8 @@ class Block:
         more = self._keys_values(prefix, k.dtype)
         if prefix.gate is None:
             return attend(q, k, v, more)
-        own = F.scaled_dot_product_attention(q.transpose(1, 2), *(t.expand(len(q), -1, -1, -1) for t in more))
+        keys, values = (t.expand(len(q), -1, -1, -1) for t in more)
+        own = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values)
         return attend(q, k, v, None) + prefix.gate.to(q.dtype)[:, None] * own.transpose(1, 2)
 
     def _keys_values(self, prefix: Prefix, dtype: torch.dtype) -> KeysValues:

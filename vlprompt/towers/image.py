@@ -127,15 +127,15 @@ class ImageTower:
         x, width = self.embed(images.pixels), 0
         for layer, block in enumerate(self.blocks):
             edit, last = edits.get(layer, NONE), layer == self.depth - 1
-            if edit.tokens is not None:
+            if (tokens := edit.tokens) is not None:
                 unread = (last and not keep) or edits.get(layer + 1, NONE).tokens is not None
-                if unread and edit.tokens.ndim == 2 and replace(edit, tokens=None) == NONE:
+                if unread and tokens.ndim == 2 and replace(edit, tokens=None) == NONE:
                     # nothing reads what comes of them: they are keys and values only, computed once for all images
-                    x, width = write(x, edit.tokens[:0], self.first, width)
-                    tokens = edit.tokens.to(x.dtype)
+                    x, width = write(x, tokens[:0], self.first, width)
+                    tokens = tokens.to(x.dtype)
                     edit = Edit(prefix=Prefix(tokens=block.norm1(self.norm(tokens) if layer == 0 else tokens)))
                 else:
-                    x, width = write(x, edit.tokens, self.first, width)
+                    x, width = write(x, tokens, self.first, width)
             if layer == 0:
                 x = self.norm(x)
             x = block(x, edit, read=read if last else None)

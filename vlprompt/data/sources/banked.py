@@ -50,9 +50,10 @@ class Contents(BaseModel):
     test: list[Row]
 
     def dataset(self) -> Dataset:
-        parts = {part: tuple(Item(image, label) for image, label, _ in getattr(self, part)) for part in PARTS}
-        keys = {image: key for part in (self.train, self.val, self.test) for image, _, key in part}
-        return Dataset(self.name, self.classes, **parts, open_image=Banked(self.name, keys), rows=self.rows)
+        parts = (self.train, self.val, self.test)
+        keys = {image: key for part in parts for image, _, key in part}
+        train, val, test = (tuple(Item(image, label) for image, label, _ in part) for part in parts)
+        return Dataset(self.name, self.classes, train, val, test, Banked(self.name, keys), self.rows)
 
 
 def read(path: Path) -> Contents:
