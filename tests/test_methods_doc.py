@@ -46,7 +46,7 @@ def test_the_generated_parts_are_what_the_script_writes(script):
 
 
 def test_every_recipe_is_in_some_entry(script):
-    files = [path for path in (script.CONF / "recipe").rglob("*.yaml")]
+    files = list((script.CONF / "recipe").rglob("*.yaml"))
     assert [path.stem for path in files if not script.owners(path.stem)] == []
     assert script.owners("tip_adapter_f_few_shot_dtd") == ["tip_adapter_f"]
     assert script.owners("vpt_linear") == ["vpt_deep", "vpt_shallow"]
