@@ -21,6 +21,11 @@ COUNTS = {
     "method=ivlp": 30_720,
     "method=ivlp recipe=ivlp_promptsrc": 46_080,
     "method=language_prompts": 24_576,
+    "method=prefix_tuning": 12 * 2 * 4 * (768 + 512),
+    "method=prefix_tuning method.reparameterise=true": 4_132_096,
+    "method=adapter": 12 * (2 * 16 * (768 + 512) + 2 * 16 + 768 + 512),
+    "method=adapter method.sites=attn_mlp": 1_014_528,
+    "method=lora": 12 * 2 * 2 * 8 * (768 + 512),
     "method=clip_lora": 184_320,
     "method=lora_plus": 491_520,  # as lora
     "method=dylora": 491_520,  # those of the largest rank
@@ -45,6 +50,7 @@ COUNTS = {
     "method=bitfit": 171_008,  # 12 blocks of 11 (768 + 512), and of the norms around them
     "method=intrinsic_dimension": 200,
     "method=qlora": 12 * 8 * (18 * 768 + 18 * 512),  # rank 8: 2 d for each of q, k, v, o; 5 d for fc1 and for fc2
+    "method=linear_head": 100 * (512 + 1),
     "method=linear_probe": 100 * (512 + 1),
 }
 

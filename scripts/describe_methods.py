@@ -1,0 +1,226 @@
+"""Write the generated parts of docs/methods.md: what configuration, recipes and learners say of each method.
+
+python scripts/describe_methods.py
+
+A part stands between `<!-- generated: METHOD -->` and `<!-- end -->`; the words around it are written by hand. Costs
+are those of the table in docs/edit_sites.md, differences those of docs/differences.md.
+"""
+
+import inspect
+import json
+import pydoc
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cache
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from omegaconf import OmegaConf
+
+from vlprompt.locations import config_dir
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "methods.md"
+CONF = config_dir()
+METHODS = tuple(sorted(path.stem for path in (CONF / "method").glob("*.yaml")))
+PROTOCOLS = tuple(sorted(path.stem for path in (CONF / "protocol").glob("*.yaml")))
+DEMO = ("shapes", "digits", "shapes_vit")  # data sets and backbone that come with the package
+PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A file below conf/recipe: where it takes part, and what it changes."""
+
+    protocol: str  # or none: in any
+    name: str  # recipe=..., backbone=..., dataset=..., or nothing more than the protocol
+    changes: str
+    comment: str
+
+    @property
+    def demo(self) -> bool:
+        return self.name.partition("=")[2] in DEMO
+
+    @property
+    def asked(self) -> str:
+        """What the command line says when it takes part."""
+        return " ".join(filter(None, (self.protocol and f"protocol={self.protocol}", self.name)))
+
+
+def main() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    if lacking := set(METHODS) - set(described(text)):
+        sys.exit(f"docs/methods.md has no entry for {', '.join(sorted(lacking))}: write one, with an empty part")
+    PAGE.write_text(fill(text), encoding="utf-8")
+
+
+def described(text: str) -> list[str]:
+    """The methods that have a generated part, in the order of the page."""
+    return [name for _, name, _ in PART.findall(text)]
+
+
+def fill(text: str) -> str:
+    """The page with its generated parts as they should be."""
+    return PART.sub(lambda found: f"{found[1]}\n{describe(found[2])}\n\n{found[3]}", text)
+
+
+def describe(method: str) -> str:
+    path = CONF / "method" / f"{method}.yaml"
+    config = dict(read(path))
+    arguments: dict[str, Any] = dict(config.pop("method"))
+    name = arguments.pop("_target_")
+    target: Any = pydoc.locate(name)
+    parameters = [p for p in inspect.signature(target).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    arguments = {p.name: arguments.get(p.name, p.default) for p in parameters}
+    fit, _ = config.pop("fit"), config.pop("search", None)
+    header, *rows = costs(method)
+    found = list(recipes(method))
+    lines = [*grid(header, rows), "", f"- **Class** `{name}`. {paragraph(target, 'Source')}"]
+    lines.append(f"- **Arguments** {code(arguments) if arguments else 'none'}{choices(parameters)}")
+    lines.append(f"- **Fit** {code(fit) if fit else 'nothing is trained'}{steps(fit)}")
+    lines += [f"- **Also set** {code(flat(config))}"] if config else []
+    lines += [f"- **From** {comment(path)}"] if comment(path) else []
+    lines += shown_on_demo([recipe for recipe in found if recipe.demo]) + differences(method, target)
+    bound = rows[0][header.index("class-bound")] == "yes"
+    return "\n".join(lines + published([recipe for recipe in found if not recipe.demo], bound=bound))
+
+
+def costs(method: str) -> list[list[str]]:
+    """The header of the table in docs/edit_sites.md, and this method's rows."""
+    header, *rows = table("edit_sites.md", "| `method=`")
+    return [header, *(row for row in rows if fnmatch(method, quoted(row[0])[0]))]
+
+
+def shown_on_demo(found: list[Recipe]) -> list[str]:
+    told = [f"`{recipe.asked}`: {recipe.changes}" for recipe in together(found)]
+    return [f"- **Demo** {'; '.join(told)}"] if told else []
+
+
+def published(found: list[Recipe], *, bound: bool) -> list[str]:
+    """What the papers' recipes change, and where there are none."""
+    refused = " but `base_to_novel` and `cross_dataset`, whose novel classes it cannot know" if bound else ""
+    if not found:
+        return [f"- **Recipes** none: the settings above in every protocol{refused}."]
+    rows = [[f"`{recipe.asked}`", recipe.changes, recipe.comment] for recipe in together(found)]
+    told = f"- **Recipes** as below; where there is none, the settings above, in every protocol{refused}."
+    return [told, "", *grid(["recipe for", "changes", "from"], rows)]
+
+
+def together(found: list[Recipe]) -> list[Recipe]:
+    """Recipes that say the same in several protocols as one."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for recipe in found:
+        said = (recipe.name, recipe.changes, "" if recipe.demo else recipe.comment)
+        groups.setdefault(said, []).append(recipe.protocol)
+    return [Recipe(",".join(protocols), *said) for said, protocols in groups.items()]
+
+
+def recipes(method: str) -> Iterator[Recipe]:
+    """All that a run of this method may take part in."""
+    for group, folder in (("recipe", "."), ("backbone", "backbone"), ("dataset", "dataset")):
+        for path in sorted((CONF / "recipe" / folder).glob("*.yaml")):
+            if method not in owners(path.stem):
+                continue
+            rest = path.stem.removeprefix(f"{method}_")
+            begins = group == "dataset"
+            protocol = next((p for p in PROTOCOLS if rest == p or (begins and rest.startswith(f"{p}_"))), "")
+            name = path.stem if group == "recipe" else rest.removeprefix(f"{protocol}_")
+            asked = "" if rest == protocol else f"{group}={name}"
+            yield Recipe(protocol, asked, code(flat(read(path))), comment(path))
+
+
+def owners(stem: str) -> list[str]:
+    """The methods that a recipe is for: that with the longest fitting name, else all of its first word."""
+    fitting = sorted((m for m in METHODS if stem.startswith(f"{m}_")), key=len)
+    return fitting[-1:] or [m for m in METHODS if m.startswith(stem.split("_")[0] + "_")]
+
+
+def differences(method: str, target: Any) -> list[str]:
+    """This method's rows of docs/differences.md, else what its class says."""
+    told = []
+    for names, original, here, why in table("differences.md", "| method")[1:]:
+        if any(fnmatch(method, name) for name in quoted(names)):
+            case = re.sub(r"^(`[\w*]+`[, ]*)+", "", names)
+            told.append(f"  - {case + ': ' if case else ''}{original + ' → ' if original else ''}{here} ({why})")
+    if told:
+        return ["- **Differs** (the original → here)", *told]
+    words = paragraph(target, "Differs").removeprefix("Differs: ")
+    return [f"- **Differs** {words}"] if words else []
+
+
+def paragraph(target: Any, word: str) -> str:
+    """What a class's docstring says from a word on, up to the next such word or a blank line."""
+    text = " ".join((inspect.getdoc(target) or "").replace("\n\n", " ¶ ").split())
+    found = re.search(rf"{word}: .*?(?= ¶| Differs:|$)", text)
+    return found[0] if found else ""
+
+
+def choices(parameters: list[inspect.Parameter]) -> str:
+    """What arguments with a few allowed words may be."""
+    found = {p.name: get_args(p.annotation) for p in parameters if get_origin(p.annotation) is Literal}
+    return "".join(f"; `{name}`: {', '.join(words)}" for name, words in found.items())
+
+
+def steps(fit: dict[str, Any] | None) -> str:
+    return "; there are no steps of an optimiser" if fit and fit.get("epochs") == 0 else ""
+
+
+@cache
+def table(page: str, start: str) -> list[list[str]]:
+    """The cells of a page's table whose first line begins so, header first."""
+    _, _, rest = (DOCS / page).read_text(encoding="utf-8").partition(f"\n{start}")
+    lines = (start + rest).split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines if "---" not in line]
+
+
+@cache
+def read(path: Path) -> dict[str, Any]:
+    """A file of conf with those it builds on, interpolations as they are written."""
+    node: Any = OmegaConf.load(path)
+    bases = [read(path.with_name(f"{base}.yaml")) for base in node.pop("defaults", []) if base != "_self_"]
+    found: Any = OmegaConf.to_container(OmegaConf.merge(*bases, node), resolve=False)
+    return found
+
+
+def comment(path: Path) -> str:
+    """The comment at the top of a file, on one line."""
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    return " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
+
+
+def flat(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings by their full names, two levels deep."""
+    return {f"{group}.{name}": value for group, values in config.items() for name, value in values.items()}
+
+
+def code(values: dict[str, Any]) -> str:
+    return "`" + " ".join(f"{name}={show(value)}" for name, value in values.items()) + "`"
+
+
+def show(value: Any) -> str:
+    """A value as in YAML."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {show(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(show, value)) + "]"
+    if isinstance(value, str) and re.fullmatch(r"[\w./-]+|\$\{.*\}", value):
+        return value
+    return re.sub(r"e-0(\d)$", r"e-\1", json.dumps(value))
+
+
+def quoted(text: str) -> list[str]:
+    return re.findall(r"`(.*?)`", text)
+
+
+def grid(header: list[str], rows: list[list[str]]) -> list[str]:
+    """A table in Markdown."""
+    lines = (f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in (header, *rows))
+    return [next(lines), "|---" * len(header) + "|", *lines]
+
+
+if __name__ == "__main__":
+    main()
