@@ -1,8 +1,10 @@
 """Options for test data that is too large to be kept here, or that comes from elsewhere."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -38,3 +40,11 @@ def splits_folder(request: pytest.FixtureRequest) -> Path:
 def parity_folder(request: pytest.FixtureRequest) -> Path:
     """The folder with parity cases."""
     return request.config.getoption("--parity")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_a_worker() -> None:
+    """Several worker processes share the cores; more threads than cores slow all of them down."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start

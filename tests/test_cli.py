@@ -489,7 +489,7 @@ def test_a_full_disk(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(experiment, "save_predictions", full)
+    monkeypatch.setattr(session, "save_predictions", full)
     before = {path: path.read_bytes() for path in again.rglob("result.json")}
     answer = ask(run.main, [*RUN, "force=true"])
     assert (answer.code, answer.err.count("\n")) == (2, 1)

@@ -147,8 +147,9 @@ def run_together(choices: dict[str, Any], members: Sequence[list[str]], *, show:
     from vlprompt.tables import render, summarise
 
     experiments = [read(compose(overrides), choices, overrides) for overrides in members]
-    if not experiments[0].trained:
-        raise UserError(f"{choices['method']} is not trained: give it neither several seeds nor learning rates")
+    if not experiments[0].trained:  # whatever the seeds, it is one run
+        experiments[0].run(show=show)
+        return [str(experiments[0].folder)]
     found = obtain_together(experiments)
     records = [one for one in found if isinstance(one, Record)]
     reference = beside(choices, members[0])
