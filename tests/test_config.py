@@ -105,7 +105,7 @@ def content(recipe: str) -> dict[tuple[str, ...], Any]:
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# @package _global_\n")
     tree = yaml.safe_load(text)
-    parts = [content(f"{recipe.rpartition('/')[0]}/{part}") for part in tree.pop("defaults", [])]
+    parts = [content(f"{recipe.rpartition('/')[0]}/{part}") for part in tree.pop("defaults", []) if part != "_self_"]
     return {key: value for part in [*parts, leaves(tree)] for key, value in part.items() if key}
 
 
