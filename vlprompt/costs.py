@@ -1,8 +1,8 @@
 """What using a learner takes, beside the frozen model: operations and time."""
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ def costs_of_use(learner: Learner, *, autocast: Callable[[], AbstractContextMana
     """
     frozen = Learner(learner.clip, learner.classes, template=learner.template) if learner.clip.text else None
     one, some = (blank(learner.clip, n) for n in (1, TIMED_IMAGES))
-    with autocast():
+    with autocast(), without_gradients(learner):
         classes = learner.eval().encode_classes()
         learner(one, classes)  # what is made once and kept is no cost of an image
         found = {
@@ -41,6 +41,19 @@ def costs_of_use(learner: Learner, *, autocast: Callable[[], AbstractContextMana
         while len(times) < TIMES and time.perf_counter() - start < ENOUGH_SECONDS:
             times.append(measure(learner, some, classes)[1])
     return {**found, "seconds_per_image": min(times) / TIMED_IMAGES}
+
+
+@contextmanager
+def without_gradients(learner: Learner) -> Iterator[None]:
+    """No parameter asks for one: the counter of FLOPs would watch them, and stumbles over views of parameters."""
+    asking = [p for p in learner.parameters() if p.requires_grad]
+    for p in asking:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in asking:
+            p.requires_grad_(True)
 
 
 def count_flops(function: Callable[..., Tensor | None], *args: Any) -> int:
