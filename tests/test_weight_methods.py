@@ -437,6 +437,9 @@ def test_costs_of_use_stand_beside_those_of_the_frozen_model() -> None:
         assert {k: v for k, v in costs(kind(clip, CLASSES)).items() if "flops" in k} == {
             k: v for k, v in frozen.items() if "flops" in k
         }
+    adapted = LoRA(clip, CLASSES)
+    costs(adapted)
+    assert all(p.requires_grad for p in adapted.parameters())
     image = costs(LoRA(clip, CLASSES, towers="image", sites=["v"], rank=2))
     assert image["flops_per_image"] - frozen["flops_per_image"] == 3 * 17 * 2 * 2 * (48 + 48)
     assert image["flops_classes"] == frozen["flops_classes"]

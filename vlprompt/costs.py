@@ -1,8 +1,8 @@
 """What using a learner takes, beside the frozen model: operations and time."""
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -24,34 +24,37 @@ def costs_of_use(learner: Learner, *, autocast: Callable[[], AbstractContextMana
     FLOPs are those of products and convolutions, two for each multiplication with its addition. A learner that can be
     merged is counted as it is, not merged. The best of three times counts, of a batch of four images.
     """
-    asked = [p for p in learner.parameters() if p.requires_grad]
-    learner.requires_grad_(False)  # the counter's hooks fail where they meet a leaf that asks for a gradient
-    try:
-        with autocast():
-            return _costs(learner)
-    finally:
-        for p in asked:
-            p.requires_grad_(True)
-
-
-def _costs(learner: Learner) -> dict[str, int | float]:
     frozen = Learner(learner.clip, learner.classes, template=learner.template) if learner.clip.text else None
     one, some = (blank(learner.clip, n) for n in (1, TIMED_IMAGES))
-    learner.forget()
-    classes = learner.eval().encode_classes()
-    learner(one, classes)  # what is made once and kept is no cost of an image
-    found = {
-        "flops_per_image": count_flops(learner, one, classes),
-        "flops_per_image_frozen": count_flops(frozen, one, frozen.encode_classes()) if frozen
-        else count_flops(learner.clip.image, one),
-        "flops_classes": count_flops(encode_anew, learner),
-        "flops_classes_frozen": count_flops(encode_anew, frozen) if frozen else 0,
-    }  # fmt: skip
-    times: list[float] = []
-    start = time.perf_counter()
-    while len(times) < TIMES and time.perf_counter() - start < ENOUGH_SECONDS:
-        times.append(measure(learner, some, classes)[1])
+    with autocast(), without_gradients(learner):
+        learner.forget()
+        classes = learner.eval().encode_classes()
+        learner(one, classes)  # what is made once and kept is no cost of an image
+        found = {
+            "flops_per_image": count_flops(learner, one, classes),
+            "flops_per_image_frozen": count_flops(frozen, one, frozen.encode_classes()) if frozen
+            else count_flops(learner.clip.image, one),
+            "flops_classes": count_flops(encode_anew, learner),
+            "flops_classes_frozen": count_flops(encode_anew, frozen) if frozen else 0,
+        }  # fmt: skip
+        times: list[float] = []
+        start = time.perf_counter()
+        while len(times) < TIMES and time.perf_counter() - start < ENOUGH_SECONDS:
+            times.append(measure(learner, some, classes)[1])
     return {**found, "seconds_per_image": min(times) / TIMED_IMAGES}
+
+
+@contextmanager
+def without_gradients(learner: Learner) -> Iterator[None]:
+    """No parameter asks for one: the counter of FLOPs would watch them, and stumbles over views of parameters."""
+    asking = [p for p in learner.parameters() if p.requires_grad]
+    for p in asking:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in asking:
+            p.requires_grad_(True)
 
 
 def encode_anew(learner: Learner) -> Tensor | None:
