@@ -76,7 +76,7 @@ TABLE = [
     *(Case("images", "maple", n, 2, 4) for n in (50, 100)),
     Case("images", "ivlp", 50, 2, 4),
     Case("images", "vpt_deep", 50, 8, 4),
-    *(Case(case, "coop", 100, m, 32) for case in ("csc", "front") for m in (4, 16)),
+    *(Case(case, "coop", 50, m, 32) for case in ("csc", "front") for m in (4, 16)),
     Case("templates", "zero_shot", 100, 0, 1),
     Case("seeds", "coop", 50, 4, 32),
     Case("seeds", "coop", 20, 4, 32, "shapes_vit"),
@@ -88,9 +88,11 @@ MAKE: dict[str, Callable[..., Learner]] = {
     "front": lambda clip, names, n: CoOp(clip, names, n_context=n, position="front"),
     "middle": lambda clip, names, n: CoOp(clip, names, n_context=n, position="middle"),
     "cocoop": lambda clip, names, n: CoCoOp(clip, names, n_context=n, ctx_init="" if n != 4 else "a photo of a"),
-    "maple": lambda clip, names, n: MaPLe(clip, names, n_context=n, depth=9),
-    "ivlp": lambda clip, names, n: IVLP(clip, names, n_context=n, n_tokens=n),
-    "vpt_deep": lambda clip, names, n: VPT(clip, names, n_tokens=n, depth=12),
+    "maple": lambda clip, names, n: MaPLe(clip, names, n_context=n, depth=min(9, clip.image.depth)),
+    "ivlp": lambda clip, names, n: IVLP(
+        clip, names, n_context=n, n_tokens=n, depth=clip.text.depth, image_depth=clip.image.depth
+    ),
+    "vpt_deep": lambda clip, names, n: VPT(clip, names, n_tokens=n, depth=clip.image.depth),
     "zero_shot": lambda clip, names, n: ZeroShot(clip, names, templates=list(ensemble("openai_80")[:N_TEMPLATES])),
 }
 

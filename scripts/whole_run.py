@@ -1,17 +1,24 @@
 """The demo's sweep from two checkouts, timed in turn: for benchmark_speed.py --whole-run."""
 
 import os
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 METHODS = (
-    *("zero_shot", "coop", "cocoop", "maple", "vpt_shallow", "vpt_deep", "ivlp", "prefix_tuning", "adapter", "lora"),
+    "zero_shot",
+    "coop",
+    "cocoop",
+    "maple",
+    "vpt_shallow",
+    "vpt_deep",
+    "ivlp",
+    "prefix_tuning",
+    "adapter",
+    "lora",
 )
 SEEDS = "seed=1,2,3"
 
@@ -25,14 +32,17 @@ class Spent:
 
 
 def measure(against: str | None) -> str:
-    """A table of seconds by method, of this checkout and of a commit's."""
+    """A table of seconds by method, of this checkout and of a commit's, each from empty folders."""
     with tempfile.TemporaryDirectory() as folder:
         checkouts = {"this checkout": ROOT}
         if against:
             checkouts[against] = Path(folder) / "checkout"
             subprocess.run(["git", "worktree", "add", "--detach", checkouts[against], against], cwd=ROOT, check=True)
         try:
-            spent = {m: {name: sweep(root, m, Path(folder)) for name, root in checkouts.items()} for m in METHODS}
+            spent: dict[str, dict[str, Spent]] = {}
+            for method in METHODS:
+                spent[method] = {name: sweep(at, method, Path(folder) / name) for name, at in checkouts.items()}
+                print(method, *(f"{name}: {s.cpu:.1f} CPU s" for name, s in spent[method].items()), flush=True)
         finally:
             if against:
                 subprocess.run(["git", "worktree", "remove", "--force", checkouts[against]], cwd=ROOT, check=True)
@@ -40,16 +50,15 @@ def measure(against: str | None) -> str:
 
 
 def sweep(root: Path, method: str, folder: Path) -> Spent:
-    """One method's runs on the demo, from nothing."""
+    """One method's runs on the demo; data, caches and results lie in the folder."""
     environment = os.environ | {"PYTHONPATH": str(root), "WANDB_MODE": "disabled"}
-    with tempfile.TemporaryDirectory(dir=folder) as results:
-        environment |= {"VLPROMPT_RESULTS": results}
-        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        command = [sys.executable, "run.py", "-m", f"method={method}", SEEDS]
-        subprocess.run(command, cwd=root, env=environment, check=True, stdout=subprocess.DEVNULL)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Spent(cpu, time.perf_counter() - start)
+    environment |= {"VLPROMPT_RESULTS": str(folder / "results"), "VLPROMPT_DATA": str(folder / "data")}
+    command = [sys.executable, "run.py", "-m", f"method={method}", SEEDS]
+    before = os.times()
+    subprocess.run(command, cwd=root, env=environment, check=True, stdout=subprocess.DEVNULL)
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return Spent(cpu, after.elapsed - before.elapsed)
 
 
 def table(spent: dict[str, dict[str, Spent]], names: list[str]) -> str:
