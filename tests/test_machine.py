@@ -1,6 +1,7 @@
 """What a run is told about the machine."""
 
 import sys
+import time
 
 import pytest
 import torch
@@ -14,9 +15,14 @@ CPU = torch.device("cpu")
 def test_peak_memory_counts_anew_for_each_run() -> None:
     large = torch.ones(2**26)  # 256 MiB
     with_large = peak_memory(CPU)
-    del large
-    reset_peak_memory(CPU)
-    without = peak_memory(CPU)
     assert with_large is not None
-    assert without is not None
-    assert with_large - without > 2**27
+    del large
+    limit = time.monotonic() + 20
+    while True:  # systems may take their time to count what was given back
+        reset_peak_memory(CPU)
+        without = peak_memory(CPU)
+        assert without is not None
+        if with_large - without > 2**27:
+            break
+        assert time.monotonic() < limit
+        time.sleep(0.05)

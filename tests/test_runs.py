@@ -17,11 +17,11 @@ from PIL import Image
 from test_tracking import read
 from tiny_world import RUN
 
-from vlprompt import run
+from vlprompt import run, session
 from vlprompt.records import Record, find_records
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 120  # until a command that hangs is ended
+SECONDS = 300  # until a command that hangs is ended
 LONG = [*RUN, "name=long", "fit.epochs=1000000"]
 
 

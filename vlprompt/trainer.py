@@ -26,6 +26,7 @@ from vlprompt.stacking import Batch, Stack
 from vlprompt.towers import Clip, Images, NeedsPixels
 
 TEST_BATCH = 100
+EPOCHS_AHEAD = 4  # whose views are read at once, where each epoch has its own
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class Fitting:
         self.per_epoch, self.total = steps_per_epoch(n_images, fit), n_steps(n_images, fit)
         self.n_epochs = math.ceil(self.total / self.per_epoch)
         self.banked = trainer.reads_features(learner)
-        self.views = range(trainer.bank_views or self.n_epochs)
+        self.views = range(trainer.bank_views or self.n_epochs)  # of each training image
         chosen_on = select_on(episode, fit)
         self.select_pass = Pass(trainer, chosen_on, self.banked) if chosen_on else None
         train_views = itertools.count() if learner.augmented else None
@@ -176,7 +177,7 @@ class Fitting:
         self.learner.prepare(*self.passes)
         if not self.total:
             return
-        if self.banked:
+        if self.banked and self.trainer.bank_views is not None:
             self._fill_views()
         self.checkpoints = make_checkpoints(self.fit, self.n_epochs, self._count_right)
         self.optimizer = make_optimizer(self.learner, self.fit)
@@ -216,14 +217,11 @@ class Fitting:
 
     def end(self) -> None:
         """Everything after the last step."""
-        trainer = self.trainer
         if self.total:
             self.hook.remove()
             self.batches.close()
             self.error = self.error or self._not_finite(torch.zeros(()), dict(self.learner.named_parameters()))
             self.checkpoints.settle(self.learner)
-        if trainer.bank is not None and trainer.bank_views is None:
-            trainer.bank.forget(self.views, seed=trainer.seed, augment=trainer.augment)
         self.learner.eval()
         if not self.error:
             self.learner.conclude(*self.passes)
@@ -272,12 +270,20 @@ class Fitting:
                 for _, (batch, of_batch) in zip(range(left), pixels, strict=False):
                     yield Images(batch), of_batch
                 continue
-            assert trainer.bank is not None
-            view = self.views[epoch % len(self.views)]
-            features = trainer.bank.features(split, view, seed=trainer.seed, augment=trainer.augment)
+            features = self._features(epoch)
             for _, chosen in zip(range(left), torch.tensor(order.indices()).split(size), strict=False):
                 index = chosen.to(trainer.device)
                 yield Images(features=features[index]), labels[index]
+
+    def _features(self, epoch: int) -> Tensor:
+        """Features of the epoch's view of all images. A few epochs ahead are computed at once: workers start rarely."""
+        trainer, bank = self.trainer, self.trainer.bank
+        assert bank is not None
+        drawn: Any = {"seed": trainer.seed, "augment": trainer.augment}
+        if trainer.bank_views is None and epoch % EPOCHS_AHEAD == 0:
+            bank.forget(range(max(epoch - EPOCHS_AHEAD, 0), epoch), **drawn)
+            bank.fill(self.split, self.views[epoch : epoch + EPOCHS_AHEAD], **drawn)
+        return bank.features(self.split, self.views[epoch % len(self.views)], **drawn)
 
 
 def fit_together(fittings: Sequence[Fitting]) -> None:

@@ -77,10 +77,9 @@ class Bank:
         return {key: self._rows[name][key] for key in (image_key(split, item.image) for item in split.items)}
 
     def forget(self, views: Iterable[int], *, seed: int, augment: Augment) -> None:
-        """Let go of views in memory that are on disk."""
-        if self.files is not None:
-            for view in views:
-                self._rows.pop(view_name(view, seed, augment), None)
+        """Let go of views in memory."""
+        for view in views:
+            self._rows.pop(view_name(view, seed, augment), None)
 
     def _missing(self, name: str, keys: Iterable[str]) -> list[str]:
         """The keys of a view that are neither in memory nor on disk; those on disk come into memory."""
