@@ -21,6 +21,7 @@ from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
 from vlprompt.learners.bitfit import BitFit
 from vlprompt.learners.full_finetune import FullFinetune
+from vlprompt.learners.hard_prompts import HardPrompts
 from vlprompt.learners.intrinsic_dimension import Fastfood, IntrinsicDimension, hadamard
 from vlprompt.learners.linear_probe import LinearProbe
 from vlprompt.learners.lora import LoRA
@@ -437,6 +438,9 @@ def test_costs_of_use_stand_beside_those_of_the_frozen_model() -> None:
         assert {k: v for k, v in costs(kind(clip, CLASSES)).items() if "flops" in k} == {
             k: v for k, v in frozen.items() if "flops" in k
         }
+    both = HardPrompts(clip, CLASSES, templates=["a {}.", "the {}."])
+    for _ in range(2):  # what a learner keeps of its classes is counted all the same
+        assert costs(both)["flops_classes"] > 1.5 * frozen["flops_classes"]
     adapted = LoRA(clip, CLASSES)
     costs(adapted)
     assert all(p.requires_grad for p in adapted.parameters())

@@ -130,13 +130,17 @@ class Learner(nn.Module):
         return scaled_cosine(self.encode_images(images), class_features, self.clip.scale)
 
     def forward(
-        self, images: Images, class_features: Float[Tensor, "C e"] | None, **known: Any
+        self,
+        images: Images,
+        class_features: Float[Tensor, "C e"] | None,
+        *,
+        found: Float[Tensor, "B C"] | None = None,
     ) -> Float[Tensor, "B C"]:
         """The logits; called as a module, so that a trainer's forward hook sees those of each training step.
 
-        `known` is what a method's own `logits` takes beside: image features that its loss has computed already.
+        `found`: the logits, where a loss has them already.
         """
-        return self.logits(images, class_features, **known)
+        return self.logits(images, class_features) if found is None else found
 
     def loss(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         """Mean cross-entropy."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
-from vlprompt.towers import Clip, ensemble
+from vlprompt.towers import Clip, expand_templates
 
 TEXTS_AT_ONCE = 1024  # in one pass of the text tower
 DESCRIPTION = "{description}"
@@ -48,11 +48,7 @@ class HardPrompts(Learner):
         phrase: str = DESCRIPTION,
     ) -> None:
         super().__init__(clip, classes)
-        if isinstance(templates, str):
-            templates = [templates] if "{}" in templates else list(ensemble(templates))
-        self.templates = templates or []
-        if wrong := [template for template in self.templates if template.count("{}") != 1]:
-            raise UserError(f"a template has exactly one {{}} for the class name, got '{wrong[0]}'")
+        self.templates = list(expand_templates(templates)) if templates else []
         if DESCRIPTION not in phrase:
             raise UserError(
                 f"method.phrase is '{phrase}': {DESCRIPTION} is missing, which stands for a text of the file"
@@ -61,7 +57,6 @@ class HardPrompts(Learner):
         self.described = {} if descriptions is None else read_descriptions(Path(descriptions).expanduser())
         if not self.templates and descriptions is None:
             raise UserError("no wording: give method.templates, method.descriptions or both")
-        self._features: tuple[tuple[str, ...], Tensor] | None = None  # of the classes bound then
 
     def texts(self) -> list[list[str]]:
         """The texts of each bound class, as they are encoded."""
@@ -86,9 +81,9 @@ class HardPrompts(Learner):
         return " ".join(words)
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
-        if self._features is None or self._features[0] != self.classes:
-            self._features = (self.classes, self._encode(self.texts()))
-        return self._features[1]
+        if () not in self._frozen:
+            self._frozen[()] = self._encode(self.texts())
+        return self._frozen[()]
 
     @torch.no_grad()
     def _encode(self, texts: list[list[str]]) -> Float[Tensor, "C e"]:

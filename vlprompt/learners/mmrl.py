@@ -80,28 +80,23 @@ class MMRL(Learner):
         features, tokens = self.clip.image.with_tokens(images, self.edits("image"))
         return features, tokens.mean(1) @ self.projection.to(tokens.dtype)
 
-    def logits(
-        self,
-        images: Images,
-        class_features: Float[Tensor, "C e"] | None,
-        both: tuple[Float[Tensor, "B C"], Float[Tensor, "B C"]] | None = None,
-    ) -> Float[Tensor, "B C"]:
+    def logits(self, images: Images, class_features: Float[Tensor, "C e"] | None) -> Float[Tensor, "B C"]:
         assert class_features is not None
         if self.rows is None and self.classes != self.trained_classes:
             return scaled_cosine(self.encode_images(images), class_features, self.clip.scale)
-        if both is None:
-            by_class, by_tokens = (scaled_cosine(f, class_features, self.clip.scale) for f in self.encode_both(images))
-        else:
-            by_class, by_tokens = both
+        by_class, by_tokens = (scaled_cosine(f, class_features, self.clip.scale) for f in self.encode_both(images))
+        return self.mix(by_class, by_tokens)
+
+    def mix(self, by_class: Tensor, by_tokens: Tensor) -> Tensor:
         return self.alpha * by_class + (1 - self.alpha) * by_tokens
 
     def loss(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         features, classes = self.encode_both(images), self.encode_classes()
         by_class, by_tokens = (scaled_cosine(f, classes, self.clip.scale) for f in features)
-        self(images, classes, both=(by_class, by_tokens))
+        self(images, classes, found=self.mix(by_class, by_tokens))
         with torch.no_grad():
             frozen = self.clip.image(images)
         pairs = ((features[0], frozen), (classes, self.frozen_classes([self.template])))
         near = [F.cosine_similarity(at_least_single(a), at_least_single(b)).mean() for a, b in pairs]
-        mixed = self.alpha * F.cross_entropy(by_class, labels) + (1 - self.alpha) * F.cross_entropy(by_tokens, labels)
+        mixed = self.mix(F.cross_entropy(by_class, labels), F.cross_entropy(by_tokens, labels))
         return mixed + self.weight * sum(1 - cosine for cosine in near)

@@ -44,20 +44,9 @@ class ProGrad(CoOp):
         words = self.text.embed_phrase(template.partition("{}")[0].strip())[-n_context:].float()
         self.context = nn.Parameter(F.pad(words, (0, 0, n_context - len(words), 0)))
 
-    def logits(
-        self,
-        images: Images,
-        class_features: Float[Tensor, "C e"] | None,
-        features: Float[Tensor, "B e"] | None = None,
-    ) -> Float[Tensor, "B C"]:
-        assert class_features is not None
-        return scaled_cosine(
-            self.encode_images(images) if features is None else features, class_features, self.clip.scale
-        )
-
     def backward(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-        features = self.encode_images(images)
-        logits = self(images, self.encode_classes(), features=features)
+        features, classes = self.encode_images(images), self.encode_classes()
+        logits = self(images, classes, found=scaled_cosine(features, classes, self.clip.scale))
         domain, general = F.cross_entropy(logits, labels), self.divergence(logits, features)
         parameters = list(self.parameters())
         towards = torch.autograd.grad(general, parameters, retain_graph=True)

@@ -47,20 +47,9 @@ class PromptSRC(IVLP):
         self.templates = expand_templates(templates)
         self.text_weight, self.image_weight, self.logit_weight = text_weight, image_weight, logit_weight
 
-    def logits(
-        self,
-        images: Images,
-        class_features: Float[Tensor, "C e"] | None,
-        features: Float[Tensor, "B e"] | None = None,
-    ) -> Float[Tensor, "B C"]:
-        assert class_features is not None
-        return scaled_cosine(
-            self.encode_images(images) if features is None else features, class_features, self.clip.scale
-        )
-
     def loss(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         features, classes = self.encode_images(images), self.encode_classes()
-        logits = self(images, classes, features=features)
+        logits = self(images, classes, found=scaled_cosine(features, classes, self.clip.scale))
         with torch.no_grad():
             frozen, frozen_classes = self.clip.image(images), self.frozen_classes(self.templates, normalised=False)
             expected = scaled_cosine(frozen, frozen_classes, self.clip.scale).log_softmax(-1)

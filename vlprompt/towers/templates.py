@@ -32,10 +32,12 @@ def expand_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     """One template, several, or a published list by its name, as several.
 
     Raises:
-        UserError: an unknown name, or none at all.
+        UserError: an unknown name, none at all, or a template without exactly one `{}`.
     """
     if isinstance(templates, str):
-        return (templates,) if "{}" in templates else ensemble(templates)
+        templates = (templates,) if "{}" in templates else ensemble(templates)
     if not templates:
         raise UserError("method.templates is empty: give one template with {} for the class name, or several")
+    if wrong := [template for template in templates if template.count("{}") != 1]:
+        raise UserError(f"a template has exactly one {{}} for the class name, got '{wrong[0]}'")
     return tuple(templates)
