@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from vlprompt.data import image_cache
+from vlprompt.data import disk, image_cache
 from vlprompt.data.dataset import Item, Split
 from vlprompt.data.image_cache import ImageCache
 from vlprompt.data.images import Batches, Views
@@ -37,8 +37,8 @@ def split(tmp_path: Path) -> Split:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> ImageCache:
-    image_cache.used_below.cache_clear()
-    image_cache.complain.cache_clear()
+    disk.used_below.cache_clear()
+    disk.complain.cache_clear()
     return ImageCache(tmp_path / "cache", 10**9)
 
 

@@ -1,10 +1,13 @@
-"""What fetching and unpacking share: one process at a time, and a disk that may be full."""
+"""What all that writes below the data root shares: one process at a time, whole files, a disk that may be full."""
 
+import contextlib
 import errno
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,6 +16,7 @@ from rich.filesize import decimal
 from vlprompt.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -51,3 +55,28 @@ def writing(what: str, do: str) -> Iterator[None]:
         if error.errno is None:
             raise
         raise UserError(f"cannot write {what} ({os.strerror(error.errno)}).") from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A draft beside `path`, which takes its name at the end: a file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+@cache
+def used_below(folder: Path, pattern: str) -> list[int]:
+    """[bytes of the files of this pattern below a folder], counted once in a process and kept up by it."""
+    return [sum(path.stat().st_size for path in folder.glob(pattern))]
+
+
+@cache
+def complain(text: str) -> None:
+    """Warn, once in a process."""
+    logger.warning("%s", text)

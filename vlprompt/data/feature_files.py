@@ -2,12 +2,9 @@
 
 import hashlib
 import json
-import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vlprompt.data.disk import complain, used_below, whole_file
+
 FILE = "*.safetensors"
 ABOUT = "about.json"  # beside the views: what the tower is
 FEATURES, KEYS = "features", "keys"  # the tensor [N, e] of a file, and in its metadata the keys of the rows
-logger = logging.getLogger(__name__)
 Rows = dict[str, Float[Tensor, " e"]]  # by key
 
 
@@ -52,23 +50,20 @@ class FeatureFiles:
         if not rows:
             return
         features = torch.stack([row.cpu() for row in rows.values()])
-        used = used_below(self.folder.parent)
+        root, name = self.folder.parent, hashlib.sha256("".join(rows).encode()).hexdigest()[:16]
+        used = used_below(root, f"*/*/{FILE}")
         if used[0] + features.nbytes > self.limit:
-            complain(f"the feature bank in {self.folder.parent} is full: raise bank.gb, or delete parts of it")
+            complain(f"the feature bank in {root} is full: raise bank.gb, or delete parts of it")
             return
-        name = hashlib.sha256("".join(rows).encode()).hexdigest()[:16]
-        path = self.folder / view / f"{name}{FILE[1:]}"
-        draft = path.with_name(f".{name}.{os.getpid()}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            (self.folder / ABOUT).write_text(json.dumps(self.about, indent=2), encoding="utf-8")
-            save_file({FEATURES: features}, draft, {KEYS: json.dumps(list(rows))})
-            draft.replace(path)
+            if not (self.folder / ABOUT).exists():
+                with whole_file(self.folder / ABOUT) as draft:
+                    draft.write_text(json.dumps(self.about, indent=2), encoding="utf-8")
+            with whole_file(self.folder / view / f"{name}{FILE[1:]}") as draft:
+                save_file({FEATURES: features}, draft, {KEYS: json.dumps(list(rows))})
             used[0] += features.nbytes
         except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
-            complain(f"the feature bank in {self.folder.parent} cannot be written ({error}): features are not kept")
+            complain(f"the feature bank in {root} cannot be written ({error}): features are not kept")
 
 
 def _open(path: Path, wanted: set[str]) -> Rows:
@@ -86,15 +81,3 @@ def read_keys(path: Path, metadata: Mapping[str, str] | None) -> Sequence[str]:
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise ValueError(f"{path} holds no keys")
     return keys
-
-
-@cache
-def used_below(folder: Path) -> list[int]:
-    """[bytes stored below a folder], counted once in a process and kept up by it."""
-    return [sum(path.stat().st_size for path in folder.glob(f"*/*/{FILE}"))]
-
-
-@cache
-def complain(text: str) -> None:
-    """Say it once in a process."""
-    logger.warning("%s", text)

@@ -1,20 +1,18 @@
 """Decoded images and test crops on disk: the same pixels, without decoding and resizing again."""
 
-import contextlib
 import hashlib
-import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from vlprompt.data.disk import complain, used_below, whole_file
+
 Pixels = npt.NDArray[np.uint8]
 HEADER = 12  # bytes: three sizes of 32 bits
-logger = logging.getLogger(__name__)
+FILES = "??/*"
 
 
 @dataclass(frozen=True)
@@ -45,21 +43,15 @@ class ImageCache:
         return self.folder / name[:2] / name
 
     def _store(self, path: Path, pixels: Pixels) -> None:
-        used = used_below(self.folder)
+        used = used_below(self.folder, FILES)
         if used[0] + pixels.nbytes > self.limit:
             complain(f"the image cache in {self.folder} is full: raise data.cache_gb, or delete the folder")
             return
-        draft = path.with_name(f"{path.name}.{os.getpid()}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            sizes = np.array(pixels.shape, np.uint32)
-            with draft.open("wb") as file:
-                file.write(sizes.tobytes() + pixels.tobytes())
-            draft.replace(path)
+            with whole_file(path) as draft:
+                draft.write_bytes(np.array(pixels.shape, np.uint32).tobytes() + pixels.tobytes())
             used[0] += HEADER + pixels.nbytes
         except OSError as error:
-            with contextlib.suppress(OSError):
-                draft.unlink(missing_ok=True)
             complain(f"the image cache in {self.folder} cannot be written ({error.strerror}): images are decoded anew")
 
 
@@ -73,15 +65,3 @@ def load(path: Path) -> Pixels | None:
     if len(content) != HEADER + int(np.prod(sizes, dtype=np.int64)):
         return None
     return content[HEADER:].reshape(sizes)
-
-
-@cache
-def used_below(folder: Path) -> list[int]:
-    """[bytes stored below a folder], counted once in a process and kept up by it."""
-    return [sum(path.stat().st_size for path in folder.glob("??/*"))]
-
-
-@cache
-def complain(text: str) -> None:
-    """Say it once in a process."""
-    logger.warning("%s", text)
