@@ -1,5 +1,6 @@
 """The feature bank: what is computed once, what is shared, what is never taken for something else."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -19,7 +20,8 @@ from tiny_world import CLASSES, PER_CLASS, RUN, load
 from vlprompt import cli, run
 from vlprompt.data.bank import Bank, tower_key, view_name
 from vlprompt.data.dataset import Item
-from vlprompt.data.feature_files import FeatureFiles, complain, used_below
+from vlprompt.data.disk import complain, used_below
+from vlprompt.data.feature_files import FeatureFiles
 from vlprompt.data.image_keys import image_key
 from vlprompt.data.images import Augment
 from vlprompt.data.portable import Manifest, pack
@@ -229,6 +231,30 @@ def test_a_packed_bank_stands_for_the_images(here: Path, monkeypatch: pytest.Mon
     answer = ask(run.main, [*pixels, "method=vpt_shallow"])
     assert (answer.code, "the images of caltech101 are not here" in answer.err) == (2, True), answer.err
     assert "fp32" in ask(cli.main, ["bank", "list"]).out
+
+
+def test_a_method_that_reads_views_before_its_steps_is_packed_with_them(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_caltech(here / "datasets")
+    told = ["dataset=caltech101", "backbone=shapes_vit", "backbone.weights=random", "shots=2", "workers=0"]
+    told += ["method=tip_adapter", "method.n_views=3", "method.search_scale=null", "protocol=few_shot"]
+    assert ask(cli.main, ["bank", "pack", "tip.bank", *told]).code == 0
+    shutil.rmtree(here / "datasets")
+    fresh_process()
+    assert ask(cli.main, ["bank", "unpack", "tip.bank"]).code == 0
+    answer = ask(run.main, told)
+    assert answer.code == 0, answer.err
+    assert record_of(here / "results", method="tip_adapter").bank["computed"] == 0
+
+
+def test_a_damaged_file_does_not_stop_the_list(here: Path) -> None:
+    start()
+    path = next((here / "datasets").rglob("crop/*.safetensors"))
+    path.write_bytes(path.read_bytes()[:50])
+    answer = ask(cli.main, ["bank", "list"])
+    assert (answer.code, answer.err) == (0, "")
+    assert "fp32" in answer.out
 
 
 def test_methods_that_edit_the_image_tower_have_no_use_for_a_bank(here: Path) -> None:

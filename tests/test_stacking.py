@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_cli import Answer, ask, set_up
-from tiny_world import RUN
+from tiny_world import CLASSES, PER_CLASS, RUN
 
 from vlprompt import run
 from vlprompt.records import Record, find_records
@@ -115,14 +115,33 @@ def test_a_member_that_is_not_finite_ends_alone(results: Path, passes: list[int]
     assert passes[-1] == 2
 
 
-@pytest.mark.parametrize("more", [["method=vpt_shallow"], ["method=lora", "method.dropout=0.5"]], ids=["vpt", "lora"])
-def test_what_cannot_or_need_not_be_stacked_is_trained_one_by_one(
-    more: list[str], results: Path, passes: list[int]
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["method=vpt_shallow", "method.dropout=0.5"],
+        ["method=lora", "method.dropout=0.5", "method.towers=text"],  # reads features, and draws random numbers
+        ["method=dylora", "method.towers=text"],
+        ["method=prograd"],
+    ],
+    ids=["vpt", "lora", "dylora", "prograd"],
+)
+def test_what_cannot_be_stacked_is_trained_as_it_is_alone(
+    more: list[str], results: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = [setting for setting in RUN if "method." not in setting]
     start("seed=[1,2]", *more, base=base)
     assert passes == []
-    assert [record.seed for record in trained(results)] == [1, 2]
+    monkeypatch.setenv("VLPROMPT_RESULTS", str(results.parent / "alone"))
+    for seed in (2, 1):
+        start(f"seed={seed}", *more, base=base)
+    check_equal(results, results.parent / "alone")
+
+
+def test_each_record_says_what_its_own_run_took_from_the_bank(results: Path) -> None:
+    start("seed=[1,2]")
+    n_test, n_views = len(CLASSES) * PER_CLASS["test"], 2 * 2 * 3  # views, shots, base classes
+    counts = [(r.bank["read"], r.bank["computed"]) for r in trained(results)]
+    assert counts == [(0, n_views + n_test), (0, n_views)]  # tests are in memory when the second is tested
 
 
 def test_in_a_sweep(results: Path, passes: list[int]) -> None:

@@ -1,7 +1,7 @@
 """One cell of a benchmark: a method on a data set under a protocol, from checked settings to a record."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -145,13 +145,20 @@ class Experiment:
             Reporter().say("\n" + render(summarise([*beside, record])).rstrip())
         return record
 
+    def open(self) -> AbstractContextManager[OpenRun]:
+        """Hold this cell's folder."""
+        wait = f"another process is running {self.folder}: waiting for it"
+        return open_run(self.folder, on_wait=lambda: Reporter().say(wait))
+
+    def found(self) -> Record | None:
+        """The record of this cell, if it is finished and not to be run again."""
+        done = not self.settings.force and is_finished(self.folder, self.hash)
+        return Record.read(self.folder) if done else None
+
     def obtain(self) -> Record:
         """The record of this cell: found, if it is finished, or made."""
-        wait = f"another process is running {self.folder}: waiting for it"
-        with open_run(self.folder, on_wait=lambda: Reporter().say(wait)) as run:
-            if not self.settings.force and is_finished(self.folder, self.hash):
-                record = Record.read(self.folder)
-                assert record is not None
+        with self.open() as run:
+            if record := self.found():
                 Reporter().say(f"{self.folder} is finished already (force=true runs it again)")
                 return record
             reporter = Reporter(run.folder / "log.txt")
@@ -238,10 +245,8 @@ def obtain_together(experiments: Sequence[Experiment]) -> list[Record | NonFinit
         sessions: dict[int, Session] = {}
         for place in sorted(range(len(experiments)), key=lambda i: experiments[i].folder):  # no two wait for each other
             experiment = experiments[place]
-            run = held.enter_context(open_run(experiment.folder))
-            if not experiment.settings.force and is_finished(experiment.folder, experiment.hash):
-                record = Record.read(experiment.folder)
-                assert record is not None
+            run = held.enter_context(experiment.open())
+            if record := experiment.found():
                 found[place] = record
                 continue
             reporter = Reporter(run.folder / "log.txt")

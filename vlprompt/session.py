@@ -1,7 +1,7 @@
 """A run under way: what it trains, on what, and what it leaves behind."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,11 +11,11 @@ import yaml
 
 from vlprompt import demo, saved
 from vlprompt.costs import costs_of_use
-from vlprompt.data.bank import Bank, Use, tower_key
+from vlprompt.data.bank import Bank, tower_key
 from vlprompt.data.dataset import Split
 from vlprompt.data.feature_files import FeatureFiles
 from vlprompt.data.image_cache import ImageCache
-from vlprompt.data.images import Augment, seed_of
+from vlprompt.data.images import Augment
 from vlprompt.errors import NonFiniteError
 from vlprompt.learners.base import Learner
 from vlprompt.locations import bank_folder, data_root
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from vlprompt.experiment import Experiment
 
 
+Parts = list[tuple[Split, list[int | None]]]  # images, and their views
+
+
 @dataclass(frozen=True)
 class Session:
     """An experiment with everything loaded."""
@@ -44,7 +47,6 @@ class Session:
     trainer: Trainer
     learner: Learner
     episode: Episode
-    used: Use | None  # what runs before it took from the bank
 
     @classmethod
     def open(cls, experiment: "Experiment", run: OpenRun, reporter: Reporter) -> "Session":
@@ -55,21 +57,22 @@ class Session:
         episode = experiment.episode()
         clip = experiment.clip()
         learner = experiment.build(clip, episode)
-        trainer = make_trainer(settings, clip, experiment.precision, reporter)
-        used = replace(trainer.bank.use) if trainer.bank else None
-        return cls(experiment, run, trainer, learner, episode, used)
+        return cls(experiment, run, make_trainer(settings, clip, experiment.precision, reporter), learner, episode)
 
     @property
     def reporter(self) -> Reporter:
         return self.trainer.reporter
 
-    def banked_parts(self) -> list[tuple[Split, list[int | None]]]:
-        """Images that training and tests read, with the views of each, where features are enough."""
-        parts: list[tuple[Split, list[int | None]]] = [(split, [None]) for split in self.episode.tests.values()]
+    def banked_parts(self) -> Parts:
+        """The images that training and tests read, each with its views, where features are enough."""
+        parts: Parts = [(split, [None]) for split in self.episode.tests.values()]
         if self.experiment.trained:
             fitting = self.fitting()
-            parts += [(fitting.split, [None, *fitting.views])]
-            parts += [(self.episode.val, [None])] if self.episode.val else []
+            train, val = fitting.passes
+            self.learner.prepare(train, val)
+            prepared = range(next(train.views)) if train.views else ()  # the views that it went through
+            parts += [(fitting.split, [None, *sorted({*prepared, *fitting.views})])]
+            parts += [(val.split, [None])] if val else []
         return parts
 
     def fitting(self) -> Fitting:
@@ -99,7 +102,7 @@ class Session:
         record = self._record(
             scores=scores,
             curve=[asdict(epoch) for epoch in curve],
-            bank=bank_use(self.trainer, self.learner, self.used),
+            bank=bank_use(self.trainer, self.learner),
             cost=cost,
         )
         self.reporter.log(f"finished; record of {self.experiment.folder}")
@@ -178,7 +181,6 @@ def train(sessions: Sequence[Session]) -> list[tuple[list[Epoch], float] | NonFi
     if not sessions[0].experiment.trained:
         return [([], 0.0) for _ in sessions]
     reset_peak_memory(sessions[0].experiment.device)
-    torch.manual_seed(seed_of("train", sessions[0].experiment.settings.seed))  # dropout
     fittings = [session.fitting() for session in sessions]
     _, seconds = measure(fit_together, fittings)
     share = seconds / len(sessions)
@@ -205,9 +207,10 @@ def make_trainer(settings: Settings, clip: Clip, precision: str, reporter: Repor
     images = ImageCache(root / ".cache" / "images", int(settings.data.cache_gb * 1e9)) if settings.cache else None
     features = bank_folder(root) if settings.bank.gb else None
     limit = int(settings.bank.gb * 1e9)
+    bank = bank_at(clip, precision, workers, images, features, limit) if settings.bank.use else None
     return Trainer(
         clip=clip,
-        bank=bank_at(clip, precision, workers, images, features, limit) if settings.bank.use else None,
+        bank=bank.counted_anew() if bank else None,
         reporter=reporter,
         precision=precision,
         seed=settings.seed,
@@ -218,14 +221,11 @@ def make_trainer(settings: Settings, clip: Clip, precision: str, reporter: Repor
     )
 
 
-def bank_use(trainer: Trainer, learner: Learner, before: Use | None) -> dict[str, Any]:
+def bank_use(trainer: Trainer, learner: Learner) -> dict[str, Any]:
     """What of the bank this run used, for its record: k views an image (None: one for each epoch), and from where."""
     banked = trainer.reads_features(learner)
     found: dict[str, Any] = {"test_features": banked, "views": trainer.bank_views if banked else None}
-    if banked and trainer.bank is not None and before is not None:
-        now = trainer.bank.use
-        found |= {"read": now.read - before.read, "computed": now.computed - before.computed}
-    return found
+    return found | (asdict(trainer.bank.use) if banked and trainer.bank is not None else {})
 
 
 def restore(folder: Path) -> Learner:

@@ -38,8 +38,7 @@ class Stack:
 
     def backward(self, learners: Sequence[Learner], batches: Sequence[Batch]) -> Stacked | None:
         """Gradients of each member's loss in its own parameters; None where they cannot be stacked."""
-        shapes = {tuple(_tensor(images).shape) for images, _ in batches}
-        if not self.works or len(shapes) > 1:
+        if not self.works:
             return None
         found = self._forward(learners, batches) if self.tried else self._try(learners, batches)
         if found is not None:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from vlprompt.checkpoints import make_checkpoints
-from vlprompt.data.bank import Bank, view_name
+from vlprompt.data.bank import Bank
 from vlprompt.data.dataset import Split
 from vlprompt.data.image_cache import ImageCache
-from vlprompt.data.images import PUBLISHED, Augment, Batches, Shuffled, Views
+from vlprompt.data.images import PUBLISHED, Augment, Batches, Shuffled, Views, seed_of
 from vlprompt.errors import NonFiniteError, UserError
 from vlprompt.learners.base import Learner
 from vlprompt.metrics import Predictions
@@ -95,10 +95,6 @@ class Trainer:
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def view_name(self, view: int | None) -> str:
-        """The name of a training view, or of the centre crop, in the bank."""
-        return view_name(view, self.seed, self.augment)
-
     def reads_features(self, learner: Learner) -> bool:
         """Whether there is a bank, and the learner leaves the image tower alone: tried without pixels."""
         if self.bank is None:
@@ -171,6 +167,7 @@ class Fitting:
         self.meter = Meter()
         self.step, self.rate, self.note = 0, 0.0, ""  # steps done, the rate in force, where it stands
         self.error: NonFiniteError | None = None
+        self._batch: Batch | None = None
 
     def start(self) -> None:
         """Everything before the first step."""
@@ -191,17 +188,36 @@ class Fitting:
     def under_way(self) -> bool:
         return self.error is None and self.step < self.total
 
-    def next_batch(self) -> Batch:
-        """The batch of this step, with the optimiser ready for it."""
-        batch = next(self.batches)
+    def take_steps(self) -> None:
+        """The steps that are left, with random numbers (dropout) of the seed's own."""
+        if not self.under_way:
+            return
+        torch.manual_seed(seed_of("train", self.trainer.seed))
+        with self.trainer.reporter.track("training", self.total, done=self.step) as track:
+            while self.under_way:
+                self.get_ready()
+                with self.trainer.autocast():
+                    loss = self.learner.backward(*self.batch)
+                self.update(loss)
+                track.advance(note=self.note)
+
+    @property
+    def batch(self) -> Batch:
+        """The batch of this step."""
+        if self._batch is None:
+            self._batch = next(self.batches)
+        return self._batch
+
+    def get_ready(self) -> None:
+        """Make the optimiser ready for this step."""
         self.rate = learning_rate(self.step, self.fit, per_epoch=self.per_epoch, total=self.total)
         for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
             group["lr"] = self.rate * scale
         self.optimizer.zero_grad(set_to_none=True)
-        return batch
 
-    def update(self, loss: Tensor, labels: Tensor) -> None:
+    def update(self, loss: Tensor) -> None:
         """A step of the optimiser with the gradients that are there; what is not finite ends the training."""
+        (_, labels), self._batch = self.batch, None
         self.error = self._not_finite(loss, {n: p.grad for n, p in self.learner.named_parameters()}, "the gradient of ")
         if self.error:
             return
@@ -287,36 +303,38 @@ class Fitting:
 
 
 def fit_together(fittings: Sequence[Fitting]) -> None:
-    """Train one learner, or several on one pass of the frozen towers; a member whose numbers fail ends alone.
+    """Train one learner, or several: on one pass of the frozen towers where they can be stacked, else one by one.
 
     Members share the frozen model, the kind and settings of the learner, and the number of steps; their images, their
-    initial values and their learning rates are their own.
+    initial values and their learning rates are their own. One whose numbers are not finite ends alone.
     """
     for fitting in fittings:
         fitting.start()
-    trainer = fittings[0].trainer
-    several = len(fittings) > 1 and all(fitting.banked for fitting in fittings)  # with pixels it does not pay
-    stack = Stack([fitting.learner for fitting in fittings]) if several else None
-    title = f"training {len(fittings)} runs" if len(fittings) > 1 else "training"
-    with trainer.reporter.track(title, fittings[0].total) as track:
-        while alive := [fitting for fitting in fittings if fitting.under_way]:
-            batches = [fitting.next_batch() for fitting in alive]
-            with trainer.autocast():
-                losses = backward(alive, batches, stack)
-            for fitting, loss, (_, labels) in zip(alive, losses, batches, strict=True):
-                fitting.update(loss, labels)
-            track.advance(note=alive[0].note)
+    sizes = {len(fitting.split) for fitting in fittings}
+    if len(fittings) > 1 and len(sizes) == 1 and all(fitting.banked for fitting in fittings):  # pixels do not pay
+        take_steps_together(fittings)
+    for fitting in fittings:
+        fitting.take_steps()
     for fitting in fittings:
         fitting.end()
 
 
-def backward(fittings: Sequence[Fitting], batches: Sequence[Batch], stack: Stack | None) -> list[Tensor]:
-    """Gradients of every member's loss in its own parameters; -> the losses."""
-    if stack and len(fittings) > 1 and (found := stack.backward([f.learner for f in fittings], batches)):
-        for fitting, logits in zip(fittings, found.logits, strict=True):
-            fitting.meter.see(fitting.learner, (), logits)
-        return list(found.losses)
-    return [fitting.learner.backward(*batch) for fitting, batch in zip(fittings, batches, strict=True)]
+def take_steps_together(fittings: Sequence[Fitting]) -> None:
+    """All steps of a stack; none where the learners cannot be stacked."""
+    trainer, stack = fittings[0].trainer, Stack([fitting.learner for fitting in fittings])
+    with trainer.reporter.track(f"training {len(fittings)} runs", fittings[0].total) as track:
+        while len(alive := [fitting for fitting in fittings if fitting.under_way]) > 1:
+            batches = [fitting.batch for fitting in alive]
+            for fitting in alive:
+                fitting.get_ready()
+            with trainer.autocast():
+                found = stack.backward([fitting.learner for fitting in alive], batches)
+            if found is None:
+                return
+            for fitting, loss, logits in zip(alive, found.losses, found.logits, strict=True):
+                fitting.meter.see(fitting.learner, (), logits)
+                fitting.update(loss)
+            track.advance(note=alive[0].note)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from vlprompt.commands.arguments import add_config_dir, refuse, searched, whole_
 from vlprompt.errors import UserError
 
 if TYPE_CHECKING:
-    from vlprompt.data.bank import Bank
-    from vlprompt.data.dataset import Dataset, Item, Split
+    from vlprompt.data.dataset import Dataset, Item
     from vlprompt.data.feature_files import Rows
     from vlprompt.data.sources.banked import Contents
     from vlprompt.experiment import Experiment
+    from vlprompt.session import Parts
+    from vlprompt.trainer import Trainer
 
 Keys = dict[tuple[str, str], str]  # of images, by the origin of their data set and their names
 
@@ -64,6 +65,7 @@ def pack(options: argparse.Namespace) -> int:
     from rich.filesize import decimal
 
     from vlprompt.data import portable
+    from vlprompt.data.bank import view_name
     from vlprompt.data.image_keys import image_key
     from vlprompt.run import prepare
 
@@ -74,13 +76,15 @@ def pack(options: argparse.Namespace) -> int:
     known: Keys = {}
     for seed in options.seeds:
         experiment = prepare([*overrides, f"seed={seed}"])
-        bank, parts = fill(experiment)
-        for view, split in parts:
-            features.setdefault(view, {}).update(bank.rows(view, split))
-        known |= {
-            (split.origin, item.image): image_key(split, item.image) for _, split in parts for item in split.items
-        }
+        trainer, parts = fill(experiment)
+        bank = trainer.bank
+        assert bank is not None
+        for split, views in parts:
+            known |= {(split.origin, item.image): image_key(split, item.image) for item in split.items}
+            for name in (view_name(view, trainer.seed, trainer.augment) for view in views):
+                features.setdefault(name, {}).update(bank.rows(name, split))
         contents |= describe(experiment, known)
+    assert bank is not None
     assert bank.files is not None
     command = shlex.join(["python", "run.py", *options.overrides, f"precision={experiment.precision}"])
     manifest = portable.Manifest(tower=bank.files.folder.name, about=dict(bank.files.about), command=command)
@@ -90,8 +94,8 @@ def pack(options: argparse.Namespace) -> int:
     return 0
 
 
-def fill(experiment: "Experiment") -> tuple["Bank", list[tuple[str, "Split"]]]:
-    """The bank with all that a run reads, and which images in which views that is.
+def fill(experiment: "Experiment") -> tuple["Trainer", "Parts"]:
+    """Compute all features that a run reads; -> what they were computed with, and which they are.
 
     Raises: UserError for a method that reads pixels.
     """
@@ -100,17 +104,17 @@ def fill(experiment: "Experiment") -> tuple["Bank", list[tuple[str, "Split"]]]:
     from vlprompt.session import Session
 
     session = Session.open(experiment, OpenRun(experiment.folder), Reporter())
-    bank = session.trainer.bank
+    trainer = session.trainer
+    bank = trainer.bank
     if bank is None or bank.files is None:
         raise UserError("there is no bank on disk with bank.use=false or bank.gb=0: leave them out")
-    if not session.trainer.reads_features(session.learner):
+    if not trainer.reads_features(session.learner):
         raise UserError(f"{experiment.cell.method} edits the image tower, so that features of images are no use to it")
     parts = session.banked_parts()
     for split, views in parts:
         with session.reporter.track("reading images", len(split) * len(views)) as track:
-            bank.fill(split, views, seed=session.trainer.seed, augment=session.trainer.augment, done=track.advance)
-    name = session.trainer.view_name
-    return bank, [(name(view), split) for split, views in parts for view in views]
+            bank.fill(split, views, seed=trainer.seed, augment=trainer.augment, done=track.advance)
+    return trainer, parts
 
 
 def describe(experiment: "Experiment", known: Keys) -> dict[str, "Contents"]:
@@ -118,9 +122,9 @@ def describe(experiment: "Experiment", known: Keys) -> dict[str, "Contents"]:
     from vlprompt.plan import stored_name
 
     settings = experiment.settings
-    described = {settings.dataset.name: settings.dataset} | {n: t.dataset for n, t in settings.targets.items()}
-    found = [experiment.dataset, *experiment.targets.values()]
-    return {stored_name(described[one.name]): contents(one, known) for one in found if one.name in described}
+    pairs = [(settings.dataset, experiment.dataset)]
+    pairs += [(settings.targets[name].dataset, target) for name, target in experiment.targets.items()]
+    return {stored_name(described): contents(dataset, known) for described, dataset in pairs}
 
 
 def contents(dataset: "Dataset", known: Keys) -> "Contents":

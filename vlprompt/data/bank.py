@@ -1,6 +1,7 @@
 """Features of the unedited image tower, computed once."""
 
 from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +21,7 @@ CROP = "crop"  # the name of the centre crop
 
 @dataclass
 class Use:
-    """Features that runs took from the disk, and computed."""
+    """Features that were read from the disk, and computed."""
 
     read: int = 0
     computed: int = 0
@@ -44,6 +45,12 @@ class Bank:
         self.clip, self.precision, self.workers, self.cache, self.files = clip, precision, workers, cache, files
         self.use = Use()
         self._rows: dict[str, Rows] = {}  # by name of the view and key of the image
+
+    def counted_anew(self) -> "Bank":
+        """The same features, with a count of their use of its own."""
+        bank = copy(self)
+        bank.use = Use()
+        return bank
 
     def features(
         self, split: Split, view: int | None = None, *, seed: int = 0, augment: Augment = PUBLISHED

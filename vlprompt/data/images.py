@@ -149,6 +149,7 @@ class Batches:
             batch_size=batch_size,
             sampler=order,
             num_workers=workers,
+            generator=torch.Generator(),  # else reading would take from the random numbers of the training
             persistent_workers=workers > 0,
             pin_memory=self.device.type == "cuda",
         )

@@ -4,6 +4,7 @@ import json
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from vlprompt.data.disk import whole_file
 from vlprompt.data.feature_files import ABOUT, FEATURES, FILE, KEYS, FeatureFiles, Rows, read_keys
 from vlprompt.data.sources import banked
 from vlprompt.errors import UserError
@@ -37,9 +39,12 @@ def pack(
     path: Path, manifest: Manifest, contents: Mapping[str, banked.Contents], features: Mapping[str, Rows]
 ) -> tuple[int, int]:
     """Write a bank: data sets by identity, features by view; -> (rows, bytes). Raises: UserError."""
-    draft = path.with_name(f".{path.name}.part")
     try:
-        with TemporaryDirectory(dir=path.parent) as folder, zipfile.ZipFile(draft, "w") as archive:
+        with (
+            TemporaryDirectory() as folder,
+            whole_file(path) as draft,
+            zipfile.ZipFile(draft, "w") as archive,
+        ):
             archive.writestr(MANIFEST, manifest.model_dump_json(indent=2))
             for identity, content in contents.items():
                 archive.writestr(f"{DATASETS}/{identity}.json", content.model_dump_json())
@@ -47,9 +52,7 @@ def pack(
                 member = Path(folder) / "rows"
                 save_file({FEATURES: torch.stack(list(rows.values())).cpu()}, member, {KEYS: json.dumps(list(rows))})
                 archive.write(member, f"features/{view}{FILE[1:]}")
-        draft.replace(path)
     except (OSError, SafetensorError) as error:
-        draft.unlink(missing_ok=True)
         raise UserError(f"cannot write {path} ({error}): choose another place, or free space") from None
     return sum(map(len, features.values())), path.stat().st_size
 
@@ -84,8 +87,8 @@ def unpack(path: Path, root: Path, *, limit: int) -> tuple[Manifest, int]:
         files.write(view, {key: row for key, row in rows.items() if key not in known})
     for identity, content in contents.items():
         place = root / DATASETS / f"{identity}.json"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(_merged(place, content).model_dump_json(), encoding="utf-8")
+        with whole_file(place) as draft:
+            draft.write_text(_merged(place, content).model_dump_json(), encoding="utf-8")
     return manifest, sum(map(len, features.values()))
 
 
@@ -110,13 +113,13 @@ def _merged(place: Path, content: banked.Contents) -> banked.Contents:
 
 
 def towers(root: Path) -> list[dict[str, Any]]:
-    """What is in the bank below `root`: of each tower what it is, its views, rows and bytes."""
+    """What is in the bank below `root`: of each tower what it is, its views, rows and bytes; no damaged files."""
     found = []
     for folder in sorted(path.parent for path in root.glob(f"*/{ABOUT}")):
         files = list(folder.glob(f"*/{FILE}"))
         rows = 0
         for path in files:
-            with safe_open(path, "pt") as file:
+            with suppress(OSError, SafetensorError), safe_open(path, "pt") as file:
                 rows += file.get_slice(FEATURES).get_shape()[0]
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         size = sum(path.stat().st_size for path in files)
