@@ -12,13 +12,14 @@ from vlprompt import run
 from vlprompt.checkpoints import Best, GaussianMean
 from vlprompt.data.bank import Bank
 from vlprompt.errors import UserError
+from vlprompt.fitting import Fitting, fit
 from vlprompt.learners.clip_adapter import CLIPAdapter
 from vlprompt.learners.tip_adapter import TipAdapter
 from vlprompt.optim import Average, Fit
 from vlprompt.progress import Reporter
 from vlprompt.protocols.base import Episode
 from vlprompt.protocols.few_shot import FewShot
-from vlprompt.trainer import Fitting, Trainer
+from vlprompt.trainer import Trainer
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_a_training_ends_with_them(trainer: Trainer, episode: Episode, monkeypat
     choice: dict[str, Any] = {"average": Average(mu=2, sigma=1)} if keep == "average" else {"keep": "best"}
     torch.manual_seed(0)
     learner = CLIPAdapter(trainer.clip, episode.train.classes)
-    trainer.fit(learner, episode, Fit(lr=0.1, epochs=3, batch_size=5, **choice))
+    fit(trainer, learner, episode, Fit(lr=0.1, epochs=3, batch_size=5, **choice))
     assert len(seen) == 3
     assert not torch.equal(seen[0], seen[2])
     density = norm.pdf([1, 2, 3], 2, 1)
@@ -76,11 +77,11 @@ def test_best_needs_images_to_choose_on(trainer: Trainer, episode: Episode) -> N
     learner = CLIPAdapter(trainer.clip, episode.train.classes)
     without = Episode(train=episode.train, val=None, tests=episode.tests)
     with pytest.raises(UserError, match="needs validation images"):
-        trainer.fit(learner, without, Fit(lr=0.1, epochs=1, keep="best"))
-    trainer.fit(learner, without, Fit(lr=0.1, epochs=1, keep="best", select_on="test"))
+        fit(trainer, learner, without, Fit(lr=0.1, epochs=1, keep="best"))
+    fit(trainer, learner, without, Fit(lr=0.1, epochs=1, keep="best", select_on="test"))
     other = Episode(train=episode.train, val=None, tests={"novel": episode.tests["test"].select([0, 1])})
     with pytest.raises(UserError, match="test of the classes trained on"):
-        trainer.fit(learner, other, Fit(lr=0.1, epochs=1, select_on="test"))
+        fit(trainer, learner, other, Fit(lr=0.1, epochs=1, select_on="test"))
 
 
 def test_one_of_two_ways_to_end() -> None:
@@ -98,7 +99,7 @@ def test_preparing_meets_another_view_at_each_pass(trainer: Trainer, episode: Ep
     learner = TipAdapter(trainer.clip, episode.train.classes, n_views=3)
     if not banked:  # as for a learner that asks for pixels
         object.__setattr__(trainer, "reads_features", lambda learner: False)
-    assert trainer.fit(learner, episode, Fit(lr=0.1, epochs=0)) == []
+    assert fit(trainer, learner, episode, Fit(lr=0.1, epochs=0)) == []
     views = [trainer.bank.features(episode.train, view, seed=trainer.seed) for view in range(3)]
     assert not torch.allclose(views[0], views[1])
     expected = torch.nn.functional.normalize(torch.stack(views).mean(0), dim=-1)

@@ -13,7 +13,8 @@ import torch
 from vlprompt.checkpoints import make_checkpoints
 from vlprompt.optim import Average, Fit, Schedule, learning_rate, make_optimizer
 from vlprompt.towers import Images, Preprocess
-from vlprompt.towers.clip import Clip, clip_of, make_model
+from vlprompt.towers.clip import Clip
+from vlprompt.towers.loading import clip_of, make_model
 
 FIXTURES = Path(__file__).parent / "fixtures" / "parity"
 

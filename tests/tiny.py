@@ -4,7 +4,8 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from vlprompt.towers.clip import Clip, Preprocess, clip_of, make_model
+from vlprompt.towers.clip import Clip, Preprocess
+from vlprompt.towers.loading import clip_of, make_model
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 3}
 VIT = {"image_size": 32, "patch_size": 8, "width": 48, "head_width": 16, "layers": 3}

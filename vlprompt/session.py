@@ -17,6 +17,7 @@ from vlprompt.data.feature_files import FeatureFiles
 from vlprompt.data.image_cache import ImageCache
 from vlprompt.data.images import Augment
 from vlprompt.errors import NonFiniteError
+from vlprompt.fitting import Epoch, Fitting, fit_together
 from vlprompt.learners.base import Learner
 from vlprompt.locations import bank_folder, data_root
 from vlprompt.machine import default_workers, device_name, peak_memory, reset_peak_memory
@@ -29,7 +30,7 @@ from vlprompt.records import OpenRun, Record, git_commit, versions
 from vlprompt.settings import Settings
 from vlprompt.towers import Clip, load_clip
 from vlprompt.tracking import Tracker
-from vlprompt.trainer import Epoch, Fitting, Trainer, fit_together, measure
+from vlprompt.trainer import Trainer, measure
 
 if TYPE_CHECKING:
     from vlprompt.experiment import Experiment

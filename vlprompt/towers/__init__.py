@@ -1,8 +1,9 @@
 """Frozen towers as plain functions with named edit sites: everything that knows open_clip and timm."""
 
-from vlprompt.towers.clip import RANDOM, WEIGHTS_FILE, Clip, Preprocess, load_clip
+from vlprompt.towers.clip import Clip, Preprocess
 from vlprompt.towers.edits import NO_EDITS, Edit, Edits, Prefix, merge
 from vlprompt.towers.image import Images, ImageTower, NeedsPixels
+from vlprompt.towers.loading import RANDOM, WEIGHTS_FILE, load_clip
 from vlprompt.towers.templates import PLAIN, ensemble, expand_templates
 from vlprompt.towers.text import Position, Prompts, TextTower
 

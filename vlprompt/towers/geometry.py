@@ -8,7 +8,8 @@ from typing import Any
 import open_clip
 
 from vlprompt.errors import UserError, unknown
-from vlprompt.towers.clip import Preprocess, preprocess_of
+from vlprompt.towers.clip import Preprocess
+from vlprompt.towers.loading import preprocess_of
 
 
 @dataclass(frozen=True)
