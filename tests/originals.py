@@ -93,15 +93,10 @@ def kgcoop(clip: Clip, case: Mapping[str, Any]) -> Learner:
 
 def promptsrc(clip: Clip, case: Mapping[str, Any]) -> Learner:
     options = case["config"]["trainer_options"]
-    n = options["N_CTX_TEXT"]
     return PromptSRC(
         clip,
         case["config"]["classnames"],
-        n_context=n,
-        ctx_init=short_phrase(options, n),
-        depth=options["PROMPT_DEPTH_TEXT"],
-        n_tokens=options["N_CTX_VISION"],
-        image_depth=options["PROMPT_DEPTH_VISION"],
+        **of_both_towers(options),
         templates=case["frozen_text_templates"],
         text_weight=float(options["TEXT_LOSS_WEIGHT"]),
         image_weight=float(options["IMAGE_LOSS_WEIGHT"]),
@@ -152,16 +147,19 @@ def maple(clip: Clip, case: Mapping[str, Any]) -> Learner:
 
 def ivlp(clip: Clip, case: Mapping[str, Any]) -> Learner:
     options = case["config"]["trainer_options"]
+    return IVLP(clip, case["config"]["classnames"], **of_both_towers(options))
+
+
+def of_both_towers(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Independent prompts of the text and of the image tower."""
     n = options["N_CTX_TEXT"]
-    return IVLP(
-        clip,
-        case["config"]["classnames"],
-        n_context=n,
-        ctx_init=short_phrase(options, n),
-        depth=options["PROMPT_DEPTH_TEXT"],
-        n_tokens=options["N_CTX_VISION"],
-        image_depth=options["PROMPT_DEPTH_VISION"],
-    )
+    return {
+        "n_context": n,
+        "ctx_init": short_phrase(options, n),
+        "depth": options["PROMPT_DEPTH_TEXT"],
+        "n_tokens": options["N_CTX_VISION"],
+        "image_depth": options["PROMPT_DEPTH_VISION"],
+    }
 
 
 def vpt(clip: Clip, case: Mapping[str, Any]) -> Learner:

@@ -54,6 +54,10 @@ class Protocol(ABC):
         `targets` are the data sets that `self.targets` names, but for `dataset` itself.
         """
 
+    def test_of(self, dataset: Dataset, val: Split | None) -> Split:
+        """The images of `part`, all of them; `val` is the few-shot validation sample. Raises: UserError without any."""
+        return validation(dataset, val) if self.part == FEW_SHOT_VAL else dataset.split(self.part)
+
     def summary(self, accuracies: Mapping[str, float]) -> dict[str, float]:
         """The headline numbers, in the order to show them, from the accuracy on each test. All are fractions."""
         return dict(accuracies)

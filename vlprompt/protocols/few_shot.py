@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from vlprompt.data.dataset import Dataset
 from vlprompt.data.sampling import Sampler, Shots, sample_few_shot
-from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, Protocol, validation
+from vlprompt.protocols.base import Episode, Protocol
 
 
 class FewShot(Protocol):
@@ -29,5 +29,5 @@ class FewShot(Protocol):
         """One episode."""
         train, val = sample(dataset, shots=shots, seed=seed)
         drawn = dataset.split("val", val) or None  # an empty split is false
-        test = validation(dataset, drawn) if self.part == FEW_SHOT_VAL else dataset.split(self.part)
-        yield Episode(train=dataset.split("train", train), val=drawn, tests={self.part: test})
+        tests = {self.part: self.test_of(dataset, drawn)}
+        yield Episode(train=dataset.split("train", train), val=drawn, tests=tests)

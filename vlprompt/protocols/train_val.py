@@ -6,7 +6,7 @@ from typing import ClassVar
 from vlprompt.data.dataset import Dataset
 from vlprompt.data.sampling import Sampler, Shots, sample_few_shot
 from vlprompt.errors import UserError
-from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, Protocol, validation
+from vlprompt.protocols.base import Episode, Protocol
 
 
 class TrainVal(Protocol):
@@ -42,9 +42,8 @@ class TrainVal(Protocol):
         train, val = sample(dataset, shots=shots, seed=seed)
         drawn = dataset.split("val", val) or None  # an empty split is false
         final = self.part == "test"
-        test = validation(dataset, drawn) if self.part == FEW_SHOT_VAL else dataset.split(self.part)
         yield Episode(
             train=dataset.split("train", [*train, *val] if final else train),
             val=None if final else drawn,
-            tests={self.part: test},
+            tests={self.part: self.test_of(dataset, drawn)},
         )

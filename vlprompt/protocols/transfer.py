@@ -7,7 +7,7 @@ from statistics import fmean
 from vlprompt.data.dataset import Dataset, Split
 from vlprompt.data.sampling import Sampler, Shots, sample_few_shot
 from vlprompt.errors import UserError
-from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, Protocol, Source, validation
+from vlprompt.protocols.base import Episode, Protocol, Source
 
 
 class Transfer(Protocol):
@@ -38,11 +38,11 @@ class Transfer(Protocol):
         train, val = sample(dataset, shots=shots, seed=seed)
         names = [name for name in self.targets if name != dataset.name]
         drawn = dataset.split("val", val) or None  # an empty split is false
-        own = validation(dataset, drawn) if self.part == FEW_SHOT_VAL else dataset.split(self.part)
         yield Episode(
             train=dataset.split("train", train),
             val=drawn,
-            tests={dataset.name: own} | {name: self.test(targets[name], dataset) for name in names},
+            tests={dataset.name: self.test_of(dataset, drawn)}
+            | {name: self.test(targets[name], dataset) for name in names},
         )
 
     @abstractmethod
