@@ -1,6 +1,7 @@
 """Options for test data that is too large to be kept here, or that comes from elsewhere."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,15 @@ def splits_folder(request: pytest.FixtureRequest) -> Path:
 def parity_folder(request: pytest.FixtureRequest) -> Path:
     """The folder with parity cases."""
     return request.config.getoption("--parity")
+
+
+@pytest.fixture
+def results(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty results root, made ready for runs by the `set_up` of the test's module."""
+    request.module.set_up(monkeypatch, tmp_path)
+    threads = torch.get_num_threads()
+    yield tmp_path / "results"
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session", autouse=True)

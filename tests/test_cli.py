@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from copy import deepcopy
 from dataclasses import replace
@@ -65,15 +65,6 @@ def set_up(patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setenv("HYDRA_FULL_ERROR", "0")
     patch.setattr(sys, "argv", sys.argv)
     patch.chdir(folder)
-
-
-@pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty results root."""
-    set_up(monkeypatch, tmp_path)
-    threads = torch.get_num_threads()
-    yield tmp_path / "results"
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

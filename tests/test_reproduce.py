@@ -3,16 +3,15 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import stdev
 from typing import Any
 
 import pytest
-import torch
 from test_cli import Answer, ask
 from test_runs import SECONDS
-from test_tune import set_up, start
+from test_tune import start
 
 from vlprompt import cli
 from vlprompt.errors import UserError
@@ -157,15 +156,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     (folder / "dataset").mkdir()
     (folder / "dataset" / "tiny.yaml").write_text(DATASET)
     return ["--config-dir", str(folder), *TINY]
-
-
-@pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty results root."""
-    set_up(monkeypatch, tmp_path)
-    threads = torch.get_num_threads()
-    yield tmp_path / "results"
-    torch.set_num_threads(threads)
 
 
 def write(path: Path, *rows: str) -> Path:

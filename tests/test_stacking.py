@@ -1,12 +1,10 @@
 """Several seeds or learning rates as one job: one pass of the towers, and each run as if it were alone."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
-from test_cli import Answer, ask, set_up
+from test_cli import Answer, ask, set_up  # noqa: F401 (the fixture `results` calls it)
 from tiny_world import CLASSES, PER_CLASS, RUN
 
 from vlprompt import run
@@ -14,15 +12,6 @@ from vlprompt.records import Record, find_records
 from vlprompt.stacking import Stack
 
 COCOOP = [*RUN, "method=cocoop", "fit.batch_size=2"]
-
-
-@pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty results root."""
-    set_up(monkeypatch, tmp_path)
-    threads = torch.get_num_threads()
-    yield tmp_path / "results"
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

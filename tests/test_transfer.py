@@ -1,13 +1,12 @@
 """Runs that train on one data set and test on several, on tiny worlds: one record, one hash, one command."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from test_cli import Answer, ask, check_mistake, set_up
+from test_cli import Answer, ask, check_mistake, set_up  # noqa: F401 (the fixture `results` calls it)
 from tiny_world import CLASSES, PER_CLASS
 
 from vlprompt import run
@@ -24,15 +23,6 @@ RUN = [*TINY, *SHORT, "method.ctx_init=''", "method.n_context=4"]
 CROSS = ["protocol=cross_dataset", "protocol.targets=[tiny_other]"]
 DOMAINS = ["protocol=domain_generalization", "protocol.targets=[tiny_sketch,tiny_part]"]
 N_TEST = len(CLASSES) * PER_CLASS["test"]
-
-
-@pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty results root."""
-    set_up(monkeypatch, tmp_path)
-    threads = torch.get_num_threads()
-    yield tmp_path / "results"
-    torch.set_num_threads(threads)
 
 
 def start(*overrides: str, base: list[str] = RUN) -> Answer:

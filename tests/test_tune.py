@@ -7,14 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import hydra
 import pytest
-import torch
 from test_cli import Answer, ask
 from test_cli import set_up as set_up_runs
 from test_runs import ROOT, SECONDS, environment_in
@@ -44,15 +42,6 @@ def set_up(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """As for runs; and what a command asks Hydra for is composed once for all tests: it takes most of the time."""
     set_up_runs(patch, folder)
     patch.setattr(hydra, "compose", lambda _, given, **more: composition(tuple(given), bool(more)))
-
-
-@pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty results root."""
-    set_up(monkeypatch, tmp_path)
-    threads = torch.get_num_threads()
-    yield tmp_path / "results"
-    torch.set_num_threads(threads)
 
 
 def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:

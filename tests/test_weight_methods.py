@@ -1,7 +1,6 @@
 """Methods that change the model's weights, backbones in 4 bits, the probe: each against an independent computation."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import tiny
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
+from test_cli import set_up  # noqa: F401 (the fixture `results` calls it)
 from test_transfer import TINY, start
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
@@ -34,16 +34,6 @@ CLASSES = ["cat", "striped red star", "a_very_long_name_with_many_tokens"]
 LABELS = torch.tensor([0, 1, 2, 1])
 TEMPLATE = "a photo of a {}."
 ALL_SITES = ["q", "k", "v", "o", "fc1", "fc2"]
-
-
-@pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    from test_cli import set_up
-
-    set_up(monkeypatch, tmp_path)
-    threads = torch.get_num_threads()
-    yield tmp_path / "results"
-    torch.set_num_threads(threads)
 
 
 def gradients(learner: Learner, images: Images) -> dict[str, Tensor]:

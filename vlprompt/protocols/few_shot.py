@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
-from vlprompt.data.dataset import Dataset
+from vlprompt.data.dataset import Dataset, Split
 from vlprompt.data.sampling import Sampler, Shots, sample_few_shot
 from vlprompt.protocols.base import Episode, Protocol
 
@@ -29,5 +29,5 @@ class FewShot(Protocol):
         """One episode."""
         train, val = sample(dataset, shots=shots, seed=seed)
         drawn = dataset.split("val", val) or None  # an empty split is false
-        tests = {self.part: self.test_of(dataset, drawn)}
+        tests: dict[str, Split] = {self.part: self.test_of(dataset, drawn)}
         yield Episode(train=dataset.split("train", train), val=drawn, tests=tests)
