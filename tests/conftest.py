@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import set_up
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -44,9 +45,9 @@ def parity_folder(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
-def results(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty results root, made ready for runs by the `set_up` of the test's module."""
-    request.module.set_up(monkeypatch, tmp_path)
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty results root, where commands find it."""
+    set_up(monkeypatch, tmp_path)
     threads = torch.get_num_threads()
     yield tmp_path / "results"
     torch.set_num_threads(threads)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from running import Answer, ask, set_up
 from safetensors.torch import load_file
-from test_cli import Answer, ask, set_up
 from test_runs import make_caltech
 from tiny_world import CLASSES, PER_CLASS, RUN, load
 

@@ -1,25 +1,22 @@
 """Both commands within this process: runs on a tiny world, what they leave behind, and how they answer mistakes."""
 
 import errno
-import io
 import json
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 import yaml
 from PIL import Image
+from running import Answer, ask, check_mistake, set_up
 from tiny_world import CLASSES, PER_CLASS, RUN, load
 
 from vlprompt import cli, demo, run, session
@@ -28,43 +25,10 @@ from vlprompt.errors import UserError
 from vlprompt.experiment import Experiment
 from vlprompt.metrics import load_predictions
 from vlprompt.records import Cell, Record, find_records, open_run
-from vlprompt.run import compose
 from vlprompt.towers import Preprocess
 
 FILES = {"config.yaml", "learner.safetensors", "learner_config.json", "log.txt", "predictions.npz", "result.json"}
 HALF = (len(CLASSES) + 1) // 2
-
-
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def ask(main: Callable[[list[str]], int], arguments: list[str]) -> Answer:
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        code = main(arguments)
-    return Answer(code, out.getvalue(), err.getvalue())
-
-
-@cache
-def composed(*overrides: str) -> Any:
-    return compose(list(overrides))
-
-
-def set_up(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Results and data in `folder`, no W&B, and everything restored that a run sets for its process.
-
-    The defaults that a run is held against are composed once for all tests: they are what takes most of the time.
-    """
-    patch.setattr(run, "compose", lambda overrides: deepcopy(composed(*overrides)))
-    patch.setenv("VLPROMPT_RESULTS", str(folder / "results"))
-    patch.setenv("VLPROMPT_DATA", str(folder / "datasets"))
-    patch.setenv("WANDB_MODE", "disabled")
-    patch.setenv("HYDRA_FULL_ERROR", "0")
-    patch.setattr(sys, "argv", sys.argv)
-    patch.chdir(folder)
 
 
 @pytest.fixture(scope="module")
@@ -393,16 +357,6 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("backbone.model=ViT-B-61", ["unknown model 'ViT-B-61'", "did you mean 'ViT-B-16'?"]),
     ("fit.lr=1e30 fit.epochs=3", ["training stopped at step 3", "the loss is nan", "lower fit.lr"]),
 ]
-
-
-def check_mistake(answer: Answer, words: list[str], root: Path) -> None:
-    assert answer.code == 2
-    assert answer.err.startswith("error: ")
-    assert answer.err.count("\n") == 1
-    assert not [word for word in words if word not in answer.err], answer.err
-    assert "Traceback" not in answer.err + answer.out
-    assert not list(root.rglob("result.json"))
-    assert not list(root.rglob(".*.partial"))
 
 
 @pytest.mark.parametrize(("mistake", "words"), MISTAKES, ids=[mistake for mistake, _ in MISTAKES])

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
+from running import VLPROMPT, ask
 from serving import Server, serving
-from test_cli import ask, results  # noqa: F401
 from tiny_data import CATALOGUE, FETCHED, FOLDERS, lay_out, make_files, pack, picture
 
 from vlprompt import cli, run
@@ -27,8 +27,6 @@ from vlprompt.data.catalogue import content_hash
 from vlprompt.errors import UserError
 from vlprompt.locations import config_dir
 from vlprompt.plan import load_source
-
-COMMAND = "import sys; from vlprompt.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture
@@ -76,7 +74,7 @@ def configure(node: dict[str, Any], folder: Path) -> list[str]:
 
 def start(arguments: list[str], root: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "VLPROMPT_DATA": str(root), "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen([sys.executable, "-c", COMMAND, *arguments], env=environment, text=True,
+    return subprocess.Popen([sys.executable, *VLPROMPT, *arguments], env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 
 
@@ -254,7 +252,7 @@ def test_imagenet_is_explained(root: Path) -> None:
         assert word in answer.err
 
 
-def test_a_run_says_which_command_gets_its_data(results: Path) -> None:  # noqa: F811
+def test_a_run_says_which_command_gets_its_data(results: Path) -> None:
     answer = ask(run.main, ["dataset=dtd"])
     assert answer.code == 2
     assert answer.err.count("\n") == 1
@@ -265,7 +263,7 @@ def test_a_run_says_which_command_gets_its_data(results: Path) -> None:  # noqa:
 def test_a_run_fetches_what_it_lacks(
     server: Server,
     root: Path,
-    results: Path,  # noqa: F811
+    results: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -9,9 +9,7 @@ from statistics import stdev
 from typing import Any
 
 import pytest
-from test_cli import Answer, ask
-from test_runs import SECONDS
-from test_tune import start
+from running import SECONDS, VLPROMPT, Answer, ask, environment_in, start
 
 from vlprompt import cli
 from vlprompt.errors import UserError
@@ -258,7 +256,8 @@ def test_a_stopped_process_goes_on(
 ) -> None:
     """Ctrl-C, or killed, in the middle of a run, in a process of its own."""
     made = write(tmp_path / "made.csv", row_of(1, 99))
-    process = start(["reproduce", "coop", "--published", str(made), *tiny], tmp_path)
+    arguments = ["reproduce", "coop", "--published", str(made), *tiny]
+    process = start(VLPROMPT, arguments, environment_in(tmp_path), tmp_path)
     limit = time.monotonic() + SECONDS
     while not list(results.rglob("result.json")):
         assert process.poll() is None, process.communicate()

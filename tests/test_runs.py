@@ -14,27 +14,15 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from running import ROOT, SECONDS, end, environment_in, start
+from running import RUN as PROGRAM
 from test_tracking import read
 from tiny_world import RUN
 
 from vlprompt import run, session
 from vlprompt.records import Record, find_records
 
-ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 300  # until a command that hangs is ended
 LONG = [*RUN, "name=long", "fit.epochs=1000000"]
-
-
-def environment_in(folder: Path) -> dict[str, str]:
-    """Results and data in `folder`; modules beside this file can be named in settings."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "HYDRA", "VLPROMPT"))}
-    return kept | {
-        "VLPROMPT_RESULTS": str(folder / "results"),
-        "VLPROMPT_DATA": str(folder / "datasets"),
-        "WANDB_MODE": "disabled",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parent),
-    }
 
 
 @pytest.fixture
@@ -49,30 +37,6 @@ def within(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Call
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", sys.argv)
     return run.main
-
-
-def start(arguments: list[str], environment: dict[str, str], folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "run.py"), *arguments]
-    pipe = subprocess.PIPE
-
-    def interruptible() -> None:  # a shell's background jobs, and so what they start, ignore Ctrl-C
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    return subprocess.Popen(
-        command,
-        stdout=pipe,
-        stderr=pipe,
-        text=True,
-        cwd=folder,
-        env=environment,
-        start_new_session=True,
-        preexec_fn=interruptible,
-    )
-
-
-def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=SECONDS)
-    return process.returncode, out, err
 
 
 def wait_for_training(results: Path, process: subprocess.Popen[str]) -> None:
@@ -98,7 +62,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, t
     """Two runs stopped while training, side by side: "killed", and "interrupted" by Ctrl-C with workers that read."""
     more = {"killed": [], "interrupted": ["bank.views=null", "workers=2"]}
     folders = {name: tmp_path_factory.mktemp(name) for name in more}
-    running = {name: start([*LONG, *more[name]], environment_in(f), f) for name, f in folders.items()}
+    running = {name: start(PROGRAM, [*LONG, *more[name]], environment_in(f), f) for name, f in folders.items()}
     for name, process in running.items():
         wait_for_training(folders[name] / "results", process)
         # a terminal sends Ctrl-C to the workers, too
@@ -130,7 +94,7 @@ def test_ctrl_c_is_one_line_and_a_clean_tree(stopped: Any) -> None:
 def test_two_processes_with_one_command_and_their_tracked_runs(environment: dict[str, str], tmp_path: Path) -> None:
     results = tmp_path / "results"
     environment["WANDB_MODE"] = "offline"
-    pair = [start([*RUN, "name=both"], environment, tmp_path) for _ in range(2)]
+    pair = [start(PROGRAM, [*RUN, "name=both"], environment, tmp_path) for _ in range(2)]
     answers = [end(process) for process in pair]
     assert [(code, err) for code, _, err in answers] == [(0, "")] * 2
     tables = {out[out.index("\nprotocol ") :] for _, out, _ in answers}
@@ -223,7 +187,7 @@ def test_joblib_runs_the_cells_of_a_sweep_in_processes(environment: dict[str, st
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra sweep")
     parallel = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     arguments = [*parallel, *RUN, "seed=1,2", "method.class_specific=false,true", "name=here"]
-    code, out, err = end(start(arguments, environment, tmp_path))
+    code, out, err = end(start(PROGRAM, arguments, environment, tmp_path))
     assert (code, "Traceback" in err) == (0, False), err
     found = coop(tmp_path / "results")
     assert sorted((record.seed, record.status) for record in found) == [(1, "finished"), (2, "finished")]

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
+from running import Answer, ask
 from safetensors.torch import load_file
-from test_cli import Answer, ask, set_up  # noqa: F401 (the fixture `results` calls it)
 from tiny_world import CLASSES, PER_CLASS, RUN
 
 from vlprompt import run

@@ -8,9 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import safetensors.torch
-import test_cli
 import torch
-from test_cli import ask
+from running import ask, set_up
 
 from vlprompt import cli, run
 from vlprompt.errors import UserError
@@ -34,7 +33,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Two seeds of DyLoRA of four ranks, one run of P-tuning, zero-shot beside them."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        test_cli.set_up(patch, folder)
+        set_up(patch, folder)
         for seed in (1, 2):
             dynamic = ["method=dylora", "method.rank=4", "method.sites=[v,fc1]", f"seed={seed}", "name=four"]
             assert ask(run.main, [*WORLD, *dynamic]).code == 0

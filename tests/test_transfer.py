@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_cli import Answer, ask, check_mistake, set_up  # noqa: F401 (the fixture `results` calls it)
+from running import Answer, ask, check_mistake
 from tiny_world import CLASSES, PER_CLASS
 
 from vlprompt import run
 from vlprompt.experiment import Experiment
+from vlprompt.fitting import Fitting
 from vlprompt.metrics import load_predictions
 from vlprompt.records import Record, find_records
 from vlprompt.session import bank_at, clip_at
-from vlprompt.trainer import Trainer
 
 CONF = Path(__file__).parent / "fixtures" / "conf"
 TINY = ["--config-dir", str(CONF), "dataset=tiny", "backbone.weights=random"]
@@ -82,13 +82,13 @@ def no_training(*_: object) -> None:
 def test_class_bound_methods_are_refused_before_training(
     results: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
-    monkeypatch.setattr(Trainer, "fit", no_training)
+    monkeypatch.setattr(Fitting, "start", no_training)
     answer = ask(run.main, [*TINY, *SHORT, *CROSS, *arguments])
     check_mistake(answer, ["owns parameters for each of its 5 training classes"], results)
 
 
 def test_a_target_that_is_no_variant_is_refused_before_training(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Trainer, "fit", no_training)
+    monkeypatch.setattr(Fitting, "start", no_training)
     answer = ask(run.main, [*RUN, DOMAINS[0], "protocol.targets=[tiny_sketch,tiny_other]"])
     check_mistake(answer, ["tiny_other is no variant of tiny", "protocol=cross_dataset"], results)
 

@@ -1,21 +1,14 @@
 """`vlprompt tune` on the tiny world: what it reads, what it leaves, and how it goes on."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
-from test_cli import Answer, ask
-from test_cli import set_up as set_up_runs
-from test_runs import ROOT, SECONDS, environment_in
+from running import SECONDS, VLPROMPT, Answer, ask, environment_in, set_up, start
 from tiny_world import RUN
 
 from vlprompt import cli
@@ -28,36 +21,6 @@ pytest.importorskip("optuna", reason="needs the extra tune")
 
 ARGUMENTS = ["tune", "coop", "--trials", "3", *RUN, "fit.epochs=1"]
 HALF = 3  # base classes, each with one validation image
-
-
-COMPOSE = hydra.compose
-
-
-@cache
-def composition(overrides: tuple[str, ...], whole: bool) -> Any:
-    return COMPOSE("config", list(overrides), return_hydra_config=whole)
-
-
-def set_up(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """As for runs; and what a command asks Hydra for is composed once for all tests: it takes most of the time."""
-    set_up_runs(patch, folder)
-    patch.setattr(hydra, "compose", lambda _, given, **more: composition(tuple(given), bool(more)))
-
-
-def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
-    """`vlprompt` in a process of its own, which hears Ctrl-C, with results in `folder`."""
-    code = "import sys, vlprompt.cli as cli; sys.exit(cli.main(sys.argv[1:]))"
-    environment = environment_in(folder)
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment["PYTHONPATH"]])
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
-    )
 
 
 def tune(*more: str) -> Answer:
@@ -220,7 +183,7 @@ def test_an_interrupted_search_goes_on(
 
 @pytest.mark.slow
 def test_a_killed_search_goes_on(tuned: tuple[Path, Answer], results: Path, tmp_path: Path) -> None:
-    process = start(ARGUMENTS, tmp_path)
+    process = start(VLPROMPT, ARGUMENTS, environment_in(tmp_path), tmp_path)
     limit = time.monotonic() + SECONDS
     while len(list(results.glob("tune/**/trials/*/result.json"))) < 2:
         assert process.poll() is None

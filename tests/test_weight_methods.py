@@ -11,7 +11,6 @@ import tiny
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
-from test_cli import set_up  # noqa: F401 (the fixture `results` calls it)
 from test_transfer import TINY, start
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks

@@ -1,6 +1,7 @@
 """Several learners of one kind as one: their parameters stacked, the frozen towers passed once for all."""
 
 import logging
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -76,7 +77,9 @@ class Stack:
             named = {f"learner.{name}": value for name, value in {**parameters, **buffers}.items()}
             return functional_call(step, named, (images, labels))
 
-        return Stacked(*vmap(one, randomness="error")(parameters, buffers, tensors, labels))
+        with warnings.catch_warnings():  # an attention kernel that vmap calls once a member is what it costs anyway
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            return Stacked(*vmap(one, randomness="error")(parameters, buffers, tensors, labels))
 
 
 class _Step(nn.Module):

@@ -24,19 +24,20 @@ class Quantized(Tensor):
     """
 
     codes: Tensor
-    state: Any  # bitsandbytes' QuantState: scales and shape
+    state: Any  # bitsandbytes' QuantState: the scales
+    whole: torch.Size  # shape of the matrix of which this is all, or some rows
     rows: slice
 
     @staticmethod
-    def __new__(cls, codes: Tensor, state: Any, rows: slice = slice(None)) -> "Quantized":
-        shape = (len(range(*rows.indices(state.shape[0]))), state.shape[1])
+    def __new__(cls, codes: Tensor, state: Any, whole: torch.Size, rows: slice = slice(None)) -> "Quantized":
+        shape = (len(range(*rows.indices(whole[0]))), whole[1])
         made = Tensor._make_wrapper_subclass(cls, shape, dtype=state.dtype, device=codes.device)
-        made.codes, made.state, made.rows = codes, state, rows
+        made.codes, made.state, made.whole, made.rows = codes, state, whole, rows
         return made
 
     def plain(self) -> Float[Tensor, "n_out n_in"]:
         """The dequantised matrix."""
-        return _functional().dequantize_4bit(self.codes, self.state)[self.rows]
+        return _functional().dequantize_4bit(self.codes, self.state).view(self.whole)[self.rows]
 
     def stored(self) -> int:
         """Bytes: the codes, the scales and the tables."""
@@ -47,7 +48,7 @@ class Quantized(Tensor):
         codes = self.codes.to(device)
         if codes is not self.codes:
             self.state.to(device)
-        return Quantized(codes, self.state, self.rows)
+        return Quantized(codes, self.state, self.whole, self.rows)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -57,7 +58,7 @@ class Quantized(Tensor):
             bias = rest[0] if rest else bias
             return y if bias is None else y + bias.to(y.dtype)
         if func is Tensor.__getitem__ and isinstance(args[1], slice) and args[0].rows == slice(None):
-            return cls(args[0].codes, args[0].state, args[1])
+            return cls(args[0].codes, args[0].state, args[0].whole, args[1])
         if func in _ABOUT:
             return super().__torch_function__(func, types, args, kwargs)
         return cls.__torch_dispatch__(func, types, args, kwargs)
@@ -97,10 +98,10 @@ def quantize(matrices: Mapping[str, Tensor], format: Format) -> tuple[dict[str, 
     functional, found = _functional(), {}
     error = norm = 0.0
     for name, matrix in matrices.items():
-        codes, state = functional.quantize_4bit(
-            matrix.detach(), blocksize=64, quant_type=format, compress_statistics=True
+        codes, state = functional.quantize_4bit(  # flat: on some CPUs rows that are no whole blocks come back wrong
+            matrix.detach().flatten(), blocksize=64, quant_type=format, compress_statistics=True
         )
-        found[name] = Quantized(codes, state)
+        found[name] = Quantized(codes, state, matrix.shape)
         error += (found[name].plain() - matrix).float().square().sum().item()
         norm += matrix.float().square().sum().item()
     return found, (error / norm) ** 0.5
