@@ -36,7 +36,9 @@ def small(method, case):
     return Case(case, method, classes=5, context=SMALL[method, case], batch=2, backbone="shapes_vit")
 
 
-@pytest.mark.parametrize(("method", "case"), SMALL)
+@pytest.mark.parametrize(
+    ("method", "case"), [pytest.param(*key, marks=pytest.mark.slow if key[1] == "memory" else ()) for key in SMALL]
+)
 def test_both_sides_have_the_same_numbers(scripts, method, case):
     from speed_measures import compare_speed
 

@@ -7,15 +7,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import tiny
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from vlprompt import saved
 from vlprompt.data.bank import Bank
+from vlprompt.data.dataset import Item, Split
 from vlprompt.errors import ClassBoundError, UserError
 from vlprompt.learners.base import Learner
 from vlprompt.learners.weights import WeightLearner
@@ -226,6 +229,27 @@ def test_binding_other_classes(case: Case) -> None:
     assert close(logits(learner), before[:, [2, 0]])
     learner.bind(CLASSES)
     assert close(logits(learner), before)
+
+
+@each(CASES)
+def test_images_that_tests_share_are_encoded_once(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = scatter(build(case))
+    pictures = [Image.effect_noise((32, 32), 10 + i).convert("RGB") for i in range(5)]
+    items = tuple(Item(str(i), i % len(CLASSES)) for i in range(len(pictures)))
+    whole = Split(items, tuple(CLASSES), lambda image: pictures[int(image)], origin="these")
+    tests = {"base": whole.select([0, 1]), "all": whole}
+    if learner.class_bound:
+        tests["base"] = replace(tests["base"], rows=(0, 1))
+    trainer = Trainer(learner.clip, None, Reporter())
+    apart = {name: trainer.evaluate(learner, {name: split})[name] for name, split in tests.items()}
+    encoded, encode = [], learner.encode_images
+    monkeypatch.setattr(learner, "encode_images", lambda images: encoded.append(len(images)) or encode(images))
+    together = trainer.evaluate(learner, tests)
+    for name, predictions in together.items():
+        assert (predictions.images == apart[name].images).all()
+        assert np.allclose(predictions.label_logit, apart[name].label_logit, rtol=1e-5, atol=1e-5)
+        assert (predictions.top5 == apart[name].top5).all()
+    assert sum(encoded) == len(whole) or case.method == "mmrl"  # which has its own `logits`
 
 
 @each(CASES)

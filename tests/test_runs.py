@@ -183,6 +183,7 @@ def test_the_wheel_works_from_anywhere(environment: dict[str, str], tmp_path: Pa
     assert "vlprompt" in record.versions
 
 
+@pytest.mark.slow
 def test_joblib_runs_the_cells_of_a_sweep_in_processes(environment: dict[str, str], tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra sweep")
     parallel = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]

@@ -59,4 +59,5 @@ def peak_memory(device: torch.device) -> int | None:
 
 def default_workers() -> int:
     """Processes that read images: one a core but one."""
-    return min(MAX_WORKERS, max((os.cpu_count() or 1) - 1, 0))
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MAX_WORKERS, max(allowed - 1, 0))

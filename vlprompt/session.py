@@ -190,16 +190,15 @@ def train(sessions: Sequence[Session]) -> list[tuple[list[Epoch], float] | NonFi
 
 def evaluate(experiment: "Experiment", trainer: Trainer, learner: Learner, episode: Episode) -> dict[str, Predictions]:
     """Predictions on each test. A method that words classes as their data set does, does so on a target, too."""
-    found: dict[str, Predictions] = {}
-    for name, split in episode.tests.items():
-        target = experiment.settings.targets.get(name)
-        own = target.method if target else {}
-        there = learner
-        if not own.items() <= experiment.arguments.items():  # the same tensors in another text
-            there = experiment.learner(trainer.clip, learner.trained_classes, **experiment.arguments | own)
-            there.to(experiment.device).load_state_dict(learner.state_dict(), strict=True)
-        found |= trainer.evaluate(there, {name: split})
-    return found
+    own = {name: target.method for name, target in experiment.settings.targets.items()}
+    apart = [name for name in episode.tests if not own.get(name, {}).items() <= experiment.arguments.items()]
+    found = trainer.evaluate(learner, {name: split for name, split in episode.tests.items() if name not in apart})
+    for name in apart:  # the same tensors in another text
+        arguments = experiment.arguments | own[name]
+        there = experiment.learner(trainer.clip, learner.trained_classes, **arguments).to(experiment.device)
+        there.load_state_dict(learner.state_dict(), strict=True)
+        found |= trainer.evaluate(there, {name: episode.tests[name]})
+    return {name: found[name] for name in episode.tests}
 
 
 def make_trainer(settings: Settings, clip: Clip, precision: str, reporter: Reporter) -> Trainer:

@@ -1,12 +1,14 @@
 """Evaluating learners over one frozen model, and reading images for them: as features where these are enough."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from vlprompt.data.bank import Bank
 from vlprompt.data.dataset import Split
@@ -64,25 +66,25 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, learner: Learner, tests: Mapping[str, Split]) -> dict[str, Predictions]:
-        """Predictions of the learner on each test split, bound to that split's classes."""
+        """Predictions of the learner on each test split, bound to that split's classes.
+
+        Images that several tests share (base classes' among all classes') pass the image tower once.
+        """
         learner.eval()
         banked = self.reads_features(learner)
+        reading = Reading(self, learner, banked)
         found = {}
         for name, split in tests.items():
             learner.bind(split.classes, split.rows)
             with self.autocast():
                 classes = learner.encode_classes()
-            rows = []
             with self.reporter.track(f"testing on {name}", len(split)) as track:
                 if banked and self.bank is not None:
                     self.bank.fill(split, done=track.advance)
-                for images, labels in Pass(self, split, banked):
-                    with self.autocast():
-                        rows.append(learner.logits(images, classes).float().cpu())
-                    track.advance(0 if banked else len(labels))
+                logits = reading.logits(split, classes, done=(lambda _: None) if banked else track.advance)
             labels = torch.tensor([item.label for item in split.items])
             names = [item.image for item in split.items]
-            found[name] = Predictions.from_logits(names, labels, torch.cat(rows))
+            found[name] = Predictions.from_logits(names, labels, logits)
         return found
 
     def batches(self, views: Views, order: Iterable[tuple[int | None, int]], batch_size: int) -> Batches:
@@ -114,6 +116,46 @@ class Pass:
         order = [(view, index) for index in range(len(split))]
         for batch, of_batch in trainer.batches(views, order, TEST_BATCH):
             yield Images(batch), of_batch
+
+
+class Reading:
+    """Test images as one learner sees them: what its image tower makes of an image is kept for the next test."""
+
+    def __init__(self, trainer: Trainer, learner: Learner, banked: bool) -> None:
+        self.trainer, self.learner, self.banked = trainer, learner, banked
+        self.keeps = not banked and type(learner).logits is Learner.logits
+        self.known: dict[tuple[str, str], Tensor] = {}
+
+    def logits(
+        self, split: Split, classes: Float[Tensor, "C e"] | None, *, done: Callable[[int], object]
+    ) -> Float[Tensor, "N C"]:
+        keys = [(split.origin, item.image) for item in split.items]
+        old = [i for i, key in enumerate(keys) if key in self.known]
+        new = [i for i, key in enumerate(keys) if key not in self.known]
+        rows = []
+        for start in range(0, len(old), TEST_BATCH):
+            part = [self.known[keys[i]] for i in old[start : start + TEST_BATCH]]
+            rows.append(self._compare(torch.stack(part), classes))
+            done(len(part))
+        places = iter(new)
+        for images, labels in Pass(self.trainer, replace(split, items=tuple(split.items[i] for i in new)), self.banked):
+            rows.append(self._read(images, [keys[next(places)] for _ in labels], classes))
+            done(len(labels))
+        order = torch.tensor([*old, *new])
+        return torch.cat(rows)[order.argsort()]
+
+    def _read(self, images: Images, keys: Sequence[tuple[str, str]], classes: Tensor | None) -> Tensor:
+        if not self.keeps:
+            with self.trainer.autocast():
+                return self.learner.logits(images, classes).float().cpu()
+        with self.trainer.autocast():
+            features = self.learner.encode_images(images)
+        self.known |= zip(keys, features, strict=True)
+        return self._compare(features, classes)
+
+    def _compare(self, features: Tensor, classes: Tensor | None) -> Tensor:
+        with self.trainer.autocast():
+            return self.learner.compare(features, classes).float().cpu()
 
 
 def measure(function: Any, *args: Any) -> tuple[Any, float]:

@@ -121,13 +121,19 @@ class Learner(nn.Module):
         return self._frozen[()]
 
     def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
-        """Un-normalised image features."""
+        """Un-normalised image features, whatever classes are bound."""
         return self.clip.image(images)
 
-    def logits(self, images: Images, class_features: Float[Tensor, "C e"] | None) -> Float[Tensor, "B C"]:
-        """Cosines times the frozen scale, in float32 whatever the towers compute in."""
+    def compare(
+        self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C e"] | None
+    ) -> Float[Tensor, "B C"]:
+        """Logits from what `encode_images` gave: cosines times the frozen scale, in float32 whatever the towers use."""
         assert class_features is not None
-        return scaled_cosine(self.encode_images(images), class_features, self.clip.scale)
+        return scaled_cosine(features, class_features, self.clip.scale)
+
+    def logits(self, images: Images, class_features: Float[Tensor, "C e"] | None) -> Float[Tensor, "B C"]:
+        """Logits of images. A method for which these need more than `encode_images` gives has its own."""
+        return self.compare(self.encode_images(images), class_features)
 
     def forward(
         self,

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.learners.base import ContextLearner, scaled_cosine
-from vlprompt.towers import Clip, Images
+from vlprompt.towers import Clip
 
 PROMPTS_AT_ONCE = 4096  # images x classes in one pass of the text tower, where no gradients are kept
 
@@ -42,8 +42,9 @@ class CoCoOp(ContextLearner):
     def encode_classes(self) -> None:
         """They depend on the image."""
 
-    def logits(self, images: Images, class_features: Float[Tensor, "C e"] | None = None) -> Float[Tensor, "B C"]:
-        features = self.encode_images(images)
+    def compare(
+        self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C e"] | None
+    ) -> Float[Tensor, "B C"]:
         at_once = len(features) if torch.is_grad_enabled() else max(1, PROMPTS_AT_ONCE // len(self.classes))
         return torch.cat([self._conditional(part) for part in features.split(at_once)])
 

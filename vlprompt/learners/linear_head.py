@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.learners.base import Learner
-from vlprompt.towers import Clip, Images
+from vlprompt.towers import Clip
 
 
 class LinearHead(Learner):
@@ -30,8 +30,10 @@ class LinearHead(Learner):
     def encode_classes(self) -> None:
         """The head holds them."""
 
-    def logits(self, images: Images, class_features: Float[Tensor, "C e"] | None = None) -> Float[Tensor, "B C"]:
-        logits = self.head(self.encode_images(images)).to(self.head.weight.dtype)
+    def compare(
+        self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C e"] | None
+    ) -> Float[Tensor, "B C"]:
+        logits = self.head(features).to(self.head.weight.dtype)
         return logits if self.rows is None else logits[:, list(self.rows)]
 
     def param_groups(self, fit: Any) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner, at_least_single, unit
-from vlprompt.towers import PLAIN, Clip, Images, expand_templates
+from vlprompt.towers import PLAIN, Clip, expand_templates
 
 
 class LPPlusPlus(Learner):
@@ -57,10 +57,12 @@ class LPPlusPlus(Learner):
         texts, rows = unit(self.frozen_classes(self.templates)), list(self.rows or range(len(self.weight)))
         return self.weight[rows] + self.alpha[rows, None] * texts
 
-    def logits(self, images: Images, class_features: Float[Tensor, "C e"] | None) -> Float[Tensor, "B C"]:
+    def compare(
+        self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C e"] | None
+    ) -> Float[Tensor, "B C"]:
         assert class_features is not None
         with torch.autocast(class_features.device.type, enabled=False):
-            return unit(self.encode_images(images)) @ at_least_single(class_features).T
+            return unit(features) @ at_least_single(class_features).T
 
     @torch.no_grad()
     def prepare(self, train: Any, val: Any) -> None:

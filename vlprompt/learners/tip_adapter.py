@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner, at_least_single, scaled_cosine, unit
-from vlprompt.towers import PLAIN, Clip, Images, expand_templates
+from vlprompt.towers import PLAIN, Clip, expand_templates
 
 
 class TipAdapter(Learner):
@@ -94,9 +94,10 @@ class TipAdapter(Learner):
     def encode_classes(self) -> Float[Tensor, "C e"]:
         return self.frozen_classes(self.templates)
 
-    def logits(self, images: Images, class_features: Float[Tensor, "C e"] | None) -> Float[Tensor, "B C"]:
+    def compare(
+        self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C e"] | None
+    ) -> Float[Tensor, "B C"]:
         assert class_features is not None
-        features = self.encode_images(images)
         known = scaled_cosine(features, class_features, self.clip.scale)
         return known + self.alpha * self.recall(self.cosines(features), self.beta)
 

@@ -77,10 +77,12 @@ class VPT(Learner):
         tokens = self.dropout(self.project(self.tokens))
         return self.clip.image(images, {layer: Edit(tokens=t) for layer, t in enumerate(tokens)})
 
-    def logits(self, images: Images, class_features: Float[Tensor, "C e"] | None) -> Float[Tensor, "B C"]:
+    def compare(
+        self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C e"] | None
+    ) -> Float[Tensor, "B C"]:
         if class_features is not None:
-            return super().logits(images, class_features)
-        logits = self.head(self.encode_images(images)).to(self.head.weight.dtype)
+            return super().compare(features, class_features)
+        logits = self.head(features).to(self.head.weight.dtype)
         return logits if self.rows is None else logits[:, list(self.rows)]
 
     def param_groups(self, fit: Any) -> list[dict[str, Any]]:
