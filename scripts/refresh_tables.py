@@ -1,0 +1,51 @@
+"""Write the committed tables again, from the records that are committed beside them.
+
+    python scripts/refresh_tables.py                            # results/tables/*.md, docs/demo_results.md, README.md
+    python scripts/refresh_tables.py results/tables/costs.md
+
+A table stands behind `<!-- vlprompt ... -->`, the command that prints it, up to the next `<!-- end -->` or the end of
+the file. What a command cannot print here (trained learners are not committed) stays as it is, and is named.
+"""
+
+import io
+import os
+import re
+import shlex
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from vlprompt.cli import main as vlprompt
+
+ROOT = Path(__file__).parents[1]
+TABLE = re.compile(r"(<!-- vlprompt (?P<command>.*?) -->\n).*?(?=<!-- end -->|\Z)", re.DOTALL)
+
+
+def refresh(path: Path) -> list[str]:
+    """Fill a file's tables; -> the commands that failed."""
+    failed = []
+
+    def fill(found: re.Match[str]) -> str:
+        out = io.StringIO()
+        with redirect_stdout(out):
+            code = vlprompt(shlex.split(found["command"]))
+        if code:
+            failed.append(found["command"])
+            return found[0]
+        return f"{found[1]}\n{out.getvalue().strip()}\n" + ("\n" if found.end() < len(found.string) else "")
+
+    path.write_text(TABLE.sub(fill, path.read_text(encoding="utf-8")), encoding="utf-8")
+    return failed
+
+
+def main() -> None:
+    os.chdir(ROOT)  # commands name folders from here
+    pages = [*sorted((ROOT / "results" / "tables").glob("*.md")), ROOT / "docs" / "demo_results.md", ROOT / "README.md"]
+    failed = {str(path): refresh(path) for path in map(Path, sys.argv[1:] or pages)}
+    for path, commands in failed.items():
+        for command in commands:
+            print(f"left as it was in {path}: vlprompt {command}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
