@@ -154,6 +154,9 @@ def sides(case: Case, device: torch.device) -> Sides:
 
 
 def logits_of(learner: Learner, images: Images) -> Tensor:
+    """Logits, from the class names on where nothing is trained: what a learner would keep of them is what is timed."""
+    if not any(p.requires_grad for p in learner.parameters()):
+        learner.forget()
     return learner(images, learner.encode_classes())
 
 
