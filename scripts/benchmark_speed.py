@@ -23,7 +23,7 @@ from pathlib import Path
 import speed_report
 import torch
 import whole_run
-from speed_cases import CASES, DEFAULTS, TABLE, Case
+from speed_cases import CASES, DEFAULTS, SUITED, TABLE, Case
 from speed_measures import Row, compare_speed
 
 from vlprompt.machine import resolve_device
@@ -36,6 +36,10 @@ def asked(options: argparse.Namespace) -> list[Case]:
     method = options.method or "coop"
     case = Case(options.case or DEFAULTS[method].case, method, backbone=options.backbone)
     given = {name: getattr(options, name) for name in ("classes", "context", "batch") if getattr(options, name)}
+    if case.case not in SUITED[method]:
+        raise SystemExit(f"--method {method} has no case {case.case}: choose {', '.join(SUITED[method])}")
+    if case.case == "memory" and given.pop("batch", 1) != 1:
+        raise SystemExit("--case memory counts images beside one: leave --batch out")
     return [case.filled(**given)]
 
 

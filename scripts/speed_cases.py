@@ -1,5 +1,6 @@
 """The cases of benchmark_speed.py: what runs on each side."""
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from vlprompt.learners.ivlp import IVLP
 from vlprompt.learners.maple import MaPLe
 from vlprompt.learners.vpt import VPT
 from vlprompt.learners.zero_shot import ZeroShot
+from vlprompt.stacking import Stack
 from vlprompt.towers import Clip, Images, ensemble, load_clip
 
 CASES = {
@@ -33,8 +35,17 @@ CASES = {
     "step": "as a run does it: banked where the method leaves the image tower alone, images where not",
     "memory": "the most images a batch in the memory where the originals hold one",
     "templates": "the classifier of several templates, forward only",
-    "seeds": "three contexts in one pass against one by one, both sides vlprompt",
+    "seeds": "a step of three seeds as one job takes it against three steps, both sides vlprompt",
 }
+SUITED = {
+    "coop": ("text", "csc", "front", "middle", "images", "banked", "step", "seeds"),
+    "cocoop": ("images", "banked", "step", "memory"),
+    "maple": ("images", "step"),
+    "ivlp": ("images", "step"),
+    "vpt_deep": ("images", "step"),
+    "zero_shot": ("templates",),
+}
+"""By method: the cases that it has."""
 TEXT_ALONE = ("text", "csc", "front", "middle", "templates", "seeds")
 FROM_FEATURES = ("coop", "cocoop")  # methods that leave the image tower alone
 N_TEMPLATES, N_SEEDS = 8, 3
@@ -140,10 +151,8 @@ def sides(case: Case, device: torch.device) -> Sides:
         with torch.no_grad():
             given = Images(features=clip.image(wanted))
     if case.case == "seeds":
-        assert isinstance(learner, CoOp)
-        ours, plain = of_seeds(learner, given)
-    else:
-        ours, plain = partial(logits_of, learner, given), partial(plain_logits(learner), wanted)
+        return of_seeds([with_other_values(learner, 1 + seed) for seed in range(N_SEEDS)], given, labels)
+    ours, plain = partial(logits_of, learner, given), partial(plain_logits(learner), wanted)
     parameters = list(learner.parameters())
     return Sides(
         ours=partial(step, ours, labels, parameters),
@@ -168,16 +177,31 @@ def draw_images(case: Case, clip: Clip, generator: torch.Generator) -> Images:
     return Images(torch.randn(shape, generator=generator).to(clip.device))
 
 
-def of_seeds(learner: CoOp, images: Images) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """Logits [seed, B, C] of a context for each seed: in one pass of the text tower, and in one for each."""
-    learner.context = nn.Parameter(torch.stack([learner.context.data * (1 + seed) for seed in range(N_SEEDS)]))
-    features = F.normalize(learner.encode_images(images), dim=-1)
+def of_seeds(members: list[Learner], images: Images, labels: Tensor) -> Sides:
+    """A step of each member, logits [seed, B, C]: stacked as a job of several seeds runs them, and one by one."""
+    stack = Stack(members)
+    parameters = [p for member in members for p in member.parameters()]
 
-    def logits(context: Tensor) -> Tensor:
-        classes = F.normalize(learner.text(learner.prompts.with_context(context)), dim=-1)
-        return learner.clip.scale * features @ classes.mT
+    def together() -> Tensor:
+        for p in parameters:
+            p.grad = None
+        found = stack.backward(members, [(images, labels)] * len(members))
+        assert found is not None
+        return found.logits
 
-    return lambda: logits(learner.context), lambda: torch.stack([logits(context) for context in learner.context])
+    def alone() -> Tensor:
+        return torch.stack([
+            step(partial(logits_of, member, images), labels, list(member.parameters())) for member in members
+        ])  # fmt: skip
+
+    return Sides(together, alone, parameters, list(members[0].clip.weights.root.parameters()))
+
+
+def with_other_values(learner: Learner, factor: float) -> Learner:
+    """A learner of the same kind over the same frozen model."""
+    other = copy.copy(learner)
+    other._parameters = {name: nn.Parameter(p.detach() * factor) for name, p in learner.named_parameters()}
+    return other
 
 
 def step(logits: Callable[[], Tensor], labels: Tensor, parameters: list[Tensor]) -> Tensor:

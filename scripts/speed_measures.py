@@ -125,7 +125,8 @@ def differences(ours: Watched, plain: Watched) -> tuple[float, float]:
     assert len(ours.gradients) == len(plain.gradients)
     logits = (ours.logits - plain.logits).abs().max().item()
     pairs = zip(ours.gradients, plain.gradients, strict=True)
-    return logits, max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs) if ours.gradients else 0.0
+    gradients = [(a - b).abs().max() / b.abs().max() for a, b in pairs]
+    return logits, torch.stack(gradients).max().item() if gradients else 0.0  # NaN where one of them is
 
 
 def largest_batch(case: Case, one: Watched, plain: Watched, device: torch.device) -> tuple[int, Sides, Watched]:

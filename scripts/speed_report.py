@@ -75,6 +75,8 @@ def page(rows: Sequence[Row], device: torch.device, repeats: int) -> str:
 def draw(rows: Sequence[Row], path: Path) -> None:
     """CPU time of CoOp's text side against the number of classes, and against the context."""
     text = [row for row in rows if (row.case, row.method) == ("text", "coop")]
+    if not text:
+        return
     figure = figures.new_figure(8.0, 3.2)
     left, right = figure.subplots(1, 2, sharey=True)
     for n_context in sorted({row.context for row in text}):

@@ -1,5 +1,6 @@
 """The feature bank: what is computed once, what is shared, what is never taken for something else."""
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from test_runs import make_caltech
 from tiny_world import CLASSES, PER_CLASS, RUN, load
 
-from vlprompt import cli, run
+from vlprompt import cli, demo, run
 from vlprompt.data.bank import Bank, tower_key, view_name
 from vlprompt.data.dataset import Item
 from vlprompt.data.disk import complain, used_below
@@ -30,6 +31,7 @@ from vlprompt.data.sources.files import Files
 from vlprompt.errors import UserError
 from vlprompt.records import Record, find_records
 from vlprompt.session import bank_at, clip_at
+from vlprompt.towers import load_clip
 
 N_TEST = len(CLASSES) * PER_CLASS["test"]
 N_TRAIN = 2 * 3  # shots and base classes
@@ -128,6 +130,11 @@ def test_another_seed_augmentation_precision_or_model_is_another_feature(here: P
     text = clip.with_weights({"text_projection": clip.weights.tensor("text_projection") * 2})
     keys = [tower_key(clip, "fp32"), tower_key(clip, "bf16"), tower_key(changed, "fp32"), tower_key(larger, "fp32")]
     assert len(set(keys)) == len(keys)
+    other = load_clip(str(demo.BACKBONES["shapes_vit"]), "random")
+    assert tower_key(replace(other, name=clip.name), "fp32") == keys[0]
+    root: Any = other.weights.root
+    root.visual.transformer.resblocks[1].mlp.gelu = torch.nn.ReLU()
+    assert tower_key(replace(other, name=clip.name), "fp32") != keys[0]  # the same weights, another activation
     assert tower_key(text, "fp32") == keys[0]  # the text tower makes no image feature
 
 
@@ -216,7 +223,7 @@ def test_a_packed_bank_stands_for_the_images(here: Path, monkeypatch: pytest.Mon
     assert ask(run.main, [*told, "seed=1"]).code == 2  # neither images nor features
     answer = ask(cli.main, ["bank", "unpack", "../caltech.bank"])
     assert answer.code == 0, answer.err
-    assert "precision=fp32" in answer.out
+    assert "'seed=[1,2]' precision=fp32" in answer.out
     assert ask(run.main, [*told, "seed=1"]).code == 0
     there, ours = (record_of(root / "results", method="coop", seed=1) for root in (here, laptop))
     assert ours.config_hash == there.config_hash
@@ -263,6 +270,26 @@ def test_methods_that_edit_the_image_tower_have_no_use_for_a_bank(here: Path) ->
     )
     assert answer.code == 2
     assert "vpt_shallow edits the image tower" in answer.err
+
+
+def test_features_that_cannot_be_kept_are_no_success(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = here / "made.bank"
+    manifest = Manifest(tower="0123456789abcdef", about={"model": "m", "precision": "fp32"}, command="python run.py")
+    pack(path, manifest, {"00ff00ff": contents_of_one()}, {"crop": {"ab": torch.ones(4)}})
+    monkeypatch.setattr("vlprompt.data.feature_files.save_file", full_disk)
+    answer = ask(cli.main, ["bank", "unpack", str(path)])
+    assert answer.code == 2
+    assert "not all features could be kept" in answer.err
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_file_that_vanishes_counts_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"12345")
+    (tmp_path / "b.safetensors").symlink_to(tmp_path / "gone")
+    assert used_below(tmp_path, "*.safetensors") == [5]
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "foreign", "climbing", "rows", "tower"])

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from running import Answer, ask
+from running import Answer, ask, check_mistake
 from safetensors.torch import load_file
 from tiny_world import CLASSES, PER_CLASS, RUN
 
@@ -81,6 +81,45 @@ def test_learning_rates_in_one_pass(results: Path, passes: list[int], monkeypatc
         for seed in (1, 2):
             start(f"fit.lr={rate}", f"seed={seed}")
     check_equal(results, results.parent / "alone")
+
+
+@pytest.mark.parametrize("method", ["kgcoop", "tcp", "clip_adapter"])
+def test_other_methods_are_stacked_and_equal(
+    method: str, results: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = [*(setting for setting in RUN if "method." not in setting), f"method={method}"]
+    base += ["method.layer=2"] if method == "tcp" else []
+    start("seed=[1,2]", base=base)
+    assert set(passes) == {2}
+    monkeypatch.setenv("VLPROMPT_RESULTS", str(results.parent / "alone"))
+    for seed in (1, 2):
+        start(f"seed={seed}", base=base)
+    check_equal(results, results.parent / "alone")
+
+
+def test_in_half_precision_they_are_stacked_too(results: Path, passes: list[int]) -> None:
+    start("seed=[1,2]", "precision=bf16")
+    assert set(passes) == {2}
+
+
+def test_activations_in_parts_are_not_stacked(results: Path, passes: list[int]) -> None:
+    start("seed=[1,2]", "text_chunk=2")
+    assert passes == []
+    assert [(r.seed, "trained_together" in r.cost) for r in trained(results)] == [(1, False), (2, False)]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [(["seed=[]"], "seed=[] holds no value"), (["name=x", "fit.lr=[0.1,0.2]"], "2 runs share the folder")],
+)
+def test_mistakes(more: list[str], words: str, results: Path) -> None:
+    check_mistake(ask(run.main, [*RUN, *more]), [words], results)
+
+
+def test_in_a_sweep_each_member_that_cannot_run_has_its_record(results: Path) -> None:
+    base = [setting for setting in RUN if "method." not in setting]
+    ask(run.main, ["-m", *base, "method=linear_head", "seed=[1,2]"])
+    assert [(r.seed, r.status) for r in trained(results)] == [(1, "not_applicable"), (2, "not_applicable")]
 
 
 def test_what_is_finished_is_found(results: Path, passes: list[int]) -> None:

@@ -173,7 +173,7 @@ class Experiment:
         (trained,) = train([session])
         if isinstance(trained, NonFiniteError):
             raise trained
-        return session.finish(*trained, tracker=tracker)
+        return session.finish(trained, tracker=tracker)
 
     def test_again(self, folder: Path, changed: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         """Scores on each test of the tensors in a run's folder, with settings replaced that need no training.
@@ -261,7 +261,7 @@ def obtain_together(experiments: Sequence[Experiment]) -> list[Record | NonFinit
                 continue
             own = session.experiment
             with track(own.settings.wandb, cell=own.cell, config=own.config, folder=results_root()) as tracker:
-                found[place] = session.finish(*of_it, tracker=tracker, together=len(sessions))
+                found[place] = session.finish(of_it, tracker=tracker)
     return [found[place] for place in range(len(experiments))]
 
 

@@ -82,6 +82,7 @@ class Fitting:
         self.step, self.rate, self.note = 0, 0.0, ""  # steps done, the rate in force, where it stands
         self.error: NonFiniteError | None = None
         self._batch: Batch | None = None
+        self.together = 1  # how many were trained on one pass of the towers
 
     def start(self) -> None:
         """Everything before the first step."""
@@ -257,8 +258,7 @@ def fit_together(fittings: Sequence[Fitting]) -> None:
         take_steps_together(fittings)
     for fitting in fittings:
         fitting.take_steps()
-    for fitting in fittings:
-        fitting.end()
+        fitting.end()  # before the next one starts to read: it holds processes and memory
 
 
 def take_steps_together(fittings: Sequence[Fitting]) -> None:
@@ -274,6 +274,7 @@ def take_steps_together(fittings: Sequence[Fitting]) -> None:
             if found is None:
                 return
             for fitting, loss, logits in zip(alive, found.losses, found.logits, strict=True):
+                fitting.together = len(fittings)
                 fitting.meter.see(fitting.learner, (), logits)
                 fitting.update(loss)
             track.advance(note=alive[0].note)

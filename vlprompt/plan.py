@@ -127,7 +127,7 @@ def load_dataset(settings: Settings, described: DataSource | None = None) -> Dat
     base = Path(described.root or root / described.source.get("folder", "")).expanduser().absolute()
     contents = bank_folder(root) / DATASETS / f"{stored_name(described)}.json"
     if contents.is_file() and not base.exists():
-        return banked.read(contents).dataset()
+        return replace(banked.read(contents).dataset(), origin=stored_name(described))
     if described.about and not described.root:
         ensure(described.name, described.about, base, download=settings.data.download)
     dataset = load_source(described.name, described.source, root)

@@ -7,12 +7,12 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -90,17 +90,19 @@ def main(arguments: Sequence[str]) -> int:
 
 def job(config: DictConfig) -> None:
     """One run as composed by Hydra. In a sweep whatever goes wrong becomes a record, and the sweep goes on."""
-    from vlprompt.experiment import record_failure
-
     now = HydraConfig.get()
     sweep = now.mode == RunMode.MULTIRUN
     overrides, choices = list(now.overrides.task), dict(now.runtime.choices)
-    experiment: Experiment | None = None
+    members = [overrides]
     outcome: dict[str, Any] = {"job": " ".join(overrides), "folders": []}
     try:
         members = expand(overrides)
         if members != [overrides]:
-            outcome["folders"] = run_together(choices, members, show=not sweep)
+            outcome["folders"], reason = run_together(choices, members, show=not sweep)
+            if reason and not sweep:
+                _mistakes.append(UserError(reason))
+            elif reason:
+                outcome |= {"status": "failed", "reason": reason}
         else:
             experiment = read(plain(config, config_dirs()), choices, overrides)
             reference = beside(choices, overrides) if experiment.trained else None
@@ -116,8 +118,7 @@ def job(config: DictConfig) -> None:
         if not isinstance(error, UserError):
             traceback.print_exc()
         status: Any = "not_applicable" if isinstance(error, ClassBoundError) else "failed"
-        cell = experiment.cell if experiment else None
-        record_failure(OmegaConf.to_container(config), choices, status, reason, cell=cell)
+        record_failures(choices, members, status, reason)
         outcome |= {"status": status, "reason": reason}
     if sweep:
         path = Path(os.environ[SWEEP_LOG], f"{now.job.num:06d}.json")
@@ -129,6 +130,8 @@ def expand(overrides: list[str]) -> list[list[str]]:
     parsed = OverridesParser.create().parse_overrides(overrides)
     given: dict[str, Any] = {o.key_or_group: o.value() for o in parsed if o.key_or_group in TOGETHER}
     several = {key: value for key, value in given.items() if isinstance(value, list)}
+    if empty := [key for key, value in several.items() if not value]:
+        raise UserError(f"{empty[0]}=[] holds no value: give one or more, as in '{empty[0]}=[1,2,3]'")
     if not several:
         return [overrides]
     kept = [text for text, o in zip(overrides, parsed, strict=True) if o.key_or_group not in several]
@@ -136,10 +139,10 @@ def expand(overrides: list[str]) -> list[list[str]]:
     return [[*kept, *values] for values in product(*pairs)]
 
 
-def run_together(choices: dict[str, Any], members: Sequence[list[str]], *, show: bool) -> list[str]:
-    """Runs that differ in seeds or learning rates as one; -> their folders.
+def run_together(choices: dict[str, Any], members: Sequence[list[str]], *, show: bool) -> tuple[list[str], str]:
+    """Runs that differ in seeds or learning rates as one; -> their folders, and what is wrong with some of them.
 
-    Raises: NonFiniteError where one of them failed; it has its record then, and the others are finished.
+    Those whose numbers are not finite have their records then, and the others are finished.
     """
     from vlprompt.experiment import obtain_together, record_failure
     from vlprompt.progress import Reporter
@@ -149,7 +152,9 @@ def run_together(choices: dict[str, Any], members: Sequence[list[str]], *, show:
     experiments = [read(compose(overrides), choices, overrides) for overrides in members]
     if not experiments[0].trained:  # whatever the seeds, it is one run
         experiments[0].run(show=show)
-        return [str(experiments[0].folder)]
+        return [str(experiments[0].folder)], ""
+    if len({experiment.folder for experiment in experiments}) < len(experiments):
+        raise UserError(f"{len(experiments)} runs share the folder {experiments[0].folder}: leave name= out")
     found = obtain_together(experiments)
     records = [one for one in found if isinstance(one, Record)]
     reference = beside(choices, members[0])
@@ -160,9 +165,23 @@ def run_together(choices: dict[str, Any], members: Sequence[list[str]], *, show:
     for experiment, one in zip(experiments, found, strict=True):
         if not isinstance(one, Record):
             record_failure(experiment.config, choices, "failed", str(one), cell=experiment.cell)
-    if failed := [one for one in found if not isinstance(one, Record)]:
-        raise UserError(f"{len(failed)} of {len(found)} runs failed: {failed[0]}")
-    return [str(e.folder) for e in (reference, *experiments)]
+    failed = [one for one in found if not isinstance(one, Record)]
+    reason = f"{len(failed)} of {len(found)} runs failed: {failed[0]}" if failed else ""
+    return [str(e.folder) for e in (reference, *experiments)], reason
+
+
+def record_failures(
+    choices: dict[str, Any], members: Sequence[list[str]], status: Literal["failed", "not_applicable"], reason: str
+) -> None:
+    """Leave a record of each run of a job that did not finish, where its settings tell its cell."""
+    from vlprompt.experiment import record_failure
+
+    for overrides in members:
+        with suppress(Exception):  # what is wrong is told already, and may be the settings themselves
+            config, cell = compose(overrides), None
+            with suppress(Exception):
+                cell = read(config, choices, overrides).cell
+            record_failure(config, choices, status, reason, cell=cell)
 
 
 def read(config: Any, choices: dict[str, Any], overrides: list[str]) -> "Experiment":

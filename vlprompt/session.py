@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import yaml
@@ -37,6 +37,14 @@ if TYPE_CHECKING:
 
 
 Parts = list[tuple[Split, list[int | None]]]  # images, and their views
+
+
+class Trained(NamedTuple):
+    """What a training came to; of `together` that shared the passes of the towers, `seconds` are its part."""
+
+    curve: Sequence[Epoch] = ()
+    seconds: float = 0.0
+    together: int = 1
 
 
 @dataclass(frozen=True)
@@ -81,9 +89,9 @@ class Session:
         assert self.experiment.settings.fit is not None
         return Fitting(self.trainer, self.learner, self.episode, self.experiment.settings.fit)
 
-    def finish(self, curve: Sequence[Epoch], seconds: float, *, tracker: Tracker, together: int = 1) -> Record:
-        """Test what was trained in `seconds`, with `together` - 1 others beside, and publish the record."""
-        for epoch in curve:
+    def finish(self, trained: Trained, *, tracker: Tracker) -> Record:
+        """Test what was trained, and publish the record."""
+        for epoch in trained.curve:
             values = {"train/loss": epoch.loss, "train/accuracy": epoch.accuracy, "train/lr": epoch.lr}
             tracker.log(values, epoch.epoch + 1)
         predictions, test_seconds = measure(evaluate, self.experiment, self.trainer, self.learner, self.episode)
@@ -93,16 +101,16 @@ class Session:
         cost: dict[str, Any] = {
             "trained_parameters": self.learner.n_trained,
             "stored_bytes": self._save(predictions),
-            "train_seconds": seconds,
+            "train_seconds": trained.seconds,
             "test_seconds": test_seconds,
             "peak_memory_bytes": peak,
-            **self._costs(seconds),
+            **self._costs(trained.seconds),
         }
-        if together > 1:
-            cost["trained_together"] = together
+        if trained.together > 1:
+            cost["trained_together"] = trained.together
         record = self._record(
             scores=scores,
-            curve=[asdict(epoch) for epoch in curve],
+            curve=[asdict(epoch) for epoch in trained.curve],
             bank=bank_use(self.trainer, self.learner),
             cost=cost,
         )
@@ -177,15 +185,15 @@ class Session:
                 self.reporter.log(line)
 
 
-def train(sessions: Sequence[Session]) -> list[tuple[list[Epoch], float] | NonFiniteError]:
-    """Train one, or several at once; -> the curve and the seconds of each (its share), or what ended it."""
+def train(sessions: Sequence[Session]) -> list[Trained | NonFiniteError]:
+    """Train one, or several at once; -> what each came to, or what ended it."""
     if not sessions[0].experiment.trained:
-        return [([], 0.0) for _ in sessions]
+        return [Trained() for _ in sessions]
     reset_peak_memory(sessions[0].experiment.device)
     fittings = [session.fitting() for session in sessions]
     _, seconds = measure(fit_together, fittings)
     share = seconds / len(sessions)
-    return [fitting.error or (fitting.meter.curve, share) for fitting in fittings]
+    return [fitting.error or Trained(fitting.meter.curve, share, fitting.together) for fitting in fittings]
 
 
 def evaluate(experiment: "Experiment", trainer: Trainer, learner: Learner, episode: Episode) -> dict[str, Predictions]:

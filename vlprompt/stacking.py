@@ -28,39 +28,43 @@ class Stack:
     """Learners that differ in the values of their parameters alone.
 
     A learner with a backward pass of its own, or that draws random numbers while training (dropout), is not stacked:
-    its numbers would be others than alone. What fails to stack for another reason is trained one by one, too.
+    its numbers would be others than alone; nor is one whose activations are computed again in backward (`text_chunk`).
+    What fails to stack for another reason is trained one by one, too.
     """
 
     def __init__(self, learners: Sequence[Learner]) -> None:
         kinds = {type(learner) for learner in learners}
         self.works = len(kinds) == 1 and all(kind.backward is Learner.backward for kind in kinds)
         self.works = self.works and len({learner.classes for learner in learners}) == 1
+        self.works = self.works and learners[0].clip.text_chunk is None
         self.tried = False
 
     def backward(self, learners: Sequence[Learner], batches: Sequence[Batch]) -> Stacked | None:
         """Gradients of each member's loss in its own parameters; None where they cannot be stacked."""
         if not self.works:
             return None
-        found = self._forward(learners, batches) if self.tried else self._try(learners, batches)
-        if found is not None:
-            found.losses.sum().backward()
-            return Stacked(found.losses.detach(), found.logits.detach())
-        return None
+        if not self.tried:
+            self.tried, obstacle = True, self._obstacle(learners, batches)
+            if obstacle:
+                self.works = False
+                logger.info("%s cannot be stacked: %s", type(learners[0]).__name__, obstacle)
+                return None
+        found = self._forward(learners, batches)
+        found.losses.sum().backward()
+        return Stacked(found.losses.detach(), found.logits.detach())
 
-    def _try(self, learners: Sequence[Learner], batches: Sequence[Batch]) -> Stacked | None:
-        """The first pass, held against the members' own."""
-        self.tried = True
+    @torch.no_grad()
+    def _obstacle(self, learners: Sequence[Learner], batches: Sequence[Batch]) -> str:
+        """Why learners cannot be stacked: a first pass in full precision is held against their own; empty: they can."""
+        device = learners[0].clip.device.type
         try:
-            found = self._forward(learners, batches)
-            with torch.no_grad():
+            with torch.autocast(device, enabled=False):
+                found = self._forward(learners, batches).losses
                 alone = torch.stack([learner.loss(*batch) for learner, batch in zip(learners, batches, strict=True)])
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-            self.works, reason = False, " ".join(str(error).split())[:120]
-            logger.info("%s cannot be stacked: %s", type(learners[0]).__name__, reason)
-            return None
-        same = torch.allclose(found.losses.detach().float(), alone.float(), rtol=1e-3, atol=1e-4, equal_nan=True)
-        self.works = same
-        return found if same else None
+            return " ".join(str(error).split())[:120]
+        same = torch.allclose(found.float(), alone.float(), rtol=1e-3, atol=1e-4, equal_nan=True)
+        return "" if same else f"losses are {found.tolist()} together, {alone.tolist()} alone"
 
     def _forward(self, learners: Sequence[Learner], batches: Sequence[Batch]) -> Stacked:
         parameters = stack(dict(learner.named_parameters()) for learner in learners)

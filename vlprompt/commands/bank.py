@@ -86,8 +86,11 @@ def pack(options: argparse.Namespace) -> int:
         contents |= describe(experiment, known)
     assert bank is not None
     assert bank.files is not None
-    command = shlex.join(["python", "run.py", *options.overrides, f"precision={experiment.precision}"])
-    manifest = portable.Manifest(tower=bank.files.folder.name, about=dict(bank.files.about), command=command)
+    seeds = options.seeds[0] if len(options.seeds) == 1 else str(options.seeds).replace(" ", "")
+    command = ["python", "run.py", *options.overrides, f"seed={seeds}", f"precision={experiment.precision}"]
+    manifest = portable.Manifest(
+        tower=bank.files.folder.name, about=dict(bank.files.about), command=shlex.join(command)
+    )
     rows, size = portable.pack(options.file, manifest, contents, features)
     sys.stdout.write(f"{options.file}: {rows:,} features of {', '.join(c.name for c in contents.values())}, ")
     sys.stdout.write(f"{decimal(size)}\n")

@@ -73,7 +73,15 @@ def whole_file(path: Path) -> Iterator[Path]:
 @cache
 def used_below(folder: Path, pattern: str) -> list[int]:
     """[bytes of the files of this pattern below a folder], counted once in a process and kept up by it."""
-    return [sum(path.stat().st_size for path in folder.glob(pattern))]
+    return [sum(size_of(path) for path in folder.glob(pattern))]
+
+
+def size_of(path: Path) -> int:
+    """In bytes; 0 where another process has just moved or deleted the file."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 @cache

@@ -45,16 +45,16 @@ class FeatureFiles:
                 break
         return found
 
-    def write(self, view: str, rows: Mapping[str, Tensor]) -> None:
-        """Keep rows of one view."""
+    def write(self, view: str, rows: Mapping[str, Tensor]) -> bool:
+        """Keep rows of one view; -> whether they are kept."""
         if not rows:
-            return
+            return True
         features = torch.stack([row.cpu() for row in rows.values()])
         root, name = self.folder.parent, hashlib.sha256("".join(rows).encode()).hexdigest()[:16]
         used = used_below(root, f"*/*/{FILE}")
         if used[0] + features.nbytes > self.limit:
             complain(f"the feature bank in {root} is full: raise bank.gb, or delete parts of it")
-            return
+            return False
         try:
             if not (self.folder / ABOUT).exists():
                 with whole_file(self.folder / ABOUT) as draft:
@@ -64,6 +64,8 @@ class FeatureFiles:
             used[0] += features.nbytes
         except (OSError, SafetensorError) as error:
             complain(f"the feature bank in {root} cannot be written ({error}): features are not kept")
+            return False
+        return True
 
 
 def _open(path: Path, wanted: set[str]) -> Rows:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from vlprompt.data.disk import whole_file
+from vlprompt.data.disk import whole_file, writing
 from vlprompt.data.feature_files import ABOUT, FEATURES, FILE, KEYS, FeatureFiles, Rows, read_keys
 from vlprompt.data.sources import banked
 from vlprompt.errors import UserError
@@ -84,11 +84,13 @@ def unpack(path: Path, root: Path, *, limit: int) -> tuple[Manifest, int]:
     files = FeatureFiles(root / manifest.tower, limit, manifest.about)
     for view, rows in features.items():
         known = files.read(view, rows)
-        files.write(view, {key: row for key, row in rows.items() if key not in known})
-    for identity, content in contents.items():
-        place = root / DATASETS / f"{identity}.json"
-        with whole_file(place) as draft:
-            draft.write_text(_merged(place, content).model_dump_json(), encoding="utf-8")
+        if not files.write(view, {key: row for key, row in rows.items() if key not in known}):
+            raise UserError(f"not all features could be kept in {root}: free space there, and unpack {path} again")
+    with writing(f"the data sets of {path} in {root}", "and unpack it again"):
+        for identity, content in contents.items():
+            place = root / DATASETS / f"{identity}.json"
+            with whole_file(place) as draft:
+                draft.write_text(_merged(place, content).model_dump_json(), encoding="utf-8")
     return manifest, sum(map(len, features.values()))
 
 
