@@ -1,10 +1,7 @@
 """What benchmark_speed.py measures of two ways to the same logits and gradients."""
 
-import ctypes
-import gc
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -108,9 +105,6 @@ def watch(run: Callable[[], Tensor], both: Sides, device: torch.device) -> Watch
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier steps have freed, so that this one's shows
     reset_peak_memory(device)
     before = peak_memory(device) or 0
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -12,7 +12,7 @@ from vlprompt import run
 from vlprompt.checkpoints import Best, GaussianMean
 from vlprompt.data.bank import Bank
 from vlprompt.errors import UserError
-from vlprompt.fitting import Fitting, fit
+from vlprompt.fitting import Fitting, fit, selection
 from vlprompt.learners.clip_adapter import CLIPAdapter
 from vlprompt.learners.tip_adapter import TipAdapter
 from vlprompt.optim import Average, Fit
@@ -73,11 +73,15 @@ def test_a_training_ends_with_them(trainer: Trainer, episode: Episode, monkeypat
     torch.testing.assert_close(learner.adapter[0].weight.detach(), mean if keep == "average" else seen[1])
 
 
-def test_best_needs_images_to_choose_on(trainer: Trainer, episode: Episode) -> None:
+def test_best_needs_images_to_choose_on(trainer: Trainer, episode: Episode, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = CLIPAdapter(trainer.clip, episode.train.classes)
     without = Episode(train=episode.train, val=None, tests=episode.tests)
-    with pytest.raises(UserError, match="needs validation images"):
+    with monkeypatch.context() as patch:
+        told: list[str] = []
+        patch.setattr(trainer.reporter, "log", told.append)
         fit(trainer, learner, without, Fit(lr=0.1, epochs=1, keep="best"))
+    assert "no validation images, so the last epoch is kept" in told[0]
+    assert selection(learner, without, Fit(lr=0.1, epochs=1, keep="best")) == "last"
     fit(trainer, learner, without, Fit(lr=0.1, epochs=1, keep="best", select_on="test"))
     other = Episode(train=episode.train, val=None, tests={"novel": episode.tests["test"].select([0, 1])})
     with pytest.raises(UserError, match="test of the classes trained on"):
@@ -117,7 +121,7 @@ def test_what_the_selection_was_on_stands_in_the_record(tmp_path: Any, monkeypat
         assert record.cost["stored_bytes"] > 0
         assert record.shots == 2
     assert {key: record.selection for key, record in found.items()} == {
-        ("tip_adapter", "val"): "last", ("tip_adapter", "test"): "test", ("tip_adapter_f", "val"): "val",
+        ("tip_adapter", "val"): "val", ("tip_adapter", "test"): "test", ("tip_adapter_f", "val"): "val",
     }  # fmt: skip
     val, test = (found["tip_adapter", choice] for choice in ("val", "test"))
     assert val.cost["trained_parameters"] == 0

@@ -3,10 +3,12 @@
 import pydoc
 
 import pytest
+import torch
 
 from vlprompt.learners.base import Learner
+from vlprompt.learners.tip_adapter import TipAdapter
 from vlprompt.run import compose
-from vlprompt.towers import Clip, load_clip
+from vlprompt.towers import Clip, Images, load_clip
 
 CLASSES = ["cat"] * 100
 COUNTS = {
@@ -53,6 +55,12 @@ COUNTS = {
     "method=linear_head": 100 * (512 + 1),
     "method=linear_probe": 100 * (512 + 1),
 }
+
+
+def test_a_trained_cache_has_a_key_for_each_image(clip: Clip) -> None:
+    learner = TipAdapter(clip, ["cat", "dog"], finetune=True)
+    learner.prepare([(Images(features=torch.randn(5, 512)), torch.tensor([0, 1, 0, 1, 1]))], None)
+    assert learner.n_trained == 5 * 512
 
 
 @pytest.fixture(scope="module")

@@ -185,7 +185,8 @@ class Experiment:
         again, clip, episode = replace(self, learner=kind, arguments=arguments), self.clip(), self.episode()
         learner = again.build(clip, episode)
         saved.load_tensors(learner, folder)
-        predictions = evaluate(again, make_trainer(self.settings, clip, self.precision, Reporter()), learner, episode)
+        trainer = make_trainer(self.settings, clip, self.precision, Reporter(aside=True))
+        predictions = evaluate(again, trainer, learner, episode)
         return {name: score(kept) for name, kept in predictions.items()}
 
     def headline(self) -> str:

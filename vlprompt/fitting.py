@@ -91,7 +91,10 @@ class Fitting:
             return
         if self.banked and self.trainer.bank_views is not None:
             self._fill_views()
-        self.checkpoints = make_checkpoints(self.fit, self.n_epochs, self._count_right)
+        count = self._count_right if self.select_pass else None
+        if self.fit.keep == "best" and count is None:
+            self.trainer.reporter.log("fit.keep=best: there are no validation images, so the last epoch is kept")
+        self.checkpoints = make_checkpoints(self.fit, self.n_epochs, count)
         self.optimizer = make_optimizer(self.learner, self.fit)
         # groups may have rates of their own
         self.scales = [group["lr"] / self.fit.lr for group in self.optimizer.param_groups]
@@ -160,8 +163,7 @@ class Fitting:
     @torch.no_grad()
     def _count_right(self) -> int:
         """Right answers on the images that an epoch is selected on."""
-        if self.select_pass is None:
-            raise UserError("fit.keep=best needs validation images, and this data set has none: use fit.keep=last")
+        assert self.select_pass is not None
         learner = self.learner.eval()
         with self.trainer.autocast():
             classes = learner.encode_classes()
@@ -215,6 +217,12 @@ class Fitting:
             bank.forget(range(max(epoch - EPOCHS_AHEAD, 0), epoch), **drawn)
             bank.fill(self.split, self.views[epoch : epoch + EPOCHS_AHEAD], **drawn)
         return bank.features(self.split, self.views[epoch % len(self.views)], **drawn)
+
+
+def selection(learner: Learner, episode: Episode, fit: Fit) -> Literal["last", "val", "test"]:
+    """What the record says that the result was selected on: the best epoch, or what a method searches by itself."""
+    chosen = fit.keep == "best" or learner.searches
+    return fit.select_on if chosen and select_on(episode, fit) is not None else "last"
 
 
 def select_on(episode: Episode, fit: Fit) -> Split | None:

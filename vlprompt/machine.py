@@ -1,6 +1,8 @@
 """What this machine has: devices, cores, memory."""
 
 import contextlib
+import ctypes
+import gc
 import os
 import re
 import sys
@@ -37,6 +39,9 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier runs have freed
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 

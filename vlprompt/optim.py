@@ -69,11 +69,6 @@ class Fit(BaseModel):
             raise UserError("fit.average is a mean over all epochs, fit.keep=best one of them: choose one of the two")
         return self
 
-    @property
-    def selection(self) -> Literal["last", "val", "test"]:
-        """What the record says that the result was selected on."""
-        return self.select_on if self.select_on == "test" or self.keep == "best" else "last"
-
     def identity(self) -> dict[str, Any]:
         """The settings, without younger ones at their defaults, so that results from before them are found again."""
         settings, younger = self.model_dump(), ("average", "keep", "select_on")

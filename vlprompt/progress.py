@@ -29,10 +29,10 @@ logger = logging.getLogger("vlprompt")
 
 
 class Reporter:
-    """Lines for the user and for the log file."""
+    """Lines for the user and for the log file; `aside`: on stderr, where stdout is for a result."""
 
-    def __init__(self, log: Path | None = None) -> None:
-        self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    def __init__(self, log: Path | None = None, *, aside: bool = False) -> None:
+        self.console = Console(file=sys.stderr if aside else sys.stdout, highlight=False, soft_wrap=True)
         self._log: TextIO | None = log.open("a", encoding="utf-8", buffering=1) if log else None
         self._warnings = _Warnings(self)
         if log:

@@ -17,7 +17,7 @@ from vlprompt.data.feature_files import FeatureFiles
 from vlprompt.data.image_cache import ImageCache
 from vlprompt.data.images import Augment
 from vlprompt.errors import NonFiniteError
-from vlprompt.fitting import Epoch, Fitting, fit_together
+from vlprompt.fitting import Epoch, Fitting, fit_together, selection
 from vlprompt.learners.base import Learner
 from vlprompt.locations import bank_folder, data_root
 from vlprompt.machine import default_workers, device_name, peak_memory, reset_peak_memory
@@ -155,7 +155,7 @@ class Session:
         return saved.save(self.learner, folder, about)
 
     def _record(self, **found: Any) -> Record:
-        experiment = self.experiment
+        experiment, fit = self.experiment, self.experiment.settings.fit
         return Record(
             **experiment.cell.model_dump(),
             status="finished",
@@ -165,7 +165,7 @@ class Session:
             config=experiment.config,
             config_hash=experiment.hash,
             recipe=experiment.recipes,
-            selection=experiment.settings.fit.selection if experiment.settings.fit else "last",
+            selection=selection(self.learner, self.episode, fit) if fit else "last",
             versions=versions(),
             git=git_commit(),
             split_hash=experiment.dataset.fingerprint(),

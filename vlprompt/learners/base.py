@@ -34,6 +34,8 @@ class Learner(nn.Module):
     mergeable: ClassVar[bool] = False
     """Whether `merged()` gives a model that does the same without the learner."""
 
+    searches: bool = False
+    """Whether `prepare` or `conclude` choose something on the validation images; the record says so."""
     augmented: ClassVar[bool] = False
     """Whether `prepare` meets another augmented view of the training images at each pass, instead of centre crops."""
 

@@ -33,7 +33,7 @@ class DyLoRA(LoRA):
     Args:
         rank, min_rank: the largest and the smallest rank that is trained; both alike: LoRA.
         alpha: updates are scaled by alpha / b.
-        frozen: train only the b-th row and column of each step; those before stay as they are.
+        frozen: only the b-th row and column get a gradient in each step (momentum and weight decay move others, too).
         test_rank: the rank in use while not training; None: the largest.
 
     Source: Valipour et al., EACL 2023, https://arxiv.org/abs/2210.07558, section 4 and Algorithm 1; b is uniform.

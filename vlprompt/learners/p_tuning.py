@@ -69,7 +69,7 @@ class PTuning(BlockLearner):
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
         if "text" not in self.towers:
-            return self.text(self.prompts)
+            return self.frozen_classes([self.template], normalised=False)
         return self.text(self.prompts.with_context(self.tokens["text"]()))
 
     def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
