@@ -1,6 +1,5 @@
 """The cases of benchmark_speed.py: what runs on each side."""
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from plain_clip import plain_logits
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlprompt import demo
 from vlprompt.demo import shapes
@@ -143,7 +142,8 @@ def sides(case: Case, device: torch.device) -> Sides:
     clip = random_clip(case.backbone, device)
     torch.manual_seed(0)
     names = class_names(case.classes, case.backbone)
-    learner = MAKE[case.case if case.case in MAKE else case.method](clip, names, case.context).to(device)
+    make = partial(MAKE[case.case if case.case in MAKE else case.method], clip, names, case.context)
+    learner = make().to(device)
     generator = torch.Generator().manual_seed(2)
     labels = torch.randint(case.classes, (case.batch,), generator=generator).to(device)
     wanted = given = draw_images(case, clip, generator)
@@ -151,7 +151,7 @@ def sides(case: Case, device: torch.device) -> Sides:
         with torch.no_grad():
             given = Images(features=clip.image(wanted))
     if case.case == "seeds":
-        return of_seeds([with_other_values(learner, 1 + seed) for seed in range(N_SEEDS)], given, labels)
+        return of_seeds([make().to(device) for _ in range(N_SEEDS)], given, labels)
     ours, plain = partial(logits_of, learner, given), partial(plain_logits(learner), wanted)
     parameters = list(learner.parameters())
     return Sides(
@@ -195,13 +195,6 @@ def of_seeds(members: list[Learner], images: Images, labels: Tensor) -> Sides:
         ])  # fmt: skip
 
     return Sides(together, alone, parameters, list(members[0].clip.weights.root.parameters()))
-
-
-def with_other_values(learner: Learner, factor: float) -> Learner:
-    """A learner of the same kind over the same frozen model."""
-    other = copy.copy(learner)
-    other._parameters = {name: nn.Parameter(p.detach() * factor) for name, p in learner.named_parameters()}
-    return other
 
 
 def step(logits: Callable[[], Tensor], labels: Tensor, parameters: list[Tensor]) -> Tensor:

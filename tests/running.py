@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 300  # until a command that hangs is ended
-RUN = [str(ROOT / "run.py")]
+PROGRAM = [str(ROOT / "run.py")]
 VLPROMPT = ["-c", "import sys; from vlprompt.cli import main; sys.exit(main(sys.argv[1:]))"]
 COMPOSE = hydra.compose
 
@@ -66,7 +66,7 @@ def environment_in(folder: Path) -> dict[str, str]:
 
 
 def start(program: list[str], arguments: list[str], environment: dict[str, str], folder: Path) -> subprocess.Popen[str]:
-    """`program` (`RUN` or `VLPROMPT`) in a process of its own, which hears Ctrl-C."""
+    """`program` (`PROGRAM` or `VLPROMPT`) in a process of its own, which hears Ctrl-C."""
 
     def interruptible() -> None:  # a shell's background jobs, and so what they start, ignore Ctrl-C
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from running import ROOT, SECONDS, end, environment_in, start
-from running import RUN as PROGRAM
+from running import PROGRAM, ROOT, SECONDS, end, environment_in, start
 from test_tracking import read
 from tiny_world import RUN
 

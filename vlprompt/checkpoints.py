@@ -64,8 +64,8 @@ def put(learner: nn.Module, values: dict[str, Tensor]) -> None:
         p.copy_(values[name])
 
 
-def make_checkpoints(fit: Fit, n_epochs: int, count: Callable[[], int] | None) -> Last:
-    """What the settings ask for; `count` counts the right answers on the images to select on (None: there are none)."""
+def make_checkpoints(fit: Fit, n_epochs: int, count: Callable[[], int]) -> Last:
+    """What the settings ask for; `count` counts the right answers on the images to select on."""
     if fit.average is not None:
         return GaussianMean(fit.average, n_epochs)
-    return Best(count) if fit.keep == "best" and count else Last()
+    return Best(count) if fit.keep == "best" else Last()

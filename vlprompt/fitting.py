@@ -75,6 +75,8 @@ class Fitting:
         self.banked = trainer.reads_features(learner)
         self.views = range(trainer.bank_views or self.n_epochs)  # of each training image
         chosen_on = select_on(episode, fit)
+        if fit.keep == "best" and not chosen_on:
+            raise UserError("fit.keep=best needs validation images, and this data set has none: use fit.keep=last")
         self.select_pass = Pass(trainer, chosen_on, self.banked) if chosen_on else None
         train_views = itertools.count() if learner.augmented else None
         self.passes = (Pass(trainer, self.split, self.banked, train_views), self.select_pass)
@@ -91,10 +93,7 @@ class Fitting:
             return
         if self.banked and self.trainer.bank_views is not None:
             self._fill_views()
-        count = self._count_right if self.select_pass else None
-        if self.fit.keep == "best" and count is None:
-            self.trainer.reporter.log("fit.keep=best: there are no validation images, so the last epoch is kept")
-        self.checkpoints = make_checkpoints(self.fit, self.n_epochs, count)
+        self.checkpoints = make_checkpoints(self.fit, self.n_epochs, self._count_right)
         self.optimizer = make_optimizer(self.learner, self.fit)
         # groups may have rates of their own
         self.scales = [group["lr"] / self.fit.lr for group in self.optimizer.param_groups]

@@ -7,12 +7,12 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -90,24 +90,29 @@ def main(arguments: Sequence[str]) -> int:
 
 def job(config: DictConfig) -> None:
     """One run as composed by Hydra. In a sweep whatever goes wrong becomes a record, and the sweep goes on."""
+    from vlprompt.experiment import record_failure
+
     now = HydraConfig.get()
     sweep = now.mode == RunMode.MULTIRUN
     overrides, choices = list(now.overrides.task), dict(now.runtime.choices)
-    members = [overrides]
+    members, configs = [overrides], [plain(config, config_dirs())]
+    experiments: list[Experiment] = []
     outcome: dict[str, Any] = {"job": " ".join(overrides), "folders": []}
     try:
         members = expand(overrides)
         if members != [overrides]:
-            outcome["folders"], reason = run_together(choices, members, show=not sweep)
+            configs = [compose(member) for member in members]
+        experiments = [read(one, choices, member) for one, member in zip(configs, members, strict=True)]
+        if len(experiments) > 1 and experiments[0].trained:
+            outcome["folders"], reason = run_together(experiments, beside(choices, members[0]), choices, show=not sweep)
             if reason and not sweep:
                 _mistakes.append(UserError(reason))
             elif reason:
                 outcome |= {"status": "failed", "reason": reason}
-        else:
-            experiment = read(plain(config, config_dirs()), choices, overrides)
-            reference = beside(choices, overrides) if experiment.trained else None
-            experiment.run(reference, show=not sweep)
-            outcome["folders"] = [str(e.folder) for e in (reference, experiment) if e]
+        else:  # untrained, it is one run whatever the seeds
+            reference = beside(choices, members[0]) if experiments[0].trained else None
+            experiments[0].run(reference, show=not sweep)
+            outcome["folders"] = [str(e.folder) for e in (reference, experiments[0]) if e]
     except Exception as error:
         if not sweep:
             if not isinstance(error, UserError):
@@ -118,7 +123,8 @@ def job(config: DictConfig) -> None:
         if not isinstance(error, UserError):
             traceback.print_exc()
         status: Any = "not_applicable" if isinstance(error, ClassBoundError) else "failed"
-        record_failures(choices, members, status, reason)
+        for place, one in enumerate(configs):
+            record_failure(one, choices, status, reason, cell=experiments[place].cell if experiments else None)
         outcome |= {"status": status, "reason": reason}
     if sweep:
         path = Path(os.environ[SWEEP_LOG], f"{now.job.num:06d}.json")
@@ -139,7 +145,9 @@ def expand(overrides: list[str]) -> list[list[str]]:
     return [[*kept, *values] for values in product(*pairs)]
 
 
-def run_together(choices: dict[str, Any], members: Sequence[list[str]], *, show: bool) -> tuple[list[str], str]:
+def run_together(
+    experiments: "Sequence[Experiment]", reference: "Experiment", choices: dict[str, Any], *, show: bool
+) -> tuple[list[str], str]:
     """Runs that differ in seeds or learning rates as one; -> their folders, and what is wrong with some of them.
 
     Those whose numbers are not finite have their records then, and the others are finished.
@@ -149,15 +157,10 @@ def run_together(choices: dict[str, Any], members: Sequence[list[str]], *, show:
     from vlprompt.records import Record
     from vlprompt.tables import render, summarise
 
-    experiments = [read(compose(overrides), choices, overrides) for overrides in members]
-    if not experiments[0].trained:  # whatever the seeds, it is one run
-        experiments[0].run(show=show)
-        return [str(experiments[0].folder)], ""
     if len({experiment.folder for experiment in experiments}) < len(experiments):
         raise UserError(f"{len(experiments)} runs share the folder {experiments[0].folder}: leave name= out")
     found = obtain_together(experiments)
     records = [one for one in found if isinstance(one, Record)]
-    reference = beside(choices, members[0])
     if show:
         Reporter().say("\n" + render(summarise([reference.obtain(), *records])).rstrip())
     else:
@@ -168,20 +171,6 @@ def run_together(choices: dict[str, Any], members: Sequence[list[str]], *, show:
     failed = [one for one in found if not isinstance(one, Record)]
     reason = f"{len(failed)} of {len(found)} runs failed: {failed[0]}" if failed else ""
     return [str(e.folder) for e in (reference, *experiments)], reason
-
-
-def record_failures(
-    choices: dict[str, Any], members: Sequence[list[str]], status: Literal["failed", "not_applicable"], reason: str
-) -> None:
-    """Leave a record of each run of a job that did not finish, where its settings tell its cell."""
-    from vlprompt.experiment import record_failure
-
-    for overrides in members:
-        with suppress(Exception):  # what is wrong is told already, and may be the settings themselves
-            config, cell = compose(overrides), None
-            with suppress(Exception):
-                cell = read(config, choices, overrides).cell
-            record_failure(config, choices, status, reason, cell=cell)
 
 
 def read(config: Any, choices: dict[str, Any], overrides: list[str]) -> "Experiment":

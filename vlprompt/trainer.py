@@ -1,6 +1,7 @@
 """Evaluating learners over one frozen model, and reading images for them: as features where these are enough."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -72,7 +73,7 @@ class Trainer:
         """
         learner.eval()
         banked = self.reads_features(learner)
-        reading = Reading(self, learner, banked)
+        reading = Reading(self, learner, tests, banked)
         found = {}
         for name, split in tests.items():
             learner.bind(split.classes, split.rows)
@@ -119,16 +120,19 @@ class Pass:
 
 
 class Reading:
-    """Test images as one learner sees them: what its image tower makes of an image is kept for the next test."""
+    """Test images as one learner sees them: features of those that another test has, too, are kept for it."""
 
-    def __init__(self, trainer: Trainer, learner: Learner, banked: bool) -> None:
+    def __init__(self, trainer: Trainer, learner: Learner, tests: Mapping[str, Split], banked: bool) -> None:
         self.trainer, self.learner, self.banked = trainer, learner, banked
-        self.keeps = not banked and type(learner).logits is Learner.logits
-        self.known: dict[tuple[str, str], Tensor] = {}
+        counts = Counter((split.origin, item.image) for split in tests.values() for item in split.items)
+        apart = banked or type(learner).logits is not Learner.logits
+        self.shared = set() if apart else {key for key, n in counts.items() if n > 1}
+        self.known: dict[tuple[str, str], Float[Tensor, " e"]] = {}
 
     def logits(
         self, split: Split, classes: Float[Tensor, "C e"] | None, *, done: Callable[[int], object]
     ) -> Float[Tensor, "N C"]:
+        """In the order of the split, whose classes are bound; `done` is told of images as they are finished."""
         keys = [(split.origin, item.image) for item in split.items]
         old = [i for i, key in enumerate(keys) if key in self.known]
         new = [i for i, key in enumerate(keys) if key not in self.known]
@@ -145,12 +149,12 @@ class Reading:
         return torch.cat(rows)[order.argsort()]
 
     def _read(self, images: Images, keys: Sequence[tuple[str, str]], classes: Tensor | None) -> Tensor:
-        if not self.keeps:
+        if not self.shared:
             with self.trainer.autocast():
                 return self.learner.logits(images, classes).float().cpu()
         with self.trainer.autocast():
             features = self.learner.encode_images(images)
-        self.known |= zip(keys, features, strict=True)
+        self.known |= {key: row for key, row in zip(keys, features, strict=True) if key in self.shared}
         return self._compare(features, classes)
 
     def _compare(self, features: Tensor, classes: Tensor | None) -> Tensor:

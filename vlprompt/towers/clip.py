@@ -122,9 +122,10 @@ class Clip:
 
     @cached_property
     def image_fingerprint(self) -> str:
-        """sha256 of the image tower: its modules as they print themselves (activations among them), and its weights."""
+        """sha256 of the image tower: its modules as they print themselves, heads and pooling, and its weights."""
         own = self.weights.below("visual") if self.words is not None else self.weights
-        digest = hashlib.sha256(f"{self.name} {own.module!r}".encode())
+        heads, pooling = [block.heads for block in self.image.blocks], getattr(own.module, "pool_type", "")
+        digest = hashlib.sha256(f"{own.module!r} {heads} {pooling}".encode())
         for name in own.module.state_dict():
             tensor = own.tensor(name)
             tensor = (tensor.plain() if isinstance(tensor, Quantized) else tensor).detach().cpu().contiguous()
