@@ -2,7 +2,7 @@
 
 import sys
 
-from vlprompt.run import main
+from vlprompt.sweep import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
+from vlprompt.data.cache.images import ImageCache
 from vlprompt.data.dataset import Item, Split
-from vlprompt.data.image_cache import ImageCache
-from vlprompt.data.images import Batches, Views
 from vlprompt.data.sources.files import Files
+from vlprompt.data.views import Batches, Views
 from vlprompt.towers import Preprocess
 
 BICUBIC = transforms.InterpolationMode.BICUBIC

@@ -26,7 +26,7 @@ import whole_run
 from speed_cases import CASES, DEFAULTS, SUITED, TABLE, Case
 from speed_measures import Row, compare_speed
 
-from vlprompt.machine import resolve_device
+from vlprompt.training.device import resolve_device
 
 
 def asked(options: argparse.Namespace) -> list[Case]:

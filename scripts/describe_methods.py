@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from omegaconf import OmegaConf
 
-from vlprompt.locations import config_dir
+from vlprompt.config.paths import config_dir
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "methods.md"

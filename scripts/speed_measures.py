@@ -10,7 +10,7 @@ from speed_cases import Case, Sides, count_tokens, sides
 from torch import Tensor
 
 from vlprompt import demo
-from vlprompt.machine import peak_memory, reset_peak_memory
+from vlprompt.training.device import peak_memory, reset_peak_memory
 
 LOGITS, GRADIENTS = 1e-4, 2e-5  # the largest difference: of logits at scale 100; of gradients, over their maximum
 OURS_PER_PAIR = 3  # a step of ours is short beside the originals'

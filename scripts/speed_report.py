@@ -10,8 +10,8 @@ import torch
 from speed_cases import CASES
 from speed_measures import GRADIENTS, LOGITS, N_THREADS, Row
 
-from vlprompt import figures
-from vlprompt.machine import device_name
+from vlprompt.reports import plots as figures
+from vlprompt.training.device import device_name
 
 MB = 1e6
 

@@ -10,7 +10,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vlprompt.imports.names import ORIGINALS as FAMILY
+from vlprompt.interop.dassl.names import ORIGINALS as FAMILY
 from vlprompt.learners.base import Learner
 from vlprompt.learners.clip_adapter import CLIPAdapter
 from vlprompt.learners.cocoop import CoCoOp

@@ -13,8 +13,8 @@ import test_learners
 
 import vlprompt.learners
 from vlprompt import cli
-from vlprompt.run import compose
-from vlprompt.run import main as run
+from vlprompt.sweep import compose
+from vlprompt.sweep import main as run
 
 PAGE = Path(__file__).parents[1] / "docs" / "add_a_learner.md"
 FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))

@@ -21,8 +21,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from vlprompt.data import archives
-from vlprompt.data.archives import extract, unpacked_size
+from vlprompt.data.download import archives
+from vlprompt.data.download.archives import extract, unpacked_size
 from vlprompt.errors import UserError
 
 TREE = {"top/a/1.txt": b"one", "top/a/2.txt": b"two" * 5000, "top/b/3.txt": b"", "read me.txt": b"r"}
@@ -372,7 +372,7 @@ def test_missing_or_empty(tmp_path: Path, store: Callable[[bytes], Path]) -> Non
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from vlprompt.data import archives
+from vlprompt.data.download import archives
 
 archive, into, moment = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 def kill(*args): os.kill(os.getpid(), signal.SIGKILL)

@@ -18,18 +18,20 @@ from safetensors.torch import load_file
 from test_runs import make_caltech
 from tiny_world import CLASSES, PER_CLASS, RUN, load
 
-from vlprompt import cli, demo, run
-from vlprompt.data.bank import Bank, tower_key, view_name
+from vlprompt import cli, demo
+from vlprompt import sweep as run
+from vlprompt.data.cache.feature_files import FeatureFiles
+from vlprompt.data.cache.features import Bank, tower_key, view_name
+from vlprompt.data.cache.image_keys import image_key
+from vlprompt.data.cache.portable import Manifest, pack
 from vlprompt.data.dataset import Item
 from vlprompt.data.disk import complain, used_below
-from vlprompt.data.feature_files import FeatureFiles
-from vlprompt.data.image_keys import image_key
-from vlprompt.data.images import Augment
-from vlprompt.data.portable import Manifest, pack
 from vlprompt.data.sources.banked import Contents
 from vlprompt.data.sources.files import Files
+from vlprompt.data.transforms import Augment
 from vlprompt.errors import UserError
-from vlprompt.records import Record, find_records
+from vlprompt.results.record import Record
+from vlprompt.results.store import find_records
 from vlprompt.session import bank_at, clip_at
 from vlprompt.towers import load_clip
 
@@ -190,7 +192,7 @@ def test_a_full_bank_keeps_no_more_and_says_so(tmp_path: Path, caplog: pytest.Lo
 def test_two_processes_fill_one_bank(tmp_path: Path) -> None:
     """At once, from the same start, with part of the rows in common."""
     code = (
-        "import sys, torch; from pathlib import Path; from vlprompt.data.feature_files import FeatureFiles\n"
+        "import sys, torch; from pathlib import Path; from vlprompt.data.cache.feature_files import FeatureFiles\n"
         "files = FeatureFiles(Path(sys.argv[1]) / 'tower', 10**9); start = int(sys.argv[2])\n"
         "for i in range(30):\n"
         "    files.write('crop', {str(k): torch.full((8,), float(k)) for k in range(start + i, start + i + 20)})\n"
@@ -276,7 +278,7 @@ def test_features_that_cannot_be_kept_are_no_success(here: Path, monkeypatch: py
     path = here / "made.bank"
     manifest = Manifest(tower="0123456789abcdef", about={"model": "m", "precision": "fp32"}, command="python run.py")
     pack(path, manifest, {"00ff00ff": contents_of_one()}, {"crop": {"ab": torch.ones(4)}})
-    monkeypatch.setattr("vlprompt.data.feature_files.save_file", full_disk)
+    monkeypatch.setattr("vlprompt.data.cache.feature_files.save_file", full_disk)
     answer = ask(cli.main, ["bank", "unpack", str(path)])
     assert answer.code == 2
     assert "not all features could be kept" in answer.err

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_data import CATALOGUE, FETCHED, lay_out
 
-from vlprompt.data.catalogue import content_hash, read_catalogue
+from vlprompt.data.download.catalogue import content_hash, read_catalogue
 from vlprompt.errors import UserError
 from vlprompt.plan import load_source
 

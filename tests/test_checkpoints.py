@@ -8,18 +8,18 @@ import tiny_world
 import torch
 from scipy.stats import norm
 
-from vlprompt import run
-from vlprompt.checkpoints import Best, GaussianMean
-from vlprompt.data.bank import Bank
+from vlprompt import sweep as run
+from vlprompt.config.fit import Average, Fit
+from vlprompt.data.cache.features import Bank
 from vlprompt.errors import UserError
 from vlprompt.fitting import Fitting, fit
 from vlprompt.learners.clip_adapter import CLIPAdapter
 from vlprompt.learners.tip_adapter import TipAdapter
-from vlprompt.optim import Average, Fit
-from vlprompt.progress import Reporter
 from vlprompt.protocols.base import Episode
 from vlprompt.protocols.few_shot import FewShot
 from vlprompt.trainer import Trainer
+from vlprompt.training.averaging import Best, GaussianMean
+from vlprompt.training.progress import Reporter
 
 
 @pytest.fixture

@@ -19,12 +19,14 @@ from PIL import Image
 from running import Answer, ask, check_mistake, set_up
 from tiny_world import CLASSES, PER_CLASS, RUN, load
 
-from vlprompt import cli, demo, run, session
-from vlprompt.data.images import Batches, Views
+from vlprompt import cli, demo, session
+from vlprompt import sweep as run
+from vlprompt.data.views import Batches, Views
 from vlprompt.errors import UserError
 from vlprompt.experiment import Experiment
-from vlprompt.metrics import load_predictions
-from vlprompt.records import Cell, Record, find_records, open_run
+from vlprompt.results.predictions import load_predictions
+from vlprompt.results.record import Record, RunKey
+from vlprompt.results.store import find_records, open_run
 from vlprompt.towers import Preprocess
 
 FILES = {"config.yaml", "learner.safetensors", "learner_config.json", "log.txt", "predictions.npz", "result.json"}
@@ -167,7 +169,7 @@ def test_what_cannot_change_a_result_does_not_make_a_run_another(plan: Plan) -> 
     others = ("threads=1", "text_chunk=9", "workers=2", "device=cpu", "wandb=disabled", "precision=fp32")
     others += ("data.root=x", "force=true")
     for one, other in zip(plan(), plan(*others), strict=True):
-        assert (one.hash, one.cell) == (other.hash, other.cell)
+        assert (one.hash, one.key) == (other.hash, other.key)
 
 
 @pytest.mark.parametrize(
@@ -187,15 +189,15 @@ def test_what_can_change_a_result_makes_a_run_another(plan: Plan, change: str) -
     shared = not change.startswith(("fit", "bank", "method"))
     for one, other, differs in zip(plan(), plan(change), (True, shared), strict=True):
         assert (one.hash != other.hash) == differs
-        assert (one.cell != other.cell) == differs
+        assert (one.key != other.key) == differs
 
 
 def test_a_name_and_another_seed_have_their_own_folders(plan: Plan) -> None:
     (plain, zero), (named, beside), (seeded, _) = plan(), plan("name=mine"), plan("seed=2")
-    assert named.cell == plain.cell.model_copy(update={"variant": "mine"})
-    assert seeded.cell == plain.cell.model_copy(update={"seed": 2})
-    assert beside.cell == zero.cell
-    assert (zero.cell.shots, zero.cell.seed) == (0, 0)
+    assert named.key == plain.key.model_copy(update={"variant": "mine"})
+    assert seeded.key == plain.key.model_copy(update={"seed": 2})
+    assert beside.key == zero.key
+    assert (zero.key.shots, zero.key.seed) == (0, 0)
     assert len({one.folder for one in (plain, named, seeded)}) == 3
 
 
@@ -466,7 +468,7 @@ def made(root: Path) -> None:
     """Two seeds of one method and zero-shot, as records."""
     for method, seed, base, novel in (("coop", 1, 0.8, 0.6), ("coop", 2, 0.9, 0.4), ("zero_shot", 0, 0.5, 0.5)):
         shots = 0 if method == "zero_shot" else 16
-        cell = Cell(protocol="base_to_novel", dataset="pets", backbone="b", method=method, shots=shots, seed=seed)
+        cell = RunKey(protocol="base_to_novel", dataset="pets", backbone="b", method=method, shots=shots, seed=seed)
         scores: Any = {"base": {"accuracy": base}, "novel": {"accuracy": novel}}
         with open_run(cell.folder(root)) as opened:
             opened.publish(Record(**cell.model_dump(), status="finished", scores=scores))

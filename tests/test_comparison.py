@@ -11,12 +11,15 @@ import pandas as pd
 import pytest
 import torch
 
-from vlprompt import cli, figures
-from vlprompt.comparison import paired, rankings, runs_of
+from vlprompt import cli
 from vlprompt.errors import UserError
-from vlprompt.metrics import Predictions, save_predictions, score
-from vlprompt.records import FILE, Record, find_runs
-from vlprompt.tables.lines import lines_of
+from vlprompt.reports import plots as figures
+from vlprompt.reports.comparison import paired, rankings, runs_of
+from vlprompt.reports.lines import lines_of
+from vlprompt.results.metrics import score
+from vlprompt.results.predictions import Predictions, save_predictions
+from vlprompt.results.record import FILE, Record
+from vlprompt.results.store import find_runs
 
 IMAGES = [f"{i}.jpg" for i in range(40)]
 
@@ -232,7 +235,7 @@ def test_table_command_in_a_papers_layout(root: Path, ask: Ask) -> None:
 
 def test_table_command_beside_published_numbers(root: Path, ask: Ask) -> None:
     """The settings of a run are held against those that the recipe composes to."""
-    from vlprompt.run import compose
+    from vlprompt.sweep import compose
 
     shutil.rmtree(root / "runs")
     asked = ["method=maple", "dataset=caltech101", "shots=16"]

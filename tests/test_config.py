@@ -10,12 +10,12 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from vlprompt.config.paths import config_dir
+from vlprompt.config.schema import Settings, check_arguments, read_settings
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
-from vlprompt.locations import config_dir
 from vlprompt.plan import locate
 from vlprompt.protocols.base import Protocol
-from vlprompt.settings import Settings, check_arguments, read_settings
 
 CONF = config_dir()
 

@@ -4,8 +4,8 @@ import pytest
 
 from vlprompt import cli
 from vlprompt.errors import UserError
-from vlprompt.records import Record
-from vlprompt.tables.curves import curves
+from vlprompt.reports.curves import curves
+from vlprompt.results.record import Record
 
 ACCURACIES = {10: 0.30, 50: 0.52, 200: 0.61, 1000: 0.59}  # 90 % of 0.66 is 0.594
 

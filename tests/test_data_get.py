@@ -18,14 +18,15 @@ from running import VLPROMPT, ask
 from serving import Server, serving
 from tiny_data import CATALOGUE, FETCHED, FOLDERS, lay_out, make_files, pack, picture
 
-from vlprompt import cli, run
+from vlprompt import cli
+from vlprompt import sweep as run
 from vlprompt.commands import data as commands
+from vlprompt.config.paths import config_dir
 from vlprompt.data import disk
-from vlprompt.data import download as downloads
-from vlprompt.data import get as getting
-from vlprompt.data.catalogue import content_hash
+from vlprompt.data.download import get as getting
+from vlprompt.data.download import resumable as downloads
+from vlprompt.data.download.catalogue import content_hash
 from vlprompt.errors import UserError
-from vlprompt.locations import config_dir
 from vlprompt.plan import load_source
 
 

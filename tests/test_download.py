@@ -20,13 +20,13 @@ from huggingface_hub import constants
 from rich.console import Console
 from serving import Server, serving
 
-from vlprompt import progress
-from vlprompt.data import download as module
-from vlprompt.data import mirrors
-from vlprompt.data.download import Remote, download
-from vlprompt.data.part import Part
+from vlprompt.data.download import mirrors
+from vlprompt.data.download import resumable as module
+from vlprompt.data.download.part import Part
+from vlprompt.data.download.resumable import Remote, download
 from vlprompt.errors import UserError
-from vlprompt.progress import Reporter
+from vlprompt.training import progress
+from vlprompt.training.progress import Reporter
 
 MB = 1 << 20
 DATA = bytes(range(256)) * (MB // 256)
@@ -108,7 +108,7 @@ def test_resume_asks_for_the_rest_only(
 CHILD = """
 import sys
 from pathlib import Path
-from vlprompt.data.download import Remote, download
+from vlprompt.data.download.resumable import Remote, download
 download(Remote((sys.argv[1],)), Path(sys.argv[2]))
 """
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlprompt import cli, run
+from vlprompt import cli
+from vlprompt import sweep as run
 from vlprompt.data.dataset import Dataset
 from vlprompt.data.sources import digits, folder
 from vlprompt.data.sources.files import Files

@@ -12,11 +12,12 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from vlprompt.data import disk, image_cache
+from vlprompt.data import disk
+from vlprompt.data.cache import images as image_cache
+from vlprompt.data.cache.images import ImageCache
 from vlprompt.data.dataset import Item, Split
-from vlprompt.data.image_cache import ImageCache
-from vlprompt.data.images import Batches, Views
 from vlprompt.data.sources.files import Files
+from vlprompt.data.views import Batches, Views
 from vlprompt.towers import Preprocess
 
 N = 4

@@ -21,14 +21,16 @@ from hypothesis import strategies as st
 from test_parity import tiny_clip  # noqa: F401
 from torch import Tensor
 
-from vlprompt import cli, saved
-from vlprompt.imports import trained
-from vlprompt.imports.dassl import facts_of_path, read_options
-from vlprompt.imports.trained import read_dataset
+from vlprompt import cli
+from vlprompt.interop.dassl import trained
+from vlprompt.interop.dassl.dassl import facts_of_path, read_options
+from vlprompt.interop.dassl.trained import read_dataset
 from vlprompt.learners.base import Learner
 from vlprompt.plan import locate
 from vlprompt.protocols.base_to_novel import BaseToNovel
-from vlprompt.records import Record, find_records, is_finished
+from vlprompt.results import learner_files as saved
+from vlprompt.results.record import Record
+from vlprompt.results.store import find_records, is_finished
 from vlprompt.towers import Images
 from vlprompt.towers.geometry import read_geometry
 
@@ -367,10 +369,10 @@ def test_an_imported_record_is_never_our_finished_run(here: Path) -> None:
     path = dassl.write(here / TREE.format("train_base", 1), dassl.head() + dassl.result("97.3"))
     assert ask(path).code == 0
     (record,) = find_records([here / "results"])
-    folder = record.cell.folder(here / "results")
+    folder = record.key.folder(here / "results")
     assert record.config_hash == ""
     assert not is_finished(folder, "")
-    assert not is_finished(record.cell.model_copy(update={"variant": None}).folder(here / "results"), "")
+    assert not is_finished(record.key.model_copy(update={"variant": None}).folder(here / "results"), "")
 
 
 def test_the_table_shows_imported_rows_as_such(here: Path) -> None:

@@ -10,14 +10,14 @@ import torch
 from rich.text import Text
 
 from vlprompt.errors import UserError
-from vlprompt.metrics import Predictions, save_predictions, score
-from vlprompt.records import Record
-from vlprompt.tables import render, summarise
-from vlprompt.tables.layouts import grids, notes_of, of_layout
-from vlprompt.tables.lines import average, lines_of, numbers
-from vlprompt.tables.measures import complete, gaps
-from vlprompt.tables.rendering import Grid, render_grids, spread_text
-from vlprompt.tables.selection import select, value_of
+from vlprompt.reports.filters import select, value_of
+from vlprompt.reports.layouts import grids, notes_of, of_layout
+from vlprompt.reports.lines import average, lines_of, numbers
+from vlprompt.reports.render import Grid, render, render_grids, spread_text
+from vlprompt.reports.summaries import summarise
+from vlprompt.results.metrics import complete, gaps, score
+from vlprompt.results.predictions import Predictions, save_predictions
+from vlprompt.results.record import Record
 
 
 def record(method: str, dataset: str, seed: int = 1, **fields: Any) -> Record:

@@ -16,19 +16,20 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vlprompt import saved
-from vlprompt.data.bank import Bank
+from vlprompt.config.fit import Fit
+from vlprompt.config.paths import config_dir
+from vlprompt.data.cache.features import Bank
 from vlprompt.data.dataset import Item, Split
 from vlprompt.errors import ClassBoundError, UserError
 from vlprompt.learners.base import Learner
 from vlprompt.learners.weights import WeightLearner
-from vlprompt.locations import config_dir
-from vlprompt.optim import Fit, make_optimizer
 from vlprompt.plan import locate
-from vlprompt.progress import Reporter
-from vlprompt.run import compose
+from vlprompt.results import learner_files as saved
+from vlprompt.sweep import compose
 from vlprompt.towers import Images, NeedsPixels, load_clip
 from vlprompt.trainer import Trainer
+from vlprompt.training.optim import make_optimizer
+from vlprompt.training.progress import Reporter
 
 CLASSES = ["cat", "striped red star", "a_very_long_name_with_many_tokens"]
 OTHERS = ["dog", "sea or lake", "cat", "face"]

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlprompt import saved
+from vlprompt.config.fit import Fit
 from vlprompt.errors import UserError
-from vlprompt.exports import write_peft
+from vlprompt.interop.peft import write_peft
 from vlprompt.learners.base import Learner
 from vlprompt.learners.coop import CoOp
 from vlprompt.learners.dylora import DyLoRA
@@ -24,8 +24,9 @@ from vlprompt.learners.lora_plus import LoRAPlus
 from vlprompt.learners.p_tuning import PTuning
 from vlprompt.learners.vpt import VPT
 from vlprompt.learners.zero_shot import ZeroShot
-from vlprompt.optim import Fit, make_optimizer
+from vlprompt.results import learner_files as saved
 from vlprompt.towers import Images
+from vlprompt.training.optim import make_optimizer
 
 CLASSES = ["cat", "golden_retriever", "hot air balloon"]
 LABELS = torch.tensor([2, 0, 1, 1])

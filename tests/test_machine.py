@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from vlprompt.machine import peak_memory, reset_peak_memory
+from vlprompt.training.device import peak_memory, reset_peak_memory
 
 CPU = torch.device("cpu")
 

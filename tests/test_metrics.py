@@ -8,14 +8,8 @@ import pytest
 import torch
 
 from vlprompt.errors import NonFiniteError, UserError
-from vlprompt.metrics import (
-    Predictions,
-    load_predictions,
-    per_class_accuracy,
-    reliability,
-    save_predictions,
-    score,
-)
+from vlprompt.results.metrics import per_class_accuracy, reliability, score
+from vlprompt.results.predictions import Predictions, load_predictions, save_predictions
 
 EVALUATOR = Path(__file__).parent / "fixtures" / "data" / "evaluator.json"
 

@@ -7,7 +7,7 @@ import torch
 
 from vlprompt.learners.base import Learner
 from vlprompt.learners.tip_adapter import TipAdapter
-from vlprompt.run import compose
+from vlprompt.sweep import compose
 from vlprompt.towers import Clip, Images, load_clip
 
 CLASSES = ["cat"] * 100

@@ -10,11 +10,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from vlprompt.checkpoints import make_checkpoints
-from vlprompt.optim import Average, Fit, Schedule, learning_rate, make_optimizer
+from vlprompt.config.fit import Average, Fit, Schedule
 from vlprompt.towers import Images, Preprocess
 from vlprompt.towers.clip import Clip
 from vlprompt.towers.loading import clip_of, make_model
+from vlprompt.training.averaging import make_checkpoints
+from vlprompt.training.optim import learning_rate, make_optimizer
 
 FIXTURES = Path(__file__).parent / "fixtures" / "parity"
 

@@ -8,12 +8,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from vlprompt import published
-from vlprompt.records import Record
-from vlprompt.run import config_dir, names
-from vlprompt.tables.layouts import distance_grid, grids
-from vlprompt.tables.lines import ELEVEN, Line, lines_of
-from vlprompt.tables.rendering import render_grids
+from vlprompt.reports import published
+from vlprompt.reports.layouts import distance_grid, grids
+from vlprompt.reports.lines import ELEVEN, Line, lines_of
+from vlprompt.reports.render import render_grids
+from vlprompt.results.record import Record
+from vlprompt.sweep import config_dir, names
 
 ROWS = published.load()
 RECORDS = published.as_records(ROWS)
@@ -86,7 +86,7 @@ def test_published_files_are_whole() -> None:
     assert len(ROWS) == 730
     assert not ROWS.duplicated(["source", "protocol", "dataset", "printed", "backbone", "shots", "metric"]).any()
     assert ROWS["value"].between(0, 100).all()
-    for path in sorted(published.folder().glob("*.csv")):
+    for path in sorted(published_dir().glob("*.csv")):
         with path.open(encoding="utf-8", newline="") as file:
             assert {row["protocol"] for row in csv.DictReader(file)} == {path.stem}
 
@@ -211,7 +211,7 @@ def test_published_folder_of_a_checkout_or_a_wheel(tmp_path: Path, monkeypatch: 
     module = tmp_path / "vlprompt" / "published.py"
     (tmp_path / "vlprompt").mkdir()
     monkeypatch.setattr(published, "__file__", str(module))
-    assert published.folder() == tmp_path / "results" / "published"
+    assert published_dir() == tmp_path / "results" / "published"
     inside = tmp_path / "vlprompt" / "results" / "published"
     inside.mkdir(parents=True)
-    assert published.folder() == inside
+    assert published_dir() == inside

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from vlprompt import records
+from vlprompt.config.hashing import config_hash, variant_of
 from vlprompt.errors import UserError
-from vlprompt.records import Cell, Record, config_hash, find_records, git_commit, is_finished, open_run, variant_of
+from vlprompt.results import record as records
+from vlprompt.results.record import Record, RunKey, git_commit
+from vlprompt.results.store import find_records, is_finished, open_run
 
 CELL = {
     "protocol": "base_to_novel",
@@ -42,19 +44,19 @@ def names(folder: Path) -> set[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return Cell(**CELL).folder(tmp_path)
+    return RunKey(**CELL).folder(tmp_path)
 
 
 def test_places(tmp_path: Path) -> None:
-    assert Cell(**CELL).folder(tmp_path) == tmp_path / "runs/base_to_novel/shapes/tiny/coop/shots16/seed1"
-    other = Cell(**{**CELL, "variant": "lr=0.1", "shots": "all"})
+    assert RunKey(**CELL).folder(tmp_path) == tmp_path / "runs/base_to_novel/shapes/tiny/coop/shots16/seed1"
+    other = RunKey(**{**CELL, "variant": "lr=0.1", "shots": "all"})
     assert other.folder(tmp_path) == tmp_path / "runs/base_to_novel/shapes/tiny/coop@lr=0.1/shotsall/seed1"
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "..", ".hidden", "a@b", "a b", "x" * 101, "a\n"])
 def test_a_name_that_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="cannot name a folder"):
-        Cell(**{**CELL, "variant": name}).folder(tmp_path)
+        RunKey(**{**CELL, "variant": name}).folder(tmp_path)
 
 
 def test_hash_ignores_order_and_the_spelling_of_numbers() -> None:
@@ -99,7 +101,7 @@ def test_round_trip(folder: Path) -> None:
     assert back is not None
     assert back.model_dump_json() == full.model_dump_json()
     assert isinstance(back.scores["base"]["correct"], int)
-    assert back.cell == Cell(**CELL)
+    assert back.key == RunKey(**CELL)
     assert {"python", "torch", "numpy"} <= back.versions.keys()
     assert is_finished(folder, "a")
     assert not is_finished(folder, "b")
@@ -157,7 +159,8 @@ def test_a_failed_run_never_replaces_a_finished_one(folder: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from vlprompt.records import Record, open_run
+from vlprompt.results.record import Record
+from vlprompt.results.store import open_run
 
 folder, moment = Path(sys.argv[1]), sys.argv[2]
 def kill(*args): os.kill(os.getpid(), signal.SIGKILL)
@@ -212,7 +215,8 @@ def test_killed_at_any_moment(folder: Path, moment: str, published: bool, older:
 SECOND = """
 import sys, time
 from pathlib import Path
-from vlprompt.records import Record, is_finished, open_run
+from vlprompt.results.record import Record
+from vlprompt.results.store import is_finished, open_run
 
 folder = Path(sys.argv[1])
 with open_run(folder, on_wait=lambda: print("waited")) as run:
@@ -308,5 +312,5 @@ def test_git_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_torch_is_loaded_for_reading() -> None:
-    code = "import sys, vlprompt.records; sys.exit('torch' in sys.modules)"
+    code = "import sys, vlprompt.results.record; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

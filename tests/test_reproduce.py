@@ -14,8 +14,7 @@ from running import SECONDS, VLPROMPT, Answer, ask, environment_in, start
 from vlprompt import cli
 from vlprompt.errors import UserError
 from vlprompt.experiment import Experiment
-from vlprompt.records import find_records
-from vlprompt.reproduction import (
+from vlprompt.reports.verdict import (
     ELEVEN,
     Published,
     Verdict,
@@ -25,6 +24,7 @@ from vlprompt.reproduction import (
     judge,
     read_published,
 )
+from vlprompt.results.store import find_records
 
 HEADER = "source,protocol,dataset,method,backbone,shots,metric,value,recipe,printed\n"
 DATASET = """# @package _global_
@@ -235,7 +235,7 @@ def test_an_interrupted_reproduction_goes_on(
     made, make = write(tmp_path / "made.csv", row_of(1, 99)), Experiment._make
 
     def stop_at_second(self: Experiment, *others: Any) -> Any:
-        if self.cell.seed == 2:
+        if self.key.seed == 2:
             raise KeyboardInterrupt
         return make(self, *others)
 
@@ -279,7 +279,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(
     make = Experiment._make
 
     def fail(self: Experiment, *others: Any) -> Any:
-        if self.cell.shots == 1:
+        if self.key.shots == 1:
             raise UserError("this one fails")
         return make(self, *others)
 

@@ -18,8 +18,10 @@ from running import PROGRAM, ROOT, SECONDS, end, environment_in, start
 from test_tracking import read
 from tiny_world import RUN
 
-from vlprompt import run, session
-from vlprompt.records import Record, find_records
+from vlprompt import session
+from vlprompt import sweep as run
+from vlprompt.results.record import Record
+from vlprompt.results.store import find_records
 
 LONG = [*RUN, "name=long", "fit.epochs=1000000"]
 

@@ -7,8 +7,9 @@ from running import Answer, ask, check_mistake
 from safetensors.torch import load_file
 from tiny_world import CLASSES, PER_CLASS, RUN
 
-from vlprompt import run
-from vlprompt.records import Record, find_records
+from vlprompt import sweep as run
+from vlprompt.results.record import Record
+from vlprompt.results.store import find_records
 from vlprompt.stacking import Stack
 
 COCOOP = [*RUN, "method=cocoop", "fit.batch_size=2"]
@@ -43,7 +44,7 @@ def trained(root: Path) -> list[Record]:
 def check_equal(together: Path, alone: Path) -> None:
     """Records and tensors of the same cells, but for rounding."""
     ours, theirs = trained(together), trained(alone)
-    assert [r.cell for r in ours] == [r.cell for r in theirs]
+    assert [r.key for r in ours] == [r.key for r in theirs]
     for one, other in zip(ours, theirs, strict=True):
         assert (one.status, one.config_hash, len(one.curve)) == (other.status, other.config_hash, len(other.curve))
         for a, b in zip(one.curve, other.curve, strict=True):

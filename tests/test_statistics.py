@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from vlprompt.errors import UserError
-from vlprompt.statistics import (
+from vlprompt.reports.statistics import (
     critical_difference,
     friedman,
     holm,

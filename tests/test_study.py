@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from test_config import METHODS, PROTOCOLS, plain, settings
 
+from vlprompt.config.schema import read_settings
 from vlprompt.errors import UserError
 from vlprompt.plan import result_relevant
-from vlprompt.records import Cell
-from vlprompt.run import compose
-from vlprompt.search_space import Choices, Range, leaves, read_dimension, value_at
-from vlprompt.settings import read_settings
-from vlprompt.study import Study, Trial, as_overrides, best, row, search
+from vlprompt.results.record import RunKey
+from vlprompt.sweep import compose
+from vlprompt.tuning.search import Study, Trial, as_overrides, best, row, search
+from vlprompt.tuning.space import Choices, Range, leaves, read_dimension, value_at
 
 SPACE = {
     name: read_dimension(node)
@@ -84,7 +84,7 @@ def test_the_earliest_of_the_best_is_chosen_and_failed_ones_count() -> None:
 
 
 def test_a_study_on_disk_and_as_a_row(tmp_path: Path) -> None:
-    cell = Cell(protocol="few_shot", dataset="d", backbone="b", method="lora", shots=16, seed=1)
+    cell = RunKey(protocol="few_shot", dataset="d", backbone="b", method="lora", shots=16, seed=1)
     space = {name: dimension.model_dump() for name, dimension in SPACE.items()}
     study = Study(cell=cell, overrides=["shots=16"], space=space, sampler={"seed": 1}, budget=12)
     for trial in searched(12, **{"fit.lr": 0.4}):

@@ -10,8 +10,9 @@ from rich.text import Text
 
 from vlprompt import tables
 from vlprompt.errors import UserError
-from vlprompt.records import Record
-from vlprompt.tables import DEMO_NOTE, PRECISION_NOTE, frame, render, summarise
+from vlprompt.reports.render import DEMO_NOTE, PRECISION_NOTE, render
+from vlprompt.reports.summaries import frame, summarise
+from vlprompt.results.record import Record
 
 CSV_COLUMNS = (
     "protocol,dataset,backbone,weights,precision,method,variant,shots,n,base,base_sd,novel,novel_sd,H,mean_H,"

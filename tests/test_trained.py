@@ -11,11 +11,13 @@ import safetensors.torch
 import torch
 from running import ask, set_up
 
-from vlprompt import cli, run
+from vlprompt import cli
+from vlprompt import sweep as run
 from vlprompt.errors import UserError
 from vlprompt.experiment import Experiment
 from vlprompt.learners.dylora import DyLoRA
-from vlprompt.records import Record, find_runs
+from vlprompt.results.record import Record
+from vlprompt.results.store import find_runs
 from vlprompt.session import restore
 
 WORLD = [

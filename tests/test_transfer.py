@@ -9,11 +9,12 @@ import pytest
 from running import Answer, ask, check_mistake
 from tiny_world import CLASSES, PER_CLASS
 
-from vlprompt import run
+from vlprompt import sweep as run
 from vlprompt.experiment import Experiment
 from vlprompt.fitting import Fitting
-from vlprompt.metrics import load_predictions
-from vlprompt.records import Record, find_records
+from vlprompt.results.predictions import load_predictions
+from vlprompt.results.record import Record
+from vlprompt.results.store import find_records
 from vlprompt.session import bank_at, clip_at
 
 CONF = Path(__file__).parent / "fixtures" / "conf"
@@ -131,8 +132,8 @@ def test_a_run_is_what_it_is_tested_on(plan: Callable[..., tuple[Experiment, Exp
     one, both = plan("tiny_other"), plan("tiny_sketch,tiny_other")
     other = plan("tiny_other,tiny,tiny_sketch", "data.root=elsewhere")
     for few, more, same in zip(one, both, other, strict=True):
-        assert len({few.hash, more.hash}) == len({few.cell.variant, more.cell.variant}) == 2
-        assert (more.hash, more.cell) == (same.hash, same.cell)
+        assert len({few.hash, more.hash}) == len({few.key.variant, more.key.variant}) == 2
+        assert (more.hash, more.key) == (same.hash, same.key)
 
 
 def test_how_a_method_words_the_classes_of_a_target_is_part_of_a_run(

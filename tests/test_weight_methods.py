@@ -15,7 +15,7 @@ from test_transfer import TINY, start
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from vlprompt.costs import costs_of_use, count_flops
+from vlprompt.config.fit import Fit
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
 from vlprompt.learners.bitfit import BitFit
@@ -24,8 +24,8 @@ from vlprompt.learners.hard_prompts import HardPrompts
 from vlprompt.learners.intrinsic_dimension import Fastfood, IntrinsicDimension, hadamard
 from vlprompt.learners.linear_probe import LinearProbe
 from vlprompt.learners.lora import LoRA
-from vlprompt.optim import Fit
-from vlprompt.records import find_records
+from vlprompt.results.costs import costs_of_use, count_flops
+from vlprompt.results.store import find_records
 from vlprompt.towers import Clip, Images, NeedsPixels
 from vlprompt.towers.quantization import Quantized, quantize
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlprompt.data.catalogue import Entry, read_catalogue
-from vlprompt.locations import config_dir
+from vlprompt.config.paths import config_dir
+from vlprompt.data.download.catalogue import Entry, read_catalogue
 
 CATALOGUE = read_catalogue([config_dir()])
 FETCHED = sorted(name for name, e in CATALOGUE.items() if e.about and e.about.parts and all(e.about.parts.values()))

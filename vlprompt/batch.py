@@ -6,7 +6,8 @@ from typing import Literal
 
 from vlprompt.errors import ClassBoundError, UserError
 from vlprompt.experiment import Experiment
-from vlprompt.records import Record, open_run
+from vlprompt.results.record import Record
+from vlprompt.results.store import open_run
 
 Errors = tuple[type[Exception], ...]
 
@@ -23,7 +24,7 @@ def attempt(experiment: Experiment, *, caught: Errors = (Exception,)) -> Record:
         status: Literal["failed", "not_applicable"]
         status = "not_applicable" if isinstance(error, ClassBoundError) else "failed"
         record = Record(
-            **experiment.cell.model_dump(),
+            **experiment.key.model_dump(),
             status=status,
             reason=str(error) if mistake else f"{type(error).__name__}: {error}",
             config=experiment.config,

@@ -9,14 +9,14 @@ from vlprompt.commands import bank, comparisons, curves, reproduce, tables, trai
 from vlprompt.commands.arguments import is_override
 from vlprompt.commands.data import add_commands as add_data_commands
 from vlprompt.errors import UserError
-from vlprompt.imports.command import add_parser as add_import
+from vlprompt.interop.dassl.command import add_parser as add_import
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command; -> exit code (2 for a mistake, which is told in one sentence)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["run"]:  # everything behind it is Hydra's
-        from vlprompt.run import main as run
+        from vlprompt.sweep import main as run
 
         return run(given[1:])
     options = parse(given)

@@ -9,32 +9,27 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from vlprompt import saved
+from vlprompt.config.hashing import config_hash, variant_of
+from vlprompt.config.paths import results_root
+from vlprompt.config.schema import Settings, read_settings
 from vlprompt.data.dataset import Dataset
-from vlprompt.data.images import seed_of
 from vlprompt.data.sampling import sample_few_shot
+from vlprompt.data.transforms import seed_of
 from vlprompt.errors import NonFiniteError, UserError
 from vlprompt.learners.base import Learner
-from vlprompt.machine import device_name, resolve_device, resolve_precision
-from vlprompt.metrics import score
 from vlprompt.plan import load_datasets, locate, make_protocol, make_sampler, result_relevant
-from vlprompt.progress import Reporter
 from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, Protocol
-from vlprompt.records import (
-    Cell,
-    OpenRun,
-    Record,
-    config_hash,
-    is_finished,
-    open_run,
-    results_root,
-    variant_of,
-)
+from vlprompt.reports.render import render
+from vlprompt.reports.summaries import summarise
+from vlprompt.results import learner_files as saved
+from vlprompt.results.metrics import score
+from vlprompt.results.record import Record, RunKey
+from vlprompt.results.store import OpenRun, is_finished, open_run
 from vlprompt.session import Session, clip_at, evaluate, make_trainer, train
-from vlprompt.settings import Settings, read_settings
-from vlprompt.tables import render, summarise
 from vlprompt.towers import Clip
-from vlprompt.tracking import Tracker, track
+from vlprompt.training.device import device_name, resolve_device, resolve_precision
+from vlprompt.training.progress import Reporter
+from vlprompt.training.tracking import Tracker, track
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class Experiment:
 
     settings: Settings
     config: dict[str, Any]  # as composed, resolved; without what only a search for settings reads
-    cell: Cell
+    key: RunKey
     hash: str  # of every setting that can change the result
     recipes: list[str]
     dataset: Dataset
@@ -61,7 +56,7 @@ class Experiment:
 
     @property
     def folder(self) -> Path:
-        return self.place or self.cell.folder(results_root())
+        return self.place or self.key.folder(results_root())
 
     @classmethod
     def read(
@@ -90,7 +85,7 @@ class Experiment:
         variant = settings.name or variant_of(
             relevant, result_relevant(read_settings(default()), resolve_precision("auto", device), dataset, targets)
         )
-        cell = Cell(
+        key = RunKey(
             protocol=choices["protocol"],
             dataset=dataset.name,
             backbone=choices["backbone"],
@@ -99,11 +94,11 @@ class Experiment:
             shots=settings.shots if settings.fit else 0,
             seed=settings.seed if settings.fit else 0,
         )
-        cell.folder(results_root())  # a name that cannot be a folder's is refused here
+        key.folder(results_root())  # a name that cannot be a folder's is refused here
         return cls(
             settings=settings,
             config=recorded(config),
-            cell=cell,
+            key=key,
             hash=config_hash(relevant),
             recipes=recipes or [],
             dataset=dataset,
@@ -163,7 +158,7 @@ class Experiment:
                 return record
             reporter = Reporter(run.folder / "log.txt")
             try:
-                with track(self.settings.wandb, cell=self.cell, config=self.config, folder=results_root()) as tracker:
+                with track(self.settings.wandb, key=self.key, config=self.config, folder=results_root()) as tracker:
                     return self._make(run, reporter, tracker)
             finally:
                 reporter.close()
@@ -190,10 +185,10 @@ class Experiment:
         return {name: score(kept) for name, kept in predictions.items()}
 
     def headline(self) -> str:
-        cell, backbone = self.cell, self.settings.backbone
-        train = f", {cell.shots} shots, seed {cell.seed}" if self.trained else ""
+        key, backbone = self.key, self.settings.backbone
+        train = f", {key.shots} shots, seed {key.seed}" if self.trained else ""
         return (
-            f"{cell.learner} on {cell.dataset}: {cell.protocol}{train}; {cell.backbone} ({backbone.weights}), "
+            f"{key.learner} on {key.dataset}: {key.protocol}{train}; {key.backbone} ({backbone.weights}), "
             f"{self.precision} on {device_name(self.device)}"
         )
 
@@ -261,7 +256,7 @@ def obtain_together(experiments: Sequence[Experiment]) -> list[Record | NonFinit
                 found[place] = of_it
                 continue
             own = session.experiment
-            with track(own.settings.wandb, cell=own.cell, config=own.config, folder=results_root()) as tracker:
+            with track(own.settings.wandb, key=own.key, config=own.config, folder=results_root()) as tracker:
                 found[place] = session.finish(of_it, tracker=tracker)
     return [found[place] for place in range(len(experiments))]
 
@@ -277,12 +272,12 @@ def record_failure(
     status: Literal["failed", "not_applicable"],
     reason: str,
     *,
-    cell: Cell | None = None,
+    cell: RunKey | None = None,
 ) -> None:
     """Leave a record of a sweep's run that did not finish, where its cell is known or the configuration tells it."""
     shots = config["shots"] if config.get("fit") else 0
     try:
-        cell = cell or Cell(**{group: choices[group] for group in ("protocol", "dataset", "backbone", "method")},
+        cell = cell or RunKey(**{group: choices[group] for group in ("protocol", "dataset", "backbone", "method")},
                     variant=config["name"], shots=shots, seed=config["seed"] if shots else 0)  # fmt: skip
         with open_run(cell.folder(results_root())) as run:
             run.publish(Record(**cell.model_dump(), status=status, reason=reason, config=recorded(config)))

@@ -9,16 +9,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vlprompt.checkpoints import make_checkpoints
+from vlprompt.config.fit import Fit
 from vlprompt.data.dataset import Split
-from vlprompt.data.images import Shuffled, Views, seed_of
+from vlprompt.data.transforms import seed_of
+from vlprompt.data.views import Shuffled, Views
 from vlprompt.errors import NonFiniteError, UserError
 from vlprompt.learners.base import Learner
-from vlprompt.optim import Fit, learning_rate, make_optimizer, n_steps, steps_per_epoch
 from vlprompt.protocols.base import Episode
 from vlprompt.stacking import Batch, Stack
 from vlprompt.towers import Images
 from vlprompt.trainer import Pass, Trainer
+from vlprompt.training.averaging import make_checkpoints
+from vlprompt.training.optim import learning_rate, make_optimizer, n_steps, steps_per_epoch
 
 EPOCHS_AHEAD = 4  # whose views are read at once, where each epoch has its own
 

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from vlprompt import demo
+from vlprompt.config.hashing import config_hash
+from vlprompt.config.paths import bank_folder, data_root
+from vlprompt.config.schema import DataSource, Settings, check_arguments
+from vlprompt.data.cache.portable import DATASETS
 from vlprompt.data.dataset import Dataset
-from vlprompt.data.get import ensure
+from vlprompt.data.download.get import ensure
 from vlprompt.data.lists import ListSampler
-from vlprompt.data.portable import DATASETS
 from vlprompt.data.sampling import SAMPLERS, Sampler
 from vlprompt.data.sources import banked
 from vlprompt.errors import UserError
-from vlprompt.locations import bank_folder, data_root
 from vlprompt.protocols.base import Protocol
-from vlprompt.records import config_hash
-from vlprompt.settings import DataSource, Settings, check_arguments
 from vlprompt.towers import RANDOM, WEIGHTS_FILE
 
 PLACES = ("path", "labels", "names", "stored")  # of a source: where it lies, not what it is

@@ -9,28 +9,31 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 import yaml
 
-from vlprompt import demo, saved
-from vlprompt.costs import costs_of_use
-from vlprompt.data.bank import Bank, tower_key
+from vlprompt import demo
+from vlprompt.config.paths import bank_folder, data_root
+from vlprompt.config.schema import Settings
+from vlprompt.data.cache.feature_files import FeatureFiles
+from vlprompt.data.cache.features import Bank, tower_key
+from vlprompt.data.cache.images import ImageCache
 from vlprompt.data.dataset import Split
-from vlprompt.data.feature_files import FeatureFiles
-from vlprompt.data.image_cache import ImageCache
-from vlprompt.data.images import Augment
+from vlprompt.data.transforms import Augment
 from vlprompt.errors import NonFiniteError
 from vlprompt.fitting import Epoch, Fitting, fit_together, selection
 from vlprompt.learners.base import Learner
-from vlprompt.locations import bank_folder, data_root
-from vlprompt.machine import default_workers, device_name, peak_memory, reset_peak_memory
-from vlprompt.metrics import Predictions, save_predictions, score
-from vlprompt.optim import n_steps
 from vlprompt.plan import locate
-from vlprompt.progress import Reporter
 from vlprompt.protocols.base import Episode
-from vlprompt.records import OpenRun, Record, git_commit, versions
-from vlprompt.settings import Settings
+from vlprompt.results import learner_files as saved
+from vlprompt.results.costs import costs_of_use
+from vlprompt.results.metrics import score
+from vlprompt.results.predictions import Predictions, save_predictions
+from vlprompt.results.record import Record, git_commit, versions
+from vlprompt.results.store import OpenRun
 from vlprompt.towers import Clip, load_clip
-from vlprompt.tracking import Tracker
 from vlprompt.trainer import Trainer, measure
+from vlprompt.training.device import default_workers, device_name, peak_memory, reset_peak_memory
+from vlprompt.training.optim import n_steps
+from vlprompt.training.progress import Reporter
+from vlprompt.training.tracking import Tracker
 
 if TYPE_CHECKING:
     from vlprompt.experiment import Experiment
@@ -144,12 +147,12 @@ class Session:
         if not experiment.trained:
             return 0
         about = {
-            "method": experiment.cell.method,
+            "method": experiment.key.method,
             "target": experiment.settings.method["_target_"],
             "arguments": experiment.arguments,
             "backbone": experiment.settings.backbone.model_dump(exclude_none=True),
-            "dataset": experiment.cell.dataset,
-            "protocol": experiment.cell.protocol,
+            "dataset": experiment.key.dataset,
+            "protocol": experiment.key.protocol,
             "split_hash": experiment.dataset.fingerprint(),
         }
         return saved.save(self.learner, folder, about)
@@ -157,7 +160,7 @@ class Session:
     def _record(self, **found: Any) -> Record:
         experiment, fit = self.experiment, self.experiment.settings.fit
         return Record(
-            **experiment.cell.model_dump(),
+            **experiment.key.model_dump(),
             status="finished",
             weights=experiment.settings.backbone.weights,
             precision=experiment.precision,

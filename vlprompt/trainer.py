@@ -11,15 +11,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlprompt.data.bank import Bank
+from vlprompt.data.cache.features import Bank
+from vlprompt.data.cache.images import ImageCache
 from vlprompt.data.dataset import Split
-from vlprompt.data.image_cache import ImageCache
-from vlprompt.data.images import PUBLISHED, Augment, Batches, Views
+from vlprompt.data.transforms import PUBLISHED, Augment
+from vlprompt.data.views import Batches, Views
 from vlprompt.learners.base import Learner
-from vlprompt.metrics import Predictions
-from vlprompt.progress import Reporter
+from vlprompt.results.predictions import Predictions
 from vlprompt.stacking import Batch
 from vlprompt.towers import Clip, Images, NeedsPixels
+from vlprompt.training.progress import Reporter
 
 TEST_BATCH = 100
 

@@ -11,8 +11,8 @@ from vlprompt.commands.arguments import add_config_dir, refuse, searched, whole_
 from vlprompt.errors import UserError
 
 if TYPE_CHECKING:
+    from vlprompt.data.cache.feature_files import Rows
     from vlprompt.data.dataset import Dataset, Item
-    from vlprompt.data.feature_files import Rows
     from vlprompt.data.sources.banked import Contents
     from vlprompt.experiment import Experiment
     from vlprompt.session import Parts
@@ -40,7 +40,7 @@ def register(commands: Any) -> None:
 
 
 def folder(root: str | None) -> Path:
-    from vlprompt.locations import bank_folder, data_root
+    from vlprompt.config.paths import bank_folder, data_root
 
     return bank_folder(data_root(root))
 
@@ -49,7 +49,7 @@ def show(options: argparse.Namespace) -> int:
     from rich.filesize import decimal
     from tabulate import tabulate
 
-    from vlprompt.data.portable import towers
+    from vlprompt.data.cache.portable import towers
 
     rows = [
         [one["model"], one["precision"], one["size"], one["views"], one["rows"], decimal(one["bytes"])]
@@ -64,10 +64,10 @@ def pack(options: argparse.Namespace) -> int:
     """Compute what is missing for the runs that settings as for `run` describe, and pack it."""
     from rich.filesize import decimal
 
-    from vlprompt.data import portable
-    from vlprompt.data.bank import view_name
-    from vlprompt.data.image_keys import image_key
-    from vlprompt.run import prepare
+    from vlprompt.data.cache import portable
+    from vlprompt.data.cache.features import view_name
+    from vlprompt.data.cache.image_keys import image_key
+    from vlprompt.sweep import prepare
 
     refuse(options.overrides, ("seed",), "give --seeds 1,2,3")
     overrides = [*searched(options.config_dir), *options.overrides]
@@ -102,9 +102,9 @@ def fill(experiment: "Experiment") -> tuple["Trainer", "Parts"]:
 
     Raises: UserError for a method that reads pixels.
     """
-    from vlprompt.progress import Reporter
-    from vlprompt.records import OpenRun
+    from vlprompt.results.store import OpenRun
     from vlprompt.session import Session
+    from vlprompt.training.progress import Reporter
 
     session = Session.open(experiment, OpenRun(experiment.folder), Reporter())
     trainer = session.trainer
@@ -112,7 +112,7 @@ def fill(experiment: "Experiment") -> tuple["Trainer", "Parts"]:
     if bank is None or bank.files is None:
         raise UserError("there is no bank on disk with bank.use=false or bank.gb=0: leave them out")
     if not trainer.reads_features(session.learner):
-        raise UserError(f"{experiment.cell.method} edits the image tower, so that features of images are no use to it")
+        raise UserError(f"{experiment.key.method} edits the image tower, so that features of images are no use to it")
     parts = session.banked_parts()
     for split, views in parts:
         with session.reporter.track("reading images", len(split) * len(views)) as track:
@@ -141,7 +141,7 @@ def contents(dataset: "Dataset", known: Keys) -> "Contents":
 
 
 def unpack(options: argparse.Namespace) -> int:
-    from vlprompt.data import portable
+    from vlprompt.data.cache import portable
 
     root = folder(options.root)
     manifest, rows = portable.unpack(options.file, root, limit=sys.maxsize)

@@ -11,9 +11,9 @@ from vlprompt.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from vlprompt.comparison import Ranking
-    from vlprompt.records import Record
-    from vlprompt.tables.rendering import Grid
+    from vlprompt.reports.comparison import Ranking
+    from vlprompt.reports.render import Grid
+    from vlprompt.results.record import Record
 
 PAIRED_NOTE = (
     "difference: first less second, in points; low, high: its 95 % interval by a paired bootstrap over images; p: "
@@ -44,10 +44,10 @@ def register(commands: Any) -> None:
 
 
 def show_comparison(options: argparse.Namespace) -> int:
-    from vlprompt.comparison import paired, rankings, runs_of
-    from vlprompt.tables.lines import lines_of
-    from vlprompt.tables.measures import complete
-    from vlprompt.tables.rendering import render_grids
+    from vlprompt.reports.comparison import paired, rankings, runs_of
+    from vlprompt.reports.lines import lines_of
+    from vlprompt.reports.render import render_grids
+    from vlprompt.results.metrics import complete
 
     if len(options.learners) not in (0, 2):
         raise UserError(f"compare takes two learners or none, not {len(options.learners)}: vlprompt compare coop maple")
@@ -75,7 +75,7 @@ def show_comparison(options: argparse.Namespace) -> int:
 
 
 def _paired_grid(table: "pd.DataFrame", learners: Sequence[str]) -> "Grid":
-    from vlprompt.tables.rendering import Grid
+    from vlprompt.reports.render import Grid
 
     forms = {"first": ".2f", "second": ".2f", "difference": "+.2f", "low": "+.2f", "high": "+.2f", "p": ".2g"}
     forms |= {"images": ",.0f", "only_first": ",.0f", "only_second": ",.0f"}
@@ -86,8 +86,8 @@ def _paired_grid(table: "pd.DataFrame", learners: Sequence[str]) -> "Grid":
 def _ranking_grids(ranking: "Ranking") -> list["Grid"]:
     import pandas as pd
 
-    from vlprompt.statistics import critical_difference
-    from vlprompt.tables.rendering import Grid
+    from vlprompt.reports.render import Grid
+    from vlprompt.reports.statistics import critical_difference
 
     n = len(ranking.scores)
     width = critical_difference(len(ranking.ranks), n)
@@ -99,7 +99,7 @@ def _ranking_grids(ranking: "Ranking") -> list["Grid"]:
 
 
 def _as_text(table: "pd.DataFrame", forms: Mapping[str, str]) -> "pd.DataFrame":
-    from vlprompt.tables.rendering import number
+    from vlprompt.reports.render import number
 
     shown = table.astype(object)
     for name in table:
@@ -109,7 +109,7 @@ def _as_text(table: "pd.DataFrame", forms: Mapping[str, str]) -> "pd.DataFrame":
 
 
 def draw(options: argparse.Namespace) -> int:
-    from vlprompt import figures
+    from vlprompt.reports import plots as figures
 
     runs, _ = selected(options)
     if not runs:
@@ -121,9 +121,9 @@ def draw(options: argparse.Namespace) -> int:
 
 def _reliability(runs: Mapping[Path, "Record"], options: argparse.Namespace) -> Any:
     """One curve a learner, from the images of all its seeds; the error beside its name is the mean of the seeds'."""
-    from vlprompt import figures
-    from vlprompt.metrics import calibration_error, load_predictions, pool, reliability
-    from vlprompt.tables.measures import PREDICTIONS
+    from vlprompt.reports import plots as figures
+    from vlprompt.results.metrics import PREDICTIONS, calibration_error, reliability
+    from vlprompt.results.predictions import load_predictions, pool
 
     runs = {f: r for f, r in runs.items() if r.status == "finished" and (f / PREDICTIONS).exists()}
     _only_one(runs.values(), ("protocol", "dataset", "backbone", "weights"))
@@ -147,10 +147,10 @@ def _reliability(runs: Mapping[Path, "Record"], options: argparse.Namespace) -> 
 
 
 def _critical_difference(runs: Mapping[Path, "Record"], options: argparse.Namespace) -> Any:
-    from vlprompt import figures
-    from vlprompt.comparison import rankings
-    from vlprompt.tables.lines import lines_of
-    from vlprompt.tables.measures import complete
+    from vlprompt.reports import plots as figures
+    from vlprompt.reports.comparison import rankings
+    from vlprompt.reports.lines import lines_of
+    from vlprompt.results.metrics import complete
 
     lines, _ = lines_of(complete(runs, options.metric), metric=options.metric)
     found = rankings(lines, options.metric, options.split)
@@ -163,9 +163,9 @@ def _critical_difference(runs: Mapping[Path, "Record"], options: argparse.Namesp
 
 
 def _few_shot(runs: Mapping[Path, "Record"], options: argparse.Namespace) -> Any:
-    from vlprompt import figures
-    from vlprompt.tables.lines import lines_of
-    from vlprompt.tables.measures import complete
+    from vlprompt.reports import plots as figures
+    from vlprompt.reports.lines import lines_of
+    from vlprompt.results.metrics import complete
 
     records = [record for record in complete(runs, options.metric) if record.protocol == "few_shot"]
     _only_one(records, ("backbone", "weights"))

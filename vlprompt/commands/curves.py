@@ -22,10 +22,10 @@ def register(commands: Any) -> None:
 
 
 def show_curve(options: argparse.Namespace) -> int:
-    from vlprompt.tables.curves import curves
-    from vlprompt.tables.measures import complete
-    from vlprompt.tables.rendering import general_notes, render_grids
-    from vlprompt.tables.summaries import frame
+    from vlprompt.reports.curves import curves
+    from vlprompt.reports.render import general_notes, render_grids
+    from vlprompt.reports.summaries import frame
+    from vlprompt.results.metrics import complete
 
     if not 0 < options.share <= 1:
         raise UserError(f"--share is {options.share}, allowed is above 0 to 1")

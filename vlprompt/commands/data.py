@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.filesize import decimal
 
+from vlprompt.config.paths import config_dir, data_root
 from vlprompt.errors import UserError
-from vlprompt.locations import config_dir, data_root
 
 PARTS = ("train", "val", "test")
 
@@ -47,7 +47,7 @@ def add(commands: Any, name: str, function: Any, text: str) -> argparse.Argument
 
 
 def catalogue(options: argparse.Namespace) -> Any:
-    from vlprompt.data.catalogue import read_catalogue
+    from vlprompt.data.download.catalogue import read_catalogue
 
     if options.config_dir and not (options.config_dir / "dataset").is_dir():
         raise UserError(f"--config-dir={options.config_dir} has no folder dataset: give the one above it.")
@@ -81,9 +81,9 @@ def cost_of(about: Any) -> str:
 
 
 def get_data(options: argparse.Namespace) -> int:
-    from vlprompt.data.catalogue import find_entry
-    from vlprompt.data.get import get, size_of
-    from vlprompt.progress import Reporter
+    from vlprompt.data.download.catalogue import find_entry
+    from vlprompt.data.download.get import get, size_of
+    from vlprompt.training.progress import Reporter
 
     known, root = catalogue(options), data_root(options.root)
     names = [n for n, e in known.items() if e.about and any(e.about.parts.values())] if options.all else options.names
@@ -120,10 +120,10 @@ def agree(options: argparse.Namespace, name: str, size: str) -> bool:
 
 
 def check_data(options: argparse.Namespace) -> int:
-    from vlprompt.data.catalogue import find_entry
-    from vlprompt.data.check import check
+    from vlprompt.data.download.catalogue import find_entry
+    from vlprompt.data.download.check import check
     from vlprompt.plan import load_source
-    from vlprompt.progress import Reporter
+    from vlprompt.training.progress import Reporter
 
     known, root, wrong, reporter = catalogue(options), data_root(options.root), 0, Reporter()
     for name in options.names:
@@ -145,7 +145,7 @@ def check_data(options: argparse.Namespace) -> int:
 
 
 def show_path(options: argparse.Namespace) -> int:
-    from vlprompt.data.catalogue import find_entry
+    from vlprompt.data.download.catalogue import find_entry
 
     root = data_root(options.root).absolute()
     sys.stdout.write(f"{find_entry(catalogue(options), options.name).base(root) if options.name else root}\n")
@@ -153,7 +153,7 @@ def show_path(options: argparse.Namespace) -> int:
 
 
 def show_subset(options: argparse.Namespace) -> int:
-    from vlprompt.data.catalogue import find_entry
+    from vlprompt.data.download.catalogue import find_entry
     from vlprompt.data.lists import make_lines
     from vlprompt.data.sampling import SAMPLERS, Shots
     from vlprompt.errors import unknown

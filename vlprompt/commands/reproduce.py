@@ -12,7 +12,7 @@ from vlprompt.errors import UserError
 
 if TYPE_CHECKING:
     from vlprompt.experiment import Experiment
-    from vlprompt.reproduction import Published, RunKey, Scores, Verdict
+    from vlprompt.reports.verdict import Published, RunRequest, Scores, Verdict
 
 UNKNOWN = "setting unknown"
 VERDICTS = ("inside", "outside", "not run", "not judged")
@@ -37,12 +37,12 @@ def register(commands: Any) -> None:
 
 def reproduce(options: argparse.Namespace) -> int:
     """-> exit code: 0 where all that ran is inside, and something is."""
-    from vlprompt.published import folder
-    from vlprompt.reproduction import averages, judge, read_published
+    from vlprompt.config.paths import published_dir
+    from vlprompt.reports.verdict import averages, judge, read_published
 
     why = "the published rows say it; --protocol, --datasets, --backbone, --shots and --seeds choose among them"
     refuse(options.overrides, ("method", "protocol", "dataset", "backbone", "shots", "seed", "recipe"), why)
-    rows = select(read_published(options.published or sorted(folder().glob("*.csv"))), options)
+    rows = select(read_published(options.published or sorted(published_dir().glob("*.csv"))), options)
     overrides = [*searched(options.config_dir), *options.overrides]
     cells = plan(rows, options.seeds, overrides)
     if not options.dry_run:
@@ -77,36 +77,36 @@ def select(rows: Sequence["Published"], options: argparse.Namespace) -> list["Pu
 
 
 @dataclass
-class Cell:
+class RunKey:
     """All seeds of what published numbers ask for."""
 
-    key: "RunKey"
+    key: "RunRequest"
     experiments: list["Experiment"] = field(default_factory=list)
     missing: str = ""  # why it cannot run
     failed: str = ""  # why it did not end
 
     def left(self) -> list["Experiment"]:
         """The seeds without a finished run."""
-        from vlprompt.records import is_finished
+        from vlprompt.results.store import is_finished
 
         return [one for one in self.experiments if one.settings.force or not is_finished(one.folder, one.hash)]
 
     def run(self) -> list["Scores"]:
         """Make or find the runs; -> their scores, none where one of them is missing."""
         from vlprompt.batch import attempt
-        from vlprompt.reproduction import scores_of
+        from vlprompt.reports.verdict import scores_of
 
         records = [] if self.missing else [attempt(experiment) for experiment in self.experiments]
         self.failed = next((str(record.reason) for record in records if record.status != "finished"), "")
         return [] if self.failed else [scores_of(record) for record in records]
 
 
-def plan(rows: Sequence["Published"], seeds: Sequence[int], overrides: Sequence[str]) -> list[Cell]:
+def plan(rows: Sequence["Published"], seeds: Sequence[int], overrides: Sequence[str]) -> list[RunKey]:
     """What has to run, one backbone after the other; what cannot is planned with its reason."""
     keys = dict.fromkeys(row.key(member) for row in rows if row.recipe for member in row.members)
     cells = []
     for key in sorted(keys, key=lambda key: (key.protocol, key.backbone)):
-        cell = Cell(key)
+        cell = RunKey(key)
         try:
             found = [prepared(rows[0].method, key, seed, overrides) for seed in seeds]
             cell.experiments = list({experiment.folder: experiment for experiment in found}.values())
@@ -116,9 +116,9 @@ def plan(rows: Sequence["Published"], seeds: Sequence[int], overrides: Sequence[
     return cells
 
 
-def prepared(method: str, key: "RunKey", seed: int, overrides: Sequence[str]) -> "Experiment":
+def prepared(method: str, key: "RunRequest", seed: int, overrides: Sequence[str]) -> "Experiment":
     """A seed's run, in the words of `python run.py`."""
-    from vlprompt.run import prepare
+    from vlprompt.sweep import prepare
 
     groups = [f"{name}={getattr(key, name)}" for name in ("protocol", "dataset", "backbone")]
     recipe = [] if key.recipe == f"{method}_{key.protocol}" else [f"recipe={key.recipe}"]  # else the default
@@ -126,7 +126,7 @@ def prepared(method: str, key: "RunKey", seed: int, overrides: Sequence[str]) ->
     return prepare([f"method={method}", *groups, *recipe, *shots, f"seed={seed}", *overrides])
 
 
-def check_weights(cells: Sequence[Cell]) -> None:
+def check_weights(cells: Sequence[RunKey]) -> None:
     """Load each backbone that is needed once, so that missing weights are named before the first run."""
     from vlprompt.session import clip_at
 
@@ -143,7 +143,7 @@ def check_weights(cells: Sequence[Cell]) -> None:
             cell.missing = missing[model, weights]
 
 
-def show_plan(method: str, cells: Sequence[Cell]) -> None:
+def show_plan(method: str, cells: Sequence[RunKey]) -> None:
     rows = []
     for cell in cells:
         n, left = len(cell.experiments), len(cell.left())
@@ -155,7 +155,7 @@ def show_plan(method: str, cells: Sequence[Cell]) -> None:
         say(f"cannot run {', '.join(names)}: {reason}")
 
 
-def show_verdicts(verdicts: Sequence["Verdict"], cells: Sequence[Cell], *, unjudged: Sequence["Published"]) -> None:
+def show_verdicts(verdicts: Sequence["Verdict"], cells: Sequence[RunKey], *, unjudged: Sequence["Published"]) -> None:
     states = {cell.key: "failed" if cell.failed else "cannot run" for cell in cells if cell.failed or cell.missing}
     rows = []
     for one in verdicts:
@@ -199,6 +199,6 @@ def show_table(title: str, rows: Sequence[dict[str, str]]) -> None:
 
 
 def say(line: str) -> None:
-    from vlprompt.progress import Reporter
+    from vlprompt.training.progress import Reporter
 
     Reporter().say(line)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from vlprompt.errors import UserError
 
 if TYPE_CHECKING:
-    from vlprompt.records import Record
-    from vlprompt.tables.lines import Line
+    from vlprompt.reports.lines import Line
+    from vlprompt.results.record import Record
 
 FORMATS = ("terminal", "markdown", "csv", "latex")
 LAYOUTS = ("runs", "base_to_novel", "few_shot", "cross_dataset", "domain_generalization", "auto", "published")
@@ -58,8 +58,9 @@ def add_selection(parser: argparse.ArgumentParser, *, positional: bool = True) -
 
 def selected(options: argparse.Namespace) -> tuple[dict[Path, "Record"], list[str]]:
     """The runs that are asked for, and a note on the others. Raises: UserError where a folder is missing."""
-    from vlprompt.records import find_runs, results_root
-    from vlprompt.tables.selection import select
+    from vlprompt.config.paths import results_root
+    from vlprompt.reports.filters import select
+    from vlprompt.results.store import find_runs
 
     missing = [str(root) for root in options.folders if not root.is_dir()]
     if missing:
@@ -80,10 +81,10 @@ def write(text: str, output: Path | None) -> None:
 
 
 def show_table(options: argparse.Namespace) -> int:
-    from vlprompt.tables.layouts import of_layout
-    from vlprompt.tables.lines import lines_of
-    from vlprompt.tables.measures import complete, gaps
-    from vlprompt.tables.summaries import NO_RUNS
+    from vlprompt.reports.layouts import of_layout
+    from vlprompt.reports.lines import lines_of
+    from vlprompt.reports.summaries import NO_RUNS
+    from vlprompt.results.metrics import complete, gaps
 
     runs, notes = selected(options)
     ours, others = of_layout(complete(runs, options.metric), options.layout)
@@ -114,16 +115,17 @@ def show_table(options: argparse.Namespace) -> int:
 
 
 def runs_text(records: Sequence["Record"], how: dict[str, Any], options: argparse.Namespace) -> str:
-    from vlprompt.tables import render, summarise
+    from vlprompt.reports.render import render
+    from vlprompt.reports.summaries import summarise
 
     return render(summarise(records, **how), options.format, costs=options.costs)
 
 
 def papers_text(lines: Sequence["Line"], options: argparse.Namespace) -> str:
-    from vlprompt.tables import frame
-    from vlprompt.tables.layouts import grids, notes_of
-    from vlprompt.tables.lines import numbers
-    from vlprompt.tables.rendering import INTERVAL_NOTES, general_notes, render_grids
+    from vlprompt.reports.layouts import grids, notes_of
+    from vlprompt.reports.lines import numbers
+    from vlprompt.reports.render import INTERVAL_NOTES, general_notes, render_grids
+    from vlprompt.reports.summaries import frame
 
     if options.format == "csv":
         return numbers(lines, options.metric).to_csv(index=False)
@@ -134,9 +136,9 @@ def papers_text(lines: Sequence["Line"], options: argparse.Namespace) -> str:
 
 def distance_text(lines: Sequence["Line"], options: argparse.Namespace, *, missing: str | None = None) -> str:
     """The table of differences to the papers; empty where there are none, or an error that says what is missing."""
-    from vlprompt.published import distances, load
-    from vlprompt.tables.layouts import distance_grid
-    from vlprompt.tables.rendering import render_grids
+    from vlprompt.reports.layouts import distance_grid
+    from vlprompt.reports.published import distances, load
+    from vlprompt.reports.render import render_grids
 
     if options.metric != "accuracy":
         raise UserError(f"published numbers are accuracies: drop --metric {options.metric}, or choose another layout")
@@ -152,15 +154,15 @@ def distance_text(lines: Sequence["Line"], options: argparse.Namespace, *, missi
 
 
 def notes_text(notes: Sequence[str], format: str) -> str:
-    from vlprompt.tables.rendering import render_grids
+    from vlprompt.reports.render import render_grids
 
     return "\n" + render_grids([], list(dict.fromkeys(notes)), format)
 
 
 def published_beside(ours: Sequence["Record"], layout: str) -> list["Record"]:
     """Published numbers of a layout's protocol, of the data sets and backbones of our runs; without runs, of all."""
-    from vlprompt.published import as_records, load
-    from vlprompt.tables.layouts import PROTOCOLS
+    from vlprompt.reports.layouts import PROTOCOLS
+    from vlprompt.reports.published import as_records, load
 
     places = {(record.protocol, record.dataset, record.backbone) for record in ours}
     found = [record for record in as_records(load()) if record.protocol == layout or layout not in PROTOCOLS]
@@ -172,18 +174,18 @@ def cached_settings() -> Any:
 
     @cache
     def known() -> dict[str, list[str]]:
-        from vlprompt.run import GROUPS, config_dir, names
+        from vlprompt.sweep import GROUPS, config_dir, names
 
         return {group: names(group, [config_dir()]) for group in (*GROUPS, "recipe")}
 
     @cache
     def composed(*overrides: str) -> Mapping[str, Any]:
-        from vlprompt.run import compose
+        from vlprompt.sweep import compose
 
         return compose(list(overrides))
 
     def settings_of(record: "Record", recipe: str) -> Mapping[str, Any] | None:
-        from vlprompt.run import GROUPS
+        from vlprompt.sweep import GROUPS
 
         chosen = {group: getattr(record, group) for group in GROUPS}
         if any(name not in known()[group] for group, name in chosen.items()):

@@ -11,7 +11,7 @@ from vlprompt.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from vlprompt.records import Record
+    from vlprompt.results.record import Record
 
 
 def register(commands: Any) -> None:
@@ -34,7 +34,7 @@ def register(commands: Any) -> None:
 
 
 def export(options: argparse.Namespace) -> int:
-    from vlprompt.exports import write_peft
+    from vlprompt.interop.peft import write_peft
     from vlprompt.learners.lora import LoRA
 
     learner = restored(options.run)
@@ -54,8 +54,8 @@ def restored(folder: Path) -> Any:
 def evaluate(options: argparse.Namespace) -> int:
     import pandas as pd
 
-    from vlprompt.saved import TENSORS
-    from vlprompt.tables.rendering import Grid, general_notes, render_grids
+    from vlprompt.reports.render import Grid, general_notes, render_grids
+    from vlprompt.results.learner_files import TENSORS
 
     name, values = read_setting(options.setting)
     runs, notes = selected(options)
@@ -99,7 +99,7 @@ def tested(
 ) -> list[dict[str, Any]]:
     """A row for each value: what the run is, and its scores in percent."""
     from vlprompt.experiment import Experiment
-    from vlprompt.tables.measures import measure
+    from vlprompt.results.metrics import measure
 
     experiment = Experiment.of_record(folder, run, device=options.device)
     metric = options.metric
@@ -118,9 +118,9 @@ def over_seeds(rows: "pd.DataFrame", name: str, metric: str) -> "pd.DataFrame":
     """Mean and deviation over seeds, one row a learner, number of shots and value."""
     import pandas as pd
 
-    from vlprompt.statistics import spread
-    from vlprompt.tables.measures import measure
-    from vlprompt.tables.rendering import spread_text
+    from vlprompt.reports.render import spread_text
+    from vlprompt.reports.statistics import spread
+    from vlprompt.results.metrics import measure
 
     keys = ["method", "variant", "shots", name]
     splits = [column for column in rows.columns[list(rows.columns).index(name) + 1 :] if rows[column].notna().any()]

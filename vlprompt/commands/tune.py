@@ -12,9 +12,9 @@ from vlprompt.errors import NonFiniteError, UserError
 
 if TYPE_CHECKING:
     from vlprompt.experiment import Experiment
-    from vlprompt.records import Record
-    from vlprompt.search_space import Space
-    from vlprompt.study import Setting, Study, Trial
+    from vlprompt.results.record import Record
+    from vlprompt.tuning.search import Setting, Study, Trial
+    from vlprompt.tuning.space import Space
 
 GROUPS = ("dataset", "protocol", "backbone", "shots", "seed")
 VALIDATION = "protocol.part=few_shot_val"
@@ -65,17 +65,18 @@ class Search:
 
     @property
     def folder(self) -> Path:
-        from vlprompt.records import TRIALS, results_root
+        from vlprompt.config.paths import results_root
+        from vlprompt.results.store import TRIALS
 
         root = results_root()
-        return root / TRIALS / self.base.cell.folder(root).relative_to(root / "runs")
+        return root / TRIALS / self.base.key.folder(root).relative_to(root / "runs")
 
     @classmethod
     def plan(cls, method: str, overrides: Sequence[str], budget: int) -> "Search":
         """Check all that can be checked before the first trial. Raises: UserError."""
-        from vlprompt.run import prepare
-        from vlprompt.search_space import value_at
-        from vlprompt.study import optuna
+        from vlprompt.sweep import prepare
+        from vlprompt.tuning.search import optuna
+        from vlprompt.tuning.space import value_at
 
         optuna()
         asked = [f"method={method}", *overrides]
@@ -94,25 +95,25 @@ class Search:
 
     def trial(self, setting: "Setting") -> "Experiment":
         """The run that tries a setting; its record lies beside the study."""
-        from vlprompt.run import prepare
-        from vlprompt.study import as_overrides
+        from vlprompt.sweep import prepare
+        from vlprompt.tuning.search import as_overrides
 
         experiment = prepare([*self.overrides, VALIDATION, *as_overrides(setting)])
-        return replace(experiment, place=self.folder / "trials" / str(experiment.cell.variant))
+        return replace(experiment, place=self.folder / "trials" / str(experiment.key.variant))
 
     def choose(self) -> "Study":
         """Make or find all trials. No test image is read."""
-        from vlprompt.study import Study, best, sampler, search
+        from vlprompt.tuning.search import Study, best, sampler, search
 
         seed = self.base.settings.seed
         study = Study(
-            cell=self.base.cell, overrides=self.overrides, budget=self.budget, sampler=sampler(seed),
+            cell=self.base.key, overrides=self.overrides, budget=self.budget, sampler=sampler(seed),
             space={name: dimension.model_dump() for name, dimension in self.space.items()},
         )  # fmt: skip
 
         def evaluate(number: int, setting: "Setting") -> "Trial":
             study.add(self.evaluate(number, setting), self.folder)
-            say(f"{self.base.cell.learner}, {study.progress()}")
+            say(f"{self.base.key.learner}, {study.progress()}")
             return study.trials[-1]
 
         search(self.space, self.default, budget=self.budget, seed=seed, evaluate=evaluate)
@@ -125,10 +126,10 @@ class Search:
         from torch import OutOfMemoryError
 
         from vlprompt.batch import attempt
-        from vlprompt.records import Record
-        from vlprompt.study import Trial, in_words
+        from vlprompt.results.record import Record
+        from vlprompt.tuning.search import Trial, in_words
 
-        say(f"\n{self.base.cell.learner}, trial {number + 1} of {self.budget}: {in_words(setting)}")
+        say(f"\n{self.base.key.learner}, trial {number + 1} of {self.budget}: {in_words(setting)}")
         experiment = self.trial(setting)
         known = Record.read(experiment.folder)
         failed = known is not None and known.status != "finished" and known.config_hash == experiment.hash
@@ -148,8 +149,8 @@ class Search:
     def test(self, study: "Study", seeds: Sequence[int]) -> list["Record"]:
         """The default and the chosen setting on the test images, as ordinary runs, and zero-shot beside them."""
         from vlprompt.batch import attempt
-        from vlprompt.run import prepare, prepare_beside
-        from vlprompt.study import as_overrides
+        from vlprompt.sweep import prepare, prepare_beside
+        from vlprompt.tuning.search import as_overrides
 
         if study.chosen is None:
             return []
@@ -163,7 +164,7 @@ class Search:
 
 
 def say(line: str) -> None:
-    from vlprompt.progress import Reporter
+    from vlprompt.training.progress import Reporter
 
     Reporter().say(line)
 
@@ -172,14 +173,15 @@ def show(studies: Sequence["Study"], records: Sequence["Record"]) -> None:
     """What was chosen, at what cost, and the tests of it."""
     from tabulate import tabulate
 
-    from vlprompt.study import row
-    from vlprompt.tables import render, summarise
+    from vlprompt.reports.render import render
+    from vlprompt.reports.summaries import summarise
+    from vlprompt.tuning.search import row
 
     rows = [row(study) for study in studies]
     say("\nchosen on few-shot validation images (accuracy in %; the cost of the search is all trials)")
     say(tabulate(rows, headers="keys", tablefmt="simple", disable_numparse=True))
     if records:
-        unique = {record.cell: record for record in records}
+        unique = {record.key: record for record in records}
         say("\n" + render(summarise(list(unique.values()))).rstrip())
     for record in records:
         if record.status != "finished":

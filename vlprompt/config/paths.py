@@ -1,0 +1,33 @@
+"""Where this installation and its user keep things."""
+
+import os
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def config_dir() -> Path:
+    """The folder `conf`: inside an installed package, else next to run.py."""
+    inside = PACKAGE / "conf"
+    return inside if inside.is_dir() else PACKAGE.parent / "conf"
+
+
+def published_dir() -> Path:
+    """The folder of published numbers: inside an installed package, else in the checkout."""
+    inside = PACKAGE / "published"
+    return inside if inside.is_dir() else PACKAGE.parent / "results" / "published"
+
+
+def results_root() -> Path:
+    """VLPROMPT_RESULTS, or `results` in the working directory."""
+    return Path(os.environ.get("VLPROMPT_RESULTS") or "results")
+
+
+def data_root(given: str | None = None) -> Path:
+    """Where data sets lie: as given (data.root), VLPROMPT_DATA, or `datasets` in the working directory."""
+    return Path(given or os.environ.get("VLPROMPT_DATA") or "datasets").expanduser()
+
+
+def bank_folder(root: Path) -> Path:
+    """Where features of images are kept below the data root."""
+    return root / ".cache" / "features"

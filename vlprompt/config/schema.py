@@ -1,0 +1,221 @@
+"""What a run may be told, checked before anything heavy is loaded."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from vlprompt.config.fit import Fit
+from vlprompt.data.download.catalogue import About
+from vlprompt.errors import UserError, unknown
+from vlprompt.tuning.space import Space, leaves, read_dimension, value_at
+
+_STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Bank(BaseModel):
+    model_config = _STRICT
+    views: PositiveInt | None = None
+    # How features come about; that changes no result beyond rounding.
+    use: bool = Field(default=True, exclude=True)
+    gb: Annotated[float, Field(ge=0, strict=False)] = Field(default=20.0, exclude=True)
+
+
+class Augmentation(BaseModel):
+    model_config = _STRICT
+    scale: Annotated[tuple[Share, Share], Field(strict=False)]
+    flip: Annotated[float, Field(ge=0, le=1)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Augmentation":
+        if self.scale[0] > self.scale[1]:
+            raise UserError(f"augment.scale is {list(self.scale)}, allowed is [smallest, largest]: swap them")
+        return self
+
+
+class Data(BaseModel):
+    model_config = _STRICT
+    root: str | None = None
+    download: bool = False
+    cache_gb: Annotated[float, Field(ge=0, strict=False)] = 20.0
+
+
+class Sampling(BaseModel):
+    model_config = _STRICT
+    name: Literal["coop", "clip_lora", "tip_adapter", "list"] = "coop"
+    file: str | None = None
+
+    @model_validator(mode="after")
+    def _file_of_a_list(self) -> "Sampling":
+        if (self.name == "list") != (self.file is not None):
+            raise UserError("sampler.name=list needs sampler.file=PATH, and only it: give both or neither")
+        return self
+
+
+class Backbone(BaseModel):
+    model_config = _STRICT
+    model: str
+    weights: str
+    quantize: Literal["nf4"] | None = None
+
+
+def _check_template(template: str) -> str:
+    if template.count("{}") != 1:
+        raise ValueError("a text with exactly one {} for the class name")
+    return template
+
+
+class DataSource(BaseModel):
+    model_config = _STRICT
+    name: str
+    template: Annotated[str, AfterValidator(_check_template)]
+    source: dict[str, Any]
+    about: About | None = Field(default=None, exclude=True)  # facts that change no result
+    # Where a data set of one's own lies: no part of what it is, so that moving it changes no hash.
+    root: str | None = Field(default=None, exclude=True)
+    labels: str | None = Field(default=None, exclude=True)
+    names: str | None = Field(default=None, exclude=True)
+    split: str | None = Field(default=None, exclude=True)
+
+
+class Target(BaseModel):
+    """A data set that is tested beside the one trained on."""
+
+    model_config = _STRICT
+    dataset: DataSource
+    method: dict[str, Any] = {}  # what of the method's arguments is this data set's own: its template
+
+
+class Settings(BaseModel):
+    """The resolved configuration of one run; `conf/config.yaml` explains each key."""
+
+    model_config = _STRICT
+
+    seed: NonNegativeInt
+    shots: PositiveInt | Literal["all"]
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    precision: Literal["auto", "fp32", "bf16"]
+    threads: PositiveInt | None
+    text_chunk: PositiveInt | None
+    workers: NonNegativeInt | None
+    cache: bool
+    force: bool
+    name: str | None
+    wandb: Literal["online", "offline", "disabled"] | None
+    bank: Bank
+    augment: Augmentation
+    sampler: Sampling
+    data: Data
+    backbone: Backbone
+    dataset: DataSource
+    protocol: dict[str, Any]
+    method: dict[str, Any]
+    fit: Fit | None
+    targets: dict[str, Target] = {}  # by name in the configuration; filled from `protocol.targets`
+    search: dict[str, Any] = {}  # what a search for settings may vary; a run does not read it
+
+    def space(self) -> Space:
+        """The search space, checked.
+
+        Raises:
+            UserError: a wrong range, or a name that is no setting of this run.
+        """
+        space, known = {}, self.model_dump()
+        for name, node in leaves(self.search).items():
+            try:
+                value_at(known, name)
+                space[name] = read_dimension(node)
+            except KeyError:
+                raise UserError(f"search.{name} is not a setting of this run: drop it from `search`") from None
+            except ValidationError as error:
+                raise explain(error, f"search.{name}") from None
+        return space
+
+
+def read_settings(config: Mapping[str, Any]) -> Settings:
+    """Check a plain configuration.
+
+    Raises:
+        UserError: naming the first key that is unknown, or has a wrong type or range.
+    """
+    config = dict(config)
+    for part in ("fit", "method"):
+        if isinstance(config.get(part), Mapping):
+            config[part] = {k: at_shots(v, config.get("shots"), f"{part}.{k}") for k, v in config[part].items()}
+    try:
+        return Settings.model_validate(config)
+    except ValidationError as error:
+        raise explain(error) from None
+
+
+def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> None:
+    """Hold arguments against the optional and keyword-only parameters of a callable, and their annotations.
+
+    Raises:
+        UserError: an unknown or missing argument, or one of a wrong type.
+    """
+    signature = inspect.signature(target).parameters.items()
+    parameters = {name: p for name, p in signature if p.kind is p.KEYWORD_ONLY or p.default is not p.empty}
+    for name, value in arguments.items():
+        if name not in parameters:
+            raise unknown(f"setting of {where}", name, parameters)
+        annotation = parameters[name].annotation
+        if annotation is inspect.Parameter.empty:  # somebody's plug-in without types
+            continue
+        try:
+            adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=ConfigDict(strict=True))
+            adapter.validate_python(value)
+        except ValidationError as error:
+            raise explain(error, f"{where}.{name}") from None
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in arguments:
+            raise UserError(f"the setting '{where}.{name}' is missing: give it a value")
+
+
+def at_shots(value: Any, shots: Any, where: str) -> Any:
+    """A setting that is a mapping from shots, at this number: between two keys the larger one, beyond them the last."""
+    if not isinstance(value, Mapping) or not value or not all(isinstance(key, int) for key in value):
+        return value
+    if shots != "all" and not isinstance(shots, int):
+        return value  # shots itself is wrong and will be named
+    keys = sorted(value)
+    wanted = math.inf if shots == "all" else shots
+    return value[next((key for key in keys if key >= wanted), keys[-1])]
+
+
+def explain(error: ValidationError, where: str = "") -> UserError:
+    """The first complaint of pydantic as one sentence: what, got, allowed."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    path = [str(part) for part in first["loc"] if isinstance(part, int) or str(part).isidentifier()]
+    # the members of a union are complained of one by one; what they allow belongs together
+    same = [p for p in problems if p["input"] is first["input"]]
+    allowed = " or ".join(dict.fromkeys(_allowed(p) for p in same))
+    tags = {"int", "str", "float", "bool", "NoneType", "Literal", "constrained"}
+    name = ".".join([where, *(part for part in path if part not in tags)]).strip(".")
+    if first["type"] == "extra_forbidden" or first["type"] == "unexpected_keyword_argument":
+        return UserError(f"unknown setting '{name}': drop it, or see conf/ for the settings there are")
+    if first["type"] in ("missing", "missing_argument"):
+        return UserError(f"the setting '{name}' is missing: give it a value")
+    got = first["input"]
+    return UserError(f"{name} is {got!r}, allowed is {allowed}: set it as in {name}=VALUE, or drop it for the default")
+
+
+def _allowed(problem: Any) -> str:
+    message = str(problem["msg"])
+    if problem["type"] == "string_pattern_mismatch":
+        return "auto, cpu, cuda or cuda:N"
+    return message.removeprefix("Input should be ").removeprefix("Value error, ")

@@ -1,0 +1,53 @@
+"""What is done to an image before a tower sees it, and the seeds of what is random in it."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import v2 as transforms
+
+from vlprompt.towers import Preprocess
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed from values, the same on every machine; changing one part changes all."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def eval_transform(pre: Preprocess) -> transforms.Compose:
+    """One centre crop, as bytes: shorter side to `size` (or squashed, where the model was trained so), antialiased."""
+    mode = InterpolationMode(pre.interpolation)
+    size = [pre.size, pre.size] if pre.resize == "squash" else pre.size
+    resize = transforms.Resize(size, interpolation=mode, antialias=True)
+    return transforms.Compose([resize, transforms.CenterCrop(pre.size), transforms.PILToTensor()])
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random views: share of the area that a crop keeps (at a shape of 3/4 to 4/3), and probability of a flip.
+
+    The defaults are those of CoOp and all that follow it; Tip-Adapter keeps at least half of the area.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    flip: float = 0.5
+
+
+PUBLISHED = Augment()
+
+
+def train_transform(pre: Preprocess, augment: Augment = PUBLISHED) -> transforms.Compose:
+    """A random view, as bytes."""
+    mode = InterpolationMode(pre.interpolation)
+    crop = transforms.RandomResizedCrop(pre.size, scale=augment.scale, interpolation=mode, antialias=True)
+    return transforms.Compose([crop, transforms.RandomHorizontalFlip(augment.flip), transforms.PILToTensor()])
+
+
+def normalise(pixels: UInt8[Tensor, "B 3 H W"], pre: Preprocess) -> Float[Tensor, "B 3 H W"]:
+    """Bytes to what the model was trained on. A batch at a time: the same numbers as image by image, much sooner."""
+    mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (pre.mean, pre.std))
+    return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)

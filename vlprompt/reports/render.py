@@ -1,0 +1,216 @@
+"""Tables as text: for the terminal, Markdown, LaTeX and, in numbers, CSV."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from vlprompt.errors import UserError, unknown
+from vlprompt.reports.summaries import CONTEXT, NO_RUNS
+from vlprompt.results.metrics import measure
+
+FORMATS = ("terminal", "markdown", "csv", "latex")
+DEMO_NOTE = "The demo world checks the software; it ranks nothing."
+PRECISION_NOTE = "Rows differ in precision: compare them with care."
+COST_NOTE = (
+    "Stored: what is trained. Model: the frozen weights. FLOPs: of products and convolutions, without merging; of the "
+    "classes once, of each image then; × frozen: times zero-shot with one template. ms/image: of four at once, from "
+    "pixels."
+)
+IMPORTED_NOTE = "Rows of the variant imported were read from logs of other software, most of them rounded to 0.1."
+INTERVAL_NOTES = {
+    "none": [],
+    "t": ["In brackets: the 95 % interval by Student's t over n seeds."],
+    "normal": ["±: population deviation; in brackets: 1.96 standard errors, as the originals' scripts print them."],
+}
+BEST, SECOND = "best", "second"
+MARKED = {
+    "markdown": {BEST: "**{}**", SECOND: "<u>{}</u>"},
+    "latex": {BEST: "\ue000{}\ue002", SECOND: "\ue001{}\ue002"},
+}
+LATEX = {"\ue000": r"\textbf{", "\ue001": r"\underline{", "\ue002": "}", "±": r"$\pm$", "−": "$-$"}
+STYLES = {BEST: "bold", SECOND: "underline"}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One table of cells that are text already; `title` is what its rows share.
+
+    `marks` names the best and the second cell by (row, column). A rule goes between rows whose `blocks` differ.
+    """
+
+    title: str
+    rows: pd.DataFrame
+    marks: dict[tuple[int, str], str] = field(default_factory=dict)
+    blocks: Sequence[object] = ()
+
+    @property
+    def starts(self) -> list[int]:
+        """The rows that begin a block, but for the first."""
+        return [i for i in range(1, len(self.blocks)) if self.blocks[i] != self.blocks[i - 1]]
+
+
+def render(table: pd.DataFrame, format: str = "terminal", *, costs: bool = False) -> str:
+    """A summary as text, a table for each protocol; with `costs` all of them have columns.
+
+    CSV is one table of the raw numbers; the others have two decimals, `mean ± deviation`, and what all rows of a table
+    share above it (LaTeX: in columns).
+
+    "terminal" is a rich table on a terminal; into a file or a pipe it is plain, never wrapped, never cut.
+    """
+    check_format(format)
+    if table.empty:
+        raise UserError(NO_RUNS)
+    if format == "csv":
+        return table.to_csv(index=False)
+    parts = [part for _, part in table.groupby("protocol", sort=False)]
+    notes = [*INTERVAL_NOTES[table.attrs.get("interval", "none")], *general_notes(table)]
+    metric = table.attrs.get("metric", "accuracy")
+    if costs:
+        notes.append(COST_NOTE)
+    return render_grids([_summary_grid(part, format, metric, costs) for part in parts], notes, format)
+
+
+def check_format(format: str) -> None:
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+
+
+def render_grids(grids: Sequence[Grid], notes: Sequence[str], format: str) -> str:
+    """Tables and the notes below them as text, in any format but CSV."""
+    if format == "latex":
+        notes = [_latex_text(note) for note in notes]
+    return "\n\n".join([*(_draw(grid, format) for grid in grids), *notes]) + "\n"
+
+
+def general_notes(table: pd.DataFrame) -> list[str]:
+    """Of a table with the columns dataset, backbone and precision."""
+    demo = table["dataset"].str.startswith("shapes") | (table["backbone"] == "shapes_vit")
+    mixed = table["precision"].nunique() > 1
+    imported = table["variant"].fillna("").str.match(r"imported(-|$)") if "variant" in table else pd.Series([False])
+    notes = {DEMO_NOTE: demo.any(), PRECISION_NOTE: mixed, IMPORTED_NOTE: imported.any()}
+    return [note for note, applies in notes.items() if applies]
+
+
+def number(value: float, form: str = ".2f") -> str:
+    return "" if pd.isna(value) else format(value, form)
+
+
+def spread_text(mean: float, deviation: float, half_width: float = float("nan"), *, decimals: int = 2) -> str:
+    """83.90 ± 3.70 [74.71, 93.09], as far as there are numbers."""
+    form = f".{decimals}f"
+    text = number(mean, form) + (f" ± {number(deviation, form)}" if pd.notna(deviation) else "")
+    if pd.notna(half_width):
+        text += f" [{number(mean - half_width, form)}, {number(mean + half_width, form)}]"
+    return text
+
+
+def _summary_grid(table: pd.DataFrame, format: str, metric: str, costs: bool) -> Grid:
+    shown = _readable(table, measure(metric).decimals, costs)
+    if format == "latex":
+        return Grid("", shown)
+    shared = [name for name in CONTEXT if name in shown and shown[name].nunique() == 1]
+    title = ", ".join(f"{name} {shown[name].iloc[0]}" for name in shared)
+    if metric != "accuracy":
+        title += f", {measure(metric).label}"
+    return Grid(title, shown.drop(columns=shared))
+
+
+def _readable(table: pd.DataFrame, decimals: int, costs: bool) -> pd.DataFrame:
+    """The cells as text; columns that say nothing (no variants, none failed) left out."""
+    n_keys = list(table.columns).index("n")
+    shown = table.iloc[:, :n_keys].map(lambda value: "" if pd.isna(value) else str(value))
+    shown["n"] = table["n"].astype(str)
+    for column in table.columns[n_keys + 1 :]:
+        if f"{column}_sd" in table:
+            widths = table.get(f"{column}_ci95", pd.Series(float("nan"), index=table.index))
+            found = zip(table[column], table[f"{column}_sd"], widths, strict=True)
+            shown[column] = [spread_text(*values, decimals=decimals) for values in found]
+        elif column in ("H", "average") or (column == "mean_H" and (table["n"] > 1).any()):
+            shown[column.replace("_", " of ")] = [number(value) for value in table[column]]
+    shown["parameters"] = [number(value, ",.0f") for value in table["parameters"]]
+    shown["train s"] = [number(value, ".1f") for value in table["train_s"]]
+    shown["peak MB"] = [number(value / 2**20, ".0f") for value in table["peak_bytes"]]
+    if costs:
+        shown = shown.assign(**_costs(table))
+    for column in ("failed", "missing"):
+        if table[column].any():
+            shown[column] = table[column].astype(str)
+    return shown.drop(columns=[name for name in shown if (shown[name] == "").all()])
+
+
+def _costs(table: pd.DataFrame) -> dict[str, list[str]]:
+    """Columns of the costs that a table shows where it is asked for them."""
+    flops = {"image": "MFLOPs/image", "classes": "MFLOPs of classes"}
+    found = {
+        "stored kB": [number(value / 2**10, ",.1f") for value in table["stored_bytes"]],
+        "model MB": [number(value / 2**20, ",.1f") for value in table["backbone_bytes"]],
+        "ms/step": [number(1000 * value, ".1f") for value in table["step_s"]],
+        "ms/image": [number(1000 * value, ".2f") for value in table["image_s"]],
+    }
+    for part, title in flops.items():
+        own, frozen = table[f"{part}_flops"], table[f"frozen_{part}_flops"]
+        found[title] = [number(value / 1e6, ",.1f") for value in own]
+        found[f"{part}: × frozen"] = [number(value, ".3f") for value in own / frozen.where(frozen > 0)]
+    words = {1.0: "yes", 0.0: "no"}
+    found["can be merged"] = [words.get(value, "") for value in table["mergeable"]]
+    return found
+
+
+def _draw(grid: Grid, format: str) -> str:
+    if format == "terminal" and sys.stdout.isatty():
+        return _rich(grid).rstrip("\n")
+    rows = grid.rows.copy()
+    for (row, column), mark in grid.marks.items():
+        position = list(rows).index(column)
+        rows.iloc[row, position] = MARKED.get(format, {}).get(mark, "{}").format(rows.iloc[row, position])
+    if format == "latex":
+        return _latex(grid, rows)
+    text = rows.to_markdown(index=False, disable_numparse=True) if format == "markdown" else _plain(grid, rows)
+    return f"{grid.title}{2 * chr(10) if format == 'markdown' else chr(10)}{text}".lstrip("\n")
+
+
+def _latex(grid: Grid, rows: pd.DataFrame) -> str:
+    """booktabs; the title as a comment."""
+    lines = rows.to_latex(index=False, escape=True).rstrip("\n").splitlines()
+    for start in reversed(grid.starts):
+        lines.insert(lines.index("\\midrule") + 1 + start, "\\midrule")
+    text = "\n".join([f"% {grid.title}"] * bool(grid.title) + lines)
+    for mark, command in LATEX.items():
+        text = text.replace(mark, command)
+    return text
+
+
+def _latex_text(text: str) -> str:
+    for character in "%_&#":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("±", r"$\pm$")
+
+
+def _plain(grid: Grid, rows: pd.DataFrame) -> str:
+    from tabulate import SEPARATING_LINE, tabulate
+
+    lines = rows.values.tolist()
+    for start in reversed(grid.starts):
+        lines.insert(start, SEPARATING_LINE)
+    return tabulate(lines, headers=list(rows), tablefmt="simple", disable_numparse=True).rstrip("\n")
+
+
+def _rich(grid: Grid) -> str:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=Text(grid.title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in grid.rows:
+        drawn.add_column(Text(str(name)), overflow="fold")
+    for i, row in enumerate(grid.rows.values.tolist()):
+        cells = zip(grid.rows, row, strict=True)
+        styled = [Text(text, style=STYLES.get(grid.marks.get((i, str(name)), ""), "")) for name, text in cells]
+        drawn.add_row(*styled, end_section=i + 1 in grid.starts)
+    console = Console()
+    with console.capture() as capture:
+        console.print(drawn)
+    return capture.get()

@@ -1,0 +1,83 @@
+"""What is kept of a test split's logits."""
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from vlprompt.errors import NonFiniteError, UserError
+
+ROWS_AT_ONCE = 4096  # sorting 50,000 x 1,000 logits at once would take 400 MB of indices
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What is kept of the logits of one split: enough for every later metric that needs no full row of logits."""
+
+    images: Shaped[np.ndarray, " N"]  # the image's name within its data set
+    labels: Int[np.ndarray, " N"]
+    top5: Int[np.ndarray, "N k"]  # class indices by falling logit, k = min(5, C); of equal ones the first class wins
+    confidence: Float[np.ndarray, " N"]  # softmax probability of the predicted class
+    label_logit: Float[np.ndarray, " N"]
+    logsumexp: Float[np.ndarray, " N"]
+
+    @classmethod
+    def from_logits(
+        cls, images: Sequence[str], labels: Int[Tensor, " N"], logits: Float[Tensor, "N C"]
+    ) -> "Predictions":
+        """Raises: NonFiniteError where a logit is NaN or infinite."""
+        logits, labels = logits.detach().float().cpu(), labels.cpu().long()
+        if not logits.isfinite().all():
+            raise NonFiniteError(
+                "the learner gave logits that are NaN or infinite: lower fit.lr or use precision=fp32."
+            )
+        order = [rows.argsort(dim=1, descending=True, stable=True)[:, :5] for rows in logits.split(ROWS_AT_ONCE)]
+        top5, logsumexp = torch.cat(order), logits.logsumexp(dim=1)
+        return cls(
+            images=np.array(images, dtype=np.str_),
+            labels=labels.numpy(),
+            top5=top5.int().numpy(),
+            confidence=(logits.amax(dim=1) - logsumexp).exp().numpy(),
+            label_logit=logits.gather(1, labels[:, None])[:, 0].numpy(),
+            logsumexp=logsumexp.numpy(),
+        )
+
+    @property
+    def predicted(self) -> Int[np.ndarray, " N"]:
+        """The class with the largest logit."""
+        return self.top5[:, 0]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def pool(predictions: Sequence[Predictions]) -> Predictions:
+    """Several runs' predictions of one split as one: what is counted over all of them."""
+    names = [field.name for field in fields(Predictions)]
+    return Predictions(**{name: np.concatenate([getattr(kept, name) for kept in predictions]) for name in names})
+
+
+def save_predictions(path: Path, predictions: Mapping[str, Predictions]) -> None:
+    """Write all splits of a run into one compressed file, as arrays `<split>/<field>`."""
+    arrays = {f"{split}/{name}": a for split, kept in predictions.items() for name, a in asdict(kept).items()}
+    np.savez_compressed(path, **arrays)
+
+
+def load_predictions(path: Path) -> dict[str, Predictions]:
+    """The splits of a run, by name. Raises: UserError where the file is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            splits = dict.fromkeys(key.rpartition("/")[0] for key in file.files)
+            return {
+                split: Predictions(**{field.name: file[f"{split}/{field.name}"] for field in fields(Predictions)})
+                for split in splits
+            }
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"cannot read the predictions '{path}' ({error}): run this cell again with force=true."
+        ) from error

@@ -1,0 +1,120 @@
+"""What is known about one run: the content of its `result.json`."""
+
+import contextlib
+import re
+import subprocess
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vlprompt.config.paths import PACKAGE
+from vlprompt.errors import UserError
+
+SCHEMA_VERSION = 1
+FILE = "result.json"
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "hydra-core", "numpy", "vlprompt")
+
+
+class RunKey(BaseModel):
+    """What one run is a run of: its place in every table."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    protocol: str
+    dataset: str
+    backbone: str
+    method: str
+    variant: str | None = None  # `name=`, or a hash of what differs from the default recipe
+    shots: int | Literal["all"]  # 0 for a learner that is not trained
+    seed: int
+
+    @property
+    def learner(self) -> str:
+        """The method, with its variant where there is one."""
+        return self.method if self.variant is None else f"{self.method}@{self.variant}"
+
+    def folder(self, root: Path) -> Path:
+        """Where this run lies below the results root. Raises: UserError where a name cannot be that of a folder."""
+        for part in filter(None, (self.protocol, self.dataset, self.backbone, self.method, self.variant)):
+            if not re.fullmatch(r"\w[\w.+=-]{0,99}", part):
+                raise UserError(
+                    f"'{part}' cannot name a folder of results: use up to 100 letters, digits and _ . + = -, "
+                    "a letter or digit first."
+                )
+        names = (self.protocol, self.dataset, self.backbone, self.learner, f"shots{self.shots}", f"seed{self.seed}")
+        return root.joinpath("runs", *names)
+
+
+class Record(RunKey):
+    """Everything that is known about one run: the content of `result.json`."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    schema_version: int = SCHEMA_VERSION
+    status: Literal["finished", "failed", "not_applicable"]
+    reason: str | None = None  # why it is not finished
+    weights: str | None = None  # of the backbone: a tag, a path or "random"
+    precision: str | None = None
+    device: str | None = None
+    config: dict[str, Any] = {}
+    config_hash: str = ""
+    recipe: list[str] = []
+    selection: Literal["last", "val", "test"] = "last"  # what chose the epoch; test: of what else was searched, too
+    versions: dict[str, str] = {}
+    git: str | None = None
+    split_hash: str | None = None
+    target_hashes: dict[str, str] = {}  # of the splits of other data sets that were tested
+    scores: dict[str, dict[str, int | float]] = {}  # by test split; fractions
+    # trained_parameters, stored_bytes, *_seconds, peak_memory_bytes, steps, seconds_per_step, backbone_bytes,
+    # quantization_error, mergeable; flops_* and seconds_per_image (costs.py)
+    cost: dict[str, bool | int | float | None] = {}
+    bank: dict[str, Any] = {}
+    curve: list[dict[str, int | float | None]] = []  # epoch, loss, accuracy, lr
+    imported: dict[str, dict[str, str | int]] = {}  # by test split: the log it was read from, its sha256, its decimals
+    created: str = Field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+    @property
+    def key(self) -> RunKey:
+        return RunKey(**{name: getattr(self, name) for name in RunKey.model_fields})
+
+    @classmethod
+    def read(cls, folder: Path) -> "Record | None":
+        """The record in a run's folder, None where there is none. Raises: UserError where it is damaged."""
+        path = folder / FILE
+        try:
+            record = cls.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValidationError) as error:
+            raise UserError(f"cannot read the record '{path}': delete its folder and run this cell again.") from error
+        if record.schema_version > SCHEMA_VERSION:
+            raise UserError(f"'{path}' was written by a newer vlprompt: update vlprompt to read it.")
+        return record
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that results depend on, as installed."""
+    import platform
+
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that the running code lies in, "+dirty" where files differ; None outside one."""
+    root = PACKAGE.parent
+    if not (root / ".git").exists():  # an installed package may lie in a checkout of something else
+        return None
+    command = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}", "describe"]
+    command += ["--always", "--exclude=*", "--abbrev=40", "--dirty=+dirty"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,47 @@
+"""The optimiser, and the learning rate in force at each moment."""
+
+import math
+from typing import Any
+
+import torch
+
+from vlprompt.config.fit import Fit
+from vlprompt.learners.base import Learner
+
+
+def steps_per_epoch(n_images: int, fit: Fit) -> int:
+    """Batches in one pass: the last smaller one is left out where `drop_last` says so and another remains."""
+    if fit.drop_last and n_images >= fit.batch_size:
+        return n_images // fit.batch_size
+    return math.ceil(n_images / fit.batch_size)
+
+
+def n_steps(n_images: int, fit: Fit) -> int:
+    """Steps of the whole training."""
+    if fit.steps is not None:
+        return fit.steps
+    assert fit.epochs is not None
+    return fit.epochs * steps_per_epoch(n_images, fit)
+
+
+def learning_rate(step: int, fit: Fit, *, per_epoch: int, total: int) -> float:
+    """The rate of a 0-based step, with `per_epoch` steps in an epoch and `total` in all."""
+    schedule, unit = fit.schedule, per_epoch if fit.schedule.every == "epoch" else 1
+    warm = 0 if schedule.warmup == "none" else schedule.warmup_epochs * per_epoch // unit
+    now, end = step // unit, math.ceil(total / unit)
+    if now < warm:
+        linear = schedule.warmup == "linear" and now > 0
+        return fit.lr * now / warm if linear else schedule.warmup_lr
+    if schedule.shape == "constant":
+        return fit.lr
+    period = end if schedule.period == "training" else max(end - warm, 1)
+    return schedule.floor + (fit.lr - schedule.floor) * (1 + math.cos(math.pi * (now - warm) / period)) / 2
+
+
+def make_optimizer(learner: Learner, fit: Fit) -> torch.optim.Optimizer:
+    """The optimiser over the learner's parameter groups; groups keep the rates and decays that they bring."""
+    groups: list[dict[str, Any]] = learner.param_groups(fit)
+    if fit.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=fit.lr, momentum=fit.momentum, weight_decay=fit.weight_decay)
+    kind = torch.optim.Adam if fit.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=fit.lr, betas=fit.betas, eps=fit.eps, weight_decay=fit.weight_decay)
