@@ -235,7 +235,7 @@ def test_table_command_in_a_papers_layout(root: Path, ask: Ask) -> None:
 
 def test_table_command_beside_published_numbers(root: Path, ask: Ask) -> None:
     """The settings of a run are held against those that the recipe composes to."""
-    from vlprompt.sweep import compose
+    from vlprompt.config.compose import compose
 
     shutil.rmtree(root / "runs")
     asked = ["method=maple", "dataset=caltech101", "shots=16"]

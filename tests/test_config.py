@@ -10,11 +10,11 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from vlprompt.config.locate import locate
 from vlprompt.config.paths import config_dir
 from vlprompt.config.schema import Settings, check_arguments, read_settings
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
-from vlprompt.plan import locate
 from vlprompt.protocols.base import Protocol
 
 CONF = config_dir()

@@ -15,19 +15,19 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from vlprompt.trainer import Trainer
 
+from vlprompt.config.compose import compose
 from vlprompt.config.fit import Fit
+from vlprompt.config.locate import locate
 from vlprompt.config.paths import config_dir
 from vlprompt.data.cache.features import Bank
 from vlprompt.data.dataset import Item, Split
 from vlprompt.errors import ClassBoundError, UserError
 from vlprompt.learners.base import Learner
 from vlprompt.learners.weights import WeightLearner
-from vlprompt.plan import locate
 from vlprompt.results import learner_files as saved
-from vlprompt.sweep import compose
 from vlprompt.towers import Images, NeedsPixels, load_clip
-from vlprompt.trainer import Trainer
 from vlprompt.training.optim import make_optimizer
 from vlprompt.training.progress import Reporter
 

@@ -18,8 +18,8 @@ from test_learners import CLASSES as THREE
 from test_towers import Low, check_gradients, leaf, low_rank, sequences
 from torch import nn
 
+from vlprompt.config.locate import locate
 from vlprompt.learners.base import Learner
-from vlprompt.plan import locate
 from vlprompt.towers import NO_EDITS, Edit, Images, ImageTower, Prefix, TextTower
 from vlprompt.towers.edits import NONE
 

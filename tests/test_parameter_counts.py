@@ -5,9 +5,9 @@ import pydoc
 import pytest
 import torch
 
+from vlprompt.config.compose import compose
 from vlprompt.learners.base import Learner
 from vlprompt.learners.tip_adapter import TipAdapter
-from vlprompt.sweep import compose
 from vlprompt.towers import Clip, Images, load_clip
 
 CLASSES = ["cat"] * 100

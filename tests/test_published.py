@@ -8,12 +8,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from vlprompt.config.compose import names
+from vlprompt.config.paths import config_dir
 from vlprompt.reports import published
 from vlprompt.reports.layouts import distance_grid, grids
 from vlprompt.reports.lines import ELEVEN, Line, lines_of
 from vlprompt.reports.render import render_grids
 from vlprompt.results.record import Record
-from vlprompt.sweep import config_dir, names
 
 ROWS = published.load()
 RECORDS = published.as_records(ROWS)

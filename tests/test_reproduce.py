@@ -12,8 +12,8 @@ import pytest
 from running import SECONDS, VLPROMPT, Answer, ask, environment_in, start
 
 from vlprompt import cli
+from vlprompt.config.spec import RunSpec
 from vlprompt.errors import UserError
-from vlprompt.experiment import Experiment
 from vlprompt.reports.verdict import (
     ELEVEN,
     Published,
@@ -232,15 +232,15 @@ def check_the_rest(answer: Answer, results: Path, done: dict[Path, int]) -> None
 def test_an_interrupted_reproduction_goes_on(
     reproduce: Reproduce, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, make = write(tmp_path / "made.csv", row_of(1, 99)), Experiment._make
+    made, make = write(tmp_path / "made.csv", row_of(1, 99)), RunSpec._make
 
-    def stop_at_second(self: Experiment, *others: Any) -> Any:
+    def stop_at_second(self: RunSpec, *others: Any) -> Any:
         if self.key.seed == 2:
             raise KeyboardInterrupt
         return make(self, *others)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Experiment, "_make", stop_at_second)
+        patch.setattr(RunSpec, "_make", stop_at_second)
         stopped = reproduce(made)
     assert stopped.code == 130
     assert stopped.err == "\ninterrupted: finished runs are kept, the same command goes on from them\n"
@@ -276,14 +276,14 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(
     reproduce: Reproduce, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = write(tmp_path / "made.csv", row_of(1, 10), row_of(2, 10))
-    make = Experiment._make
+    make = RunSpec._make
 
-    def fail(self: Experiment, *others: Any) -> Any:
+    def fail(self: RunSpec, *others: Any) -> Any:
         if self.key.shots == 1:
             raise UserError("this one fails")
         return make(self, *others)
 
-    monkeypatch.setattr(Experiment, "_make", fail)
+    monkeypatch.setattr(RunSpec, "_make", fail)
     answer = reproduce(made, "--seeds", "1", "fit.lr=0.01")
     assert answer.code == 1
     assert "failed on tiny (few_shot, 1 shots): this one fails" in answer.out

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from test_config import METHODS, PROTOCOLS, plain, settings
 
+from vlprompt.config.compose import compose
+from vlprompt.config.identity import result_settings
 from vlprompt.config.schema import read_settings
 from vlprompt.errors import UserError
-from vlprompt.plan import result_relevant
 from vlprompt.results.record import RunKey
-from vlprompt.sweep import compose
 from vlprompt.tuning.search import Study, Trial, as_overrides, best, row, search
 from vlprompt.tuning.space import Choices, Range, leaves, read_dimension, value_at
 
@@ -149,4 +149,4 @@ def test_a_search_space_changes_no_run() -> None:
 
     dataset = load("tiny")
     other = read_settings({**plain(), "search": {"fit": {"lr": {"choices": [0.1, 0.2]}}}})
-    assert result_relevant(other, "fp32", dataset, {}) == result_relevant(settings(), "fp32", dataset, {})
+    assert result_settings(other, "fp32", dataset, {}) == result_settings(settings(), "fp32", dataset, {})

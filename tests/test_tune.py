@@ -13,7 +13,7 @@ from tiny_world import RUN
 
 from vlprompt import cli
 from vlprompt.commands.tune import Search
-from vlprompt.experiment import Experiment
+from vlprompt.config.spec import RunSpec
 from vlprompt.results.record import Record
 from vlprompt.results.store import find_records
 from vlprompt.tuning.search import Study, best
@@ -156,15 +156,15 @@ def test_test_labels_do_not_move_the_choice(tuned: tuple[Path, Answer], results:
 def test_an_interrupted_search_goes_on(
     tuned: tuple[Path, Answer], results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Experiment._make
+    made = RunSpec._make
     with monkeypatch.context() as patch:
 
-        def stop_at_third(self: Experiment, *others: Any) -> Record:
+        def stop_at_third(self: RunSpec, *others: Any) -> Record:
             if len(trials(results)) == 2:
                 raise KeyboardInterrupt
             return made(self, *others)
 
-        patch.setattr(Experiment, "_make", stop_at_third)
+        patch.setattr(RunSpec, "_make", stop_at_third)
         answer = tune()
     assert answer.code == 130
     assert answer.err.splitlines()[-1].startswith("interrupted: finished runs are kept")

@@ -118,12 +118,12 @@ def plan(rows: Sequence["Published"], seeds: Sequence[int], overrides: Sequence[
 
 def prepared(method: str, key: "RunRequest", seed: int, overrides: Sequence[str]) -> "Experiment":
     """A seed's run, in the words of `python run.py`."""
-    from vlprompt.sweep import prepare
+    from vlprompt.config.compose import read_run
 
     groups = [f"{name}={getattr(key, name)}" for name in ("protocol", "dataset", "backbone")]
     recipe = [] if key.recipe == f"{method}_{key.protocol}" else [f"recipe={key.recipe}"]  # else the default
     shots = [f"shots={key.shots}"] if key.shots else []  # 0: nothing is trained
-    return prepare([f"method={method}", *groups, *recipe, *shots, f"seed={seed}", *overrides])
+    return read_run([f"method={method}", *groups, *recipe, *shots, f"seed={seed}", *overrides])
 
 
 def check_weights(cells: Sequence[RunKey]) -> None:

@@ -174,18 +174,19 @@ def cached_settings() -> Any:
 
     @cache
     def known() -> dict[str, list[str]]:
-        from vlprompt.sweep import GROUPS, config_dir, names
+        from vlprompt.config.compose import GROUPS, names
+        from vlprompt.config.paths import config_dir
 
         return {group: names(group, [config_dir()]) for group in (*GROUPS, "recipe")}
 
     @cache
     def composed(*overrides: str) -> Mapping[str, Any]:
-        from vlprompt.sweep import compose
+        from vlprompt.config.compose import compose
 
         return compose(list(overrides))
 
     def settings_of(record: "Record", recipe: str) -> Mapping[str, Any] | None:
-        from vlprompt.sweep import GROUPS
+        from vlprompt.config.compose import GROUPS
 
         chosen = {group: getattr(record, group) for group in GROUPS}
         if any(name not in known()[group] for group, name in chosen.items()):

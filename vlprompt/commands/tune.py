@@ -74,13 +74,13 @@ class Search:
     @classmethod
     def plan(cls, method: str, overrides: Sequence[str], budget: int) -> "Search":
         """Check all that can be checked before the first trial. Raises: UserError."""
-        from vlprompt.sweep import prepare
+        from vlprompt.config.compose import read_run
         from vlprompt.tuning.search import optuna
         from vlprompt.tuning.space import value_at
 
         optuna()
         asked = [f"method={method}", *overrides]
-        base = prepare(asked)
+        base = read_run(asked)
         space = base.settings.space()
         if not base.trained:
             raise UserError(f"{method} is not trained: there is nothing to choose for it, leave it out")
@@ -95,10 +95,10 @@ class Search:
 
     def trial(self, setting: "Setting") -> "Experiment":
         """The run that tries a setting; its record lies beside the study."""
-        from vlprompt.sweep import prepare
+        from vlprompt.config.compose import read_run
         from vlprompt.tuning.search import as_overrides
 
-        experiment = prepare([*self.overrides, VALIDATION, *as_overrides(setting)])
+        experiment = read_run([*self.overrides, VALIDATION, *as_overrides(setting)])
         return replace(experiment, place=self.folder / "trials" / str(experiment.key.variant))
 
     def choose(self) -> "Study":
@@ -149,18 +149,20 @@ class Search:
     def test(self, study: "Study", seeds: Sequence[int]) -> list["Record"]:
         """The default and the chosen setting on the test images, as ordinary runs, and zero-shot beside them."""
         from vlprompt.batch import attempt
-        from vlprompt.sweep import prepare, prepare_beside
+        from vlprompt.config.compose import read_reference, read_run
         from vlprompt.tuning.search import as_overrides
 
         if study.chosen is None:
             return []
         name = "tuned" if study.cell.variant is None else f"tuned-{study.cell.variant}"
         tuned = [*as_overrides(study.chosen.setting), f"name={name}"]
-        records = [attempt(prepare([*self.overrides, *more, f"seed={seed}"])) for seed in seeds for more in ([], tuned)]
+        records = [
+            attempt(read_run([*self.overrides, *more, f"seed={seed}"])) for seed in seeds for more in ([], tuned)
+        ]
         kept = {"variant", "seed", "status", "reason", "scores"}
         study.tests, study.status = [record.model_dump(include=kept) for record in records], "tested"
         study.write(self.folder)
-        return [attempt(prepare_beside(self.overrides)), *records]
+        return [attempt(read_reference(self.overrides)), *records]
 
 
 def say(line: str) -> None:

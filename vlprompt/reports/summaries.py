@@ -9,7 +9,6 @@ from vlprompt.errors import UserError
 from vlprompt.protocols.base_to_novel import harmonic_mean
 from vlprompt.protocols.cross_dataset import CrossDataset
 from vlprompt.protocols.domain_generalization import DomainGeneralization
-from vlprompt.protocols.transfer import average
 from vlprompt.reports.filters import check_key, value_of
 from vlprompt.reports.statistics import Interval, spread
 from vlprompt.results.metrics import measure
@@ -80,8 +79,8 @@ def summarise(
         }
         row |= _over_seeds(group, splits, interval, harmonic=measure(metric).harmonic)
         if row["protocol"] in TRANSFER:
-            mean = average({split: row[split] for split in splits if pd.notna(row[split])}, row["dataset"])
-            row["average"] = float("nan") if mean is None else mean
+            means = [row[split] for split in splits if pd.notna(row[split]) and split != row["dataset"]]
+            row["average"] = sum(means) / len(means) if means else float("nan")
         expected = seeds.get((*keys[:3], row["shots"]), set()) if UNTRAINED not in set(group["seed"]) else set()
         failed = int((group["status"] != "finished").sum())
         rows.append(row | {"failed": failed, "missing": len(expected - set(group["seed"]))})

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlprompt.learners.base import Learner
 from vlprompt.towers import Clip, Images
-from vlprompt.trainer import measure
+from vlprompt.training.device import timed
 
 TIMED_IMAGES, TIMES, ENOUGH_SECONDS = 4, 3, 1.0
 
@@ -40,7 +40,7 @@ def costs_of_use(learner: Learner, *, autocast: Callable[[], AbstractContextMana
         times: list[float] = []
         start = time.perf_counter()
         while len(times) < TIMES and time.perf_counter() - start < ENOUGH_SECONDS:
-            times.append(measure(learner, some, classes)[1])
+            times.append(timed(learner, some, classes)[1])
     return {**found, "seconds_per_image": min(times) / TIMED_IMAGES}
 
 

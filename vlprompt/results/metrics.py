@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 
 from vlprompt.errors import UserError, unknown
-from vlprompt.results.predictions import Predictions, load_predictions
+from vlprompt.results.predictions import PREDICTIONS, Predictions, load_predictions
 from vlprompt.results.record import Record
 
 N_BINS = 15  # equal-width bins of the expected calibration error
@@ -78,9 +78,6 @@ def calibration_error(curve: pd.DataFrame) -> float:
 def _confidence(predictions: Predictions) -> Float[np.ndarray, " N"]:
     """Below 1: torchmetrics takes values above 1 (rounding) for logits, and gives 1 itself a bin of its own."""
     return predictions.confidence.astype(np.float64).clip(max=np.nextafter(1.0, 0.0))
-
-
-PREDICTIONS = "predictions.npz"
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,6 @@ from vlprompt.results.record import FILE, Record, RunKey
 TRIALS = "tune"  # the folder of searches for settings, beside runs/
 
 
-def is_finished(folder: Path, config_hash: str) -> bool:
-    """Whether the folder holds a finished run of exactly these settings; what was imported is no run."""
-    record = Record.read(folder)
-    if record is None or record.imported:
-        return False
-    return record.status == "finished" and record.config_hash == config_hash
-
-
 def find_records(roots: Sequence[Path]) -> list[Record]:
     """The records of `find_runs`."""
     return list(find_runs(roots).values())
@@ -46,11 +38,11 @@ def find_runs(roots: Sequence[Path]) -> dict[Path, Record]:
 
 
 class OpenRun:
-    """One run in the making: `folder` takes its files, `publish` makes them the cell's run."""
+    """One run in the making: `path` takes its files, `publish` makes them the cell's run."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
-        self.folder = target.with_name(f".{target.name}.partial")
+        self.path = target.with_name(f".{target.name}.partial")
         self._old = target.with_name(f".{target.name}.old")
 
     def publish(self, record: Record) -> bool:
@@ -63,26 +55,26 @@ class OpenRun:
                 old = Record.read(self.target)
                 if old is not None and old.status == "finished":
                     return False
-        draft = self.folder / f".{FILE}"
+        draft = self.path / f".{FILE}"
         draft.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        for path in self.folder.rglob("*"):  # on the disk before the name that says "complete"
+        for path in self.path.rglob("*"):  # on the disk before the name that says "complete"
             if path.is_file():
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
-        draft.replace(self.folder / FILE)
+        draft.replace(self.path / FILE)
         self.settle()
         return True
 
     def settle(self) -> None:
         """Order the folders, whatever was interrupted: a complete run takes its place, a partial one goes."""
-        if (self.folder / FILE).exists():
+        if (self.path / FILE).exists():
             if self.target.exists():
                 shutil.rmtree(self._old, ignore_errors=True)
                 self.target.rename(self._old)
-            self.folder.rename(self.target)
+            self.path.rename(self.target)
         elif self._old.exists() and not self.target.exists():
             self._old.rename(self.target)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.path, ignore_errors=True)
         shutil.rmtree(self._old, ignore_errors=True)
 
 
@@ -108,7 +100,7 @@ def open_run(folder: Path, *, on_wait: Callable[[], object] = lambda: None) -> I
             ) from error
         try:
             run.settle()
-            run.folder.mkdir()
+            run.path.mkdir()
             yield run
         finally:
             run.settle()

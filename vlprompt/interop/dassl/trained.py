@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from vlprompt import demo
+from vlprompt.config.compose import compose, names
 from vlprompt.config.paths import config_dir, results_root
 from vlprompt.config.schema import read_settings
 from vlprompt.data.dataset import Dataset
@@ -18,7 +19,6 @@ from vlprompt.interop.dassl.loading import Checkpoint, read_checkpoint
 from vlprompt.interop.dassl.logs import read_bytes
 from vlprompt.plan import load_dataset
 from vlprompt.protocols.base_to_novel import halves
-from vlprompt.sweep import compose, names
 from vlprompt.towers.geometry import read_geometry
 
 
