@@ -268,6 +268,17 @@ def test_a_sweep_goes_on_and_records_what_failed(results: Path) -> None:
     )
 
 
+def test_a_sweep_may_lie_elsewhere(results: Path, tmp_path: Path) -> None:
+    """Its folder may hold a time, too; the summary and the exit code do not depend on it."""
+    given = f"hydra.sweep.dir='{tmp_path}/of ${{now:%Y-%m-%d-%H-%M-%S-%f}}'"
+    answer = ask(sweep.main, ["-m", given, *RUN, "shots=1,9"])
+    assert answer.code == 1
+    assert "1 of 2 runs did not finish" in answer.err
+    (folder,) = tmp_path.glob("of *")
+    assert len(list(folder.glob("jobs/*.json"))) == 2
+    assert not (results / "multirun").exists()
+
+
 def test_a_failure_in_a_sweep_belongs_to_its_variant(results: Path) -> None:
     answer = ask(sweep.main, ["-m", *RUN, "fit.lr=1e30", "fit.epochs=3"])
     assert answer.code == 1

@@ -156,7 +156,7 @@ def test_offline_goes_on_where_nothing_can_be_written(tmp_path: Path, caplog: py
         tracker.log({"loss": 1.0}, step=0)
         tracker.finish(Record(**KEY.model_dump(), status="finished"), {}, {})
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "goes on without it" in caplog.text
+    assert "continues without it" in caplog.text
 
 
 def test_a_failure_on_the_way_warns_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,14 +6,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import setup_globals
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vlprompt.config.compose import COMPOSITION_ERRORS, config_dirs, explained, plain, spec_of, zero_shot_reference
 from vlprompt.config.paths import config_dir, results_root
@@ -23,13 +26,12 @@ if TYPE_CHECKING:
     from vlprompt.config.spec import RunSpec
     from vlprompt.results.record import Record
 
+SWEEP_DIR = "hydra.sweep.dir="
 Errors = tuple[type[Exception], ...]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run what the arguments ask for; -> exit code (0 done, 1 a job of a sweep failed, 2 a mistake, 130 Ctrl-C)."""
-    arguments, folder = with_sweep_folder(list(arguments))
-    sys.argv = ["run.py", *arguments]
     trace = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach this function whole
     mistakes: list[UserError] = []  # of a single run; raised within Hydra, it would print them its own way
@@ -45,6 +47,8 @@ def main(arguments: Sequence[str]) -> int:
             mistakes.append(error)
 
     try:
+        arguments, folder = with_sweep_folder(list(arguments))
+        sys.argv = ["run.py", *arguments]
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
         if mistakes:
             raise mistakes[0]
@@ -67,14 +71,17 @@ def main(arguments: Sequence[str]) -> int:
 
 def with_sweep_folder(arguments: list[str]) -> tuple[list[str], Path]:
     """Arguments that say where a sweep's jobs leave their outcomes, in whatever process or machine they run."""
-    named = [argument for argument in arguments if argument.startswith("hydra.sweep.dir=")]
-    if named:
-        return arguments, Path(named[-1].partition("=")[2].strip("'\""))
-    folder = results_root() / "multirun" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}"
-    if not any(argument in ("-m", "--multirun") or argument.startswith("hydra.mode=") for argument in arguments):
+    given = [argument for argument in arguments if argument.startswith(SWEEP_DIR)]
+    arguments = [argument for argument in arguments if argument not in given]
+    folder = results_root().absolute() / "multirun" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    if given:  # resolved here, so that a time in it is the same for all
+        setup_globals()
+        value = OverridesParser.create().parse_override(given[-1]).value()
+        folder = Path(OmegaConf.create({"dir": value})["dir"])
+    elif not any(argument in ("-m", "--multirun") or argument.startswith("hydra.mode=") for argument in arguments):
         return arguments, folder
     first = next((i for i, argument in enumerate(arguments) if "=" in argument and argument[0] != "-"), len(arguments))
-    return [*arguments[:first], f"hydra.sweep.dir={json.dumps(str(folder))}", *arguments[first:]], folder
+    return [*arguments[:first], f"{SWEEP_DIR}{json.dumps(str(folder))}", *arguments[first:]], folder
 
 
 def single_job(config: DictConfig) -> None:

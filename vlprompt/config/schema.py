@@ -92,7 +92,7 @@ class DataSource(BaseModel):
 
 
 class Target(BaseModel):
-    """A data set that is tested beside the one trained on."""
+    """A data set that is tested in addition to the one trained on."""
 
     model_config = _STRICT
     dataset: DataSource
@@ -201,7 +201,7 @@ def explain(error: ValidationError, where: str = "") -> UserError:
     problems = error.errors(include_url=False)
     first = problems[0]
     path = [str(part) for part in first["loc"] if isinstance(part, int) or str(part).isidentifier()]
-    # the members of a union are complained of one by one; what they allow belongs together
+    # the members of a union are complained of one by one; what they allow is one list
     same = [p for p in problems if p["input"] is first["input"]]
     allowed = " or ".join(dict.fromkeys(_allowed(p) for p in same))
     tags = {"int", "str", "float", "bool", "NoneType", "Literal", "constrained"}

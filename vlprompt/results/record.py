@@ -19,7 +19,7 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "hydra-core", "nu
 
 
 class RunKey(BaseModel):
-    """What one run is a run of: its place in every table."""
+    """What one run is a run of: where it stands in every table."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -101,11 +101,11 @@ def versions() -> dict[str, str]:
     """The versions of Python and of the packages that results depend on, as installed."""
     import platform
 
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def git_commit() -> str | None:

@@ -1,4 +1,4 @@
-"""The folders of runs: found, held by one process, and written so that nothing half done reads as finished."""
+"""The folders of runs: listed, held by one process, and written so that nothing half done reads as finished."""
 
 import contextlib
 import errno
@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from vlprompt.errors import UserError
 from vlprompt.results.record import FILE, Record, RunKey
 
-TRIALS = "tune"  # the folder of searches for settings, beside runs/
+TRIALS = "tune"  # the folder of searches for settings, next to runs/
 
 
 def find_records(roots: Sequence[Path]) -> list[Record]:
@@ -23,9 +23,9 @@ def find_records(roots: Sequence[Path]) -> list[Record]:
 def find_runs(roots: Sequence[Path]) -> dict[Path, Record]:
     """All runs below results roots (their `demo/` and `runs/`) or below any other folders: folder -> record.
 
-    Of several runs of one cell the last found counts: `runs/` before `demo/`, a later root before an earlier one.
+    Of several runs with one key the last counts: `runs/` before `demo/`, a later root before an earlier one.
     """
-    found: dict[RunKey, tuple[Path, Record]] = {}
+    runs: dict[RunKey, tuple[Path, Record]] = {}
     for root in roots:
         parts = [root / name for name in ("demo", "runs") if (root / name).is_dir()] or [root]
         for path in (path for part in parts for path in sorted(part.rglob(FILE))):
@@ -33,12 +33,12 @@ def find_runs(roots: Sequence[Path]) -> dict[Path, Record]:
             hidden = any(name.startswith(".") for name in names)  # a run in the making
             trial = names[0] == TRIALS  # shown where its own folder is asked for
             if not (hidden or trial) and (record := Record.read(path.parent)) is not None:
-                found[record.key] = path.parent, record
-    return dict(found.values())
+                runs[record.key] = path.parent, record
+    return dict(runs.values())
 
 
 class OpenRun:
-    """One run in the making: `path` takes its files, `publish` makes them the cell's run."""
+    """One run in the making: `path` takes its files, `publish` makes them the run of its key."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -46,7 +46,7 @@ class OpenRun:
         self._old = target.with_name(f".{target.name}.old")
 
     def publish(self, record: Record) -> bool:
-        """Write the record, last of all files, and put the folder in its place.
+        """Write the record, last of all files, and put the folder where it belongs.
 
         False, and nothing changes, where a run that did not finish would replace one that did.
         """
@@ -80,7 +80,7 @@ class OpenRun:
 
 @contextlib.contextmanager
 def open_run(folder: Path, *, on_wait: Callable[[], object] = lambda: None) -> Iterator[OpenRun]:
-    """Hold one cell's folder for writing. Left without `publish`, what was there stays as it was.
+    """Hold one run's folder for writing. Left without `publish`, what was there stays as it was.
 
     While another process holds it, `on_wait` is called once and this one waits: look again for a finished run.
     Raises: UserError where the disk is full.

@@ -71,8 +71,8 @@ def peak_memory(device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device)
     with contextlib.suppress(OSError):
         status = Path("/proc/self/status").read_text()
-        if found := re.search(r"VmHWM:\s+(\d+) kB", status):
-            return int(found[1]) * 1024
+        if match := re.search(r"VmHWM:\s+(\d+) kB", status):
+            return int(match[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows

@@ -48,7 +48,7 @@ class Tracker:
         try:
             action(self._run)
         except Exception as error:
-            logger.warning("Weights & Biases failed (%s): the run goes on without it.", _first_line(error))
+            logger.warning("Weights & Biases failed (%s): the run continues without it.", _first_line(error))
             run, self._run = self._run, None
             with contextlib.suppress(Exception):
                 run.finish(exit_code=1)
@@ -130,7 +130,7 @@ def _start(mode: str, key: RunKey, config: Mapping[str, Any], folder: Path) -> A
                 f"Weights & Biases cannot start online ({problem}): run `wandb login` and check the network, "
                 "or use wandb=offline."
             ) from error
-        logger.warning("Weights & Biases cannot start (%s): the run goes on without it.", problem)
+        logger.warning("Weights & Biases cannot start (%s): the run continues without it.", problem)
         return None
 
 
