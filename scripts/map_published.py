@@ -131,7 +131,7 @@ ALSO = [  # not in the collection: averages that MaPLe's authors got for CoOp; t
 
 
 def recipe(row: pd.Series) -> str:
-    """The recipe that has the settings behind a printed number; empty where the source does not tell them."""
+    """The recipe that has the settings of a printed number; empty where the source does not tell them."""
     printed = row["method"]
     if printed == "CLIP zero-shot (Tip-Adapter templates)" and row["dataset"] == "ImageNet":
         return "zero_shot_openai_7"

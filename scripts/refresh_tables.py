@@ -1,9 +1,9 @@
-"""Write the committed tables again, from the records that are committed beside them.
+"""Write the committed tables again, from the records that are committed next to them.
 
     python scripts/refresh_tables.py                            # results/tables/*.md, docs/demo_results.md, README.md
     python scripts/refresh_tables.py results/tables/costs.md
 
-A table stands behind `<!-- vlprompt ... -->`, the command that prints it, up to the next `<!-- end -->` or the end of
+A table stands after `<!-- vlprompt ... -->`, the command that prints it, up to the next `<!-- end -->` or the end of
 the file. What a command cannot print here (trained learners are not committed) stays as it is, and is named.
 """
 
