@@ -9,7 +9,7 @@ import torch
 from scipy.stats import norm
 
 from vlprompt import sweep as run
-from vlprompt.config.fit import Average, Fit
+from vlprompt.config.schema import Average, Fit
 from vlprompt.data.cache.features import Bank
 from vlprompt.errors import UserError
 from vlprompt.fitting import Fitting, fit

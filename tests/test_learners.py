@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vlprompt.config.fit import Fit
+from vlprompt.config.schema import Fit
 from vlprompt.config.paths import config_dir
 from vlprompt.data.cache.features import Bank
 from vlprompt.data.dataset import Item, Split

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vlprompt.config.fit import Fit
+from vlprompt.config.schema import Fit
 from vlprompt.data.dataset import Split
 from vlprompt.data.transforms import seed_of
 from vlprompt.data.views import Shuffled, Views
@@ -97,6 +97,7 @@ class Fitting:
             self._fill_views()
         self.checkpoints = make_checkpoints(self.fit, self.n_epochs, self._count_right)
         self.optimizer = make_optimizer(self.learner, self.fit)
+        assert self.fit.lr is not None
         # groups may have rates of their own
         self.scales = [group["lr"] / self.fit.lr for group in self.optimizer.param_groups]
         self.hook = self.learner.register_forward_hook(self.meter.see)

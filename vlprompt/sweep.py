@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vlprompt.config import recipes
 from vlprompt.config.paths import config_dir
 from vlprompt.errors import ClassBoundError, UserError, unknown
 
@@ -62,6 +63,9 @@ def names(group: str, folders: Sequence[Path]) -> list[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Run what the arguments ask for; -> exit code (0 done, 1 a job of a sweep failed, 2 a mistake, 130 Ctrl-C)."""
+    arguments, notices = recipes.modernize(arguments)
+    for notice in notices:
+        print(notice, file=sys.stderr)  # noqa: T201
     sys.argv = ["run.py", *arguments]
     trace = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach this function whole
@@ -178,10 +182,10 @@ def read(config: Any, choices: dict[str, Any], overrides: list[str]) -> "Experim
     """The run that a composed configuration asks for, checked and not begun."""
     from vlprompt.experiment import Experiment
 
-    check_recipes(overrides)
+    recipes.check(overrides, config_dirs())
     check_targets(config)
     return Experiment.read(
-        config, choices=choices, default=lambda: default(choices, overrides), recipes=recipes(choices)
+        config, choices=choices, default=lambda: default(choices, overrides), recipes=recipes.applied(choices, config_dirs())
     )
 
 
@@ -201,14 +205,16 @@ def prepare(overrides: Sequence[str]) -> "Experiment":
     Raises:
         UserError: what `python run.py` would answer.
     """
+    overrides, _ = recipes.modernize(overrides)
     with composed(overrides) as (config, choices):
-        return read(config, choices, list(overrides))
+        return read(config, choices, overrides)
 
 
 def prepare_beside(overrides: Sequence[str]) -> "Experiment":
     """The zero-shot run that `python run.py` with these overrides would show beside."""
+    overrides, _ = recipes.modernize(overrides)
     with composed(overrides) as (_, choices):
-        return beside(choices, list(overrides))
+        return beside(choices, overrides)
 
 
 @contextmanager
@@ -296,22 +302,6 @@ def kept(overrides: list[str], names: tuple[str, ...]) -> list[str]:
     parsed = OverridesParser.create().parse_overrides(overrides)
     pairs = [(o.key_or_group.replace("/", ".").split("."), text) for o, text in zip(parsed, overrides, strict=True)]
     return [text for key, text in pairs if key[0] in names and (len(key) > 1 or key[0] not in GROUPS)]
-
-
-def recipes(choices: dict[str, Any]) -> list[str]:
-    """The recipes that took part, each a file below conf/recipe."""
-    groups = ("recipe", "recipe/backbone", "recipe/dataset")
-    folders = config_dirs()
-    return [f"{group}/{choices[group]}" for group in groups if choices.get(group) in names(group, folders)]
-
-
-def check_recipes(overrides: list[str]) -> None:
-    """Refuse a recipe that is asked for and is not there; Hydra passes over it, for recipes are optional."""
-    for override in OverridesParser.create().parse_overrides(overrides):
-        group, name = override.key_or_group, override.value()
-        known = names(group, config_dirs())
-        if group.split("/")[0] == "recipe" and name is not None and name not in known:
-            raise unknown(group, name, known)
 
 
 def check_targets(config: Any) -> None:
