@@ -10,6 +10,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from vlprompt.config import recipes
 from vlprompt.config.paths import config_dir
 from vlprompt.config.schema import Settings, check_arguments, read_settings
 from vlprompt.errors import UserError
@@ -25,7 +26,7 @@ def names(group: str) -> list[str]:
 
 
 METHODS, DATASETS, PROTOCOLS, BACKBONES = map(names, ("method", "dataset", "protocol", "backbone"))
-RECIPES = [f"{group}/{name}" for group in ("recipe", "recipe/backbone", "recipe/dataset") for name in names(group)]
+RECIPES = [f"{top}/{name}" for top in ("recipe", "demo") for name in recipes.known(top, [CONF])]
 
 
 @cache
@@ -50,16 +51,12 @@ def check(*overrides: str) -> None:
     locate(read.protocol, Protocol, "protocol")
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_composes_with_every_protocol(method: str) -> None:
-    """Groups meet in recipes only, and each recipe has a test of its own: the other pairs are left to the slow test."""
-    for protocol in PROTOCOLS:
-        check(f"method={method}", f"protocol={protocol}")
-
-
-@pytest.mark.parametrize("choice", [f"dataset={d}" for d in DATASETS] + [f"backbone={b}" for b in BACKBONES])
-def test_every_data_set_and_backbone_composes(choice: str) -> None:
-    check(choice)
+@pytest.mark.parametrize("choice", [f"method={m}" for m in METHODS] + [f"dataset={d}" for d in DATASETS]
+                         + [f"backbone={b}" for b in BACKBONES])  # fmt: skip
+def test_every_choice_composes(choice: str) -> None:
+    """Groups meet in recipes only, and each recipe has a test of its own: all pairs are left to the slow test."""
+    for protocol in PROTOCOLS if choice.startswith("method=") else PROTOCOLS[:1]:
+        check(choice, f"protocol={protocol}")
 
 
 @pytest.mark.slow
@@ -77,20 +74,14 @@ def test_sources_take_their_arguments(dataset: str) -> None:
 
 
 def selections(recipe: str) -> list[list[str]]:
-    """Overrides that select a recipe: those that its name is made of, else the recipe itself with kindred methods."""
-    group, _, name = recipe.rpartition("/")
-    parts = {
-        "recipe": [(m, p) for m in METHODS for p in PROTOCOLS],
-        "recipe/backbone": [(m, b) for m in METHODS for b in BACKBONES],
-        "recipe/dataset": [(m, p, d) for m in METHODS for p in PROTOCOLS for d in DATASETS],
-    }[group]
-    keys = {"recipe": ("method", "protocol"), "recipe/backbone": ("method", "backbone")}
-    for chosen in parts:
-        if "_".join(chosen) == name:
-            pairs = zip(keys.get(group, ("method", "protocol", "dataset")), chosen, strict=True)
-            return [[f"{key}={value}" for key, value in pairs]]
-    kindred = [m for m in METHODS if m.split("_")[0] == name.split("_")[0]]
-    return [[f"method={m}", f"{group}={name}"] for m in kindred]
+    """Overrides with which a recipe applies: what its name is made of, else the recipe itself, with related methods."""
+    top, folder, name = recipe.split("/")
+    known = {p: [f"protocol={p}"] for p in PROTOCOLS} | {b: [f"backbone={b}"] for b in BACKBONES}
+    known |= {f"{p}_{d}": [f"protocol={p}", f"dataset={d}"] for p in PROTOCOLS for d in DATASETS}
+    if name in known:
+        return [[f"method={folder}", "dataset=caltech101", *known[name]]]  # nothing of the demo that could win
+    methods = [m for m in METHODS if m == folder or m.startswith(f"{folder}_")]
+    return [[f"method={m}", "dataset=caltech101", f"{top}={folder}/{name}"] for m in methods]
 
 
 def leaves(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
@@ -105,7 +96,7 @@ def content(recipe: str) -> dict[tuple[str, ...], Any]:
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# @package _global_\n")
     tree = yaml.safe_load(text)
-    parts = [content(f"{recipe.rpartition('/')[0]}/{part}") for part in tree.pop("defaults", []) if part != "_self_"]
+    parts = [content(part[1:]) for part in tree.pop("defaults", []) if part != "_self_"]
     return {key: value for part in [*parts, leaves(tree)] for key, value in part.items() if key}
 
 
@@ -113,19 +104,16 @@ def content(recipe: str) -> dict[tuple[str, ...], Any]:
 def test_every_recipe_can_be_selected_and_takes_effect(recipe: str) -> None:
     expected = content(recipe)
     assert expected
-    assert selections(recipe), f"no method, protocol, data set or backbone has the names in {recipe}"
+    assert selections(recipe), f"no method is called {recipe}"
     for overrides in selections(recipe):
-        if not any(o.startswith("dataset=") for o in overrides):
-            overrides = [*overrides, "dataset=caltech101"]  # has no recipe of its own that could win
         check(*overrides)
-        found = leaves(plain(*overrides))
-        for key, value in expected.items():
-            assert found[key] == value, ".".join(key)
+        given = leaves(plain(*overrides))
+        assert {key: given[key] for key in expected} == expected
 
 
 def test_coop_as_published() -> None:
     """Zhou et al., IJCV 2022, section 4.1; as a baseline in CVPR 2022, section 4."""
-    few_shot = settings("method=coop", "recipe=coop_ijcv", "dataset=caltech101")
+    few_shot = settings("method=coop", "recipe=coop/ijcv", "dataset=caltech101")
     assert (few_shot.method["n_context"], few_shot.method["ctx_init"]) == (16, "")
     generalise = settings("method=coop", "protocol=base_to_novel", "dataset=caltech101")
     assert (generalise.method["n_context"], generalise.method["ctx_init"]) == (4, "a photo of a")
@@ -171,24 +159,86 @@ def test_the_demo_trains_for_transfer_as_for_few_shot(method: str, protocol: str
     assert (transfer.method, transfer.fit, transfer.bank) == (few_shot.method, few_shot.fit, few_shot.bank)
 
 
-@pytest.mark.parametrize(("shots", "epochs"), [(1, 50), (2, 100), (4, 100), (8, 200), (16, 200)])
-def test_epochs_of_coop_depend_on_shots(shots: int, epochs: int) -> None:
-    assert settings("recipe=coop_ijcv", "dataset=caltech101", f"shots={shots}").fit.epochs == epochs
-
-
 @pytest.mark.parametrize(("shots", "key"), [(1, 1), (2, 2), (3, 4), (5, 8), (16, 16), (17, 16), (32, 16), ("all", 16)])
 def test_between_two_numbers_of_shots_the_next_larger_counts(shots: int | str, key: int) -> None:
-    epochs = settings(f"shots={shots}", "fit.epochs={1: 1, 2: 2, 4: 4, 8: 8, 16: 16}").fit.epochs
-    assert epochs == key
+    assert settings(f"shots={shots}", "fit.epochs={1: 1, 2: 2, 4: 4, 8: 8, 16: 16}").fit.epochs == key
+    of_coop = settings("recipe=coop/ijcv", "dataset=caltech101", f"shots={shots}").fit
+    assert of_coop.epochs == {1: 50, 2: 100, 4: 100}.get(key, 200)
 
 
 def test_the_command_line_wins() -> None:
     assert plain()["fit"]["epochs"] != 7  # the recipe of the demo says so
     ours = settings("fit.epochs=7", "method.ctx_init=a photo", "method.n_context=2", "bank.views=9", "fit.lr=0.5")
     assert (ours.fit.epochs, ours.method["ctx_init"], ours.bank.views, ours.fit.lr) == (7, "a photo", 9, 0.5)
-    without = plain("~recipe", "~recipe/dataset")
+    without = plain("~recipe", "~demo")
     assert without["method"]["n_context"] == 16
     assert isinstance(without["fit"]["epochs"], dict)
+
+
+def test_spelling_of_before() -> None:
+    """Recipes were METHOD_NAME in three groups; what was left out with one of these is left out now."""
+    for old, new in {
+        "recipe=coop_ijcv": ["recipe=coop/ijcv"],
+        "recipe=tip_adapter_f_original,tip_adapter_original": ["recipe=tip_adapter_f/original,tip_adapter/original"],
+        "recipe=vpt_linear": ["recipe=vpt/linear"],
+        "recipe=mine": ["recipe=mine"],  # a user's own
+        "recipe=null": ["~recipe"],
+        "~recipe/dataset": ["~demo", "~recipe@_global_"],
+        "recipe/dataset=null": ["~demo", "~recipe@_global_"],
+        "recipe/dataset=coop_few_shot_shapes": ["demo=coop/few_shot_shapes", "~recipe@_global_"],
+        "recipe/dataset=prograd_few_shot_dtd": ["recipe@_global_=prograd/few_shot_dtd", "~demo"],
+        "recipe/backbone=maple_shapes_vit": ["demo@_global_=maple/shapes_vit"],
+        "~recipe/backbone": ["~demo@_global_"],
+        "fit.lr=1": ["fit.lr=1"],
+    }.items():
+        now, notices = recipes.modernize([old])
+        assert now == new
+        assert len(notices) == (old not in ("recipe=mine", "recipe=null", "fit.lr=1"))
+        assert all(old in notice for notice in notices)
+    assert recipes.of_record("recipe/coop_ijcv") == recipes.of_record("recipe/coop/ijcv") == "recipe/coop/ijcv"
+    assert recipes.of_record("recipe/dataset/coop_few_shot_shapes") == "demo/coop/few_shot_shapes"
+
+
+def test_left_out_recipes() -> None:
+    """Those of a data set and of the demo one by one."""
+    imagenet = ("method=coop", "dataset=imagenet", "protocol=base_to_novel")
+    assert [plain(*imagenet, *more)["fit"]["epochs"] for more in ([], ["~recipe@_global_"])] == [50, 200]
+    assert plain("method=maple", "~demo")["method"]["depth"] == 3  # the small tower's
+    assert plain("method=maple", "~demo@_global_")["method"]["depth"] == 9
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("recipe/dataset/coop_few_shot_mine.yaml", "recipe/coop/few_shot_mine.yaml"),
+        ("recipe/backbone/maple_mine.yaml", "demo/maple/mine.yaml"),
+        ("recipe/mine_too_few_shot.yaml", "recipe/mine_too/few_shot.yaml"),
+    ],
+)
+def test_recipes_of_ones_own(tmp_path: Path, old: str, new: str) -> None:
+    """One that would not apply any more is refused with the place that it has to move to."""
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine_too.yaml").touch()
+    for name in (new, old):
+        recipes.check(["fit.lr=1", "~recipe"], [CONF, tmp_path])
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"{old}.* {tmp_path / new}"):
+        recipes.check([], [CONF, tmp_path])
+
+
+def test_a_recipe_of_ones_own_applies(tmp_path: Path) -> None:
+    for name, text in {"few_shot_shapes": "epochs: 77", "base_to_novel": "lr: 0.5", "fast": "lr: 0.25"}.items():
+        path = tmp_path / "recipe" / "taskres" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"# @package _global_\nfit:\n  {text}\n")
+    asked = ("method=taskres", f"hydra.searchpath=[file://{tmp_path}]")
+    assert plain(*asked)["fit"]["lr"] == 0.5
+    assert plain(*asked, "recipe=taskres/fast")["fit"]["lr"] == 0.25
+    assert plain(*asked, "protocol=few_shot", "~demo")["fit"]["epochs"] == 77
+    assert recipes.known("recipe", [tmp_path]) == ["taskres/base_to_novel", "taskres/fast", "taskres/few_shot_shapes"]
+    choices = {"recipe": "taskres/fast", "demo": "taskres/few_shot_shapes", "recipe@_global_": "taskres/few_shot_none"}
+    assert recipes.applied(choices, [CONF, tmp_path]) == ["recipe/taskres/fast", "demo/taskres/few_shot_shapes"]
 
 
 def test_a_data_set_brings_its_backbone_and_the_command_line_wins() -> None:
@@ -218,6 +268,7 @@ def test_arguments_of_a_callable() -> None:
     ("change", "message"),
     [
         ({"fit": {"lr": 1e-3, "epochs": 1, "steps": 1}}, "either epochs or steps"),
+        ({"fit": {"epochs": 1}}, "'fit.lr' is missing"),
         ({"fit": {"lr": 1e-3, "epochs": {1: -1, 16: 5}}, "shots": 1}, "fit.epochs is -1, allowed is greater than"),
         ({"fit": 5}, "fit is 5"),
         ({"seed": None}, "seed is None, allowed is a valid integer"),
@@ -230,6 +281,10 @@ def test_arguments_of_a_callable() -> None:
 def test_wrong_settings_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_settings({**plain(), **change})
+
+
+def test_closed_forms_need_no_rate() -> None:
+    assert [settings(f"method={m}").fit.lr for m in ("linear_probe", "lp_plus_plus", "tip_adapter")] == [None] * 3
 
 
 def test_a_missing_setting_is_named() -> None:

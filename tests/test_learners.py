@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vlprompt.config.schema import Fit
 from vlprompt.config.paths import config_dir
+from vlprompt.config.schema import Fit
 from vlprompt.data.cache.features import Bank
 from vlprompt.data.dataset import Item, Split
 from vlprompt.errors import ClassBoundError, UserError

@@ -185,7 +185,10 @@ def read(config: Any, choices: dict[str, Any], overrides: list[str]) -> "Experim
     recipes.check(overrides, config_dirs())
     check_targets(config)
     return Experiment.read(
-        config, choices=choices, default=lambda: default(choices, overrides), recipes=recipes.applied(choices, config_dirs())
+        config,
+        choices=choices,
+        default=lambda: default(choices, overrides),
+        recipes=recipes.applied(choices, config_dirs()),
     )
 
 

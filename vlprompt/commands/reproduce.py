@@ -121,7 +121,7 @@ def prepared(method: str, key: "RunRequest", seed: int, overrides: Sequence[str]
     from vlprompt.sweep import prepare
 
     groups = [f"{name}={getattr(key, name)}" for name in ("protocol", "dataset", "backbone")]
-    recipe = [] if key.recipe == f"{method}_{key.protocol}" else [f"recipe={key.recipe}"]  # else the default
+    recipe = [] if key.recipe == f"{method}/{key.protocol}" else [f"recipe={key.recipe}"]  # else the default
     shots = [f"shots={key.shots}"] if key.shots else []  # 0: nothing is trained
     return prepare([f"method={method}", *groups, *recipe, *shots, f"seed={seed}", *overrides])
 

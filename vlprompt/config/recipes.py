@@ -11,7 +11,7 @@ from vlprompt.config.paths import config_dir
 from vlprompt.errors import UserError, unknown
 
 GROUPS = ("recipe", "demo@_global_", "recipe@_global_", "demo")
-"""Their entries in conf/config.yaml, the last wins. Two may choose from one folder if one has a package's name added."""
+"""Their entries in conf/config.yaml, the last wins. `@_global_` tells the second entry of a folder from the first."""
 REPLACED = {"recipe/backbone": ("demo@_global_",), "recipe/dataset": ("demo", "recipe@_global_")}
 """Groups of before, and the entries that choose among their files now."""
 
@@ -45,15 +45,17 @@ def _modern(override: str) -> list[str]:
 
 def renamed(name: str, folders: Sequence[Path] = ()) -> str:
     """METHOD/REST of a recipe that was METHOD_REST, methods of these folders of settings included; else the name."""
-    if "/" in name:
+    if "/" in name or "_" not in name:
         return name
-    paths = [path for folder in (config_dir(), *folders) for path in (*folder.glob("method/*"), *folder.glob("recipe/*"))]
+    paths = [
+        path for folder in (config_dir(), *folders) for path in (*folder.glob("method/*"), *folder.glob("recipe/*"))
+    ]
     method = max((path.stem for path in paths if name.startswith(f"{path.stem}_")), key=len, default="")
     return f"{method}/{name.removeprefix(f'{method}_')}" if method else name
 
 
 def of_record(name: str) -> str:
-    """A recipe as today's records name it; earlier ones say recipe/coop_ijcv and recipe/dataset/coop_few_shot_imagenet."""
+    """A recipe as today's records name it; earlier ones say recipe/coop_ijcv, recipe/dataset/coop_few_shot_imagenet."""
     *parents, last = name.split("/")
     if parents not in (["recipe"], ["recipe", "backbone"], ["recipe", "dataset"]):
         return name
@@ -95,7 +97,11 @@ def check(overrides: Iterable[str], folders: Sequence[Path]) -> None:
 
 def _check_places(folder: Path) -> None:
     protocols = [path.stem for conf in (config_dir(), folder) for path in conf.glob("protocol/*.yaml")]
-    for path in (*folder.glob("recipe/*.yaml"), *folder.glob("recipe/dataset/*.yaml"), *folder.glob("recipe/backbone/*.yaml")):
+    for path in (
+        *folder.glob("recipe/*.yaml"),
+        *folder.glob("recipe/dataset/*.yaml"),
+        *folder.glob("recipe/backbone/*.yaml"),
+    ):
         new = renamed(path.stem, [folder])
         if path.parent.name != "recipe" or new.partition("/")[2] in protocols:
             top = "demo" if path.parent.name == "backbone" else "recipe"
