@@ -139,7 +139,7 @@ def test_published_other_settings_are_named() -> None:
     theirs = {**CONFIG, "fit": {"lr": 0.002, "epochs": 50}, "method": {"n_context": 16, "ctx_init": ""}}
     (row,) = held([run()], {**theirs, "precision": "fp16"}).to_dict("records")
     assert row["settings"] == (
-        "settings differ from coop_base_to_novel: method.n_context 4 (published 16), "
+        "settings differ from coop/base_to_novel: method.n_context 4 (published 16), "
         "method.ctx_init a photo of a (published ''), fit.epochs 200 (published 50)"
     )
     text = render_grids([distance_grid(held([run()], theirs))], [], "terminal")
@@ -153,7 +153,7 @@ def test_published_setting_that_is_not_told() -> None:
     average = table[table["dataset"] == "average_11"].set_index("printed")
     assert average.loc["CoOp (as re-run by KgCoOp)", "settings"] == "setting unknown"
     assert average.loc["CoOp (as re-run by MaPLe)", "settings"] == "setting unknown"
-    assert average.loc["CoOp", "settings"] == "as published (coop_base_to_novel)"
+    assert average.loc["CoOp", "settings"] == "as published (coop/base_to_novel)"
     assert len(average) == 3  # several sources of one cell stay apart
     assert held([run(config={})])["settings"].str.startswith("setting unknown: the runs keep none").all()
     assert held([run()], None)["settings"].str.startswith("setting unknown: no configuration").all()
