@@ -21,8 +21,10 @@ FLOORS = [
     {"config", "results", "training"},
     {"train", "evaluate"},
     {"run"},
-    {"reports", "tuning", "interop"},
-    {"sweep", "commands"},
+    {"reports", "interop"},
+    {"sweep"},
+    {"tuning"},
+    {"commands"},
     {"cli"},
 ]
 """From the ground up: a room imports its own floor and what is below."""

@@ -86,7 +86,7 @@ def test_files_of_a_run(finished: tuple[Path, Answer]) -> None:
 
     assert (record.method, record.shots, record.seed, record.status) == ("coop", 2, 1, "finished")
     assert (record.precision, record.device, record.weights) == ("fp32", "cpu", "random")
-    assert "recipe/coop_base_to_novel" in record.recipe
+    assert "recipe/coop/base_to_novel" in record.recipe
     n_train = 2 * HALF  # shots and base classes; each in two views
     n_test = len(CLASSES) * PER_CLASS["test"]
     assert record.bank == {"test_features": True, "views": 2, "read": 0, "computed": n_test + 2 * n_train}
@@ -336,8 +336,8 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("dataset=digit", ["unknown dataset 'digit': known are ", "did you mean 'digits'?"]),
     ("protocol=base_to_nvel", ["unknown protocol 'base_to_nvel'", "base_to_novel"]),
     ("backbone=vit_b17", ["unknown backbone 'vit_b17'", "did you mean 'vit_b16'?"]),
-    ("recipe=coop_icjv", ["unknown recipe 'coop_icjv'", "did you mean 'coop_ijcv'?"]),
-    ("recipe=null", ["cannot be null", "~recipe"]),
+    ("recipe=coop_icjv", ["unknown recipe 'coop_icjv'", "did you mean 'coop/ijcv'?"]),
+    ("method=null", ["cannot be null", "~recipe"]),
     ("sed=2", ["unknown setting 'sed'", "did you mean 'seed'?"]),
     ("method.n_contxt=2", ["unknown setting 'method.n_contxt'", "did you mean 'method.n_context'?"]),
     ("+method.foo=1", ["unknown setting of method 'foo': known are class_specific, ctx_init, n_context, position"]),

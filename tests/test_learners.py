@@ -18,9 +18,9 @@ from torch import Tensor
 from vlprompt.trainer import Trainer
 
 from vlprompt.config.compose import compose
-from vlprompt.config.fit import Fit
 from vlprompt.config.locate import locate
 from vlprompt.config.paths import config_dir
+from vlprompt.config.schema import Fit
 from vlprompt.data.cache.features import Bank
 from vlprompt.data.dataset import Item, Split
 from vlprompt.errors import ClassBoundError, UserError

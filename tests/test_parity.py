@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from vlprompt.config.fit import Average, Fit, Schedule
+from vlprompt.config.schema import Average, Fit, Schedule
 from vlprompt.towers import Images, Preprocess
 from vlprompt.towers.clip import Clip
 from vlprompt.towers.loading import clip_of, make_model

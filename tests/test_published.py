@@ -8,8 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from vlprompt.config.compose import names
-from vlprompt.config.paths import config_dir
+from vlprompt.config.recipes import known
 from vlprompt.reports import published
 from vlprompt.reports.layouts import distance_grid, grids
 from vlprompt.reports.lines import ELEVEN, Line, lines_of
@@ -94,15 +93,12 @@ def test_published_files_are_whole() -> None:
 
 def test_published_recipes_are_ours() -> None:
     """A file of conf/recipe, or the default of a method and a protocol."""
-    files = names("recipe", [config_dir()])
     protocols = {*PROTOCOLS, *ROWS["protocol"]}
-    defaults = {f"{method}_{protocol}" for method in METHODS for protocol in protocols}
-    found = set(ROWS["recipe"]) - {""}
-    assert found
-    assert not found - defaults - set(files)
+    defaults = {f"{method}/{protocol}" for method in METHODS for protocol in protocols}
+    named = set(ROWS["recipe"]) - {""}
+    assert not named - defaults - set(known("recipe", [config_dir()]))
     assert ROWS[~ROWS["method"].isin(METHODS)]["recipe"].eq("").all()  # what we lack has no recipe of ours
-    for recipe in ("coop_ijcv", "coop_base_to_novel", "ivlp_promptsrc", "ivlp_base_to_novel", "maple_cross_dataset"):
-        assert recipe in found
+    assert {"coop/ijcv", "coop/base_to_novel", "ivlp/promptsrc", "ivlp/base_to_novel", "maple/cross_dataset"} <= named
 
 
 # Distances
@@ -135,14 +131,14 @@ def test_published_numbers_beside_ours() -> None:
     assert (row["n"], row["base"], row["base_published"]) == (2, pytest.approx(81), base)
     assert row["base_difference"] == pytest.approx(81 - base)
     assert row["H_difference"] == pytest.approx(2 * 81 * 41 / 122 - 54.24)
-    assert (row["settings"], row["recipe"]) == ("as published (coop_base_to_novel)", "coop_base_to_novel")
+    assert (row["settings"], row["recipe"]) == ("as published (coop/base_to_novel)", "coop/base_to_novel")
 
 
 def test_published_other_settings_are_named() -> None:
     theirs = {**CONFIG, "fit": {"lr": 0.002, "epochs": 50}, "method": {"n_context": 16, "ctx_init": ""}}
     (row,) = held([run()], {**theirs, "precision": "fp16"}).to_dict("records")
     assert row["settings"] == (
-        "settings differ from coop_base_to_novel: method.n_context 4 (published 16), "
+        "settings differ from coop/base_to_novel: method.n_context 4 (published 16), "
         "method.ctx_init a photo of a (published ''), fit.epochs 200 (published 50)"
     )
     text = render_grids([distance_grid(held([run()], theirs))], [], "terminal")
@@ -156,7 +152,7 @@ def test_published_setting_that_is_not_told() -> None:
     average = table[table["dataset"] == "average_11"].set_index("printed")
     assert average.loc["CoOp (as re-run by KgCoOp)", "settings"] == "setting unknown"
     assert average.loc["CoOp (as re-run by MaPLe)", "settings"] == "setting unknown"
-    assert average.loc["CoOp", "settings"] == "as published (coop_base_to_novel)"
+    assert average.loc["CoOp", "settings"] == "as published (coop/base_to_novel)"
     assert len(average) == 3  # several sources of one cell stay apart
     assert held([run(config={})])["settings"].str.startswith("setting unknown: the runs keep none").all()
     assert held([run()], None)["settings"].str.startswith("setting unknown: no configuration").all()
@@ -187,19 +183,20 @@ def test_published_zero_shot_is_compared_once() -> None:
 
 
 def test_published_default_settings_need_no_composition() -> None:
-    """A run without a variant has the settings of its default, unless a recipe for a data set took part."""
+    """A run without a variant has the settings of its default, unless a recipe for a data set applied."""
     asked: list[str] = []
 
     def compose(record: Record, recipe: str) -> dict[str, Any]:
         asked.append(recipe)
         return CONFIG
 
-    lines = lines_of([run(variant=None, recipe=["recipe/coop_base_to_novel"])])[0]
-    assert published.distances(lines, ROWS, compose)["settings"].tolist() == ["as published (coop_base_to_novel)"]
+    for recipe in ("recipe/coop/base_to_novel", "recipe/coop_base_to_novel"):  # the second in earlier records
+        lines = lines_of([run(variant=None, recipe=[recipe])])[0]
+        assert published.distances(lines, ROWS, compose)["settings"].tolist() == ["as published (coop/base_to_novel)"]
     assert not asked
-    lines = lines_of([run(variant=None, recipe=["recipe/dataset/coop_base_to_novel_dtd"])])[0]
-    published.distances(lines, ROWS, compose)
-    assert asked == ["coop_base_to_novel"]
+    for recipe in ("recipe/coop/base_to_novel_dtd", "recipe/dataset/coop_base_to_novel_dtd"):
+        published.distances(lines_of([run(variant=None, recipe=[recipe])])[0], ROWS, compose)
+    assert asked == ["coop/base_to_novel"] * 2
 
 
 def test_published_records_leave_averages_out() -> None:

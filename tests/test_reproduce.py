@@ -42,7 +42,7 @@ TINY = ["backbone.weights=random", "fit.epochs=1", "bank.views=1", "method.ctx_i
 
 def published(**changes: Any) -> Published:
     row = {"source": "A paper", "protocol": "base_to_novel", "dataset": "caltech101", "method": "coop"}
-    row |= {"backbone": "vit_b16", "shots": "16", "metric": "base", "value": "80", "recipe": "coop_base_to_novel"}
+    row |= {"backbone": "vit_b16", "shots": "16", "metric": "base", "value": "80", "recipe": "coop/base_to_novel"}
     return Published.model_validate(row | changes)
 
 
@@ -134,7 +134,7 @@ def test_published_files(tmp_path: Path) -> None:
     path = tmp_path / "numbers.csv"
     path.write_text(HEADER + '"A, B",few_shot,dtd,coop,rn50,16,accuracy,63.58,coop_ijcv,CoOp\n')
     (row,) = read_published([path])
-    assert (row.source, row.shots, row.value, row.recipe) == ("A, B", 16, 63.58, "coop_ijcv")
+    assert (row.source, row.shots, row.value, row.recipe) == ("A, B", 16, 63.58, "coop/ijcv")
     path.write_text(HEADER + "A,few_shot,dtd,coop,rn50,16,accuracy,many,coop_ijcv,CoOp\n")
     with pytest.raises(UserError, match=r"numbers.csv, row 1: 'value' is 'many'"):
         read_published([path])
@@ -174,7 +174,7 @@ def lines(answer: Answer, *words: str) -> list[str]:
     return [line for line in answer.out.splitlines() if set(words) <= set(line.split())]
 
 
-def row_of(shots: int, value: float, recipe: str = "coop_few_shot") -> str:
+def row_of(shots: int, value: float, recipe: str = "coop/few_shot") -> str:
     return f"few_shot,tiny,coop,shapes_vit,{shots},accuracy,{value:.2f},{recipe}"
 
 
@@ -193,7 +193,7 @@ def test_one_inside_one_outside_one_missing_one_unknown(reproduce: Reproduce, re
         row_of(2, sum(accuracy[2]) / 2 + 50),
         "few_shot,caltech101,coop,vit_b16,16,accuracy,90,coop_few_shot",
         row_of(16, 50, ""),
-        row_of(4, 50, "coop_unheard_of"),
+        row_of(4, 50, "coop/unheard_of"),
     )
     answer = reproduce(made, "--seeds", "1,2")
     assert answer.code == 1
@@ -203,7 +203,7 @@ def test_one_inside_one_outside_one_missing_one_unknown(reproduce: Reproduce, re
         ["of", "2", "finished"]
     ] * 2 or (len(lines(answer, "tiny", "finished")) == 2)
     assert answer.out.count("caltech101 is not complete") == 1
-    assert answer.out.count("unknown recipe 'coop_unheard_of'") == 1
+    assert answer.out.count("unknown recipe 'coop/unheard_of'") == 1
     (inside,) = lines(answer, "tiny", "inside")
     assert {f"{right:.2f}", "-0.30", "2"} <= set(inside.split())
     assert len(lines(answer, "tiny", "outside", "-50.00")) == 1

@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 import vlprompt.train as module
 from vlprompt.config.compose import read_run
-from vlprompt.config.fit import Average, Fit
+from vlprompt.config.schema import Average, Fit
 from vlprompt.data.cache.features import FeatureCache
 from vlprompt.data.loader import Loader
 from vlprompt.data.sampling import sample_few_shot

@@ -12,11 +12,11 @@ from running import SECONDS, VLPROMPT, Answer, ask, environment_in, set_up, star
 from tiny_world import RUN
 
 from vlprompt import cli
-from vlprompt.commands.tune import Search
 from vlprompt.config.spec import RunSpec
 from vlprompt.results.record import Record
 from vlprompt.results.store import find_records
-from vlprompt.tuning.search import Study, best
+from vlprompt.tuning.search import Search
+from vlprompt.tuning.study import Study, best
 
 pytest.importorskip("optuna", reason="needs the extra tune")
 
@@ -83,7 +83,7 @@ def test_the_choice_is_tested_once_a_seed_beside_the_default(tuned: tuple[Path, 
     found = study(root)
     assert found.chosen is not None
     records = {(r.variant, r.seed): r for r in find_records([root]) if r.method == "coop"}
-    name = found.key.variant
+    name = found.cell.variant
     assert set(records) == {(variant, seed) for variant in (name, f"tuned-{name}") for seed in (1, 2)}
     for (variant, seed), record in records.items():
         assert list(record.scores) == ["base", "novel", "all"]
@@ -287,6 +287,6 @@ def test_a_method_of_ones_own(results: Path, tmp_path: Path) -> None:
     answer = ask(cli.main, ["tune", "mine", "--trials", "2", "--config-dir", str(folder), *RUN, "~search.fit"])
     assert (answer.code, answer.err) == (0, ""), answer
     found = study(results)
-    assert found.key.method == "mine"
+    assert found.cell.method == "mine"
     assert list(found.space) == ["method.position"]
     assert json.dumps(found.trials[1].setting).startswith('{"method.position": ')

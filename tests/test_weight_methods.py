@@ -15,7 +15,7 @@ from test_transfer import TINY, start
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from vlprompt.config.fit import Fit
+from vlprompt.config.schema import Fit
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
 from vlprompt.learners.bitfit import BitFit

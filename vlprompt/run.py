@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from vlprompt.config import build
-from vlprompt.config.fit import Fit
 from vlprompt.config.locate import locate
 from vlprompt.config.paths import results_root
+from vlprompt.config.schema import Fit
 from vlprompt.config.spec import RunSpec
 from vlprompt.data.dataset import Split
 from vlprompt.data.loader import Loader

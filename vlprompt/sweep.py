@@ -18,6 +18,7 @@ from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from vlprompt.config import recipes
 from vlprompt.config.compose import COMPOSITION_ERRORS, config_dirs, explained, plain, spec_of, zero_shot_reference
 from vlprompt.config.paths import config_dir, results_root
 from vlprompt.errors import ClassBoundError, UserError
@@ -47,7 +48,10 @@ def main(arguments: Sequence[str]) -> int:
             mistakes.append(error)
 
     try:
-        arguments, folder = with_sweep_folder(list(arguments))
+        arguments, notices = recipes.modernize(arguments)
+        for notice in notices:
+            print(notice, file=sys.stderr)  # noqa: T201
+        arguments, folder = with_sweep_folder(arguments)
         sys.argv = ["run.py", *arguments]
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
         if mistakes:
@@ -128,7 +132,7 @@ def key_of(config: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, A
 
 
 def run_or_record_failure(
-    read: Callable[[], "RunSpec"],
+    asked: "RunSpec | Callable[[], RunSpec]",
     *,
     key: Mapping[str, Any] = MappingProxyType({}),
     config: Mapping[str, Any] = MappingProxyType({}),
@@ -136,13 +140,13 @@ def run_or_record_failure(
 ) -> "Record":
     """The finished record of a run, found or made; or, where one of the errors came, one that says why not.
 
-    `key` and `config` are those of a run that cannot be read.
+    `asked` may be a function that reads the run; `key` and `config` are for one that cannot be read.
     """
     from vlprompt.run import run
 
     spec, start = None, time.perf_counter()
     try:
-        spec = read()
+        spec = asked() if callable(asked) else asked
         return run(spec)
     except caught as error:
         is_mistake = isinstance(error, UserError)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vlprompt.config.fit import Fit
+from vlprompt.config.schema import Fit
 from vlprompt.data.loader import Batch, Loader
 from vlprompt.data.transforms import seed_of
 from vlprompt.errors import NonFiniteError, UserError

@@ -121,7 +121,7 @@ def prepared(method: str, key: "RunRequest", seed: int, overrides: Sequence[str]
     from vlprompt.config.compose import read_run
 
     groups = [f"{name}={getattr(key, name)}" for name in ("protocol", "dataset", "backbone")]
-    recipe = [] if key.recipe == f"{method}_{key.protocol}" else [f"recipe={key.recipe}"]  # else the default
+    recipe = [] if key.recipe == f"{method}/{key.protocol}" else [f"recipe={key.recipe}"]  # else the default
     shots = [f"shots={key.shots}"] if key.shots else []  # 0: nothing is trained
     return read_run([f"method={method}", *groups, *recipe, *shots, f"seed={seed}", *overrides])
 

@@ -172,12 +172,15 @@ def published_beside(ours: Sequence["Record"], layout: str) -> list["Record"]:
 def cached_settings() -> Any:
     """What `published.distances` asks: the configuration that a recipe gives for a record's cell."""
 
+    from vlprompt.config import recipes
+
     @cache
     def known() -> dict[str, list[str]]:
         from vlprompt.config.compose import GROUPS, names
         from vlprompt.config.paths import config_dir
 
-        return {group: names(group, [config_dir()]) for group in (*GROUPS, "recipe")}
+        folders = [config_dir()]
+        return {group: names(group, folders) for group in GROUPS} | {"recipe": recipes.known("recipe", folders)}
 
     @cache
     def composed(*overrides: str) -> Mapping[str, Any]:
@@ -193,7 +196,7 @@ def cached_settings() -> Any:
             return None
         if recipe in known()["recipe"]:
             chosen["recipe"] = recipe
-        elif recipe != f"{record.method}_{record.protocol}":  # the default of a pair may have no file
+        elif recipe != f"{record.method}/{record.protocol}":  # the default of a pair may have no file
             return None
         shots = [f"shots={record.shots}"] if record.shots else []
         return composed(*(f"{group}={name}" for group, name in chosen.items()), *shots)

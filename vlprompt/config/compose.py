@@ -1,7 +1,7 @@
 """From overrides, as on the command line, to a run's configuration. Hydra is used here and in sweep.py only."""
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
@@ -16,6 +16,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vlprompt.config import recipes
 from vlprompt.config.paths import config_dir
 from vlprompt.config.spec import RunSpec, read_spec
 from vlprompt.errors import UserError, unknown
@@ -42,22 +43,29 @@ def read_run(overrides: Sequence[str]) -> RunSpec:
     Raises:
         UserError: what `python run.py` would answer.
     """
+    overrides, _ = recipes.modernize(overrides)
     with composed(overrides) as (config, choices):
-        return spec_of(config, choices, list(overrides))
+        return spec_of(config, choices, overrides)
 
 
 def read_reference(overrides: Sequence[str]) -> RunSpec:
     """The zero-shot run that the run with these overrides is compared with."""
+    overrides, _ = recipes.modernize(overrides)
     with composed(overrides) as (_, choices):
-        return zero_shot_reference(choices, list(overrides))
+        return zero_shot_reference(choices, overrides)
 
 
 def spec_of(config: Any, choices: Choices, overrides: list[str]) -> RunSpec:
     """The run that a composed configuration asks for, checked and not begun."""
     check_single(overrides)
-    check_recipes(overrides)
+    recipes.check(overrides, config_dirs())
     check_targets(config)
-    return read_spec(config, choices=choices, default=lambda: default(choices, overrides), recipes=recipes(choices))
+    return read_spec(
+        config,
+        choices=choices,
+        default=lambda: default(choices, overrides),
+        recipes=recipes.applied(choices, config_dirs()),
+    )
 
 
 def zero_shot_reference(choices: Choices, overrides: list[str]) -> RunSpec:
@@ -147,22 +155,6 @@ def describe(config: DictConfig, name: str, folders: tuple[Path, ...]) -> dict[s
 def dataset_node(name: str, folders: tuple[Path, ...]) -> Any:
     """The settings of a data set by name; the folders they are looked for in are those of the running Hydra."""
     return compose([f"dataset={name}"])["dataset"]
-
-
-def recipes(choices: Mapping[str, Any]) -> list[str]:
-    """The recipes that applied, each a file below conf/recipe."""
-    groups = ("recipe", "recipe/backbone", "recipe/dataset")
-    folders = config_dirs()
-    return [f"{group}/{choices[group]}" for group in groups if choices.get(group) in names(group, folders)]
-
-
-def check_recipes(overrides: list[str]) -> None:
-    """Refuse a recipe that is asked for and is not there; Hydra passes over it, for recipes are optional."""
-    for override in OverridesParser.create().parse_overrides(overrides):
-        group, name = override.key_or_group, override.value()
-        known = names(group, config_dirs())
-        if group.split("/")[0] == "recipe" and name is not None and name not in known:
-            raise unknown(group, name, known)
 
 
 def check_single(overrides: list[str]) -> None:

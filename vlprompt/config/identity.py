@@ -11,9 +11,8 @@ from typing import Any
 
 from vlprompt import demo
 from vlprompt.config.datasets import dataset_identity, target_names
-from vlprompt.config.fit import Fit
 from vlprompt.config.hashing import canonical, config_hash
-from vlprompt.config.schema import Bank, Settings
+from vlprompt.config.schema import Bank, Fit, Settings
 from vlprompt.data.dataset import Dataset
 from vlprompt.results.record import Record
 from vlprompt.towers import RANDOM, WEIGHTS_FILE

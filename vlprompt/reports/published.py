@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from vlprompt.config import recipes
 from vlprompt.config.paths import published_dir
 from vlprompt.reports.filters import at_shots
 from vlprompt.reports.lines import ELEVEN, PARTS, TRANSFER, VARIANTS, Line
@@ -30,6 +31,7 @@ def load(place: Path | None = None) -> pd.DataFrame:
     rows = pd.concat([pd.read_csv(path, dtype=str, keep_default_na=False) for path in paths], ignore_index=True)
     rows["value"] = rows["value"].astype(float)
     rows["shots"] = [int(shots) if shots.isdigit() else shots for shots in rows["shots"]]
+    rows["recipe"] = rows["recipe"].map(recipes.renamed)  # files of before say coop_ijcv
     rows["part"] = rows["metric"].replace({"accuracy": "test"})
     return rows
 
@@ -136,8 +138,8 @@ def status(records: Sequence[Record], recipe: str, settings_of: SettingsOf) -> s
 
 def _is_default(record: Record, recipe: str) -> bool:
     """Whether a run has the default settings of its method and protocol, with no recipe for a data set or backbone."""
-    default = record.variant is None and recipe == f"{record.method}_{record.protocol}"
-    return default and not any(name.count("/") > 1 for name in record.recipe)
+    default = record.variant is None and recipe == f"{record.method}/{record.protocol}"
+    return default and all(recipes.of_record(name) == f"recipe/{recipe}" for name in record.recipe)
 
 
 def differing(ours: Mapping[str, Any], published: Mapping[str, Any], shots: int | str) -> list[str]:

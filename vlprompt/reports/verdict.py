@@ -8,8 +8,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from vlprompt.config.recipes import renamed
 from vlprompt.errors import UserError
 from vlprompt.protocols.base_to_novel import harmonic_mean
 from vlprompt.reports.lines import ELEVEN, TRANSFER, VARIANTS
@@ -56,7 +57,7 @@ class Published(BaseModel):
     shots: Annotated[int | str, BeforeValidator(_number)]
     metric: str
     value: float  # percent
-    recipe: str = ""  # our settings that are the source's; empty: unknown
+    recipe: Annotated[str, AfterValidator(renamed)] = ""  # our settings that are the source's; empty: unknown
     of: tuple[str, ...] = ()  # the data sets of an average that is ours to take
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from vlprompt.config.fit import Average, Fit
+from vlprompt.config.schema import Average, Fit
 
 
 class KeepLast:

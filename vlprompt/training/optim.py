@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from vlprompt.config.fit import Fit
+from vlprompt.config.schema import Fit
 from vlprompt.learners.base import Learner
 
 
@@ -31,6 +31,7 @@ def n_epochs(n_images: int, fit: Fit) -> int:
 
 def learning_rate(step: int, fit: Fit, *, per_epoch: int, total: int) -> float:
     """The rate of a 0-based step, with `per_epoch` steps in an epoch and `total` in all."""
+    assert fit.lr is not None  # only fits without steps have none
     schedule, unit = fit.schedule, per_epoch if fit.schedule.every == "epoch" else 1
     warm = 0 if schedule.warmup == "none" else schedule.warmup_epochs * per_epoch // unit
     now, end = step // unit, math.ceil(total / unit)
@@ -45,6 +46,7 @@ def learning_rate(step: int, fit: Fit, *, per_epoch: int, total: int) -> float:
 
 def make_optimizer(learner: Learner, fit: Fit) -> torch.optim.Optimizer:
     """The optimiser over the learner's parameter groups; groups keep the rates and decays that they bring."""
+    assert fit.lr is not None
     groups: list[dict[str, Any]] = learner.param_groups(fit)
     assert fit.lr is not None
     if fit.optimizer == "sgd":
