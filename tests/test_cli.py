@@ -370,7 +370,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("method.n_context=99", ["101 tokens, the text tower takes 75"]),
     ("backbone.weights=nothere.pt", ["unknown weights 'nothere.pt': known are pretrained, random", "path of a file"]),
     ("backbone.model=ViT-B-61", ["unknown model 'ViT-B-61'", "did you mean 'ViT-B-16'?"]),
-    ("fit.lr=1e30 fit.epochs=3", ["training stopped at step 3", "the loss is nan", "lower fit.lr"]),
+    ("fit.lr=1e30 fit.epochs=3", ["training stopped at step 3", "the loss", "lower fit.lr"]),
 ]
 
 

@@ -1,6 +1,7 @@
 """From overrides, as on the command line, to a run's configuration. Hydra is used here and in sweep.py only."""
 
 import argparse
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -123,6 +124,12 @@ def config_dirs(arguments: Sequence[str] | None = None) -> list[Path]:
     return [config_dir(), *([extra.absolute()] if extra else [])]
 
 
+def searched(folders: Sequence[Path]) -> list[str]:
+    """Folders of settings in addition to `conf`, as an override."""
+    extra = [f"file://{folder}" for folder in folders if folder != config_dir()]
+    return [f"hydra.searchpath={json.dumps(extra)}"] if extra else []
+
+
 def names(group: str, folders: Sequence[Path]) -> list[str]:
     """What there is to choose in a group."""
     return sorted(path.stem for folder in folders for path in (folder / group).glob("*.yaml"))
@@ -153,8 +160,8 @@ def describe(config: DictConfig, name: str, folders: tuple[Path, ...]) -> dict[s
 
 @cache
 def dataset_node(name: str, folders: tuple[Path, ...]) -> Any:
-    """The settings of a data set by name; the folders they are looked for in are those of the running Hydra."""
-    return compose([f"dataset={name}"])["dataset"]
+    """The settings of a data set by name, which may lie in a folder of the user's own."""
+    return compose([f"dataset={name}", *searched(folders)])["dataset"]
 
 
 def check_single(overrides: list[str]) -> None:
@@ -205,9 +212,8 @@ def explain(error: Exception, arguments: Sequence[str]) -> UserError:
 
 def unknown_setting(name: str, arguments: Sequence[str]) -> UserError | None:
     """What is wrong with a dotted name, by the first part of it that is not there."""
-    folders = [f"file://{folder}" for folder in config_dirs(arguments)[1:]]
     choices = [a for a in arguments if a.partition("=")[0] in GROUPS and "," not in a]
-    node, path = compose([*choices, f"hydra.searchpath={folders}"]), ""
+    node, path = compose([*choices, *searched(config_dirs(arguments))]), ""
     for part in name.split("."):
         if not isinstance(node, dict):
             return UserError(f"unknown setting '{path}{part}': {path[:-1]} is {node} here, drop it")

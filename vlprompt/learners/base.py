@@ -12,6 +12,7 @@ from vlprompt.errors import ClassBoundError, UserError
 from vlprompt.towers import Clip, Edit, Edits, Images, ImageTower, Prompts, TextTower
 
 Towers = Literal["image", "text", "both"]
+LossAndLogits = tuple[Float[Tensor, ""], Float[Tensor, "B C"]]
 
 
 class Learner(nn.Module):
@@ -34,7 +35,9 @@ class Learner(nn.Module):
     mergeable: ClassVar[bool] = False
     """Whether `merged()` gives a model that does the same without the learner."""
 
-    searches: bool = False
+    edits_image: bool = False
+    """Whether features of the unedited image tower are not enough: the learner edits it, or changes its weights."""
+    uses_validation: bool = False
     """Whether `prepare` or `conclude` choose something on the validation images; the record says so."""
     augmented: ClassVar[bool] = False
     """Whether `prepare` meets another augmented view of the training images at each pass, instead of centre crops."""
@@ -137,28 +140,19 @@ class Learner(nn.Module):
         """Logits of images. A method for which these need more than `encode_images` gives has its own."""
         return self.compare(self.encode_images(images), class_features)
 
-    def forward(
-        self,
-        images: Images,
-        class_features: Float[Tensor, "C e"] | None,
-        *,
-        found: Float[Tensor, "B C"] | None = None,
-    ) -> Float[Tensor, "B C"]:
-        """The logits; called as a module, so that a trainer's forward hook sees those of each training step.
+    def forward(self, images: Images, class_features: Float[Tensor, "C e"] | None) -> Float[Tensor, "B C"]:
+        return self.logits(images, class_features)
 
-        `found`: the logits, where a loss has them already.
-        """
-        return self.logits(images, class_features) if found is None else found
+    def loss(self, images: Images, labels: Int[Tensor, " B"]) -> LossAndLogits:
+        """Mean cross-entropy, and the logits [B, C]."""
+        logits = self.logits(images, self.encode_classes())
+        return F.cross_entropy(logits, labels), logits
 
-    def loss(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-        """Mean cross-entropy."""
-        return F.cross_entropy(self(images, self.encode_classes()), labels)
-
-    def backward(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-        """Leave gradients in the parameters; -> the loss."""
-        loss = self.loss(images, labels)
+    def backward(self, images: Images, labels: Int[Tensor, " B"]) -> LossAndLogits:
+        """Leave gradients in the parameters; -> the loss and the logits."""
+        loss, logits = self.loss(images, labels)
         loss.backward()
-        return loss.detach()
+        return loss.detach(), logits.detach()
 
     def merged(self) -> Clip:
         """The model with the adaptation in its weights, which is as large and as fast as the frozen one.
@@ -240,6 +234,7 @@ class BlockLearner(Learner):
         if towers != "text":
             clip.image.require_blocks()
             self.towers["image"] = clip.image
+            self.edits_image = True
         if towers != "image":
             self.towers["text"] = self.text
 

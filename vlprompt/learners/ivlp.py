@@ -39,6 +39,7 @@ class IVLP(ContextLearner):
         super().__init__(clip, classes, n_context=n_context, ctx_init=ctx_init)
         check_depth("method.depth", depth, self.text.depth)
         self.deep = nn.ParameterList(torch.randn(n_context, self.text.width) * 0.02 for _ in range(depth - 1))
+        self.edits_image = bool(image_depth)
         if image_depth:
             clip.image.require_blocks()
             check_depth("method.image_depth", image_depth, clip.image.depth)

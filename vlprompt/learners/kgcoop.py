@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vlprompt.learners.base import at_least_single
+from vlprompt.learners.base import LossAndLogits, at_least_single
 from vlprompt.learners.coop import CoOp
 from vlprompt.towers import PLAIN, Clip, Images
 
@@ -35,9 +35,10 @@ class KgCoOp(CoOp):
         super().__init__(clip, classes, n_context=n_context, ctx_init=ctx_init)
         self.template, self.weight = template, weight
 
-    def loss(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+    def loss(self, images: Images, labels: Int[Tensor, " B"]) -> LossAndLogits:
         classes = self.encode_classes()
-        return F.cross_entropy(self(images, classes), labels) + self.weight * self.distance(classes)
+        logits = self.logits(images, classes)
+        return F.cross_entropy(logits, labels) + self.weight * self.distance(classes), logits
 
     def distance(self, classes: Float[Tensor, "C e"]) -> Float[Tensor, ""]:
         """1 - mean cosine between class features and the frozen ones."""

@@ -33,7 +33,7 @@ class LinearProbe(LinearHead):
     ICML 2021, https://arxiv.org/abs/2103.00020, appendix A.
     """
 
-    searches = True
+    uses_validation = True
 
     def __init__(self, clip: Clip, classes: Sequence[str], *, n_steps: int = 8, max_iter: int = 1000) -> None:
         super().__init__(clip, classes)

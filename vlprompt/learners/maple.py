@@ -24,6 +24,7 @@ class MaPLe(ContextLearner):
     """
 
     needs = frozenset({"text", "vit"})
+    edits_image = True
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Learner, at_least_single, check_depth, scaled_cosine
+from vlprompt.learners.base import Learner, LossAndLogits, at_least_single, check_depth, scaled_cosine
 from vlprompt.towers import PLAIN, Clip, Edit, Edits, Images
 
 
@@ -32,6 +32,7 @@ class MMRL(Learner):
     """
 
     needs = frozenset({"text", "vit"})
+    edits_image = True
 
     def __init__(
         self,
@@ -90,13 +91,12 @@ class MMRL(Learner):
     def mix(self, by_class: Tensor, by_tokens: Tensor) -> Tensor:
         return self.alpha * by_class + (1 - self.alpha) * by_tokens
 
-    def loss(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+    def loss(self, images: Images, labels: Int[Tensor, " B"]) -> LossAndLogits:
         features, classes = self.encode_both(images), self.encode_classes()
         by_class, by_tokens = (scaled_cosine(f, classes, self.clip.scale) for f in features)
-        self(images, classes, found=self.mix(by_class, by_tokens))
         with torch.no_grad():
             frozen = self.clip.image(images)
         pairs = ((features[0], frozen), (classes, self.frozen_classes([self.template])))
         near = [F.cosine_similarity(at_least_single(a), at_least_single(b)).mean() for a, b in pairs]
         mixed = self.mix(F.cross_entropy(by_class, labels), F.cross_entropy(by_tokens, labels))
-        return mixed + self.weight * sum(1 - cosine for cosine in near)
+        return mixed + self.weight * sum(1 - cosine for cosine in near), self.mix(by_class, by_tokens)

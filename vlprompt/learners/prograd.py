@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vlprompt.learners.base import scaled_cosine
+from vlprompt.learners.base import LossAndLogits, scaled_cosine
 from vlprompt.learners.coop import CoOp
 from vlprompt.towers import PLAIN, Clip, Images, Position
 
@@ -44,15 +44,15 @@ class ProGrad(CoOp):
         words = self.text.embed_phrase(template.partition("{}")[0].strip())[-n_context:].float()
         self.context = nn.Parameter(F.pad(words, (0, 0, n_context - len(words), 0)))
 
-    def backward(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+    def backward(self, images: Images, labels: Int[Tensor, " B"]) -> LossAndLogits:
         features, classes = self.encode_images(images), self.encode_classes()
-        logits = self(images, classes, found=scaled_cosine(features, classes, self.clip.scale))
+        logits = scaled_cosine(features, classes, self.clip.scale)
         domain, general = F.cross_entropy(logits, labels), self.divergence(logits, features)
         parameters = list(self.parameters())
         towards = torch.autograd.grad(general, parameters, retain_graph=True)
         for p, g, known in zip(parameters, torch.autograd.grad(domain, parameters), towards, strict=True):
             p.grad = align(g, known, self.strength)
-        return domain.detach()
+        return domain.detach(), logits.detach()
 
     def divergence(self, logits: Float[Tensor, "B C"], features: Float[Tensor, "B e"]) -> Float[Tensor, ""]:
         """Cross-entropy from the zero-shot predictions, whose gradient is that of the Kullback-Leibler divergence."""

@@ -58,7 +58,7 @@ class TipAdapter(Learner):
                 f"method.n_views={n_views}, search_scale={search_scale}, search_steps={search_steps}: allowed are at "
                 "least 1, and two numbers each, of beta and of alpha"
             )
-        self.searches = bool(search_scale)
+        self.uses_validation = bool(search_scale)
         self.register_buffer("alpha", torch.tensor(alpha))
         self.register_buffer("beta", torch.tensor(beta))
         self._keep(torch.empty(0, clip.image.embed_dim), torch.empty(0, dtype=torch.long))

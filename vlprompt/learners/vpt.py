@@ -28,6 +28,7 @@ class VPT(Learner):
     """
 
     needs = frozenset({"vit"})
+    edits_image = True
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ class WeightLearner(Learner):
             "image": ("image",), "text": ("text",), "both": ("image", "text"),
         }  # fmt: skip
         self.towers = names[towers]
+        self.edits_image = "image" in self.towers
         self._kept: dict[str, tuple[list[tuple[int, int]], Clip]] = {}
 
     def changed(self, tower: Literal["image", "text"]) -> Mapping[str, Tensor]:
