@@ -43,6 +43,8 @@ def train(
         raise UserError("fit.keep=best needs validation images, and this data set has none: use fit.keep=last")
     train_batches = loader.ordered(episode.train, augmented=learner.augmented)
     val_batches = loader.ordered(selection) if selection else None
+    with torch.no_grad(), autocast(loader.clip.device, precision):
+        learner.eval().encode_classes()  # so that class features which are remembered have this precision
     learner.prepare(train_batches, val_batches)  # caches and closed forms
 
     n_images, curve = len(episode.train), list[Epoch]()
