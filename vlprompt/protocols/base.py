@@ -34,7 +34,8 @@ class Protocol(ABC):
     """
 
     name: ClassVar[str]  # as in the configuration and in the records
-    targets: tuple[str, ...] = ()  # data sets to be tested beside the one that is trained on
+    transfer: ClassVar[bool] = False  # tests are data sets, the first of them the one that is trained on
+    targets: tuple[str, ...] = ()  # data sets that are tested in addition to the one that is trained on
 
     def __init__(self, *, part: Source = "test") -> None:
         self.part = part
@@ -58,7 +59,8 @@ class Protocol(ABC):
         """The images of `part`, all of them; `val` is the few-shot validation sample. Raises: UserError without any."""
         return validation(dataset, val) if self.part == FEW_SHOT_VAL else dataset.split(self.part)
 
-    def summary(self, accuracies: Mapping[str, float]) -> dict[str, float]:
+    @classmethod
+    def summary(cls, accuracies: Mapping[str, float]) -> dict[str, float]:
         """The headline numbers, in the order to show them, from the accuracy on each test. All are fractions."""
         return dict(accuracies)
 

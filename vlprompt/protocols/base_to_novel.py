@@ -41,10 +41,13 @@ class BaseToNovel(Protocol):
             tests = {"base": test.select(base), "novel": test.select(novel), "all": test}
         yield Episode(train=dataset.split("train", train).select(base), val=known, tests=tests)
 
-    def summary(self, accuracies: Mapping[str, float]) -> dict[str, float]:
-        """base, novel, their harmonic mean H, all."""
-        base, novel = accuracies["base"], accuracies["novel"]
-        return {"base": base, "novel": novel, "H": harmonic_mean(base, novel), "all": accuracies["all"]}
+    @classmethod
+    def summary(cls, accuracies: Mapping[str, float]) -> dict[str, float]:
+        """base, novel, their harmonic mean H, all; as far as they are there."""
+        headline = {name: accuracies[name] for name in ("base", "novel") if name in accuracies}
+        if len(headline) == 2:
+            headline["H"] = harmonic_mean(headline["base"], headline["novel"])
+        return headline | {name: value for name, value in accuracies.items() if name not in headline}
 
 
 def halves(dataset: Dataset) -> tuple[list[int], list[int]]:

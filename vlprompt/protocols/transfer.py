@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from statistics import fmean
+from typing import ClassVar
 
 from vlprompt.data.dataset import Dataset, Split
 from vlprompt.data.sampling import Sampler, Shots, sample_few_shot
@@ -18,6 +19,8 @@ class Transfer(Protocol):
 
     Raises: UserError where there are no targets.
     """
+
+    transfer: ClassVar[bool] = True
 
     def __init__(self, *, targets: list[str], part: Source = "test") -> None:
         super().__init__(part=part)
@@ -49,13 +52,8 @@ class Transfer(Protocol):
     def test(self, target: Dataset, source: Dataset) -> Split:
         """The test on one target."""
 
-    def summary(self, accuracies: Mapping[str, float]) -> dict[str, float]:
+    @classmethod
+    def summary(cls, accuracies: Mapping[str, float]) -> dict[str, float]:
         """The source, each target, and the plain mean over the targets. The source comes first in `accuracies`."""
-        mean = average(accuracies, next(iter(accuracies)))
-        return {**accuracies, "average": mean} if mean is not None else dict(accuracies)
-
-
-def average(accuracies: Mapping[str, float], source: str) -> float | None:
-    """The plain mean over the targets, which are all but the source; None where there are none."""
-    targets = [accuracy for name, accuracy in accuracies.items() if name != source]
-    return fmean(targets) if targets else None
+        targets = list(accuracies.values())[1:]
+        return {**accuracies, "average": fmean(targets)} if targets else dict(accuracies)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vlprompt.errors import NonFiniteError, UserError
 
+PREDICTIONS = "predictions.npz"  # next to the record
 ROWS_AT_ONCE = 4096  # sorting 50,000 x 1,000 logits at once would take 400 MB of indices
 
 

@@ -68,6 +68,7 @@ class Record(RunKey):
     split_hash: str | None = None
     target_hashes: dict[str, str] = {}  # of the splits of other data sets that were tested
     scores: dict[str, dict[str, int | float]] = {}  # by test split; fractions
+    headline: dict[str, float] = {}  # what the protocol makes of the accuracies; fractions
     # trained_parameters, stored_bytes, *_seconds, peak_memory_bytes, steps, seconds_per_step, backbone_bytes,
     # quantization_error, mergeable; flops_* and seconds_per_image (costs.py)
     cost: dict[str, bool | int | float | None] = {}
