@@ -20,7 +20,7 @@ from vlprompt.learners.base import Learner
 from vlprompt.plan import load_datasets, locate, make_protocol, make_sampler, result_relevant
 from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, Protocol
 from vlprompt.reports.render import render
-from vlprompt.reports.summaries import summarise
+from vlprompt.reports.summary import summarise
 from vlprompt.results import learner_files as saved
 from vlprompt.results.metrics import score
 from vlprompt.results.record import Record, RunKey

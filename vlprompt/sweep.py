@@ -154,7 +154,7 @@ def run_together(
     """
     from vlprompt.experiment import obtain_together, record_failure
     from vlprompt.reports.render import render
-    from vlprompt.reports.summaries import summarise
+    from vlprompt.reports.summary import summarise
     from vlprompt.results.record import Record
     from vlprompt.training.progress import Reporter
 
@@ -232,7 +232,7 @@ def composed(overrides: Sequence[str]) -> Iterator[tuple[Any, dict[str, Any]]]:
 def summarise_sweep(log: Path) -> int:
     """Show what the jobs of a sweep came to (nothing for a single run); -> 1 if one failed."""
     from vlprompt.reports.render import render
-    from vlprompt.reports.summaries import summarise
+    from vlprompt.reports.summary import summarise
     from vlprompt.results.record import Record
 
     outcomes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(log.glob("*.json"))]

@@ -1,4 +1,4 @@
-"""`vlprompt reproduce`: run what a paper ran, with its settings, and hold the results against its numbers."""
+"""`vlprompt reproduce`: run what a paper ran, with its settings, and compare the results with its numbers."""
 
 import argparse
 from collections import Counter
@@ -37,12 +37,11 @@ def register(commands: Any) -> None:
 
 def reproduce(options: argparse.Namespace) -> int:
     """-> exit code: 0 where all that ran is inside, and something is."""
-    from vlprompt.config.paths import published_dir
-    from vlprompt.reports.verdict import averages, judge, read_published
+    from vlprompt.reports.verdict import judge, read_published, unprinted_averages
 
     why = "the published rows say it; --protocol, --datasets, --backbone, --shots and --seeds choose among them"
     refuse(options.overrides, ("method", "protocol", "dataset", "backbone", "shots", "seed", "recipe"), why)
-    rows = select(read_published(options.published or sorted(published_dir().glob("*.csv"))), options)
+    rows = select(read_published(options.published or ()), options)
     overrides = [*searched(options.config_dir), *options.overrides]
     cells = plan(rows, options.seeds, overrides)
     if not options.dry_run:
@@ -52,10 +51,10 @@ def reproduce(options: argparse.Namespace) -> int:
         return 0
     runs = {cell.key: cell.run() for cell in cells}
     verdicts = [judge(row, runs) for row in rows if row.recipe]
-    verdicts += [judge(row, runs) for row in averages(verdicts)]
+    verdicts += [judge(row, runs) for row in unprinted_averages(verdicts)]
     show_verdicts(verdicts, cells, unjudged=[row for row in rows if not row.recipe])
-    found = {verdict.verdict for verdict in verdicts}
-    return int("inside" not in found or "outside" in found or any(cell.failed for cell in cells))
+    reached = {verdict.verdict for verdict in verdicts}
+    return int("inside" not in reached or "outside" in reached or any(cell.failed for cell in cells))
 
 
 def select(rows: Sequence["Published"], options: argparse.Namespace) -> list["Published"]:
@@ -108,15 +107,15 @@ def plan(rows: Sequence["Published"], seeds: Sequence[int], overrides: Sequence[
     for key in sorted(keys, key=lambda key: (key.protocol, key.backbone)):
         cell = RunKey(key)
         try:
-            found = [prepared(rows[0].method, key, seed, overrides) for seed in seeds]
-            cell.experiments = list({experiment.folder: experiment for experiment in found}.values())
+            prepared = [prepare_seed(rows[0].method, key, seed, overrides) for seed in seeds]
+            cell.experiments = list({experiment.folder: experiment for experiment in prepared}.values())
         except UserError as error:
             cell.missing = str(error)
         cells.append(cell)
     return cells
 
 
-def prepared(method: str, key: "RunRequest", seed: int, overrides: Sequence[str]) -> "Experiment":
+def prepare_seed(method: str, key: "RunRequest", seed: int, overrides: Sequence[str]) -> "Experiment":
     """A seed's run, in the words of `python run.py`."""
     from vlprompt.sweep import prepare
 
@@ -193,9 +192,9 @@ def show_table(title: str, rows: Sequence[dict[str, str]]) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     shared = [name for name in ("source", "protocol", "backbone") if len({row.get(name) for row in rows}) == 1]
     say("\n" + ", ".join([title, *(f"{name} {rows[0][name]}" for name in shared if name in rows[0])]))
-    kept = [name for name in columns if name not in shared and any(str(row.get(name, "")) for row in rows)]
-    cells = [[str(row.get(name, "")) for name in kept] for row in rows]
-    say(tabulate(cells, headers=kept, tablefmt="simple", disable_numparse=True))
+    filled = [name for name in columns if name not in shared and any(str(row.get(name, "")) for row in rows)]
+    cells = [[str(row.get(name, "")) for name in filled] for row in rows]
+    say(tabulate(cells, headers=filled, tablefmt="simple", disable_numparse=True))
 
 
 def say(line: str) -> None:
