@@ -11,8 +11,8 @@ from vlprompt.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from vlprompt.reports.significance import Ranking
     from vlprompt.reports.render import Grid
+    from vlprompt.reports.significance import Ranking
     from vlprompt.results.record import Record
 
 PAIRED_NOTE = (

@@ -34,7 +34,7 @@ def across_datasets(
     """
     values = _tested(frame(records, metric=metric, columns=columns))
     learner = [name for name in values.columns[: list(values).index("run")] if name not in (*CONTEXT, "dataset")]
-    rows: list[dict[str, Any]] = []
+    rows: dict[int, list[dict[str, Any]]] = {}  # by the first run of each learner
     notes: list[str] = []
     for context, members in values.groupby(CONTEXT, sort=False):
         shared = dict(zip(CONTEXT, context, strict=True))
@@ -51,9 +51,10 @@ def across_datasets(
                 spreads |= {(average, part): value for part, value in averages.items()}
                 notes += [f"No {average} of {row['learner']}, {lacking} missing." for lacking in missing]
             spreads |= _harmonic(spreads, row, average, datasets)
-            rows += _long(row, spreads, group)
+            rows[group["run"].iloc[0]] = _long(row, spreads, group)
     types = {"n": int, "mean": float, "deviation": float, "half_width": float}
-    return pd.DataFrame(rows, dtype=object).astype(types), list(dict.fromkeys(notes))
+    ordered = [row for run in sorted(rows) for row in rows[run]]
+    return pd.DataFrame(ordered, dtype=object).astype(types), list(dict.fromkeys(notes))
 
 
 def _tested(values: pd.DataFrame) -> pd.DataFrame:

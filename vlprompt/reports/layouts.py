@@ -55,7 +55,8 @@ def grids(results: pd.DataFrame, metric: str = "accuracy") -> list[Grid]:
     `results` are those of `across_datasets`.
     """
     drawn = []
-    for key, group in results.groupby(CONTEXT[:-1]):
+    groups = results.groupby(CONTEXT[:-1], sort=False)
+    for key, group in sorted(groups, key=lambda item: (*item[0][:3], item[0][3] == "", item[0][3])):
         tall = key[0] == "base_to_novel"
         tables = [members for _, members in group.groupby("shots", sort=False)] if tall else [group]
         drawn += [_grid(members, find_metric(metric), tall=tall) for members in tables]

@@ -1,6 +1,6 @@
 """The one aggregation behind all tables, figures and comparisons: a tidy frame of values, grouped over seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -177,10 +177,18 @@ def summarise(
         row |= {name: pd.Series([c.get(key) for c in finished], dtype=float).mean() for name, key in COSTS.items()}
         numbers.append(_wide(group, interval))
         rows.append(row | numbers[-1])
-    names = dict.fromkeys(name for of_row in numbers for name in of_row)
-    base_first = sorted(names, key=lambda name: name.removesuffix("_sd").removesuffix("_ci95") != "base")
     rows.sort(key=lambda row: (*(row[name] for name in SHARED[:4]), *learner_order(row)))
-    table = pd.DataFrame(rows, columns=[*keys, "n", *base_first, *COSTS, "failed", "missing"])
+    table = pd.DataFrame(
+        rows,
+        columns=[
+            *keys,
+            "n",
+            *merged(sorted(numbers, key=lambda of_row: "base" not in of_row)),
+            *COSTS,
+            "failed",
+            "missing",
+        ],
+    )
     table.attrs |= {"metric": metric, "interval": interval}
     return table
 
@@ -200,3 +208,16 @@ def _wide(group: pd.DataFrame, interval: Interval) -> dict[str, float]:
         elif name == H and mean_of_h:
             columns["mean_H"] = mean_of_h.mean
     return columns
+
+
+def merged(orders: Iterable[Collection[str]]) -> list[str]:
+    """All names in one order that keeps to each of these as far as they agree."""
+    names: list[str] = []
+    for order in orders:
+        known = [name for name in order if name in names]
+        position = names.index(known[0]) if known else len(names)
+        for name in order:
+            if name not in names:
+                names.insert(position, name)
+            position = names.index(name) + 1
+    return names
