@@ -30,7 +30,9 @@ def register(commands: Any) -> None:
     add_selection(table)
     table.add_argument("--layout", choices=LAYOUTS, default="runs", help="runs: a row a learner; or as papers print")
     table.add_argument("--format", choices=FORMATS, default="terminal")
-    table.add_argument("--columns", nargs="+", default=[], metavar="KEY", help="settings that tell rows apart: fit.lr")
+    table.add_argument(
+        "--columns", nargs="+", default=[], metavar="KEY", help="settings that rows may differ in: fit.lr"
+    )
     table.add_argument("--costs", action="store_true", help="all costs: bytes, time and FLOPs of a step, of an image")
     table.add_argument("--interval", choices=("t", "normal", "none"), default="none", help="95 %% around means")
     table.add_argument(

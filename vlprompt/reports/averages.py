@@ -5,7 +5,18 @@ from typing import Any
 
 import pandas as pd
 
-from vlprompt.reports.summary import MEAN_OF_H, UNTRAINED, H, Interval, Spread, frame, headline, is_transfer, spread
+from vlprompt.reports.summary import (
+    MEAN_OF_H,
+    UNTRAINED,
+    H,
+    Interval,
+    Spread,
+    frame,
+    headline,
+    is_transfer,
+    runs_in,
+    spread,
+)
 from vlprompt.results.record import Record
 
 CONTEXT = ["protocol", "source", "backbone", "weights", "shots"]  # what learners share that are compared
@@ -17,19 +28,17 @@ VARIANTS = ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 PARTS = ("base", "novel", H, MEAN_OF_H, "all", "test", "val")
 STANDARD_AVERAGES = {"average_11": ELEVEN, "average_10_targets": ELEVEN[1:], "average_4_targets": VARIANTS}
 
+Spreads = dict[tuple[str, str], Spread]  # by data set and part
+
 
 def across_datasets(
-    records: Sequence[Record],
-    *,
-    metric: str = "accuracy",
-    interval: Interval = "none",
-    columns: Sequence[str] = (),
+    records: Sequence[Record], *, metric: str = "accuracy", interval: Interval = "none", columns: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, list[str]]:
     """One row a learner, number of shots, data set tested and part (base, novel, H, test, ...); and notes on gaps.
 
     `source` is the data set of the training where others are tested. Averages over the data sets of a context are rows,
     too, under names of their own, of the learners that have all of them. `n` is 0 where runs have no value; `records`
-    are the runs behind a row. Percent, as `summarise`.
+    are the runs that a row comes from. Percent, as `summarise`.
     Raises: UserError: no run has such a column.
     """
     values = _tested(frame(records, metric=metric, columns=columns))
@@ -37,7 +46,7 @@ def across_datasets(
     rows: dict[int, list[dict[str, Any]]] = {}  # by the first run of each learner
     notes: list[str] = []
     for context, members in values.groupby(CONTEXT, sort=False):
-        shared = dict(zip(CONTEXT, context, strict=True))
+        shared: dict[str, Any] = dict(zip(CONTEXT, context, strict=True))
         datasets = averaged(members)
         average = average_name(datasets, shared["source"])
         if len(datasets) > 1 and tuple(datasets) not in STANDARD_AVERAGES.values():
@@ -45,7 +54,7 @@ def across_datasets(
         for key, group in members.groupby(learner, sort=False):
             row = shared | dict(zip(learner, key, strict=True))
             by_test = group.groupby(["dataset", "part"], sort=False)["value"]
-            spreads = {test: spread(of_seeds, interval) for test, of_seeds in by_test}
+            spreads: Spreads = {(str(d), str(part)): spread(v, interval) for (d, part), v in by_test}
             if len(datasets) > 1:
                 averages, missing = _averages(group, datasets, interval)
                 spreads |= {(average, part): value for part, value in averages.items()}
@@ -91,11 +100,9 @@ def average(table: pd.DataFrame, interval: Interval = "none") -> Spread:
     return Spread(int(table.count().min()), sum(table.mean()) / table.shape[1])
 
 
-def _harmonic(
-    spreads: Mapping[tuple[str, str], Spread], row: Mapping[str, Any], average: str, datasets: Sequence[str]
-) -> dict[tuple[str, str], Spread]:
+def _harmonic(spreads: Spreads, row: Mapping[str, Any], average: str, datasets: Sequence[str]) -> Spreads:
     """H of the means, of each data set and of the averages, as published; and the mean over data sets."""
-    harmonic: dict[tuple[str, str], Spread] = {}
+    harmonic: Spreads = {}
     for dataset in {name: None for name, _ in spreads if not row["source"]}:
         tests = {part: s for (name, part), s in spreads.items() if name == dataset and s.n and part != MEAN_OF_H}
         numbers = headline(row["protocol"], dataset, {part: s.mean for part, s in tests.items()}, row["metric"])
@@ -108,12 +115,9 @@ def _harmonic(
     return harmonic
 
 
-def _long(
-    row: Mapping[str, Any], spreads: Mapping[tuple[str, str], Spread], group: pd.DataFrame
-) -> list[dict[str, Any]]:
+def _long(row: Mapping[str, Any], spreads: Spreads, group: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of one learner, each with the finished runs that it comes from; empty ones of data sets without a value."""
-    runs = dict(zip(group["run"], group["record"], strict=True)).values()
-    finished = [record for record in runs if record.status == "finished"]
+    finished = [record for record in runs_in(group) if record.status == "finished"]
     filled = {dataset for (dataset, _), s in spreads.items() if s.n}
     return [
         {**row, "dataset": dataset, "part": part, **vars(s)}

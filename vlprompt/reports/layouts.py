@@ -64,44 +64,40 @@ def grids(results: pd.DataFrame, metric: str = "accuracy") -> list[Grid]:
 
 
 def _grid(members: pd.DataFrame, shown: Metric, *, tall: bool) -> Grid:
-    """Rows: the learners in blocks, one a data set (`tall`; columns: the parts) or one a number of shots (columns: the
-    data sets). Averages come last. What all rows share goes to the title."""
+    """Rows: the learners, in blocks of a data set each (`tall`; columns: the parts), or of a number of shots (columns:
+    the data sets). Averages come last."""
     names = list(members)[list(members).index("precision") : list(members).index("given_shots")]
     index = ["dataset" if tall else "shots", *names]
-    rows = pd.DataFrame(sorted(members.to_dict("records"), key=learner_order))
-    rows[index] = rows[index].astype(str)
-    title = {name: rows[name].iloc[0] for name in CONTEXT if name not in index}
+    order = list(map(learner_order, members.to_dict("records")))
+    rows = members.iloc[sorted(range(len(members)), key=order.__getitem__)]
+    rows = rows.astype(dict.fromkeys(index, str)).assign(
+        column=rows["part"] if tall else _headings(rows),
+        text=[spread_text(*s, decimals=shown.decimals) for s in rows[["mean", "deviation", "half_width"]].to_numpy()],
+    )
     datasets = in_papers_order(rows["dataset"], rows["source"].iloc[0])
-    columns = {
-        (dataset, part): _heading(dataset, part, tall) for dataset in datasets for part in in_parts_order(rows["part"])
-    }
-    rows["column"] = [columns[test] for test in zip(rows["dataset"], rows["part"], strict=True)]
-    spreads = zip(rows["mean"], rows["deviation"], rows["half_width"], strict=True)
-    rows["text"] = [spread_text(*values, decimals=shown.decimals) for values in spreads]
     shape = rows[index].drop_duplicates()
     if tall:  # a row for each learner in each block
         shape = pd.DataFrame({"dataset": datasets}).merge(rows[names].drop_duplicates(), how="cross")
-    filled = rows[rows["n"] > 0]
-    order = [name for name in dict.fromkeys(columns.values()) if name in set(filled["column"])]
+    filled = rows[rows["n"] > 0].drop_duplicates([*index, "column"])
+    columns = filled.sort_values("dataset", key=lambda names: names.map(datasets.index), kind="stable")
+    columns = in_parts_order(filled["part"]) if tall else list(dict.fromkeys(columns["column"]))
 
     def cells(name: str) -> pd.DataFrame:
         table = filled.pivot(index=index, columns="column", values=name)
-        return table.reindex(index=pd.MultiIndex.from_frame(shape), columns=order)
+        return table.reindex(index=pd.MultiIndex.from_frame(shape), columns=columns)
 
     table = shape.reset_index(drop=True)
     low, high = (cells("n").agg(of, axis=1).fillna(0) for of in ("min", "max"))
     table["n"] = [f"{a:.0f}" if a == b else f"{a:.0f} to {b:.0f}" for a, b in zip(low, high, strict=True)]
-    table[order] = cells("text").fillna("").to_numpy()
+    table[columns] = cells("text").fillna("").to_numpy()
     constant = [name for name in ("precision", "variant", "shots") if name in table and table[name].nunique() == 1]
-    title |= {name: table[name].iloc[0] for name in constant}
-    text = ", ".join(f"{name} {value}" for name, value in title.items() if value != "") + f"; {shown.label}"
-    return Grid(text, table.drop(columns=constant), _marks(cells("mean"), shown), shape[index[0]].tolist())
+    shared = {name: rows[name].iloc[0] for name in [*CONTEXT[:-1], *["shots"] * tall, *constant]}
+    title = ", ".join(f"{name} {value}" for name, value in shared.items() if value != "") + f"; {shown.label}"
+    return Grid(title, table.drop(columns=constant), _marks(cells("mean"), shown), shape[index[0]].tolist())
 
 
-def _heading(dataset: str, part: str, tall: bool) -> str:
-    if tall:
-        return part
-    return dataset if part == "test" else f"{dataset} ({part})"
+def _headings(rows: pd.DataFrame) -> pd.Series:
+    return rows["dataset"].where(rows["part"] == "test", rows["dataset"] + " (" + rows["part"] + ")")
 
 
 def _marks(means: pd.DataFrame, shown: Metric) -> dict[tuple[int, str], str]:

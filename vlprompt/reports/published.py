@@ -64,28 +64,14 @@ def as_records(rows: pd.DataFrame) -> list[Record]:
     transfer = single["protocol"].map(is_transfer)
     single["trained_on"] = single["dataset"].where(~transfer, TRAINED_ON)
     single["split"] = single["dataset"].where(transfer, single["part"])
-    keys = ["source", "printed", "protocol", "trained_on", "backbone", "method", "shots", "recipe"]
+    cell = ["protocol", "backbone", "method", "shots"]
     records = []
-    for key, group in single.groupby(keys, sort=False):
-        source, printed, protocol, dataset, backbone, method, shots, recipe = key
-        records.append(
-            Record(
-                protocol=protocol,
-                dataset=dataset,
-                backbone=backbone,
-                method=method,
-                variant=f"{printed}, {source}",
-                shots=shots,
-                seed=UNTRAINED if shots == UNTRAINED else 1,
-                status="finished",
-                weights="openai",
-                recipe=[recipe] if recipe else [],
-                scores={
-                    split: {"accuracy": value / 100}
-                    for split, value in zip(group["split"], group["value"], strict=True)
-                },
-            )
-        )
+    for key, group in single.groupby([*cell, "trained_on", "source", "printed", "recipe"], sort=False):
+        dataset, source, printed, recipe = key[4:]
+        scores = {split: {"accuracy": value / 100} for split, value in zip(group["split"], group["value"], strict=True)}
+        known = dict(zip(cell, key, strict=False)) | {"dataset": dataset, "variant": f"{printed}, {source}"}
+        known |= {"seed": UNTRAINED if known["shots"] == UNTRAINED else 1, "recipe": [recipe] if recipe else []}
+        records.append(Record(**known, status="finished", weights="openai", scores=scores))
     return records
 
 

@@ -138,18 +138,14 @@ def _at_every_shots(records: Sequence[Record]) -> list[tuple[Record, int | str]]
     ]
 
 
-def learner_order(row: Mapping[str, Any]) -> tuple:
+def learner_order(row: Mapping[Any, Any]) -> tuple:
     """Sorts by shots ("all" last), then zero-shot first, then by name."""
     shots = float("inf") if row["shots"] == "all" else row["shots"]
     return shots, row["method"] != "zero_shot", row["method"], row["variant"], row["precision"]
 
 
 def summarise(
-    records: Sequence[Record],
-    *,
-    metric: str = "accuracy",
-    interval: Interval = "none",
-    columns: Sequence[str] = (),
+    records: Sequence[Record], *, metric: str = "accuracy", interval: Interval = "none", columns: Sequence[str] = ()
 ) -> pd.DataFrame:
     """One row a learner, data set and number of shots: over its seeds, n and for each split the mean and the deviation.
 
@@ -169,34 +165,26 @@ def summarise(
     rows, numbers = [], []
     for key, group in values.groupby(keys, sort=False):
         row = dict(zip(keys, key, strict=True))
-        runs = list(dict(zip(group["run"], group["record"], strict=True)).values())
-        finished = [record.cost for record in runs if record.status == "finished"]
-        own = {record.seed for record in runs}
-        missing = seeds.get(tuple(row[name] for name in context), set()) - own if UNTRAINED not in own else ()
-        row |= {"n": len(finished), "failed": len(runs) - len(finished), "missing": len(missing)}
-        row |= {name: pd.Series([c.get(key) for c in finished], dtype=float).mean() for name, key in COSTS.items()}
-        numbers.append(_wide(group, interval))
-        rows.append(row | numbers[-1])
+        ran = set(group["seed"])
+        expected = seeds.get(tuple(row[name] for name in context), set()) if UNTRAINED not in ran else set()
+        numbers.append(_numbers(group, interval))
+        rows.append(row | numbers[-1] | _costs(runs_in(group)) | {"missing": len(expected - ran)})
     rows.sort(key=lambda row: (*(row[name] for name in SHARED[:4]), *learner_order(row)))
-    table = pd.DataFrame(
-        rows,
-        columns=[
-            *keys,
-            "n",
-            *merged(sorted(numbers, key=lambda of_row: "base" not in of_row)),
-            *COSTS,
-            "failed",
-            "missing",
-        ],
-    )
+    names = merged(sorted(numbers, key=lambda of_row: "base" not in of_row))
+    table = pd.DataFrame(rows, columns=[*keys, "n", *names, *COSTS, "failed", "missing"])
     table.attrs |= {"metric": metric, "interval": interval}
     return table
 
 
-def _wide(group: pd.DataFrame, interval: Interval) -> dict[str, float]:
-    """The numbers of one row of `summarise`, by column."""
+def runs_in(group: pd.DataFrame) -> list[Record]:
+    """The records of rows of the tidy frame, each once."""
+    return list(dict(zip(group["run"], group["record"], strict=True)).values())
+
+
+def _numbers(group: pd.DataFrame, interval: Interval) -> dict[str, float]:
+    """What the seeds of one learner come to, by column."""
     first, columns = group.iloc[0], {}
-    spreads = {split: spread(v, interval) for split, v in group.groupby("split", sort=False)["value"] if split}
+    spreads = {str(split): spread(v, interval) for split, v in group.groupby("split", sort=False)["value"] if split}
     mean_of_h = spreads.pop(MEAN_OF_H, None)
     means = {split: s.mean for split, s in spreads.items()}
     for name, value in headline(first["protocol"], first["dataset"], means, first["metric"]).items():
@@ -208,6 +196,13 @@ def _wide(group: pd.DataFrame, interval: Interval) -> dict[str, float]:
         elif name == H and mean_of_h:
             columns["mean_H"] = mean_of_h.mean
     return columns
+
+
+def _costs(runs: Sequence[Record]) -> dict[str, float]:
+    """Means over the runs that finished, and how many did."""
+    finished = [record.cost for record in runs if record.status == "finished"]
+    means = {name: pd.Series([c.get(key) for c in finished], dtype=float).mean() for name, key in COSTS.items()}
+    return {"n": len(finished), "failed": len(runs) - len(finished), **means}
 
 
 def merged(orders: Iterable[Collection[str]]) -> list[str]:
