@@ -27,7 +27,7 @@ class Curve:
     reference: float | None = None  # the metric of what it is compared with
     against: str = ""  # the method that this is
 
-    def smallest(self, share: float) -> float | None:
+    def smallest(self, share: float) -> int | float | None:
         """The smallest value whose metric is at least this share of the reference's; None where none is."""
         if self.reference is None:
             return None
@@ -57,7 +57,7 @@ class Curve:
         )  # fmt: skip
 
 
-def whole(value: float) -> str:
+def whole(value: int | float) -> str:
     """A number without a fraction that says nothing."""
     return f"{int(value):,}" if float(value).is_integer() else str(value)
 

@@ -21,7 +21,7 @@ RESAMPLES = 10_000
 CELL = ["protocol", "dataset", "shots", "split"]  # what the rows of one comparison share, but for the seed
 
 
-def mcnemar(first: Bool[np.ndarray, " N"], second: Bool[np.ndarray, " N"]) -> dict[str, float]:
+def mcnemar(first: Bool[np.ndarray, " N"], second: Bool[np.ndarray, " N"]) -> dict[str, int | float]:
     """Images that only one of two classifiers gets right, and the chance `p` of so uneven a split or a more uneven one.
 
     The exact test, two-sided, from what is right on the same images. Source: McNemar, Psychometrika 1947.

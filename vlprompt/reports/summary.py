@@ -198,7 +198,7 @@ def _numbers(group: pd.DataFrame, interval: Interval) -> dict[str, float]:
     return columns
 
 
-def _costs(runs: Sequence[Record]) -> dict[str, float]:
+def _costs(runs: Sequence[Record]) -> dict[str, int | float]:
     """Means over the runs that finished, and how many did."""
     finished = [record.cost for record in runs if record.status == "finished"]
     means = {name: pd.Series([c.get(key) for c in finished], dtype=float).mean() for name, key in COSTS.items()}
