@@ -91,7 +91,7 @@ def with_sweep_folder(arguments: list[str]) -> tuple[list[str], Path]:
 def single_job(config: DictConfig) -> None:
     """Run, or find the finished run, and show its table next to the zero-shot reference's."""
     from vlprompt.reports.render import render
-    from vlprompt.reports.summaries import summarise
+    from vlprompt.reports.summary import summarise
     from vlprompt.run import run
     from vlprompt.training.progress import Reporter
 
@@ -181,7 +181,7 @@ def write_failure(fields: Mapping[str, Any], folder: Path | None) -> "Record":
 def summarise_sweep(folder: Path) -> int:
     """Show what the jobs of a sweep came to (nothing for a single run); -> 1 if one failed."""
     from vlprompt.reports.render import render
-    from vlprompt.reports.summaries import summarise
+    from vlprompt.reports.summary import summarise
     from vlprompt.results.record import Record
 
     outcomes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("jobs/*.json"))]

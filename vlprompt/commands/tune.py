@@ -65,7 +65,7 @@ def show(studies: Sequence["Study"], records: Sequence["Record"]) -> None:
     from tabulate import tabulate
 
     from vlprompt.reports.render import render
-    from vlprompt.reports.summaries import summarise
+    from vlprompt.reports.summary import summarise
     from vlprompt.tuning.study import row
 
     rows = [row(study) for study in studies]

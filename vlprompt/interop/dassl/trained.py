@@ -17,7 +17,7 @@ from vlprompt.interop.dassl import checkpoints
 from vlprompt.interop.dassl.dassl import Facts, facts_of_options, facts_of_path, read_options
 from vlprompt.interop.dassl.loading import Checkpoint, read_checkpoint
 from vlprompt.interop.dassl.logs import read_bytes
-from vlprompt.plan import load_dataset
+from vlprompt.config.datasets import load_dataset
 from vlprompt.protocols.base_to_novel import halves
 from vlprompt.towers.geometry import read_geometry
 
