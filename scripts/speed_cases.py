@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from plain_clip import plain_logits
 from torch import Tensor
+from vlprompt.stacking import Stack
 
 from vlprompt import demo
 from vlprompt.demo import shapes
@@ -21,7 +22,6 @@ from vlprompt.learners.ivlp import IVLP
 from vlprompt.learners.maple import MaPLe
 from vlprompt.learners.vpt import VPT
 from vlprompt.learners.zero_shot import ZeroShot
-from vlprompt.stacking import Stack
 from vlprompt.towers import Clip, Images, ensemble, load_clip
 
 CASES = {

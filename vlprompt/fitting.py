@@ -14,9 +14,8 @@ from vlprompt.data.dataset import Split
 from vlprompt.data.transforms import seed_of
 from vlprompt.data.views import Shuffled, Views
 from vlprompt.errors import NonFiniteError, UserError
-from vlprompt.learners.base import Learner
+from vlprompt.learners.base import Batch, Learner
 from vlprompt.protocols.base import Episode
-from vlprompt.stacking import Batch, Stack
 from vlprompt.towers import Images
 from vlprompt.trainer import Pass, Trainer
 from vlprompt.training.averaging import make_checkpoints
@@ -42,15 +41,10 @@ class Meter:
         self.curve: list[Epoch] = []
         self.loss = self.correct = self.images = 0.0
         self.rate: float | None = None  # of the epoch's first step
-        self._logits = torch.empty(0)
 
-    def see(self, module: torch.nn.Module, args: tuple[Any, ...], logits: Tensor) -> None:
-        """A learner's forward hook: the logits of a training step."""
-        self._logits = logits.detach()
-
-    def add(self, loss: float, labels: Tensor, rate: float) -> None:
+    def add(self, loss: float, logits: Tensor, labels: Tensor, rate: float) -> None:
         self.loss += loss * len(labels)
-        self.correct += (self._logits.argmax(-1) == labels).sum().item()
+        self.correct += (logits.argmax(-1) == labels).sum().item()
         self.images += len(labels)
         self.rate = rate if self.rate is None else self.rate
 
@@ -99,7 +93,6 @@ class Fitting:
         self.optimizer = make_optimizer(self.learner, self.fit)
         # groups may have rates of their own
         self.scales = [group["lr"] / self.fit.lr for group in self.optimizer.param_groups]
-        self.hook = self.learner.register_forward_hook(self.meter.see)
         self.batches = self._batches()
         self.learner.train()
 
@@ -116,8 +109,8 @@ class Fitting:
             while self.under_way:
                 self.get_ready()
                 with self.trainer.autocast():
-                    loss = self.learner.backward(*self.batch)
-                self.update(loss)
+                    loss, logits = self.learner.backward(*self.batch)
+                self.update(loss, logits)
                 track.advance(note=self.note)
 
     @property
@@ -134,14 +127,14 @@ class Fitting:
             group["lr"] = self.rate * scale
         self.optimizer.zero_grad(set_to_none=True)
 
-    def update(self, loss: Tensor) -> None:
+    def update(self, loss: Tensor, logits: Tensor) -> None:
         """A step of the optimiser with the gradients that are there; what is not finite ends the training."""
         (_, labels), self._batch = self.batch, None
         self.error = self._not_finite(loss, {n: p.grad for n, p in self.learner.named_parameters()}, "the gradient of ")
         if self.error:
             return
         self.optimizer.step()
-        self.meter.add(loss.item(), labels, self.rate)
+        self.meter.add(loss.item(), logits, labels, self.rate)
         self.note = f"epoch {self.step // self.per_epoch + 1}/{self.n_epochs}  {self.meter}"
         self.step += 1
         if self.step % self.per_epoch == 0 or self.step == self.total:
@@ -153,7 +146,6 @@ class Fitting:
     def end(self) -> None:
         """Everything after the last step."""
         if self.total:
-            self.hook.remove()
             self.batches.close()
             self.error = self.error or self._not_finite(torch.zeros(()), dict(self.learner.named_parameters()))
             self.checkpoints.settle(self.learner)
@@ -222,7 +214,7 @@ class Fitting:
 
 def selection(learner: Learner, episode: Episode, fit: Fit) -> Literal["last", "val", "test"]:
     """What the record says that the result was selected on: the best epoch, or what a method searches by itself."""
-    chosen = fit.keep == "best" or learner.searches
+    chosen = fit.keep == "best" or learner.uses_validation
     return fit.select_on if chosen and select_on(episode, fit) is not None else "last"
 
 
@@ -255,35 +247,9 @@ def fit(trainer: Trainer, learner: Learner, episode: Episode, settings: Fit) -> 
 
 
 def fit_together(fittings: Sequence[Fitting]) -> None:
-    """Train one learner, or several: on one pass of the frozen towers where they can be stacked, else one by one.
-
-    Members share the frozen model, the kind and settings of the learner, and the number of steps; their images, their
-    initial values and their learning rates are their own. One whose numbers are not finite ends alone.
-    """
+    """Train one learner, or several, one after the other. One whose numbers are not finite ends alone."""
     for fitting in fittings:
         fitting.start()
-    sizes = {len(fitting.split) for fitting in fittings}
-    if len(fittings) > 1 and len(sizes) == 1 and all(fitting.banked for fitting in fittings):  # pixels do not pay
-        take_steps_together(fittings)
     for fitting in fittings:
         fitting.take_steps()
         fitting.end()  # before the next one starts to read: it holds processes and memory
-
-
-def take_steps_together(fittings: Sequence[Fitting]) -> None:
-    """All steps of a stack; none where the learners cannot be stacked."""
-    trainer, stack = fittings[0].trainer, Stack([fitting.learner for fitting in fittings])
-    with trainer.reporter.track(f"training {len(fittings)} runs", fittings[0].total) as track:
-        while len(alive := [fitting for fitting in fittings if fitting.under_way]) > 1:
-            batches = [fitting.batch for fitting in alive]
-            for fitting in alive:
-                fitting.get_ready()
-            with trainer.autocast():
-                found = stack.backward([fitting.learner for fitting in alive], batches)
-            if found is None:
-                return
-            for fitting, loss, logits in zip(alive, found.losses, found.logits, strict=True):
-                fitting.together = len(fittings)
-                fitting.meter.see(fitting.learner, (), logits)
-                fitting.update(loss)
-            track.advance(note=alive[0].note)

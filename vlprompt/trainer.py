@@ -16,10 +16,9 @@ from vlprompt.data.cache.images import ImageCache
 from vlprompt.data.dataset import Split
 from vlprompt.data.transforms import PUBLISHED, Augment
 from vlprompt.data.views import Batches, Views
-from vlprompt.learners.base import Learner
+from vlprompt.learners.base import Batch, Learner
 from vlprompt.results.predictions import Predictions
-from vlprompt.stacking import Batch
-from vlprompt.towers import Clip, Images, NeedsPixels
+from vlprompt.towers import Clip, Images
 from vlprompt.training.progress import Reporter
 
 TEST_BATCH = 100
@@ -52,19 +51,8 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def reads_features(self, learner: Learner) -> bool:
-        """Whether there is a bank, and the learner leaves the image tower alone: tried without pixels."""
-        if self.bank is None:
-            return False
-        features = torch.ones(1, self.clip.image.embed_dim, device=self.device)
-        was_training = learner.training
-        try:
-            with torch.no_grad(), self.autocast():
-                learner.eval().logits(Images(features=features), learner.encode_classes())
-        except NeedsPixels:
-            return False
-        finally:
-            learner.train(was_training)
-        return True
+        """Whether there is a bank, and the learner leaves the image tower alone."""
+        return self.bank is not None and not learner.edits_image
 
     @torch.no_grad()
     def evaluate(self, learner: Learner, tests: Mapping[str, Split]) -> dict[str, Predictions]:
