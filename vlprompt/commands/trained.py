@@ -93,7 +93,9 @@ def tested(
     folder: Path, run: "Record", name: str, values: Sequence[Any], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """A row for each value: what the run is, and its scores in percent."""
+    from vlprompt.config.spec import spec_of_record
     from vlprompt.results.metrics import find_metric
+    from vlprompt.run import test_again
 
     spec = spec_of_record(folder, run, device=options.device)
     metric = options.metric
