@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from tiny_data import CATALOGUE, FETCHED, lay_out
 
-from vlprompt.data.download.catalogue import content_hash, read_catalogue
+from vlprompt.data.download.catalogue import Mirror, read_catalogue
+from vlprompt.data.download.check import content_hash
 from vlprompt.errors import UserError
 from vlprompt.plan import load_source
 
@@ -29,8 +31,12 @@ def test_facts_are_complete(name: str) -> None:
     assert all(len(digest) == 64 for digest in about.hashes.values())
     for mirrors in about.parts.values():
         assert all(m.url.startswith(("https://", "http://", "hf://", "gdrive:")) for m in mirrors)
-        checksums = [m.checksum.partition(":") for m in mirrors if m.checksum]
-        assert all((kind, len(digest)) in (("md5", 32), ("sha256", 64)) for kind, _, digest in checksums)
+
+
+@pytest.mark.parametrize("checksum", ["", "abc", "sha256:abc", "sha1:" + "0" * 40, "md5:" + "g" * 32])
+def test_other_checksums(checksum: str) -> None:
+    with pytest.raises(ValidationError, match="checksum"):
+        Mirror(url="https://x", checksum=checksum)
 
 
 @pytest.mark.parametrize("name", sorted(FETCHED))

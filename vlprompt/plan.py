@@ -23,6 +23,7 @@ from vlprompt.data.sources import banked
 from vlprompt.errors import UserError
 from vlprompt.protocols.base import Protocol
 from vlprompt.towers import RANDOM, WEIGHTS_FILE
+from vlprompt.training.progress import Reporter
 
 PLACES = ("path", "labels", "names", "stored")  # of a source: where it lies, not what it is
 
@@ -129,7 +130,7 @@ def load_dataset(settings: Settings, described: DataSource | None = None) -> Dat
     if contents.is_file() and not base.exists():
         return replace(banked.read(contents).dataset(), origin=stored_name(described))
     if described.about and not described.root:
-        ensure(described.name, described.about, base, download=settings.data.download)
+        ensure(described.name, described.about, base, download=settings.data.download, reporter=Reporter())
     dataset = load_source(described.name, described.source, root)
     origin = {**described.source, "root": str(root), "split": dataset.fingerprint()}
     return replace(dataset, origin=config_hash(origin))
