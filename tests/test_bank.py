@@ -21,7 +21,7 @@ from tiny_world import CLASSES, PER_CLASS, RUN, load
 from vlprompt import cli, demo
 from vlprompt import sweep as run
 from vlprompt.data.cache.feature_files import FeatureFiles
-from vlprompt.data.cache.features import Bank, tower_key, view_name
+from vlprompt.data.cache.features import FeatureCache, tower_key, view_name
 from vlprompt.data.cache.image_keys import image_key
 from vlprompt.data.cache.portable import Manifest, pack
 from vlprompt.data.dataset import Item
@@ -73,9 +73,11 @@ def tensors(record: Record, root: Path) -> dict[str, torch.Tensor]:
     return load_file(record.folder(root) / "learner.safetensors")
 
 
-def bank_of(folder: Path, **more: Any) -> Bank:
+def bank_of(folder: Path, **more: Any) -> FeatureCache:
     clip = clip_at("shapes_vit", "random", torch.device("cpu"))
-    return Bank(clip, precision="fp32", workers=0, files=FeatureFiles(folder / tower_key(clip, "fp32"), 10**9), **more)
+    return FeatureCache(
+        clip, precision="fp32", workers=0, files=FeatureFiles(folder / tower_key(clip, "fp32"), 10**9), **more
+    )
 
 
 # What is shared

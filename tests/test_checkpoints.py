@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from vlprompt import sweep as run
 from vlprompt.config.fit import Average, Fit
-from vlprompt.data.cache.features import Bank
+from vlprompt.data.cache.features import FeatureCache
 from vlprompt.errors import UserError
 from vlprompt.fitting import Fitting, fit
 from vlprompt.learners.clip_adapter import CLIPAdapter
@@ -25,7 +25,7 @@ from vlprompt.training.progress import Reporter
 @pytest.fixture
 def trainer() -> Trainer:
     clip, _ = tiny.clip("vit", torch.float32)
-    return Trainer(clip, Bank(clip, precision="fp32", workers=0), Reporter(), bank_views=2)
+    return Trainer(clip, FeatureCache(clip, precision="fp32", workers=0), Reporter(), bank_views=2)
 
 
 @pytest.fixture

@@ -247,14 +247,15 @@ def test_an_image_that_changed_its_part_is_an_error(tmp_path: Path) -> None:
 def test_a_damaged_stored_split_is_explained(tmp_path: Path, content: str) -> None:
     fill(tmp_path, cat=4, dog=4)
     (tmp_path / folder.STORED).write_text(content)
-    with pytest.raises(UserError, match=f"not a valid split file: .*delete .*{folder.STORED} to split anew"):
+    with pytest.raises(UserError, match=f"not a valid split file: .*delete .*{folder.STORED} to split again"):
         load(tmp_path)
 
 
 def test_the_split_can_be_stored_elsewhere(tmp_path: Path) -> None:
     fill(tmp_path / "data", cat=4, dog=4)
-    with pytest.raises(UserError, match=r"cannot store .*/nowhere/split\.json .*: set dataset\.split=FILE"):
-        load(tmp_path / "data", stored=str(tmp_path / "nowhere" / "split.json"))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot store .*/file/split\.json .*: set dataset\.split=FILE"):
+        load(tmp_path / "data", stored=str(tmp_path / "file" / "split.json"))
     load(tmp_path / "data", stored=str(tmp_path / "split.json"))
     assert (tmp_path / "split.json").is_file()
     assert not (tmp_path / "data" / folder.STORED).exists()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vlprompt.config.fit import Fit
 from vlprompt.config.paths import config_dir
-from vlprompt.data.cache.features import Bank
+from vlprompt.data.cache.features import FeatureCache
 from vlprompt.data.dataset import Item, Split
 from vlprompt.errors import ClassBoundError, UserError
 from vlprompt.learners.base import Learner
@@ -166,7 +166,7 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
 
 
 def reads_features(learner: Learner) -> bool:
-    bank = Bank(learner.clip, precision="fp32", workers=0)
+    bank = FeatureCache(learner.clip, precision="fp32", workers=0)
     return Trainer(learner.clip, bank, Reporter()).reads_features(learner)
 
 

@@ -13,7 +13,7 @@ from vlprompt import demo
 from vlprompt.config.paths import bank_folder, data_root
 from vlprompt.config.schema import Settings
 from vlprompt.data.cache.feature_files import FeatureFiles
-from vlprompt.data.cache.features import Bank, tower_key
+from vlprompt.data.cache.features import FeatureCache, tower_key
 from vlprompt.data.cache.images import ImageCache
 from vlprompt.data.dataset import Split
 from vlprompt.data.transforms import Augment
@@ -221,7 +221,7 @@ def make_trainer(settings: Settings, clip: Clip, precision: str, reporter: Repor
     bank = bank_at(clip, precision, workers, images, features, limit) if settings.bank.use else None
     return Trainer(
         clip=clip,
-        bank=bank.counted_anew() if bank else None,
+        bank=bank.with_new_counts() if bank else None,
         reporter=reporter,
         precision=precision,
         seed=settings.seed,
@@ -271,8 +271,8 @@ def clip_at(
 @cache
 def bank_at(
     clip: Clip, precision: str, workers: int, cache: ImageCache | None, folder: Path | None = None, limit: int = 0
-) -> Bank:
+) -> FeatureCache:
     """The features of images in this process, shared like the model; on disk below `folder`, up to `limit` bytes."""
     about = {"model": clip.name, "precision": precision, **asdict(clip.preprocess)}
     files = FeatureFiles(folder / tower_key(clip, precision), limit, about) if folder else None
-    return Bank(clip, precision=precision, workers=workers, cache=cache, files=files)
+    return FeatureCache(clip, precision=precision, workers=workers, cache=cache, files=files)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlprompt.data.cache.features import Bank
+from vlprompt.data.cache.features import FeatureCache
 from vlprompt.data.cache.images import ImageCache
 from vlprompt.data.dataset import Split
 from vlprompt.data.transforms import PUBLISHED, Augment
@@ -35,7 +35,7 @@ class Trainer:
     """
 
     clip: Clip
-    bank: Bank | None
+    bank: FeatureCache | None
     reporter: Reporter
     precision: str = "fp32"
     seed: int = 1

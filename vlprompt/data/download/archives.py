@@ -125,8 +125,8 @@ def _plan(title: str, members: list[Member], routes: Mapping[str, Path], root: P
             plan[name] = routes[head] / rest
     if absent := sorted(routes.keys() - used):
         tops = ", ".join(sorted({member.name.split("/")[0] for member in members})[:10])
-        held = f"'{title}' holds {tops or 'nothing'}, but not '{absent[0] or '.'}'"
-        raise BadArchive(f"{held}: it is not the expected archive.")
+        content = f"'{title}' holds {tops or 'nothing'}, but not '{absent[0] or '.'}'"
+        raise BadArchive(f"{content}: it is not the expected archive.")
     return plan
 
 
