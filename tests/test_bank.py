@@ -276,14 +276,14 @@ def test_methods_that_edit_the_image_tower_have_no_use_for_a_bank(here: Path) ->
     assert "vpt_shallow edits the image tower" in answer.err
 
 
-def test_features_that_cannot_be_kept_are_no_success(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_that_cannot_be_stored_are_no_success(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = here / "made.bank"
     manifest = Manifest(tower="0123456789abcdef", about={"model": "m", "precision": "fp32"}, command="python run.py")
     pack(path, manifest, {"00ff00ff": contents_of_one()}, {"crop": {"ab": torch.ones(4)}})
     monkeypatch.setattr("vlprompt.data.cache.feature_files.save_file", full_disk)
     answer = ask(cli.main, ["bank", "unpack", str(path)])
     assert answer.code == 2
-    assert "not all features could be kept" in answer.err
+    assert "not all features could be stored" in answer.err
 
 
 def full_disk(*_: object) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vlprompt import cli
 from vlprompt.interop.dassl import trained
-from vlprompt.interop.dassl.dassl import facts_of_path, read_options
+from vlprompt.interop.dassl.facts import facts_of_path, read_options
 from vlprompt.interop.dassl.trained import read_dataset
 from vlprompt.learners.base import Learner
 from vlprompt.plan import locate
@@ -220,7 +220,7 @@ def test_what_an_import_needs_is_asked_for(here: Path) -> None:
         in ask(path, "--backbone", "vit_b16", "--classes", dassl.write(here / "c", "a\nb\n")).err
     )
     assert "unknown backbone" in ask(path, "--backbone", "vit_b17").err
-    assert "text width of 512, shapes_vit has" in ask(path, "--backbone", "shapes_vit").err
+    assert "text width 512, shapes_vit has" in ask(path, "--backbone", "shapes_vit").err
     assert "no --images" in ask(path, "--images", "x").err
     specific = dassl.write_checkpoint(here / "csc" / "model.pth.tar-50", COOP_STATE | {"ctx": torch.randn(3, 4, 512)})
     assert "--classes" in ask(specific, "--backbone", "rn50").err
@@ -264,8 +264,8 @@ def test_prompts_that_make_no_learner_are_refused(here: Path) -> None:
     assert "claims more" in refused(ctx=torch.zeros(1, 1).expand(10**6, 512))
     assert "real numbers" in refused(ctx=context.long())
     wide = {"ctx": torch.zeros(2, 768), "proj.weight": torch.zeros(768, 768), "proj.bias": torch.zeros(768)}
-    assert "text width of 768, vit_b16" in refused(**wide)
-    assert "image width of 768, vit_l14" in ask(here / "model.pth.tar-1", "--backbone", "vit_l14").err
+    assert "text width 768, vit_b16" in refused(**wide)
+    assert "image width 768, vit_l14" in ask(here / "model.pth.tar-1", "--backbone", "vit_l14").err
     assert "has none" in ask(dassl.write_checkpoint(here / "m.pth", maple), "--backbone", "rn50").err
     first = {"image_encoder.VPT": torch.zeros(2, 768)}
     third = {"image_encoder.transformer.resblocks.2.VPT_shallow": torch.zeros(2, 768)}
