@@ -83,6 +83,8 @@ def settle(images: list[Labelled], stored: Path, class_names: Mapping[str, str])
         images = [replace(image, part="test") if image.part == "val" else image for image in images]
     if given == set(PARTS):
         return images
+    if given == {"train"}:  # like class folders
+        images = [replace(image, part=None) for image in images]
     if stored.is_file():
         return recall(images, stored)
     images = divide(images)
