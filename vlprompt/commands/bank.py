@@ -112,7 +112,7 @@ def fill(experiment: "Experiment") -> tuple["Trainer", "Parts"]:
     if bank is None or bank.files is None:
         raise UserError("there is no bank on disk with bank.use=false or bank.gb=0: leave them out")
     if not trainer.reads_features(session.learner):
-        raise UserError(f"{experiment.key.method} edits the image tower, so that features of images are no use to it")
+        raise UserError(f"{experiment.key.method} edits the image tower, so that it cannot use features of images")
     parts = session.banked_parts()
     for split, views in parts:
         with session.reporter.track("reading images", len(split) * len(views)) as track:
