@@ -10,8 +10,8 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, TypeGuard
 
 from vlprompt.errors import UserError
+from vlprompt.interop.dassl.loading import read_small
 
-LARGEST = 2**26  # bytes; all of ImageNet with 16 shots has 4 MB
 MOST = 2**31  # classes
 DATUM = (
     ("dassl.data.datasets.base_dataset", "Datum"),
@@ -62,12 +62,7 @@ def read_pickle(path: Path) -> list[Shot]:
     Raises:
         UserError: no such file, one that names anything but Dassl's Datum, or one that is not such a list.
     """
-    try:
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"{path} has more than {LARGEST >> 20} MB, which no few-shot list has: give another file")
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    content = read_small(path)
     try:
         check_opcodes(content)
         unpickler = _Unpickler(io.BytesIO(content))

@@ -30,6 +30,7 @@ def ignored_dict(*args: object) -> dict[Any, Any]:
     return {}
 
 
+LARGEST = 2**26  # bytes of a log or a few-shot list; that of ImageNet with 16 shots has 4 MB
 _SCHEDULERS = ("CosineAnnealingLR", "StepLR", "MultiStepLR", "ExponentialLR", "LambdaLR")
 _OPTIMIZERS = ("sgd.SGD", "adam.Adam", "adamw.AdamW", "rmsprop.RMSprop", "radam.RAdam")
 _NUMBERS = ("Bool", "Float16", "Float32", "Float64", "Int32", "Int64")
@@ -123,3 +124,13 @@ def as_float32(name: str, tensor: Tensor, path: Path) -> Tensor:
             f"'{name}' in {path} has values that are not finite: that training failed, there is no use in it"
         )
     return tensor
+
+
+def read_small(path: Path) -> bytes:
+    """A log or a few-shot list. Raises: UserError where it is larger than any of them, or cannot be read."""
+    try:
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"{path} has more than {LARGEST >> 20} MB, so it is no log or few-shot list: give another")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None

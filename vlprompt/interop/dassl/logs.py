@@ -9,11 +9,11 @@ from typing import Literal
 
 from vlprompt.errors import UserError
 from vlprompt.interop.dassl.facts import SHIFTED, Facts, facts_of_options, facts_of_path, read_options
+from vlprompt.interop.dassl.loading import read_small
 from vlprompt.results.record import FILE, Record, RunKey
 from vlprompt.results.store import open_run
 
 VARIANT = "imported"
-LARGEST = 2**26  # bytes of a log
 OFF_BY = 1e-6  # percent points; a printed accuracy is rounded from counts that may be printed too
 
 
@@ -57,19 +57,10 @@ def read_log(path: Path) -> Log:
     Raises:
         UserError: no log, a training that did not finish, or one without a test at its end.
     """
-    content = read_bytes(path)
+    content = read_small(path)
     text = content.decode("utf-8", errors="replace")
     facts = facts_of_options(read_options(text)).completed_by(facts_of_path(path.absolute()))
     return Log(path, hashlib.sha256(content).hexdigest(), facts, _find_result(text, facts, path))
-
-
-def read_bytes(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"{path} has more than {LARGEST >> 20} MB, which no log of results has: give another file")
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _find_result(text: str, facts: Facts, path: Path) -> Result:

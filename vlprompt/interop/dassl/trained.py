@@ -14,8 +14,7 @@ from vlprompt.data.dataset import Dataset
 from vlprompt.errors import UserError, unknown
 from vlprompt.interop.dassl import checkpoints
 from vlprompt.interop.dassl.facts import Facts, facts_of_options, facts_of_path, read_options
-from vlprompt.interop.dassl.loading import Checkpoint, read_checkpoint
-from vlprompt.interop.dassl.logs import read_bytes
+from vlprompt.interop.dassl.loading import Checkpoint, read_checkpoint, read_small
 from vlprompt.plan import load_dataset
 from vlprompt.protocols.base_to_novel import halves
 from vlprompt.sweep import compose, names
@@ -59,7 +58,7 @@ def gather_facts(path: Path, options: Namespace) -> Facts:
                   position=options.position)  # fmt: skip
     log = path.absolute().parent.parent / "log.txt"
     if log.is_file():
-        text = read_bytes(log).decode("utf-8", errors="replace")
+        text = read_small(log).decode("utf-8", errors="replace")
         facts = facts.completed_by(replace(facts_of_options(read_options(text)), eval_only=False))
     return facts.completed_by(facts_of_path(path.absolute()))
 
