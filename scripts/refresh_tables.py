@@ -1,9 +1,9 @@
-"""Write the committed tables again, from the records that are committed beside them.
+"""Write the committed tables again, from the records that are committed with them.
 
     python scripts/refresh_tables.py                            # results/tables/*.md, docs/demo_results.md, README.md
     python scripts/refresh_tables.py results/tables/costs.md
 
-A table stands behind `<!-- vlprompt ... -->`, the command that prints it, up to the next `<!-- end -->` or the end of
+A table stands after `<!-- vlprompt ... -->`, the command that prints it, up to the next `<!-- end -->` or the end of
 the file. What a command cannot print here (trained learners are not committed) stays as it is, and is named.
 """
 
@@ -25,14 +25,14 @@ def refresh(path: Path) -> list[str]:
     """Fill a file's tables; -> the commands that failed."""
     failed = []
 
-    def fill(found: re.Match[str]) -> str:
+    def fill(table: re.Match[str]) -> str:
         out = io.StringIO()
         with redirect_stdout(out):
-            code = vlprompt(shlex.split(found["command"]))
+            code = vlprompt(shlex.split(table["command"]))
         if code:
-            failed.append(found["command"])
-            return found[0]
-        return f"{found[1]}\n{out.getvalue().strip()}\n" + ("\n" if found.end() < len(found.string) else "")
+            failed.append(table["command"])
+            return table[0]
+        return f"{table[1]}\n{out.getvalue().strip()}\n" + ("\n" if table.end() < len(table.string) else "")
 
     path.write_text(TABLE.sub(fill, path.read_text(encoding="utf-8")), encoding="utf-8")
     return failed

@@ -7,10 +7,10 @@ import pytest
 from pydantic import ValidationError
 from tiny_data import CATALOGUE, FETCHED, lay_out
 
+from vlprompt.config.datasets import load_source
 from vlprompt.data.download.catalogue import Mirror, read_catalogue
 from vlprompt.data.download.check import content_hash
 from vlprompt.errors import UserError
-from vlprompt.plan import load_source
 
 ELEVEN = ["imagenet", "caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101", "fgvc_aircraft", "sun397",
           "dtd", "eurosat", "ucf101"]  # fmt: skip

@@ -14,8 +14,8 @@ import torch
 from vlprompt import cli
 from vlprompt.errors import UserError
 from vlprompt.reports import plots as figures
-from vlprompt.reports.comparison import paired, rankings, runs_of
-from vlprompt.reports.lines import lines_of
+from vlprompt.reports.averages import across_datasets
+from vlprompt.reports.significance import paired, rankings, runs_of
 from vlprompt.results.metrics import score
 from vlprompt.results.predictions import Predictions, save_predictions
 from vlprompt.results.record import FILE, Record
@@ -115,13 +115,13 @@ def many(scores: dict[str, list[float]], **fields: Any) -> list[Record]:
 
 def test_ranks_across_data_sets_leave_out_and_name() -> None:
     records = many({"coop": [0.5, 0.6, 0.7], "lora": [0.6, 0.7, 0.8], "maple": [0.9, 0.9]})
-    (ranking,) = rankings(lines_of(records)[0], "accuracy")
+    (ranking,) = rankings(across_datasets(records)[0], "accuracy")
     assert ranking.ranks.to_dict() == {"lora": 1.0, "coop": 2.0}
     assert ranking.notes == ["Left out: maple has no test on d2."]
     assert ranking.pairs[["first", "second", "wins", "losses"]].values.tolist() == [["coop", "lora", 0, 3]]
-    (errors,) = rankings(lines_of(records, metric="nll")[0], "nll")
+    (errors,) = rankings(across_datasets(records, metric="nll")[0], "nll")
     assert errors.ranks.index[0] == "coop"  # the lower the better
-    assert rankings(lines_of(many({"coop": [0.5, 0.6]}))[0], "accuracy") == []
+    assert rankings(across_datasets(many({"coop": [0.5, 0.6]}))[0], "accuracy") == []
 
 
 def test_stretches_of_ranks_that_do_not_differ() -> None:
@@ -233,9 +233,9 @@ def test_table_command_in_a_papers_layout(root: Path, ask: Ask) -> None:
     assert "published numbers are accuracies" in err
 
 
-def test_table_command_beside_published_numbers(root: Path, ask: Ask) -> None:
-    """The settings of a run are held against those that the recipe composes to."""
-    from vlprompt.sweep import compose
+def test_table_command_next_to_published_numbers(root: Path, ask: Ask) -> None:
+    """The settings of a run are compared with those that the recipe composes to."""
+    from vlprompt.config.compose import compose
 
     shutil.rmtree(root / "runs")
     asked = ["method=maple", "dataset=caltech101", "shots=16"]

@@ -5,17 +5,18 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from rich.text import Text
 
 from vlprompt.errors import UserError
+from vlprompt.reports.averages import across_datasets, average, numbers
 from vlprompt.reports.filters import select, value_of
 from vlprompt.reports.layouts import grids, notes_of, of_layout
-from vlprompt.reports.lines import average, lines_of, numbers
 from vlprompt.reports.render import Grid, render, render_grids, spread_text
-from vlprompt.reports.summaries import summarise
-from vlprompt.results.metrics import complete, gaps, score
+from vlprompt.reports.summary import summarise
+from vlprompt.results.metrics import complete, missing_metric, score
 from vlprompt.results.predictions import Predictions, save_predictions
 from vlprompt.results.record import Record
 
@@ -39,8 +40,13 @@ def few(method: str, dataset: str, accuracy: float, **fields: Any) -> Record:
 
 
 def drawn(records: list[Record], format: str = "markdown", **how: Any) -> str:
-    lines, notes = lines_of(records, **how)
-    return render_grids(grids(lines, how.get("metric", "accuracy")), [*notes_of(lines), *notes], format)
+    results, notes = across_datasets(records, **how)
+    return render_grids(grids(results, how.get("metric", "accuracy")), [*notes_of(results, records), *notes], format)
+
+
+def cells(results: pd.DataFrame) -> pd.DataFrame:
+    """Of one learner, by data set and part."""
+    return results.set_index(["dataset", "part"])
 
 
 def test_averages_of_base_and_novel_and_both_kinds_of_h() -> None:
@@ -48,33 +54,33 @@ def test_averages_of_base_and_novel_and_both_kinds_of_h() -> None:
         record("coop", "dtd", 1, base=0.70, novel=0.50), record("coop", "dtd", 2, base=0.80, novel=0.40),
         record("coop", "eurosat", 1, base=0.90, novel=0.60), record("coop", "eurosat", 2, base=0.94, novel=0.70),
     ]  # fmt: skip
-    (line,), notes = lines_of(made, interval="t")
-    dtd = line.spreads["dtd", "H"]
-    assert dtd.mean == pytest.approx(2 * 75 * 45 / 120)
+    results, notes = across_datasets(made, interval="t")
+    got = cells(results)
+    dtd, eurosat = 2 * 75 * 45 / 120, 2 * 92 * 65 / 157
+    assert got.loc[("dtd", "H"), "mean"] == pytest.approx(dtd)
     each = (2 * 70 * 50 / 120 + 2 * 80 * 40 / 120) / 2
-    assert line.spreads["dtd", "mean of H"].mean == pytest.approx(each)
-    assert line.spreads["average_2", "base"].mean == pytest.approx(83.5)
-    assert line.spreads["average_2", "base"].deviation == pytest.approx(3.5 * 2**0.5)  # of 80 and 87
-    assert line.spreads["average_2", "base"].n == 2
-    assert line.spreads["average_2", "H"].mean == pytest.approx(2 * 83.5 * 55 / 138.5)
-    eurosat = 2 * 92 * 65 / 157
-    assert line.spreads["average_2", "mean of H"].mean == pytest.approx((dtd.mean + eurosat) / 2)
+    assert got.loc[("dtd", "mean of H"), "mean"] == pytest.approx(each)
+    base = got.loc[("average_2", "base")]
+    assert (base["n"], base["mean"], base["deviation"]) == (2, pytest.approx(83.5), pytest.approx(3.5 * 2**0.5))
+    assert got.loc[("average_2", "H"), "mean"] == pytest.approx(2 * 83.5 * 55 / 138.5)
+    assert got.loc[("average_2", "mean of H"), "mean"] == pytest.approx((dtd + eurosat) / 2)
+    assert len(got.loc[("dtd", "base"), "records"]) == 2
+    assert len(got.loc[("average_2", "base"), "records"]) == 4
     assert notes == ["average_2 is over dtd, eurosat."]
 
 
 def test_average_of_other_seeds_has_no_deviation() -> None:
-    same = average([{1: 10.0, 2: 20.0}, {1: 30.0, 2: 30.0}])
-    assert (same.n, same.mean) == (2, 22.5)
-    assert same.deviation == pytest.approx(5 / 2**0.5)
-    other = average([{1: 10.0, 2: 20.0}, {1: 30.0}])
+    same = average(pd.DataFrame({"dtd": [10.0, 20.0], "eurosat": [30.0, 30.0]}))
+    assert (same.n, same.mean, same.deviation) == (2, 22.5, pytest.approx(5 / 2**0.5))
+    other = average(pd.DataFrame({"dtd": [10.0, 20.0], "eurosat": [30.0, float("nan")]}))
     assert (other.n, other.mean) == (1, 22.5)
     assert other.deviation != other.deviation
 
 
 def test_a_missing_data_set_empties_the_average_and_is_named() -> None:
     made = [few("coop", "dtd", 0.5), few("coop", "eurosat", 0.7), few("lora", "dtd", 0.6)]
-    lines, notes = lines_of(made)
-    assert {line.method: ("average_2", "test") in line.spreads for line in lines} == {"coop": True, "lora": False}
+    results, notes = across_datasets(made)
+    assert results[results["dataset"] == "average_2"]["method"].tolist() == ["coop"]
     assert "No average_2 of lora, few_shot, 16 shots: eurosat missing." in notes
     text = drawn(made)
     (row,) = (row for row in text.splitlines() if "lora" in row and row.startswith("|"))
@@ -93,9 +99,9 @@ def test_transfer_averages_leave_the_source_out() -> None:
 
 def test_average_of_as_many_other_data_sets_has_another_name() -> None:
     made = [few("coop", f"own{i}", 0.5) for i in range(11)]
-    (line,), _ = lines_of(made)
-    assert ("average_11_other", "test") in line.spreads
-    assert ("average_11", "test") not in line.spreads
+    names = set(across_datasets(made)[0]["dataset"])
+    assert "average_11_other" in names
+    assert "average_11" not in names
 
 
 def test_failed_runs_are_named_and_have_a_row() -> None:
@@ -161,8 +167,8 @@ def test_terminal_marks_and_rules(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_csv_of_a_layout_is_long_and_raw() -> None:
     made = [record("coop", "dtd", seed, base=0.7 + seed / 100) for seed in (1, 2, 3)]
-    lines, _ = lines_of(made, interval="t")
-    rows = {row["part"]: row for row in csv.DictReader(io.StringIO(numbers(lines, "accuracy").to_csv(index=False)))}
+    results, _ = across_datasets(made, interval="t")
+    rows = {row["part"]: row for row in csv.DictReader(io.StringIO(numbers(results).to_csv(index=False)))}
     assert set(rows) == {"base", "novel", "mean of H", "H"}
     assert (rows["base"]["n"], float(rows["base"]["mean"]), float(rows["base"]["deviation"])) == (
         "3",
@@ -200,7 +206,7 @@ def test_conditions_choose_runs() -> None:
     assert chosen("fit.lr=0.002") == "a"
     assert chosen("config.fit.lr=2e-2") == "b"
     assert chosen("fit.epochs=200") == "a"
-    assert chosen("seed=2") == "bc"  # what is not trained stays beside it
+    assert chosen("seed=2") == "bc"  # what is not trained stays with it
     assert chosen("method=coop", "method=zero_shot", "seed=1") == "ac"
     assert chosen("variant=null", "method=coop") == "a"
     assert chosen("learner=coop@high") == "b"
@@ -230,7 +236,7 @@ def test_layout_of_one_protocol_says_what_it_leaves_out() -> None:
         of_layout(made, "cross_dataset")
 
 
-def test_metrics_come_from_the_predictions_beside_a_record(tmp_path: Path) -> None:
+def test_metrics_come_from_the_predictions_next_to_a_record(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     kept = Predictions.from_logits(
         [str(i) for i in range(40)], torch.arange(40) % 8, torch.randn(40, 8, generator=generator)
@@ -242,7 +248,7 @@ def test_metrics_come_from_the_predictions_beside_a_record(tmp_path: Path) -> No
     assert made[0].scores["test"]["top5"] == score(kept)["top5"]
     assert made[0].scores["test"]["accuracy"] == 0.125  # what a record has stays
     assert "top5" not in old.scores["test"]
-    (note,) = gaps(made, "top5")
+    (note,) = missing_metric(made, "top5")
     assert note.startswith("1 runs have neither this metric nor predictions")
     assert "lora" in note
     table = summarise(made, metric="top5").set_index("method")
@@ -266,6 +272,4 @@ def test_intervals_in_summaries() -> None:
 
 
 def test_blocks_of_a_grid() -> None:
-    import pandas as pd
-
     assert Grid("", pd.DataFrame({"a": ["x", "y", "z"]}), blocks=["1", "1", "2"]).starts == [2]

@@ -1,29 +1,30 @@
-"""Published numbers: the tables that they fill, and how results are held against them."""
+"""Published numbers: the tables that they fill, and how results are compared with them."""
 
 import csv
-import math
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from vlprompt.config import paths
+from vlprompt.config.recipes import known
+from vlprompt.errors import UserError
 from vlprompt.reports import published
+from vlprompt.reports.averages import ELEVEN, across_datasets
 from vlprompt.reports.layouts import distance_grid, grids
-from vlprompt.reports.lines import ELEVEN, Line, lines_of
 from vlprompt.reports.render import render_grids
 from vlprompt.results.record import Record
-from vlprompt.sweep import config_dir, names
 
 ROWS = published.load()
 RECORDS = published.as_records(ROWS)
 METHODS, PROTOCOLS = (names(group, [config_dir()]) for group in ("method", "protocol"))
 
 
-def lines_from(source: str, protocol: str) -> dict[str, Line]:
-    """The lines that tables make of what a source prints of single data sets, by method."""
+def results_from(source: str, protocol: str) -> dict[str, pd.DataFrame]:
+    """What tables make of what a source prints of single data sets, by method."""
     chosen = [r for r in RECORDS if r.protocol == protocol and source in str(r.variant)]
-    return {line.method: line for line in lines_of(chosen)[0]}
+    return dict(list(across_datasets(chosen)[0].set_index(["dataset", "part"]).groupby("method")))
 
 
 def printed(protocol: str, dataset: str, method: str, part: str, source: str = "") -> list[float]:
@@ -37,8 +38,7 @@ def printed(protocol: str, dataset: str, method: str, part: str, source: str = "
 )
 def test_published_averages_of_base_to_novel(method: str, h: float, mean_of_h: float) -> None:
     """H of an average is that of the averaged accuracies; the mean of the H of data sets is another number."""
-    line = lines_from("OnPoKD", "base_to_novel")[method]
-    got = {part: round(line.spreads["average_11", part].mean, 2) for part in ("base", "novel", "H", "mean of H")}
+    got = results_from("OnPoKD", "base_to_novel")[method].loc["average_11"]["mean"].round(2)
     assert (got["H"], got["mean of H"]) == (h, mean_of_h)
     source = "muzairkhattak/multimodal-prompt-learning README"
     for part in ("base", "novel", "H"):
@@ -46,12 +46,12 @@ def test_published_averages_of_base_to_novel(method: str, h: float, mean_of_h: f
 
 
 def test_published_h_of_each_data_set() -> None:
-    lines = lines_from("OnPoKD", "base_to_novel")
-    assert len(lines) == 6
-    for method, line in lines.items():
+    by_method = results_from("OnPoKD", "base_to_novel")
+    assert len(by_method) == 6
+    for method, results in by_method.items():
         for dataset in ELEVEN:
             (value,) = printed("base_to_novel", dataset, method, "H", "OnPoKD")
-            assert line.spreads[dataset, "H"].mean == pytest.approx(value, abs=0.0101), (method, dataset)
+            assert results.loc[(dataset, "H"), "mean"] == pytest.approx(value, abs=0.0101), (method, dataset)
 
 
 @pytest.mark.parametrize(
@@ -60,17 +60,17 @@ def test_published_h_of_each_data_set() -> None:
      ("domain_generalization", "ProText paper", "average_4_targets", 4)],
 )  # fmt: skip
 def test_published_averages_of_transfer_leave_the_source_out(protocol: str, source: str, average: str, n: int) -> None:
-    lines = lines_from(source, protocol)
-    assert len(lines) == n
-    for method, line in lines.items():
-        assert line.source == "imagenet"
+    by_method = results_from(source, protocol)
+    assert len(by_method) == n
+    for method, results in by_method.items():
+        assert set(results["source"]) == {"imagenet"}
         (value,) = printed(protocol, average, method, "test", source)
-        assert line.spreads[average, "test"].mean == pytest.approx(value, abs=0.0151), method
+        assert results.loc[(average, "test"), "mean"] == pytest.approx(value, abs=0.0151), method
 
 
 def test_published_rows_in_the_latex_table_of_a_paper() -> None:
-    lines = lines_of([r for r in RECORDS if r.protocol == "base_to_novel" and "OnPoKD" in str(r.variant)])[0]
-    text = render_grids(grids([line for line in lines if line.method != "promptkd"]), [], "latex")
+    chosen = [r for r in RECORDS if r.protocol == "base_to_novel" and "OnPoKD" in str(r.variant)]
+    text = render_grids(grids(across_datasets([r for r in chosen if r.method != "promptkd"])[0]), [], "latex")
     last = text.split(r"\midrule")[-1]
     coop, promptsrc, maple = (next(row for row in last.splitlines() if f"& {m} &" in row)
                               for m in ("coop", "promptsrc", "maple"))  # fmt: skip
@@ -86,22 +86,20 @@ def test_published_files_are_whole() -> None:
     assert len(ROWS) == 730
     assert not ROWS.duplicated(["source", "protocol", "dataset", "printed", "backbone", "shots", "metric"]).any()
     assert ROWS["value"].between(0, 100).all()
-    for path in sorted(published_dir().glob("*.csv")):
+    for path in sorted(paths.published_dir().glob("*.csv")):
         with path.open(encoding="utf-8", newline="") as file:
             assert {row["protocol"] for row in csv.DictReader(file)} == {path.stem}
 
 
 def test_published_recipes_are_ours() -> None:
     """A file of conf/recipe, or the default of a method and a protocol."""
-    files = names("recipe", [config_dir()])
     protocols = {*PROTOCOLS, *ROWS["protocol"]}
-    defaults = {f"{method}_{protocol}" for method in METHODS for protocol in protocols}
-    found = set(ROWS["recipe"]) - {""}
-    assert found
-    assert not found - defaults - set(files)
+    defaults = {f"{method}/{protocol}" for method in METHODS for protocol in protocols}
+    recipes = set(ROWS["recipe"]) - {""}
+    assert not recipes - defaults - set(known("recipe", [paths.config_dir()]))
     assert ROWS[~ROWS["method"].isin(METHODS)]["recipe"].eq("").all()  # what we lack has no recipe of ours
-    for recipe in ("coop_ijcv", "coop_base_to_novel", "ivlp_promptsrc", "ivlp_base_to_novel", "maple_cross_dataset"):
-        assert recipe in found
+    for recipe in ("coop/ijcv", "coop/base_to_novel", "ivlp/promptsrc", "ivlp/base_to_novel", "maple/cross_dataset"):
+        assert recipe in recipes
 
 
 # Distances
@@ -124,45 +122,47 @@ def run(seed: int = 1, **fields: Any) -> Record:
     return Record(seed=seed, **{**known, **fields})
 
 
-def held(records: list[Record], config: Any = CONFIG) -> pd.DataFrame:
-    return published.distances(lines_of(records)[0], ROWS, lambda record, recipe: config)
+def compared(records: list[Record], config: Any = CONFIG) -> pd.DataFrame:
+    return published.distances(across_datasets(records)[0], ROWS, lambda record, recipe: config)
 
 
-def test_published_numbers_beside_ours() -> None:
-    (row,) = held([run(1), run(2, scores={"base": {"accuracy": 0.82}, "novel": {"accuracy": 0.42}})]).to_dict("records")
+def test_published_numbers_next_to_ours() -> None:
+    (row,) = compared([run(1), run(2, scores={"base": {"accuracy": 0.82}, "novel": {"accuracy": 0.42}})]).to_dict(
+        "records"
+    )
     (base,) = printed("base_to_novel", "dtd", "coop", "base")
     assert (row["n"], row["base"], row["base_published"]) == (2, pytest.approx(81), base)
     assert row["base_difference"] == pytest.approx(81 - base)
     assert row["H_difference"] == pytest.approx(2 * 81 * 41 / 122 - 54.24)
-    assert (row["settings"], row["recipe"]) == ("as published (coop_base_to_novel)", "coop_base_to_novel")
+    assert (row["settings"], row["recipe"]) == ("as published (coop/base_to_novel)", "coop/base_to_novel")
 
 
 def test_published_other_settings_are_named() -> None:
     theirs = {**CONFIG, "fit": {"lr": 0.002, "epochs": 50}, "method": {"n_context": 16, "ctx_init": ""}}
-    (row,) = held([run()], {**theirs, "precision": "fp16"}).to_dict("records")
+    (row,) = compared([run()], {**theirs, "precision": "fp16"}).to_dict("records")
     assert row["settings"] == (
-        "settings differ from coop_base_to_novel: method.n_context 4 (published 16), "
+        "settings differ from coop/base_to_novel: method.n_context 4 (published 16), "
         "method.ctx_init a photo of a (published ''), fit.epochs 200 (published 50)"
     )
-    text = render_grids([distance_grid(held([run()], theirs))], [], "terminal")
+    text = render_grids([distance_grid(compared([run()], theirs))], [], "terminal")
     assert "settings differ" in text
     assert "79.44 (+0.56)" in text
 
 
 def test_published_setting_that_is_not_told() -> None:
     chosen = [run(1, dataset=dataset) for dataset in ELEVEN]
-    table = held(chosen)
+    table = compared(chosen)
     average = table[table["dataset"] == "average_11"].set_index("printed")
     assert average.loc["CoOp (as re-run by KgCoOp)", "settings"] == "setting unknown"
     assert average.loc["CoOp (as re-run by MaPLe)", "settings"] == "setting unknown"
-    assert average.loc["CoOp", "settings"] == "as published (coop_base_to_novel)"
+    assert average.loc["CoOp", "settings"] == "as published (coop/base_to_novel)"
     assert len(average) == 3  # several sources of one cell stay apart
-    assert held([run(config={})])["settings"].str.startswith("setting unknown: the runs keep none").all()
-    assert held([run()], None)["settings"].str.startswith("setting unknown: no configuration").all()
+    assert compared([run(config={})])["settings"].str.startswith("setting unknown: the runs keep none").all()
+    assert compared([run()], None)["settings"].str.startswith("setting unknown: no configuration").all()
 
 
 def test_published_averages_need_all_data_sets() -> None:
-    assert "average_11" not in set(held([run(1, dataset=dataset) for dataset in ELEVEN[1:]])["dataset"])
+    assert "average_11" not in set(compared([run(1, dataset=dataset) for dataset in ELEVEN[1:]])["dataset"])
 
 
 def test_published_numbers_are_not_compared_with_other_cells() -> None:
@@ -173,45 +173,81 @@ def test_published_numbers_are_not_compared_with_other_cells() -> None:
         {"method": "lora"},
         {"status": "failed", "scores": {}},
     ):
-        assert held([run(**other)]).empty, other
+        assert compared([run(**other)]).empty, other
     transfer = {"protocol": "cross_dataset", "scores": {"dtd": {"accuracy": 0.4}, "eurosat": {"accuracy": 0.4}}}
-    assert len(held([run(dataset="imagenet", **transfer)])) == 2
-    assert held([run(dataset="caltech101", **transfer)]).empty  # theirs were trained on ImageNet
+    assert len(compared([run(dataset="imagenet", **transfer)])) == 2
+    assert compared([run(dataset="caltech101", **transfer)]).empty  # theirs were trained on ImageNet
 
 
 def test_published_zero_shot_is_compared_once() -> None:
     zero = run(0, method="zero_shot", shots=0, variant=None)
-    table = held([zero, *(run(shots=k) for k in (1, 4, 16))])
+    table = compared([zero, *(run(shots=k) for k in (1, 4, 16))])
     assert (table["method"] == "zero_shot").sum() == 1
 
 
 def test_published_default_settings_need_no_composition() -> None:
-    """A run without a variant has the settings of its default, unless a recipe for a data set took part."""
+    """A run without a variant has the settings of its default, unless a recipe for a data set applies."""
     asked: list[str] = []
 
     def compose(record: Record, recipe: str) -> dict[str, Any]:
         asked.append(recipe)
         return CONFIG
 
-    lines = lines_of([run(variant=None, recipe=["recipe/coop_base_to_novel"])])[0]
-    assert published.distances(lines, ROWS, compose)["settings"].tolist() == ["as published (coop_base_to_novel)"]
+    for recipe in ("recipe/coop/base_to_novel", "recipe/coop_base_to_novel"):  # the second in earlier records
+        results, _ = across_datasets([run(variant=None, recipe=[recipe])])
+        assert published.distances(results, ROWS, compose)["settings"].tolist() == ["as published (coop/base_to_novel)"]
     assert not asked
-    lines = lines_of([run(variant=None, recipe=["recipe/dataset/coop_base_to_novel_dtd"])])[0]
-    published.distances(lines, ROWS, compose)
-    assert asked == ["coop_base_to_novel"]
+    for recipe in ("recipe/coop/base_to_novel_dtd", "recipe/dataset/coop_base_to_novel_dtd"):
+        published.distances(across_datasets([run(variant=None, recipe=[recipe])])[0], ROWS, compose)
+    assert asked == ["coop/base_to_novel"] * 2
 
 
 def test_published_records_leave_averages_out() -> None:
     assert not [r for r in RECORDS if r.dataset.startswith("average") or any(s.startswith("average") for s in r.scores)]
     assert all(0 < value["accuracy"] < 1 for r in RECORDS for value in r.scores.values())
-    assert not any(math.isnan(value["accuracy"]) for r in RECORDS for value in r.scores.values())
+
+
+HEADER = "source,protocol,dataset,method,backbone,shots,metric,value,recipe,printed\n"
+ROW = '"A, B",few_shot,dtd,coop,rn50,16,accuracy,{},coop_ijcv,CoOp\n'
+
+
+def test_a_file_of_published_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.csv"
+    path.write_text(HEADER + ROW.format("63.58"))
+    (row,) = published.load([path]).to_dict("records")
+    assert (row["source"], row["shots"], row["value"], row["part"]) == ("A, B", 16, 63.58, "test")
+    assert row["recipe"] == "coop_ijcv"
+    path.write_text(
+        "source,protocol,dataset,method,backbone,shots,metric,value\nA,few_shot,dtd,coop,rn50,all,base,63\n"
+    )
+    (row,) = published.load([path]).to_dict("records")
+    assert (row["shots"], row["recipe"], row["printed"]) == ("all", "", "")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (HEADER + ROW.format("63.58") + ROW.format("many"), r"numbers\.csv, row 2: 'value' is 'many'"),
+        (HEADER + ROW.format(""), r"numbers\.csv, row 1: 'value'"),
+        (HEADER.replace("value", "number") + ROW.format("1"), r"numbers\.csv has no column value"),
+        (HEADER, "no published numbers"),
+        ("", r"cannot read .*numbers\.csv"),
+        (b"\xff\xfe", r"cannot read .*numbers\.csv"),
+        (None, r"cannot read .*numbers\.csv: No such file"),
+    ],
+)
+def test_a_damaged_file_of_published_numbers_is_named(tmp_path: Path, content: str | bytes | None, words: str) -> None:
+    path = tmp_path / "numbers.csv"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=words):
+        published.load([path])
 
 
 def test_published_folder_of_a_checkout_or_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = tmp_path / "vlprompt" / "published.py"
-    (tmp_path / "vlprompt").mkdir()
-    monkeypatch.setattr(published, "__file__", str(module))
-    assert published_dir() == tmp_path / "results" / "published"
-    inside = tmp_path / "vlprompt" / "results" / "published"
-    inside.mkdir(parents=True)
-    assert published_dir() == inside
+    package = tmp_path / "vlprompt"
+    package.mkdir()
+    monkeypatch.setattr(paths, "PACKAGE", package)
+    assert paths.published_dir() == tmp_path / "results" / "published"
+    (package / "published").mkdir(parents=True)
+    assert paths.published_dir() == package / "published"

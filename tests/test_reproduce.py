@@ -1,4 +1,4 @@
-"""`vlprompt reproduce` held against made-up published numbers: verdicts, and runs that are missing or interrupted."""
+"""`vlprompt reproduce` compared with made-up published numbers: verdicts, and runs that are missing or interrupted."""
 
 import math
 import signal
@@ -12,18 +12,10 @@ import pytest
 from running import SECONDS, VLPROMPT, Answer, ask, environment_in, start
 
 from vlprompt import cli
+from vlprompt.config.spec import RunSpec
 from vlprompt.errors import UserError
-from vlprompt.experiment import Experiment
-from vlprompt.reports.verdict import (
-    ELEVEN,
-    Published,
-    Verdict,
-    allowed,
-    averages,
-    floor_of,
-    judge,
-    read_published,
-)
+from vlprompt.reports.averages import ELEVEN
+from vlprompt.reports.verdict import Published, Verdict, allowed, floor_of, judge, unprinted_averages
 from vlprompt.results.store import find_records
 
 HEADER = "source,protocol,dataset,method,backbone,shots,metric,value,recipe,printed\n"
@@ -42,8 +34,8 @@ TINY = ["backbone.weights=random", "fit.epochs=1", "bank.views=1", "method.ctx_i
 
 def published(**changes: Any) -> Published:
     row = {"source": "A paper", "protocol": "base_to_novel", "dataset": "caltech101", "method": "coop"}
-    row |= {"backbone": "vit_b16", "shots": "16", "metric": "base", "value": "80", "recipe": "coop_base_to_novel"}
-    return Published.model_validate(row | changes)
+    row |= {"backbone": "vit_b16", "shots": 16, "metric": "base", "value": 80.0, "recipe": "coop/base_to_novel"}
+    return Published(**(row | changes))
 
 
 def seeds(*pairs: tuple[float, float]) -> list[dict[str, float]]:
@@ -61,9 +53,9 @@ def seeds(*pairs: tuple[float, float]) -> list[dict[str, float]]:
         ({"metric": "H"}, 1.5),
         ({"metric": "novel", "dataset": "eurosat"}, 5.0),
         ({"metric": "base", "dataset": "eurosat"}, 1.0),
-        ({"metric": "accuracy", "shots": "1"}, 2.0),
-        ({"metric": "accuracy", "shots": "4"}, 1.0),
-        ({"metric": "novel", "shots": "0"}, 0.5),
+        ({"metric": "accuracy", "shots": 1}, 2.0),
+        ({"metric": "accuracy", "shots": 4}, 1.0),
+        ({"metric": "novel", "shots": 0}, 0.5),
         ({"dataset": "average_11"}, 0.5),
         ({"dataset": "average_11", "metric": "H"}, math.sqrt(9 * 1.5**2 + 16 + 4) / 11),
         ({"dataset": "average_11", "metric": "novel"}, math.sqrt(9 * 4 + 25 + 9) / 11),
@@ -82,8 +74,8 @@ def test_the_larger_of_floor_and_seeds_is_allowed() -> None:
     assert allowed(published(), [80.0]) == (1.0, "floor")
 
 
-@pytest.mark.parametrize(("value", "verdict"), [("80.9", "inside"), ("81.1", "outside"), ("78.9", "outside")])
-def test_inside_and_outside(value: str, verdict: str) -> None:
+@pytest.mark.parametrize(("value", "verdict"), [(80.9, "inside"), (81.1, "outside"), (78.9, "outside")])
+def test_inside_and_outside(value: float, verdict: str) -> None:
     row = published(value=value)
     found = judge(row, {row.key("caltech101"): seeds((80.0, 60), (80.1, 70), (79.9, 80))})
     assert (found.verdict, found.n, found.decided_by) == (verdict, 3, "floor")
@@ -91,7 +83,7 @@ def test_inside_and_outside(value: str, verdict: str) -> None:
 
 
 def test_the_harmonic_mean_is_that_of_means() -> None:
-    row = published(metric="H", value="66.67")
+    row = published(metric="H", value=66.67)
     found = judge(row, {row.key("caltech101"): seeds((100, 40), (60, 80), (80, 51.43))})
     assert found.mean == pytest.approx(2 * 80 * 57.1433 / (80 + 57.1433), abs=1e-3)
     assert found.verdict == "inside"
@@ -108,14 +100,14 @@ def test_a_printed_average_is_that_of_all_its_data_sets() -> None:
 
 
 def test_an_average_of_what_ran_where_none_is_printed() -> None:
-    numbers = {"base": 60, "novel": 40, "H": 48}
+    numbers = {"base": 60.0, "novel": 40.0, "H": 48.0}
     rows = [
         published(dataset=dataset, metric=metric, value=value)
         for dataset in ("dtd", "food101", "sun397")
         for metric, value in numbers.items()
     ]
     runs = {row.key(row.dataset): seeds((60, 40)) for row in rows if row.dataset != "sun397"}
-    ours = averages([judge(row, runs) for row in rows])
+    ours = unprinted_averages([judge(row, runs) for row in rows])
     assert [(row.dataset, row.metric, row.value) for row in ours] == [
         ("average of 2", "base", 60), ("average of 2", "novel", 40), ("average of 2", "H", 48)
     ]  # fmt: skip
@@ -123,25 +115,11 @@ def test_an_average_of_what_ran_where_none_is_printed() -> None:
 
 
 def test_transfer_is_trained_on_imagenet_and_tested_by_name() -> None:
-    row = published(protocol="cross_dataset", dataset="dtd", metric="accuracy", value="41")
+    row = published(protocol="cross_dataset", dataset="dtd", metric="accuracy", value=41.0)
     assert row.key("dtd").dataset == "imagenet"
     assert judge(row, {row.key("dtd"): [{"imagenet": 71.0, "dtd": 41.5}]}).verdict == "inside"
     found = judge(row, {row.key("dtd"): [{"imagenet": 71.0}]})
     assert (found.verdict, found.reason) == ("not judged", "runs have no score 'test'")
-
-
-def test_published_files(tmp_path: Path) -> None:
-    path = tmp_path / "numbers.csv"
-    path.write_text(HEADER + '"A, B",few_shot,dtd,coop,rn50,16,accuracy,63.58,coop_ijcv,CoOp\n')
-    (row,) = read_published([path])
-    assert (row.source, row.shots, row.value, row.recipe) == ("A, B", 16, 63.58, "coop_ijcv")
-    path.write_text(HEADER + "A,few_shot,dtd,coop,rn50,16,accuracy,many,coop_ijcv,CoOp\n")
-    with pytest.raises(UserError, match=r"numbers.csv, row 1: 'value' is 'many'"):
-        read_published([path])
-    with pytest.raises(UserError, match="cannot read"):
-        read_published([tmp_path / "absent.csv"])
-    with pytest.raises(UserError, match="there are no published numbers"):
-        read_published([])
 
 
 # The command
@@ -174,7 +152,7 @@ def lines(answer: Answer, *words: str) -> list[str]:
     return [line for line in answer.out.splitlines() if set(words) <= set(line.split())]
 
 
-def row_of(shots: int, value: float, recipe: str = "coop_few_shot") -> str:
+def row_of(shots: int, value: float, recipe: str = "coop/few_shot") -> str:
     return f"few_shot,tiny,coop,shapes_vit,{shots},accuracy,{value:.2f},{recipe}"
 
 
@@ -193,7 +171,7 @@ def test_one_inside_one_outside_one_missing_one_unknown(reproduce: Reproduce, re
         row_of(2, sum(accuracy[2]) / 2 + 50),
         "few_shot,caltech101,coop,vit_b16,16,accuracy,90,coop_few_shot",
         row_of(16, 50, ""),
-        row_of(4, 50, "coop_unheard_of"),
+        row_of(4, 50, "coop/unheard_of"),
     )
     answer = reproduce(made, "--seeds", "1,2")
     assert answer.code == 1
@@ -203,7 +181,7 @@ def test_one_inside_one_outside_one_missing_one_unknown(reproduce: Reproduce, re
         ["of", "2", "finished"]
     ] * 2 or (len(lines(answer, "tiny", "finished")) == 2)
     assert answer.out.count("caltech101 is not complete") == 1
-    assert answer.out.count("unknown recipe 'coop_unheard_of'") == 1
+    assert answer.out.count("unknown recipe 'coop/unheard_of'") == 1
     (inside,) = lines(answer, "tiny", "inside")
     assert {f"{right:.2f}", "-0.30", "2"} <= set(inside.split())
     assert len(lines(answer, "tiny", "outside", "-50.00")) == 1
@@ -232,15 +210,15 @@ def check_the_rest(answer: Answer, results: Path, done: dict[Path, int]) -> None
 def test_an_interrupted_reproduction_goes_on(
     reproduce: Reproduce, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, make = write(tmp_path / "made.csv", row_of(1, 99)), Experiment._make
+    made, make = write(tmp_path / "made.csv", row_of(1, 99)), RunSpec._make
 
-    def stop_at_second(self: Experiment, *others: Any) -> Any:
+    def stop_at_second(self: RunSpec, *others: Any) -> Any:
         if self.key.seed == 2:
             raise KeyboardInterrupt
         return make(self, *others)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Experiment, "_make", stop_at_second)
+        patch.setattr(RunSpec, "_make", stop_at_second)
         stopped = reproduce(made)
     assert stopped.code == 130
     assert stopped.err == "\ninterrupted: finished runs are kept, the same command goes on from them\n"
@@ -276,14 +254,14 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(
     reproduce: Reproduce, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = write(tmp_path / "made.csv", row_of(1, 10), row_of(2, 10))
-    make = Experiment._make
+    make = RunSpec._make
 
-    def fail(self: Experiment, *others: Any) -> Any:
+    def fail(self: RunSpec, *others: Any) -> Any:
         if self.key.shots == 1:
             raise UserError("this one fails")
         return make(self, *others)
 
-    monkeypatch.setattr(Experiment, "_make", fail)
+    monkeypatch.setattr(RunSpec, "_make", fail)
     answer = reproduce(made, "--seeds", "1", "fit.lr=0.01")
     assert answer.code == 1
     assert "failed on tiny (few_shot, 1 shots): this one fails" in answer.out

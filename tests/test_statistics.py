@@ -9,27 +9,27 @@ import pytest
 import scipy.stats
 
 from vlprompt.errors import UserError
-from vlprompt.reports.statistics import (
+from vlprompt.reports.significance import (
     critical_difference,
     friedman,
     holm,
     mcnemar,
     mean_ranks,
     paired_bootstrap,
-    spread,
     wilcoxon_pairs,
 )
+from vlprompt.reports.summary import spread
 
 PARSED = json.loads((Path(__file__).parent / "fixtures" / "data" / "parse_expected.json").read_text())["numbers"]
 
 
-@pytest.mark.parametrize("name", [name for name, found in PARSED.items() if "values" in found])
+@pytest.mark.parametrize("name", [name for name, case in PARSED.items() if "values" in case])
 def test_the_originals_deviation_and_interval(name: str) -> None:
-    found = PARSED[name]
-    got = spread(found["values"], "normal")
-    assert (got.n, got.mean) == (3, pytest.approx(found["mean"]))
-    assert got.deviation == pytest.approx(found["std_population"])
-    assert got.half_width == pytest.approx(found["ci95"])
+    expected = PARSED[name]
+    got = spread(expected["values"], "normal")
+    assert (got.n, got.mean) == (3, pytest.approx(expected["mean"]))
+    assert got.deviation == pytest.approx(expected["std_population"])
+    assert got.half_width == pytest.approx(expected["ci95"])
 
 
 def test_students_interval_is_that_of_a_textbook() -> None:
@@ -55,10 +55,10 @@ def test_mcnemar_by_hand() -> None:
     first = np.array([True] * 9 + [False] * 1 + [True] * 20 + [False] * 5)
     second = np.array([False] * 9 + [True] * 1 + [True] * 20 + [False] * 5)
     got = mcnemar(first, second)
-    assert (got.only_first, got.only_second) == (9, 1)
-    assert got.p == pytest.approx(2 * (1 + 10) / 2**10)  # nine or more heads of ten, or of tails
-    assert mcnemar(second, first).p == got.p
-    assert mcnemar(first, first).p == 1.0
+    assert (got["only_first"], got["only_second"]) == (9, 1)
+    assert got["p"] == pytest.approx(2 * (1 + 10) / 2**10)  # nine or more heads of ten, or of tails
+    assert mcnemar(second, first)["p"] == got["p"]
+    assert mcnemar(first, first)["p"] == 1.0
 
 
 def test_bootstrap_equals_the_library_s() -> None:
@@ -101,6 +101,5 @@ def test_wilcoxon_with_holm() -> None:
 
 
 def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
-    assert holm([0.6, 0.9]) == [1.0, 1.0]
-    assert holm([]) == []
+    assert holm(pd.Series([0.01, 0.04, 0.03, 0.5])).tolist() == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert holm(pd.Series([0.6, 0.9])).tolist() == [1.0, 1.0]

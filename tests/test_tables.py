@@ -1,17 +1,19 @@
-"""Tables: numbers over seeds, places of rows, and four formats."""
+"""Tables: numbers over seeds, order of rows, headlines of protocols, and four formats."""
 
 import csv
 import io
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from rich.text import Text
 
-from vlprompt import tables
+from vlprompt import cli
 from vlprompt.errors import UserError
 from vlprompt.reports.render import DEMO_NOTE, PRECISION_NOTE, render
-from vlprompt.reports.summaries import frame, summarise
+from vlprompt.reports.summary import frame, merged, summarise
 from vlprompt.results.record import Record
 
 CSV_COLUMNS = (
@@ -59,7 +61,7 @@ def test_mean_deviation_and_harmonic_mean_of_means(records: list[Record]) -> Non
     assert table[table.method == "vpt_shallow"].base_sd.isna().all()  # one seed has no deviation
 
 
-def test_order_and_untrained_beside_every_shots(records: list[Record]) -> None:
+def test_order_and_untrained_at_every_number_of_shots(records: list[Record]) -> None:
     table = summarise(records)
     rows = list(table[["shots", "method"]].itertuples(index=False, name=None))
     assert rows == [
@@ -88,12 +90,39 @@ def test_runs_without_a_result_are_counted_not_dropped(records: list[Record]) ->
     assert "failed" not in render(summarise([record("coop", 1)]))
 
 
-def test_columns_follow_the_protocol() -> None:
-    scores = {"imagenet_v2": {"accuracy": 0.6}, "sketch": {"accuracy": 0.4}}
-    table = summarise([record("coop", s, protocol="shift", scores=scores) for s in (1, 2)])
-    assert table.columns.tolist()[8:13] == ["n", "imagenet_v2", "imagenet_v2_sd", "sketch", "sketch_sd"]
-    assert "H" not in table
-    assert "60.00 ± 0.00" in render(table)
+def save(root: Path, made: Sequence[Record]) -> None:
+    for one in made:
+        folder = one.folder(root)
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(one.model_dump_json())
+
+
+@pytest.mark.parametrize("layout", ["runs", "auto"])
+def test_the_headline_of_a_strangers_protocol_has_its_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], layout: str
+) -> None:
+    """From the records alone: the protocol is not installed here."""
+    made = [
+        record("coop", seed, protocol="label_noise", scores={"clean": {"accuracy": 0.8}, "noisy": {"accuracy": noisy}},
+               headline={"clean": 0.8, "drop": 0.8 - noisy})
+        for seed, noisy in ((1, 0.7), (2, 0.6))
+    ]  # fmt: skip
+    save(tmp_path, made)
+    assert cli.main(["table", str(tmp_path), "--layout", layout, "--format", "markdown"]) == 0
+    header, _, row = (line for line in capsys.readouterr().out.splitlines() if line.startswith("|"))
+    cells = dict(zip(*([cell.strip() for cell in line.split("|")] for line in (header, row)), strict=True))
+    names = (
+        ("clean", "noisy", "drop") if layout == "runs" else [f"caltech101 ({n})" for n in ("clean", "noisy", "drop")]
+    )
+    assert [cells[name] for name in names] == ["80.00 ± 0.00", "65.00 ± 7.07", "15.00 ± 7.07"]
+    errors = [r.model_copy(update={"scores": {"clean": {"accuracy": 0.8, "ece": 0.1}}}) for r in made]
+    assert "drop" not in summarise(errors, metric="ece")  # it is one of accuracies
+
+
+def test_columns_of_several_protocols_keep_their_order() -> None:
+    assert merged([["base", "novel", "H", "all"], ["test"], ["novel"]]) == ["base", "novel", "H", "all", "test"]
+    assert merged([["novel"], ["base", "novel", "H"]]) == ["base", "novel", "H"]
+    assert merged([["a", "x", "average"], ["a", "y", "average"]]) == ["a", "y", "x", "average"]
 
 
 def test_average_of_a_transfer_leaves_the_source_out(records: list[Record]) -> None:
@@ -125,11 +154,13 @@ def test_precisions_and_weights_are_not_averaged_together() -> None:
     assert PRECISION_NOTE not in render(summarise(mixed[:1]))
 
 
-def test_frame_has_one_row_a_run(records: list[Record]) -> None:
-    runs = frame(records)
-    assert len(runs) == len(records)
-    assert runs.status.value_counts().to_dict() == {"finished": 7, "failed": 1, "not_applicable": 1}
-    assert runs.base.max() == pytest.approx(87.6)
+def test_the_tidy_frame_has_one_row_a_run_and_value(records: list[Record]) -> None:
+    values = frame([one for one in records if one.method != "zero_shot"])
+    runs = values.drop_duplicates("run")
+    assert len(runs) == len(records) - 1
+    assert runs["status"].value_counts().to_dict() == {"finished": 6, "failed": 1, "not_applicable": 1}
+    assert values["split"].value_counts().to_dict() == {"base": 6, "novel": 6, "mean of H": 6, "": 2}
+    assert values[values["split"] == "base"]["value"].max() == pytest.approx(87.6)
 
 
 def test_plain_output_is_never_wrapped_cut_or_coloured(records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +224,7 @@ def test_no_runs_and_unknown_format(records: list[Record]) -> None:
         summarise([])
     with pytest.raises(UserError, match="did you mean 'latex'"):
         render(summarise(records), "latx")
-    assert tables.frame([]).empty
+    assert frame([]).empty
 
 
 def test_costs_and_missing_seeds_are_shown() -> None:

@@ -11,8 +11,8 @@ from vlprompt.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from vlprompt.reports.comparison import Ranking
     from vlprompt.reports.render import Grid
+    from vlprompt.reports.significance import Ranking
     from vlprompt.results.record import Record
 
 PAIRED_NOTE = (
@@ -44,9 +44,9 @@ def register(commands: Any) -> None:
 
 
 def show_comparison(options: argparse.Namespace) -> int:
-    from vlprompt.reports.comparison import paired, rankings, runs_of
-    from vlprompt.reports.lines import lines_of
+    from vlprompt.reports.averages import across_datasets
     from vlprompt.reports.render import render_grids
+    from vlprompt.reports.significance import paired, rankings, runs_of
     from vlprompt.results.metrics import complete
 
     if len(options.learners) not in (0, 2):
@@ -56,12 +56,12 @@ def show_comparison(options: argparse.Namespace) -> int:
     tables: list[pd.DataFrame] = []
     drawn: list[Grid] = []
     if options.learners:
-        found, gaps = paired(*(runs_of(runs, name) for name in options.learners))
-        tables.append(found)
-        drawn.append(_paired_grid(found, options.learners))
+        table, gaps = paired(*(runs_of(runs, name) for name in options.learners))
+        tables.append(table)
+        drawn.append(_paired_grid(table, options.learners))
         notes += [PAIRED_NOTE, *gaps]
-    lines, _ = lines_of(complete(runs, options.metric), metric=options.metric)
-    for ranking in rankings(lines, options.metric, options.split):
+    results, _ = across_datasets(complete(runs, options.metric), metric=options.metric)
+    for ranking in rankings(results, options.metric, options.split):
         tables.append(ranking.pairs.assign(of=ranking.title))
         drawn += _ranking_grids(ranking)
         notes += [*ranking.notes, RANK_NOTE]
@@ -87,7 +87,7 @@ def _ranking_grids(ranking: "Ranking") -> list["Grid"]:
     import pandas as pd
 
     from vlprompt.reports.render import Grid
-    from vlprompt.reports.statistics import critical_difference
+    from vlprompt.reports.significance import critical_difference
 
     n = len(ranking.scores)
     width = critical_difference(len(ranking.ranks), n)
@@ -120,27 +120,27 @@ def draw(options: argparse.Namespace) -> int:
 
 
 def _reliability(runs: Mapping[Path, "Record"], options: argparse.Namespace) -> Any:
-    """One curve a learner, from the images of all its seeds; the error beside its name is the mean of the seeds'."""
+    """One curve a learner, from the images of all its seeds; the error next to its name is the mean of the seeds'."""
     from vlprompt.reports import plots as figures
-    from vlprompt.results.metrics import PREDICTIONS, calibration_error, reliability
-    from vlprompt.results.predictions import load_predictions, pool
+    from vlprompt.results.metrics import calibration_error, reliability
+    from vlprompt.results.predictions import PREDICTIONS, load_predictions, pool
 
     runs = {f: r for f, r in runs.items() if r.status == "finished" and (f / PREDICTIONS).exists()}
     _only_one(runs.values(), ("protocol", "dataset", "backbone", "weights"))
     trained = {record.shots for record in runs.values() if record.shots}
     if len(trained) > 1:
         raise UserError(f"runs have {', '.join(map(str, trained))} shots: choose one with --where shots=16")
-    kept: dict[str, list[Any]] = {}
+    of_learners: dict[str, list[Any]] = {}
     split = options.split
     for folder, record in runs.items():
-        found = load_predictions(folder / PREDICTIONS)
-        split = split or next((name for name in ("all", "test") if name in found), next(iter(found)))
-        if split not in found:
-            raise UserError(f"there is no test split '{split}': known are {', '.join(found)}")
-        kept.setdefault(record.learner, []).append(found[split])
+        splits = load_predictions(folder / PREDICTIONS)
+        split = split or next((name for name in ("all", "test") if name in splits), next(iter(splits)))
+        if split not in splits:
+            raise UserError(f"there is no test split '{split}': known are {', '.join(splits)}")
+        of_learners.setdefault(record.learner, []).append(splits[split])
     first = next(iter(runs.values()))
     curves = {}
-    for name, predictions in sorted(kept.items()):
+    for name, predictions in sorted(of_learners.items()):
         errors = [calibration_error(reliability(one)) for one in predictions]
         curves[f"{name} (ECE {100 * sum(errors) / len(errors):.2f} %)"] = reliability(pool(predictions))
     return figures.reliability(curves, f"{first.protocol}, {first.dataset}, {split}")
@@ -148,31 +148,32 @@ def _reliability(runs: Mapping[Path, "Record"], options: argparse.Namespace) -> 
 
 def _critical_difference(runs: Mapping[Path, "Record"], options: argparse.Namespace) -> Any:
     from vlprompt.reports import plots as figures
-    from vlprompt.reports.comparison import rankings
-    from vlprompt.reports.lines import lines_of
+    from vlprompt.reports.averages import across_datasets
+    from vlprompt.reports.significance import rankings
     from vlprompt.results.metrics import complete
 
-    lines, _ = lines_of(complete(runs, options.metric), metric=options.metric)
-    found = rankings(lines, options.metric, options.split)
-    if len(found) != 1:
-        titles = "; ".join(ranking.title for ranking in found) or "none with two learners on two data sets"
-        raise UserError(f"a critical-difference diagram shows one comparison, found are: {titles}; choose with --where")
-    for note in found[0].notes:
+    results, _ = across_datasets(complete(runs, options.metric), metric=options.metric)
+    known = rankings(results, options.metric, options.split)
+    if len(known) != 1:
+        titles = "; ".join(ranking.title for ranking in known) or "none with two learners on two data sets"
+        raise UserError(f"a critical-difference diagram shows one comparison, and there are {titles}: use --where")
+    (ranking,) = known
+    for note in ranking.notes:
         print(note)  # noqa: T201
-    return figures.critical_difference_diagram(found[0].ranks, len(found[0].scores), found[0].title)
+    return figures.critical_difference_diagram(ranking.ranks, len(ranking.scores), ranking.title)
 
 
 def _few_shot(runs: Mapping[Path, "Record"], options: argparse.Namespace) -> Any:
     from vlprompt.reports import plots as figures
-    from vlprompt.reports.lines import lines_of
+    from vlprompt.reports.averages import across_datasets
     from vlprompt.results.metrics import complete
 
     records = [record for record in complete(runs, options.metric) if record.protocol == "few_shot"]
     _only_one(records, ("backbone", "weights"))
-    lines, notes = lines_of(records, metric=options.metric)
+    results, notes = across_datasets(records, metric=options.metric)
     for note in notes:
         print(note)  # noqa: T201
-    return figures.few_shot(lines, options.metric)
+    return figures.few_shot(results, options.metric)
 
 
 def _only_one(records: Any, names: Sequence[str]) -> None:
@@ -181,9 +182,9 @@ def _only_one(records: Any, names: Sequence[str]) -> None:
     if not records:
         raise UserError("none of the runs can be drawn: this figure needs finished runs with predictions or scores")
     for name in names:
-        found = sorted({str(getattr(record, name)) for record in records})
-        if len(found) > 1:
-            raise UserError(f"runs differ in {name} ({', '.join(found)}): choose one with --where {name}={found[0]}")
+        values = sorted({str(getattr(record, name)) for record in records})
+        if len(values) > 1:
+            raise UserError(f"runs differ in {name} ({', '.join(values)}): choose one with --where {name}={values[0]}")
 
 
 FIGURES: dict[str, Callable[[Mapping[Path, "Record"], argparse.Namespace], Any]] = {

@@ -14,7 +14,7 @@ def register(commands: Any) -> None:
     curve.add_argument("key", metavar="KEY", help="a numeric setting: method.dimension")
     add_selection(curve)
     curve.add_argument("--split", help="the test that counts (default: the first: test, base)")
-    curve.add_argument("--reference", metavar="METHOD", help="hold against this method: full_finetune")
+    curve.add_argument("--reference", metavar="METHOD", help="compare with this method: full_finetune")
     curve.add_argument("--share", type=float, default=0.9, help="how near is near enough, above 0 to 1 (default: 0.9)")
     curve.add_argument("--format", choices=("terminal", "markdown", "latex"), default="terminal")
     curve.add_argument("--output", type=Path, help="write into this file instead of showing")
@@ -24,7 +24,7 @@ def register(commands: Any) -> None:
 def show_curve(options: argparse.Namespace) -> int:
     from vlprompt.reports.curves import curves
     from vlprompt.reports.render import general_notes, render_grids
-    from vlprompt.reports.summaries import frame
+    from vlprompt.reports.summary import frame
     from vlprompt.results.metrics import complete
 
     if not 0 < options.share <= 1:
@@ -32,8 +32,8 @@ def show_curve(options: argparse.Namespace) -> int:
     runs, notes = selected(options)
     records = complete(runs, options.metric)
     how = {"split": options.split, "metric": options.metric, "against": options.reference}
-    found = curves(records, options.key, **how)
-    notes = [*(curve.finding(options.share) for curve in found), *general_notes(frame(records)), *notes]
-    text = render_grids([curve.grid() for curve in found], [note for note in notes if note], options.format)
+    drawn = curves(records, options.key, **how)
+    notes = [*(curve.finding(options.share) for curve in drawn), *general_notes(frame(records)), *notes]
+    text = render_grids([curve.grid() for curve in drawn], [note for note in notes if note], options.format)
     write(text, options.output)
     return 0

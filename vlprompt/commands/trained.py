@@ -34,21 +34,16 @@ def register(commands: Any) -> None:
 
 
 def export(options: argparse.Namespace) -> int:
+    from vlprompt.config.build import restore_learner
     from vlprompt.interop.peft import write_peft
     from vlprompt.learners.lora import LoRA
 
-    learner = restored(options.run)
+    learner = restore_learner(options.run)
     if not isinstance(learner, LoRA):
         raise UserError(f"{options.run} holds a {type(learner).__name__}: only low-rank updates have a form in PEFT")
     write_peft(learner, options.folder)
     print(f"{options.folder}: adapter_config.json, adapter_model.safetensors")  # noqa: T201
     return 0
-
-
-def restored(folder: Path) -> Any:
-    from vlprompt.session import restore
-
-    return restore(folder)
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -62,12 +57,12 @@ def evaluate(options: argparse.Namespace) -> int:
     runs = {folder: run for folder, run in runs.items() if run.status == "finished" and has_setting(run, name)}
     if not runs:
         raise UserError(f"no finished run has the setting method.{name}: see vlprompt table for what there is")
-    kept = {folder: run for folder, run in runs.items() if (folder / TENSORS).is_file()}
-    if not kept:
+    testable = {folder: run for folder, run in runs.items() if (folder / TENSORS).is_file()}
+    if not testable:
         raise UserError(f"{next(iter(runs))} holds no {TENSORS}, so it cannot be tested: run it again with force=true")
-    if len(kept) < len(runs):
-        notes = [*notes, f"{len(runs) - len(kept)} of {len(runs)} runs hold no {TENSORS} and are left out."]
-    rows = pd.DataFrame([row for folder, run in kept.items() for row in tested(folder, run, name, values, options)])
+    if len(testable) < len(runs):
+        notes = [*notes, f"{len(runs) - len(testable)} of {len(runs)} runs hold no {TENSORS} and are left out."]
+    rows = pd.DataFrame([row for folder, run in testable.items() for row in tested(folder, run, name, values, options)])
     if options.format == "csv":
         write(rows.to_csv(index=False), options.output)
         return 0
@@ -98,19 +93,18 @@ def tested(
     folder: Path, run: "Record", name: str, values: Sequence[Any], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """A row for each value: what the run is, and its scores in percent."""
-    from vlprompt.experiment import Experiment
-    from vlprompt.results.metrics import measure
+    from vlprompt.results.metrics import find_metric
 
-    experiment = Experiment.of_record(folder, run, device=options.device)
+    spec = spec_of_record(folder, run, device=options.device)
     metric = options.metric
     rows: list[dict[str, Any]] = []
     for value in values:
-        scores = experiment.test_again(folder, {name: value})
+        scores = test_again(spec, folder, {name: value})
         row = {
             key: getattr(run, key) for key in ("protocol", "dataset", "backbone", "method", "variant", "shots", "seed")
         }
-        row |= {"precision": experiment.precision, name: value}
-        rows.append(row | {split: measure(metric).factor * kept[metric] for split, kept in scores.items()})
+        row |= {"precision": spec.precision, name: value}
+        rows.append(row | {split: find_metric(metric).factor * of_split[metric] for split, of_split in scores.items()})
     return rows
 
 
@@ -119,8 +113,8 @@ def over_seeds(rows: "pd.DataFrame", name: str, metric: str) -> "pd.DataFrame":
     import pandas as pd
 
     from vlprompt.reports.render import spread_text
-    from vlprompt.reports.statistics import spread
-    from vlprompt.results.metrics import measure
+    from vlprompt.reports.summary import spread
+    from vlprompt.results.metrics import find_metric
 
     keys = ["method", "variant", "shots", name]
     splits = [column for column in rows.columns[list(rows.columns).index(name) + 1 :] if rows[column].notna().any()]
@@ -128,8 +122,8 @@ def over_seeds(rows: "pd.DataFrame", name: str, metric: str) -> "pd.DataFrame":
     for key, group in rows.fillna({"variant": ""}).groupby(keys, sort=False):
         row = {k: str(v) for k, v in zip(keys, key, strict=True)} | {"n": str(len(group))}
         for split in splits:
-            found = spread(list(group[split]))
-            row[split] = spread_text(found.mean, found.deviation, decimals=measure(metric).decimals)
+            value = spread(group[split])
+            row[split] = spread_text(value.mean, value.deviation, decimals=find_metric(metric).decimals)
         shown.append(row)
     table = pd.DataFrame(shown)
     return table.drop(columns=[key for key in ("variant",) if not table[key].any()])

@@ -1,19 +1,18 @@
 """Base-to-novel generalisation: train on half of the classes, test on both halves."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import ClassVar
 
 from vlprompt.data.dataset import Dataset
-from vlprompt.data.sampling import Sampler, Shots, sample_few_shot
 from vlprompt.errors import UserError
-from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, Protocol, validation
+from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, Protocol, Sample, require_val
 
 
 class BaseToNovel(Protocol):
     """One training on the base half; tests on the base half, the novel half, and both over all class names.
 
     The base half is the first ceil(n/2) labels. Images are sampled from all classes and filtered afterwards: the
-    images of a base class do not depend on the protocol.
+    images of a base class do not depend on the protocol. Labels count from 0 within each half.
 
     Source: Zhou et al., "Conditional Prompt Learning for Vision-Language Models" (CVPR 2022), section 4.1.
     Differs: "all" is not in the paper.
@@ -21,30 +20,24 @@ class BaseToNovel(Protocol):
 
     name: ClassVar[str] = "base_to_novel"
 
-    def episodes(
-        self,
-        dataset: Dataset,
-        *,
-        shots: Shots,
-        seed: int,
-        sample: Sampler = sample_few_shot,
-        targets: Mapping[str, Dataset] = {},
-    ) -> Iterator[Episode]:
-        """One episode. Labels count from 0 within each half."""
+    def episode(self, dataset: Dataset, sample: Sample, *, targets: Mapping[str, Dataset] = {}) -> Episode:
         base, novel = halves(dataset)
-        train, val = sample(dataset, shots=shots, seed=seed)
-        known = dataset.split("val", val).select(base) or None  # an empty split is false
+        train, val = (dataset.split("train", sample[0]), dataset.split("val", sample[1]))
+        base_val = val.select(base) or None  # an empty split is false
         if self.part == FEW_SHOT_VAL:  # no look at a novel label either
-            tests = {"base": validation(dataset, known)}
+            tests = {"base": require_val(dataset, base_val)}
         else:
             test = dataset.split(self.part)
             tests = {"base": test.select(base), "novel": test.select(novel), "all": test}
-        yield Episode(train=dataset.split("train", train).select(base), val=known, tests=tests)
+        return Episode(train=train.select(base), val=base_val, tests=tests)
 
-    def summary(self, accuracies: Mapping[str, float]) -> dict[str, float]:
-        """base, novel, their harmonic mean H, all."""
-        base, novel = accuracies["base"], accuracies["novel"]
-        return {"base": base, "novel": novel, "H": harmonic_mean(base, novel), "all": accuracies["all"]}
+    @classmethod
+    def summary(cls, accuracies: Mapping[str, float]) -> dict[str, float]:
+        """base, novel, their harmonic mean H, all; as far as they are there."""
+        headline = {name: accuracies[name] for name in ("base", "novel") if name in accuracies}
+        if len(headline) == 2:
+            headline["H"] = harmonic_mean(headline["base"], headline["novel"])
+        return headline | {name: value for name, value in accuracies.items() if name not in headline}
 
 
 def halves(dataset: Dataset) -> tuple[list[int], list[int]]:

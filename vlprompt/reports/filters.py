@@ -51,12 +51,12 @@ def _has(record: Record, key: str) -> bool:
 
 
 def _keys(config: Mapping[str, Any], prefix: str = "") -> set[str]:
-    found: set[str] = set()
+    keys: set[str] = set()
     for key, value in config.items():
-        found.add(f"{prefix}{key}")
+        keys.add(f"{prefix}{key}")
         if isinstance(value, Mapping):
-            found |= _keys(value, f"{prefix}{key}.")
-    return found
+            keys |= _keys(value, f"{prefix}{key}.")
+    return keys
 
 
 def select(runs: Mapping[Path, Record], conditions: Sequence[str]) -> tuple[dict[Path, Record], list[str]]:
@@ -72,12 +72,12 @@ def select(runs: Mapping[Path, Record], conditions: Sequence[str]) -> tuple[dict
             raise UserError(f"'{condition}' is no condition: write KEY=VALUE, as in --where method=coop")
         check_key(key, list(runs.values()))
         wanted.setdefault(key, []).append(_read(text))
-    kept = {folder: record for folder, record in runs.items() if all(_meets(record, k, v) for k, v in wanted.items())}
+    chosen = {folder: record for folder, record in runs.items() if all(_meets(record, k, v) for k, v in wanted.items())}
     if not wanted:
-        return kept, []
-    if runs and not kept:
+        return chosen, []
+    if runs and not chosen:
         raise UserError(f"none of {len(runs)} runs has {' '.join(conditions)}: see vlprompt table for what there is")
-    return kept, [f"Only {' '.join(conditions)}: {len(kept)} of {len(runs)} runs."]
+    return chosen, [f"Only {' '.join(conditions)}: {len(chosen)} of {len(runs)} runs."]
 
 
 def _read(text: str) -> Any:

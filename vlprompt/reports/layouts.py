@@ -1,20 +1,18 @@
 """Tables as papers print them: base, novel and H of each data set; data sets side by side; averages."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
 from vlprompt.errors import UserError, unknown
-from vlprompt.reports.lines import PARTS, Line, average_name, averaged, datasets_of
+from vlprompt.reports.averages import CONTEXT, in_papers_order, in_parts_order
 from vlprompt.reports.render import BEST, SECOND, Grid, spread_text
-from vlprompt.reports.statistics import Interval, Spread
-from vlprompt.reports.summaries import place
-from vlprompt.results.metrics import Measure, measure
+from vlprompt.reports.summary import H, Interval, learner_order
+from vlprompt.results.metrics import Metric, find_metric
 from vlprompt.results.record import Record
 
-PROTOCOLS = ("base_to_novel", "few_shot", "cross_dataset", "domain_generalization")
-LAYOUTS = ("runs", *PROTOCOLS, "auto", "published")
+PAPERS = ("base_to_novel", "few_shot", "cross_dataset", "domain_generalization")
+LAYOUTS = ("runs", *PAPERS, "auto", "published")
 H_NOTE = (
     "H: harmonic mean of the means of base and novel, as published. mean of H: the mean of harmonic means, over seeds "
     "for a data set, over data sets for an average."
@@ -27,145 +25,106 @@ def of_layout(records: Sequence[Record], layout: str) -> tuple[list[Record], lis
     """The records that a layout shows, and a note on the others. Raises: UserError where it shows none."""
     if layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
-    if layout not in PROTOCOLS:
+    if layout not in PAPERS:
         return list(records), []
-    kept = [record for record in records if record.protocol == layout]
+    shown = [record for record in records if record.protocol == layout]
     others = sorted({record.protocol for record in records} - {layout})
-    if records and not kept:
+    if records and not shown:
         raise UserError(f"there are no runs of {layout} (but of {', '.join(others)}): use --layout auto")
-    note = f"Not in this layout: {len(records) - len(kept)} runs of {', '.join(others)}."
-    return kept, [note] if others else []
+    note = f"Not in this layout: {len(records) - len(shown)} runs of {', '.join(others)}."
+    return shown, [note] if others else []
 
 
-def grids(lines: Sequence[Line], metric: str = "accuracy") -> list[Grid]:
-    """A table for each protocol, source, backbone and weights (of base-to-novel: and number of shots)."""
-    groups: dict[tuple, list[Line]] = {}
-    for line in lines:
-        tall = line.protocol == "base_to_novel"
-        groups.setdefault(line.context if tall else line.context[:-1], []).append(line)
-    make = {True: _by_dataset, False: _side_by_side}
-    ordered = sorted(groups.values(), key=lambda members: str(members[0].context[:4]))
-    return [make[m[0].protocol == "base_to_novel"](sorted(m, key=_place), measure(metric)) for m in ordered]
-
-
-def notes_of(lines: Sequence[Line], interval: Interval = "none") -> list[str]:
+def notes_of(results: pd.DataFrame, records: Sequence[Record], interval: Interval = "none") -> list[str]:
     """What a reader must know: how H is made, and which runs have no result."""
-    stopped = {r.key: r for line in lines for r in line.records if r.status != "finished"}
-    notes = [H_NOTE] if any(part == "H" for line in lines for _, part in line.spreads) else []
-    named = [
-        f"{cell.learner} on {cell.dataset}, {cell.protocol}, {cell.shots} shots, seed {cell.seed}: "
+    stopped = {record.key: record for record in records if record.status != "finished"}
+    notes = [N_NOTE] if interval != "normal" and results["deviation"].notna().any() else []
+    notes += [H_NOTE] if (results["part"] == H).any() else []
+    notes += [
+        f"{run.learner} on {run.dataset}, {run.protocol}, {run.shots} shots, seed {run.seed}: "
         f"{record.status.replace('_', ' ')}, {' '.join((record.reason or 'no reason kept').split())}"
-        for cell, record in list(stopped.items())[:MOST_NAMED]
+        for run, record in list(stopped.items())[:MOST_NAMED]
     ]
     more = [f"... and {len(stopped) - MOST_NAMED} more without a result (--layout runs counts them)."]
-    deviations = any(pd.notna(s.deviation) for line in lines for s in line.spreads.values())
-    return [*[N_NOTE] * (deviations and interval != "normal"), *notes, *named, *more * (len(stopped) > MOST_NAMED)]
+    return [*notes, *more * (len(stopped) > MOST_NAMED)]
 
 
-def _place(line: Line) -> tuple:
-    return place({name: getattr(line, name) for name in ("shots", "method", "variant", "precision")})
+def grids(results: pd.DataFrame, metric: str = "accuracy") -> list[Grid]:
+    """A table for each protocol, source, backbone and weights (of base-to-novel: and number of shots).
+
+    `results` are those of `across_datasets`.
+    """
+    drawn = []
+    groups = results.groupby(CONTEXT[:-1], sort=False)
+    for key, group in sorted(groups, key=lambda item: (*item[0][:3], item[0][3] == "", item[0][3])):
+        tall = key[0] == "base_to_novel"
+        tables = [members for _, members in group.groupby("shots", sort=False)] if tall else [group]
+        drawn += [_grid(members, find_metric(metric), tall=tall) for members in tables]
+    return drawn
 
 
-def _by_dataset(lines: Sequence[Line], shown: Measure) -> Grid:
-    """Rows: data sets, in each the learners; columns: the parts. The average comes last."""
-    datasets = [*datasets_of(lines), *[average_name(lines)] * (len(averaged(lines)) > 1)]
-    found = {part for line in lines for _, part in line.spreads}
-    parts = [part for part in PARTS if part in found] + sorted(found - set(PARTS))
-    rows: list[dict[str, Any]] = []
-    spreads: list[dict[str, Spread]] = []
-    for dataset in datasets:
-        for line in lines:
-            here = {part: line.spreads[dataset, part] for part in parts if (dataset, part) in line.spreads}
-            n = max((spread.n for spread in here.values()), default=0)
-            rows.append({"dataset": dataset, **_identity(line), "n": str(n)})
-            spreads.append(here)
-    return _grid(lines, rows, spreads, parts, shown, blocks=[row["dataset"] for row in rows])
+def _grid(members: pd.DataFrame, shown: Metric, *, tall: bool) -> Grid:
+    """Rows: the learners, in blocks of a data set each (`tall`; columns: the parts), or of a number of shots (columns:
+    the data sets). Averages come last."""
+    names = list(members)[list(members).index("precision") : list(members).index("given_shots")]
+    index = ["dataset" if tall else "shots", *names]
+    order = list(map(learner_order, members.to_dict("records")))
+    rows = members.iloc[sorted(range(len(members)), key=order.__getitem__)]
+    rows = rows.astype(dict.fromkeys(index, str)).assign(
+        column=rows["part"] if tall else _headings(rows),
+        text=[spread_text(*s, decimals=shown.decimals) for s in rows[["mean", "deviation", "half_width"]].to_numpy()],
+    )
+    datasets = in_papers_order(rows["dataset"], rows["source"].iloc[0])
+    shape = rows[index].drop_duplicates()
+    if tall:  # a row for each learner in each block
+        shape = pd.DataFrame({"dataset": datasets}).merge(rows[names].drop_duplicates(), how="cross")
+    filled = rows[rows["n"] > 0].drop_duplicates([*index, "column"])
+    columns = filled.sort_values("dataset", key=lambda names: names.map(datasets.index), kind="stable")
+    columns = in_parts_order(filled["part"]) if tall else list(dict.fromkeys(columns["column"]))
 
+    def cells(name: str) -> pd.DataFrame:
+        table = filled.pivot(index=index, columns="column", values=name)
+        return table.reindex(index=pd.MultiIndex.from_frame(shape), columns=columns)
 
-def _side_by_side(lines: Sequence[Line], shown: Measure) -> Grid:
-    """Rows: numbers of shots, in each the learners; columns: data sets and their average."""
-    parts = dict.fromkeys(part for line in lines for _, part in line.spreads)
-    names = [*datasets_of(lines), *dict.fromkeys(average_name([line]) for line in lines)]
-    names += [name for line in lines for name, _ in line.spreads if name not in names]
-    columns = [(name, part) for name in dict.fromkeys(names) for part in parts]
-    columns = [place for place in columns if any(place in line.spreads for line in lines)]
-    rows: list[dict[str, Any]] = []
-    spreads: list[dict[str, Spread]] = []
-    for line in lines:
-        here = {_heading(place): line.spreads[place] for place in columns if place in line.spreads}
-        seeds = sorted({spread.n for spread in here.values()}) or [0]
-        n = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-        rows.append({"shots": str(line.shots), **_identity(line), "n": n})
-        spreads.append(here)
-    return _grid(lines, rows, spreads, list(map(_heading, columns)), shown, blocks=[row["shots"] for row in rows])
-
-
-def _heading(place: tuple[str, str]) -> str:
-    dataset, part = place
-    return dataset if part == "test" else f"{dataset} ({part})"
-
-
-def _identity(line: Line) -> dict[str, str]:
-    found = {"precision": line.precision, "method": line.method, "variant": line.variant, **line.extra}
-    return {name: "" if value is None else str(value) for name, value in found.items()}
-
-
-def _grid(
-    lines: Sequence[Line],
-    rows: list[dict[str, Any]],
-    spreads: list[dict[str, Spread]],
-    columns: Sequence[str],
-    shown: Measure,
-    *,
-    blocks: Sequence[str],
-) -> Grid:
-    """The cells as text, the best and second of each block and column marked, what all rows share in the title."""
-    for row, here in zip(rows, spreads, strict=True):
-        for column in columns:
-            s = here.get(column, Spread(0, float("nan"), float("nan"), float("nan")))
-            row[column] = spread_text(s.mean, s.deviation, s.half_width, decimals=shown.decimals)
-    table = pd.DataFrame(rows)
-    first = lines[0]
-    title = {"protocol": first.protocol, "source": first.source, "backbone": first.backbone, "weights": first.weights}
-    if "shots" not in table:
-        title["shots"] = str(first.shots)
+    table = shape.reset_index(drop=True)
+    low, high = (cells("n").agg(of, axis=1).fillna(0) for of in ("min", "max"))
+    table["n"] = [f"{a:.0f}" if a == b else f"{a:.0f} to {b:.0f}" for a, b in zip(low, high, strict=True)]
+    table[columns] = cells("text").fillna("").to_numpy()
     constant = [name for name in ("precision", "variant", "shots") if name in table and table[name].nunique() == 1]
-    title |= {name: table[name].iloc[0] for name in constant}
-    table = table.drop(columns=constant)
-    text = ", ".join(f"{name} {value}" for name, value in title.items() if value) + f"; {shown.label}"
-    return Grid(text, table, _marks(spreads, columns, blocks, shown), blocks)
+    shared = {name: rows[name].iloc[0] for name in [*CONTEXT[:-1], *["shots"] * tall, *constant]}
+    title = ", ".join(f"{name} {value}" for name, value in shared.items() if value != "") + f"; {shown.label}"
+    return Grid(title, table.drop(columns=constant), _marks(cells("mean"), shown), shape[index[0]].tolist())
 
 
-def _marks(
-    spreads: Sequence[dict[str, Spread]], columns: Sequence[str], blocks: Sequence[str], shown: Measure
-) -> dict[tuple[int, str], str]:
-    """Equal means, as printed, share a mark."""
-    marks: dict[tuple[int, str], str] = {}
-    for block in dict.fromkeys(blocks):
-        inside = [i for i, name in enumerate(blocks) if name == block]
-        for column in columns:
-            means = {i: round(spreads[i][column].mean, shown.decimals) for i in inside if column in spreads[i]}
-            order = sorted(set(means.values()), reverse=shown.higher_is_better)
-            if len(means) > 1:
-                for name, value in zip((BEST, SECOND), order, strict=False):
-                    marks |= {(i, column): name for i, mean in means.items() if mean == value}
-    return marks
+def _headings(rows: pd.DataFrame) -> pd.Series:
+    return rows["dataset"].where(rows["part"] == "test", rows["dataset"] + " (" + rows["part"] + ")")
+
+
+def _marks(means: pd.DataFrame, shown: Metric) -> dict[tuple[int, str], str]:
+    """The best and the second of each block and column; equal means, as printed, share a mark."""
+    if means.empty:
+        return {}
+    blocks = means.round(shown.decimals).groupby(level=0)
+    ranks = blocks.rank(method="dense", ascending=not shown.higher_is_better)[blocks.transform("count") > 1]
+    marks = {1: BEST, 2: SECOND}
+    return {(i, name): marks[rank] for name in ranks for i, rank in enumerate(ranks[name]) if rank in marks}
 
 
 def distance_grid(table: pd.DataFrame) -> Grid:
-    """Published numbers, each with ours less theirs behind it, as `published.distances` has them."""
+    """Published numbers, each followed by ours less theirs, as `published.distances` has them."""
     shown = pd.DataFrame(index=table.index)
-    for name in table:
-        if name in ("recipe", "n") or str(name).endswith("_difference"):
+    for name in map(str, table):
+        part = name.removesuffix("_published")
+        if name in ("recipe", "n") or name.endswith("_difference"):
             continue
-        part = str(name).removesuffix("_published")
         if part != name:
-            pairs = zip(table[name], table[f"{part}_difference"], strict=True)
+            gaps = table[f"{part}_difference"]
+            pairs = zip(table[name], gaps, strict=True)
             shown[part] = [
                 "" if pd.isna(value) else f"{value:.2f} ({round(gap, 2) + 0.0:+.2f})" for value, gap in pairs
             ]
         elif f"{name}_published" not in table:
-            shown[name] = ["" if pd.isna(value) else str(value) for value in table[name]]
+            shown[name] = table[name].map(str)
     shared = [name for name in ("protocol", "backbone", "variant", "source") if shown[name].nunique() == 1]
     title = ", ".join(f"{name} {shown[name].iloc[0]}" for name in shared if shown[name].iloc[0])
     return Grid(f"Distance to the papers: {title}", shown.drop(columns=shared), blocks=table["dataset"].tolist())

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from vlprompt.errors import UserError
-from vlprompt.reports.lines import Line, datasets_of
-from vlprompt.reports.statistics import critical_difference
-from vlprompt.results.metrics import measure
+from vlprompt.reports.averages import in_papers_order
+from vlprompt.reports.significance import critical_difference
+from vlprompt.reports.summary import UNTRAINED
+from vlprompt.results.metrics import find_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,27 +59,27 @@ def reliability(curves: Mapping[str, pd.DataFrame], title: str) -> "Figure":
     return figure
 
 
-def few_shot(lines: Sequence[Line], metric: str) -> "Figure":
-    """Accuracy over shots, a panel for each data set and for the average; bars are deviations over seeds.
+def few_shot(results: pd.DataFrame, metric: str) -> "Figure":
+    """Accuracy over shots, a panel for the average and for each data set; bars are deviations over seeds.
 
-    Source: Zhou et al., IJCV 2022, figure 3.
+    `results` are those of `across_datasets`. Source: Zhou et al., IJCV 2022, figure 3.
     """
-    known = {place for line in lines for place in line.spreads if place[1] == "test"}
-    first = sorted(place for place in known if place[0].startswith("average_"))
-    places = first + [(name, "test") for name in datasets_of(lines) if (name, "test") in known]
-    if not places:
+    tests = results[(results["n"] > 0) & (results["part"] == "test")]
+    if tests.empty:
         raise UserError("there are no few-shot results to draw: run protocol=few_shot first")
-    n_columns = min(4, len(places))
-    n_rows = -(-len(places) // n_columns)
+    names = sorted(in_papers_order(tests["dataset"]), key=lambda name: not name.startswith("average_"))
+    n_columns = min(4, len(names))
+    n_rows = -(-len(names) // n_columns)
     figure = new_figure(3.4 * n_columns, 2.8 * n_rows + 0.5)
-    panels = figure.subplots(n_rows, n_columns, squeeze=False).flat
-    for panel, place in zip(panels, places, strict=False):
-        _curves(panel, lines, place)
-        panel.set_title(place[0], fontsize="medium")
-    for panel in list(panels)[len(places) :]:
+    panels = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
+    learners = list(dict.fromkeys(results["learner"]))
+    for panel, name in zip(panels, names, strict=False):
+        _curves(panel, tests[tests["dataset"] == name], learners)
+        panel.set_title(name, fontsize="medium")
+    for panel in panels[len(names) :]:
         panel.set_axis_off()
     figure.supxlabel("labelled images a class")
-    figure.supylabel(measure(metric).label)
+    figure.supylabel(find_metric(metric).label)
     shown = {
         label: line for panel in figure.axes for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
@@ -87,21 +87,18 @@ def few_shot(lines: Sequence[Line], metric: str) -> "Figure":
     return figure
 
 
-def _curves(panel: "Axes", lines: Sequence[Line], place: tuple[str, str]) -> None:
-    learners = list(dict.fromkeys(line.learner for line in lines))
-    shots: list[Any] = sorted({line.shots for line in lines if isinstance(line.shots, int) and place in line.spreads})
-    for i, name in enumerate(learners):
-        own = [line for line in lines if line.learner == name and line.shots in shots and place in line.spreads]
-        own.sort(key=lambda line: shots.index(line.shots))
-        x = [shots.index(line.shots) for line in own]
-        means = [line.spreads[place].mean for line in own]
-        bars = [np.nan_to_num(line.spreads[place].deviation) for line in own]
-        style: dict[str, Any] = {"color": f"C{i}", "marker": MARKERS[i % len(MARKERS)], "markersize": 4, "label": name}
-        if own and own[0].given_shots == 0:
-            panel.plot(x, means, **style | {"linestyle": ":"})
-        elif own:
-            panel.errorbar(x, means, bars, capsize=2, **style)
-    panel.set_xticks(range(len(shots)), map(str, shots))
+def _curves(panel: "Axes", tests: pd.DataFrame, learners: Sequence[str]) -> None:
+    tests = tests[tests["shots"] != "all"].sort_values("shots", kind="stable")
+    positions = {shots: i for i, shots in enumerate(dict.fromkeys(tests["shots"]))}
+    for i, learner in enumerate(learners):
+        line = tests[tests["learner"] == learner]
+        x, means = line["shots"].map(positions).tolist(), line["mean"].tolist()
+        style: dict[str, Any] = {"color": f"C{i}", "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
+        if (line["given_shots"] == UNTRAINED).any():
+            panel.plot(x, means, label=learner, linestyle=":", **style)
+        elif x:
+            panel.errorbar(x, means, line["deviation"].fillna(0).tolist(), capsize=2, label=learner, **style)
+    panel.set_xticks(range(len(positions)), map(str, positions))
     panel.grid(alpha=0.3)
 
 
@@ -141,10 +138,10 @@ def critical_difference_diagram(ranks: pd.Series, n_datasets: int, title: str) -
 
 def cliques(ranks: Sequence[float], width: float) -> list[tuple[float, float]]:
     """The longest stretches of rising ranks no longer than `width`, as (first, last); single ranks are none."""
-    found: list[tuple[float, float]] = []
+    stretches: list[tuple[float, float]] = []
     for i, start in enumerate(ranks):
         end = max(rank for rank in ranks[i:] if rank - start <= width)
-        inside = found and found[-1][1] >= end
+        inside = stretches and stretches[-1][1] >= end
         if end > start and not inside:
-            found.append((start, end))
-    return found
+            stretches.append((start, end))
+    return stretches

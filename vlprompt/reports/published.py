@@ -1,18 +1,21 @@
 """The papers' numbers, and how results differ from them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from vlprompt.config import recipes
 from vlprompt.config.paths import published_dir
+from vlprompt.errors import UserError
+from vlprompt.reports.averages import in_papers_order, in_parts_order
 from vlprompt.reports.filters import at_shots
-from vlprompt.reports.lines import ELEVEN, PARTS, TRANSFER, VARIANTS, Line
-from vlprompt.reports.summaries import UNTRAINED
+from vlprompt.reports.summary import UNTRAINED, is_transfer
 from vlprompt.results.record import Record
 
+COLUMNS = ("source", "protocol", "dataset", "method", "backbone", "shots", "metric", "value")  # recipe, printed: or ""
 SECTIONS = ("method", "fit", "bank", "augment", "backbone", "protocol")
 """The parts of a configuration that a published setting is held against; precision and device are no part of it."""
 UNKNOWN, SAME, DIFFER = "setting unknown", "as published", "settings differ"
@@ -23,15 +26,34 @@ SettingsOf = Callable[[Record, str], Mapping[str, Any] | None]
 """The configuration that a recipe gives for a record's cell; None where it cannot be composed."""
 
 
-@cache
-def load(place: Path | None = None) -> pd.DataFrame:
-    """All published rows; `part` is the metric in the words of tables, `shots` a number where it is one."""
-    paths = sorted((place or published_dir()).glob("*.csv"))
-    rows = pd.concat([pd.read_csv(path, dtype=str, keep_default_na=False) for path in paths], ignore_index=True)
-    rows["value"] = rows["value"].astype(float)
-    rows["shots"] = [int(shots) if shots.isdigit() else shots for shots in rows["shots"]]
-    rows["part"] = rows["metric"].replace({"accuracy": "test"})
-    return rows
+def load(paths: Sequence[Path] = ()) -> pd.DataFrame:
+    """All published rows; `part` is the metric in the words of tables, `shots` a number where it is one.
+
+    `paths`: by default the package's files. Raises: UserError where there are no rows, or one cannot be read.
+    """
+    tables = [_read(path) for path in paths or sorted(published_dir().glob("*.csv"))]
+    if not sum(map(len, tables)):
+        raise UserError("there are no published numbers: name a file of them with --published FILE")
+    return pd.concat(tables, ignore_index=True)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False).fillna("")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:  # no table, or no UTF-8
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    if missing := [name for name in COLUMNS if name not in rows]:
+        raise UserError(f"{path} has no column {', '.join(missing)}")
+    for i, value in enumerate(rows["value"], 1):
+        if not re.fullmatch(r"-?[\d.]+", value):
+            raise UserError(f"{path}, row {i}: 'value' is '{value}', which is no number")
+    rows = rows.assign(**{name: rows.get(name, "") for name in ("recipe", "printed")})
+    shots = [int(shots) if shots.isdecimal() else shots for shots in rows["shots"]]
+    part = rows["metric"].replace({"accuracy": "test"})
+    rows["recipe"] = rows["recipe"].map(recipes.renamed)  # files of before say coop_ijcv
+    return rows.assign(value=rows["value"].map(float), shots=pd.Series(shots, dtype=object), part=part)
 
 
 def as_records(rows: pd.DataFrame) -> list[Record]:
@@ -41,77 +63,45 @@ def as_records(rows: pd.DataFrame) -> list[Record]:
     """
     single = rows[~rows["dataset"].str.startswith("average_") & (rows["metric"] != "H")]
     single = single[[isinstance(shots, int) for shots in single["shots"]]].copy()
-    transfer = single["protocol"].isin(TRANSFER)
+    transfer = single["protocol"].map(is_transfer)
     single["trained_on"] = single["dataset"].where(~transfer, TRAINED_ON)
     single["split"] = single["dataset"].where(transfer, single["part"])
-    keys = ["source", "printed", "protocol", "trained_on", "backbone", "method", "shots", "recipe"]
+    cell = ["protocol", "backbone", "method", "shots"]
     records = []
-    for found, group in single.groupby(keys, sort=False):
-        source, printed, protocol, dataset, backbone, method, shots, recipe = found
-        records.append(
-            Record(
-                protocol=protocol,
-                dataset=dataset,
-                backbone=backbone,
-                method=method,
-                variant=f"{printed}, {source}",
-                shots=shots,
-                seed=UNTRAINED if shots == UNTRAINED else 1,
-                status="finished",
-                weights="openai",
-                recipe=[recipe] if recipe else [],
-                scores={
-                    split: {"accuracy": value / 100}
-                    for split, value in zip(group["split"], group["value"], strict=True)
-                },
-            )
-        )
+    for key, group in single.groupby([*cell, "trained_on", "source", "printed", "recipe"], sort=False):
+        dataset, source, printed, recipe = key[4:]
+        scores = {split: {"accuracy": value / 100} for split, value in zip(group["split"], group["value"], strict=True)}
+        known = dict(zip(cell, key, strict=False)) | {"dataset": dataset, "variant": f"{printed}, {source}"}
+        known |= {"seed": UNTRAINED if known["shots"] == UNTRAINED else 1, "recipe": [recipe] if recipe else []}
+        records.append(Record(**known, status="finished", weights="openai", scores=scores))
     return records
 
 
-def distances(lines: Sequence[Line], rows: pd.DataFrame, settings_of: SettingsOf) -> pd.DataFrame:
-    """Each mean of ours beside each published number of the same cell: one row a cell and source.
+def distances(results: pd.DataFrame, rows: pd.DataFrame, settings_of: SettingsOf) -> pd.DataFrame:
+    """Each mean of ours next to each published number of the same cell: one row a cell and source.
 
-    Columns: protocol, dataset, backbone, method, variant, shots, n; for each part ours, `<part>_published` and
-    `<part>_difference` (ours less theirs, points); recipe, settings, printed, source. A learner that is not trained is
-    compared once. A cell without a published number has no row.
+    `results` are those of `across_datasets`. Columns: protocol, dataset, backbone, method, variant, shots, n; for each
+    part ours, `<part>_published` and `<part>_difference` (ours less theirs, points); recipe, settings, printed, source.
+    A learner that is not trained is compared once. A cell without a published number has no row.
     """
-    found: dict[tuple, dict[str, Any]] = {}
-    for line, row in _meeting(lines, rows):
-        spread = line.spreads[row["dataset"], row["part"]]
-        cell = {
-            "protocol": line.protocol, "dataset": row["dataset"], "backbone": line.backbone, "method": line.method,
-            "variant": line.variant, **line.extra, "shots": line.given_shots,
-        }  # fmt: skip
-        source = {name: row[name] for name in ("recipe", "printed", "source")}
-        place = (*map(str, cell.values()), line.weights, line.precision, *source.values())
-        if place not in found:
-            settings = status(line.behind(row["dataset"]), row["recipe"], settings_of)
-            found[place] = cell | {"n": spread.n} | source | {"settings": settings}
-        found[place] |= {
-            row["part"]: spread.mean,
-            f"{row['part']}_published": row["value"],
-            f"{row['part']}_difference": spread.mean - row["value"],
-        }
-    order = {name: i for i, name in enumerate((*ELEVEN, *VARIANTS))}
-    ordered = sorted(found.values(), key=lambda row: (row["protocol"], row["backbone"], order.get(row["dataset"], 99)))
-    table = pd.DataFrame(ordered)
-    numbers = [f"{part}{end}" for part in PARTS for end in ("", "_published", "_difference")]
+    shown = results[(results["n"] > 0) & results["source"].isin(["", TRAINED_ON])]
+    ours = shown.drop(columns=["shots", "source", "metric"]).rename(columns={"given_shots": "shots"})
+    both = ours.merge(rows.drop(columns="metric"), on=["protocol", "backbone", "method", "shots", "dataset", "part"])
+    extra = list(ours)[list(ours).index("variant") + 1 : list(ours).index("shots")]
+    cell = ["protocol", "dataset", "backbone", "method", "variant", *extra, "shots"]
     last = ["recipe", "settings", "printed", "source"]
-    first = [name for name in table if name not in (*numbers, *last)]
-    return table.reindex(columns=[*first, *(name for name in numbers if name in table), *last])
-
-
-def _meeting(lines: Sequence[Line], rows: pd.DataFrame) -> Iterator[tuple[Line, dict[str, Any]]]:
-    """Lines with the published rows of what they have results for."""
-    by_line: dict[tuple, list[Any]] = {}
-    for row in rows.to_dict("records"):
-        by_line.setdefault((row["protocol"], row["backbone"], row["method"], row["shots"]), []).append(row)
-    for line in lines:
-        if line.source in (None, TRAINED_ON):
-            for found in by_line.get((line.protocol, line.backbone, line.method, line.given_shots), []):
-                if (found["dataset"], found["part"]) in line.spreads:
-                    yield line, found
+    table = []
+    names = [*cell, "recipe", "printed", "source"]
+    for key, group in both.groupby([*names, "weights", "precision"], sort=False):
+        row = dict(zip(names, key, strict=False)) | {"n": group["n"].iloc[0]}
+        row["settings"] = status(group["records"].iloc[0], row["recipe"], settings_of)
+        for part, mean, value in zip(group["part"], group["mean"], group["value"], strict=True):
+            row |= {part: mean, f"{part}_published": value, f"{part}_difference": mean - value}
+        table.append(row)
+    order = {name: i for i, name in enumerate(in_papers_order(both["dataset"]))}
+    table.sort(key=lambda row: (row["protocol"], row["backbone"], order[row["dataset"]]))
+    numbers = [f"{part}{end}" for part in in_parts_order(both["part"]) for end in ("", "_published", "_difference")]
+    return pd.DataFrame(table, columns=[*cell, "n", *numbers, *last])
 
 
 def status(records: Sequence[Record], recipe: str, settings_of: SettingsOf) -> str:
@@ -136,8 +126,8 @@ def status(records: Sequence[Record], recipe: str, settings_of: SettingsOf) -> s
 
 def _is_default(record: Record, recipe: str) -> bool:
     """Whether a run has the default settings of its method and protocol, with no recipe for a data set or backbone."""
-    default = record.variant is None and recipe == f"{record.method}_{record.protocol}"
-    return default and not any(name.count("/") > 1 for name in record.recipe)
+    default = record.variant is None and recipe == f"{record.method}/{record.protocol}"
+    return default and all(recipes.of_record(name) == f"recipe/{recipe}" for name in record.recipe)
 
 
 def differing(ours: Mapping[str, Any], published: Mapping[str, Any], shots: int | str) -> list[str]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from vlprompt.errors import UserError, unknown
-from vlprompt.reports.summaries import CONTEXT, NO_RUNS
-from vlprompt.results.metrics import measure
+from vlprompt.reports.summary import MEAN_OF_H, NO_RUNS, SHARED
+from vlprompt.results.metrics import find_metric
 
 FORMATS = ("terminal", "markdown", "csv", "latex")
 DEMO_NOTE = "The demo world checks the software; it ranks nothing."
@@ -85,10 +85,10 @@ def render_grids(grids: Sequence[Grid], notes: Sequence[str], format: str) -> st
 
 
 def general_notes(table: pd.DataFrame) -> list[str]:
-    """Of a table with the columns dataset, backbone and precision."""
+    """Of a table with the columns dataset, backbone, precision and variant."""
     demo = table["dataset"].str.startswith("shapes") | (table["backbone"] == "shapes_vit")
-    mixed = table["precision"].nunique() > 1
-    imported = table["variant"].fillna("").str.match(r"imported(-|$)") if "variant" in table else pd.Series([False])
+    mixed = len({*table["precision"]} - {"", None}) > 1
+    imported = table["variant"].fillna("").str.match(r"imported(-|$)")
     notes = {DEMO_NOTE: demo.any(), PRECISION_NOTE: mixed, IMPORTED_NOTE: imported.any()}
     return [note for note, applies in notes.items() if applies]
 
@@ -107,13 +107,13 @@ def spread_text(mean: float, deviation: float, half_width: float = float("nan"),
 
 
 def _summary_grid(table: pd.DataFrame, format: str, metric: str, costs: bool) -> Grid:
-    shown = _readable(table, measure(metric).decimals, costs)
+    shown = _readable(table, find_metric(metric).decimals, costs)
     if format == "latex":
         return Grid("", shown)
-    shared = [name for name in CONTEXT if name in shown and shown[name].nunique() == 1]
+    shared = [name for name in SHARED if name in shown and shown[name].nunique() == 1]
     title = ", ".join(f"{name} {shown[name].iloc[0]}" for name in shared)
     if metric != "accuracy":
-        title += f", {measure(metric).label}"
+        title += f", {find_metric(metric).label}"
     return Grid(title, shown.drop(columns=shared))
 
 
@@ -122,13 +122,12 @@ def _readable(table: pd.DataFrame, decimals: int, costs: bool) -> pd.DataFrame:
     n_keys = list(table.columns).index("n")
     shown = table.iloc[:, :n_keys].map(lambda value: "" if pd.isna(value) else str(value))
     shown["n"] = table["n"].astype(str)
-    for column in table.columns[n_keys + 1 :]:
-        if f"{column}_sd" in table:
-            widths = table.get(f"{column}_ci95", pd.Series(float("nan"), index=table.index))
-            found = zip(table[column], table[f"{column}_sd"], widths, strict=True)
-            shown[column] = [spread_text(*values, decimals=decimals) for values in found]
-        elif column in ("H", "average") or (column == "mean_H" and (table["n"] > 1).any()):
-            shown[column.replace("_", " of ")] = [number(value) for value in table[column]]
+    none = pd.Series(float("nan"), index=table.index)
+    for column in table.columns[n_keys + 1 : list(table.columns).index("parameters")]:
+        deviations, widths = (table.get(f"{column}_{end}", none) for end in ("sd", "ci95"))
+        if not column.endswith(("_sd", "_ci95")) and (column != "mean_H" or (table["n"] > 1).any()):
+            spreads = zip(table[column], deviations, widths, strict=True)
+            shown[column.replace("mean_H", MEAN_OF_H)] = [spread_text(*values, decimals=decimals) for values in spreads]
     shown["parameters"] = [number(value, ",.0f") for value in table["parameters"]]
     shown["train s"] = [number(value, ".1f") for value in table["train_s"]]
     shown["peak MB"] = [number(value / 2**20, ".0f") for value in table["peak_bytes"]]
@@ -143,19 +142,19 @@ def _readable(table: pd.DataFrame, decimals: int, costs: bool) -> pd.DataFrame:
 def _costs(table: pd.DataFrame) -> dict[str, list[str]]:
     """Columns of the costs that a table shows where it is asked for them."""
     flops = {"image": "MFLOPs/image", "classes": "MFLOPs of classes"}
-    found = {
+    columns = {
         "stored kB": [number(value / 2**10, ",.1f") for value in table["stored_bytes"]],
         "model MB": [number(value / 2**20, ",.1f") for value in table["backbone_bytes"]],
         "ms/step": [number(1000 * value, ".1f") for value in table["step_s"]],
         "ms/image": [number(1000 * value, ".2f") for value in table["image_s"]],
     }
     for part, title in flops.items():
-        own, frozen = table[f"{part}_flops"], table[f"frozen_{part}_flops"]
-        found[title] = [number(value / 1e6, ",.1f") for value in own]
-        found[f"{part}: × frozen"] = [number(value, ".3f") for value in own / frozen.where(frozen > 0)]
+        learner, frozen = table[f"{part}_flops"], table[f"frozen_{part}_flops"]
+        columns[title] = [number(value / 1e6, ",.1f") for value in learner]
+        columns[f"{part}: × frozen"] = [number(value, ".3f") for value in learner / frozen.where(frozen > 0)]
     words = {1.0: "yes", 0.0: "no"}
-    found["can be merged"] = [words.get(value, "") for value in table["mergeable"]]
-    return found
+    columns["can be merged"] = [words.get(value, "") for value in table["mergeable"]]
+    return columns
 
 
 def _draw(grid: Grid, format: str) -> str:

@@ -1,36 +1,32 @@
-"""Published numbers held against runs of one's own: inside the noise of seeds, or outside."""
+"""Published numbers compared with runs of one's own: inside the noise of seeds, or outside."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
-
-from vlprompt.errors import UserError
 from vlprompt.protocols.base_to_novel import harmonic_mean
-from vlprompt.reports.lines import ELEVEN, TRANSFER, VARIANTS
-from vlprompt.reports.published import TRAINED_ON
+from vlprompt.reports.averages import STANDARD_AVERAGES, VARIANTS
+from vlprompt.reports.published import TRAINED_ON, load
+from vlprompt.reports.summary import is_transfer
 from vlprompt.results.record import Record
 
-N_PUBLISHED = 3  # seeds behind a published mean
+N_PUBLISHED = 3  # seeds of a published mean
 FLOORS = {"base": 1.0, "accuracy": 1.0, "novel": 2.0, "H": 1.5}
 """Points that two honest implementations may differ by on one data set, whatever the seeds of one of them say."""
 NOISY = {("eurosat", "novel"): 5.0, ("eurosat", "H"): 4.0, ("dtd", "novel"): 3.0, ("dtd", "H"): 2.0}
 """Few classes, or names that say little: there seeds differ by more."""
 FEW_SHOTS, FLOOR_FEW_SHOTS = 2, 2.0  # up to so many shots, the accuracy hangs on the images drawn
 FLOOR_UNTRAINED, FLOOR_AVERAGE = 0.5, 0.5
-AVERAGES = {"average_11": ELEVEN, "average_10_targets": ELEVEN[1:], "average_4_targets": VARIANTS,
-            "average_5": ("imagenet", *VARIANTS)}  # fmt: skip
+AVERAGES = {**STANDARD_AVERAGES, "average_5": ("imagenet", *VARIANTS)}
 
 Scores = Mapping[str, float]  # of one run: percent, by test
 
 
 class RunRequest(NamedTuple):
-    """What one seed's run is asked for, beside its method."""
+    """What one seed's run is asked for, in addition to its method."""
 
     protocol: str
     backbone: str
@@ -39,21 +35,16 @@ class RunRequest(NamedTuple):
     recipe: str
 
 
-def _number(text: Any) -> Any:
-    return int(text) if isinstance(text, str) and text.isdecimal() else text
-
-
-class Published(BaseModel):
+@dataclass(frozen=True)
+class Published:
     """One number that a paper prints."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     source: str
     protocol: str
     dataset: str
     method: str
     backbone: str
-    shots: Annotated[int | str, BeforeValidator(_number)]
+    shots: int | str
     metric: str
     value: float  # percent
     recipe: str = ""  # our settings that are the source's; empty: unknown
@@ -61,11 +52,11 @@ class Published(BaseModel):
 
     @property
     def members(self) -> tuple[str, ...]:
-        """The data sets behind the number."""
+        """The data sets that the number is of."""
         return self.of or AVERAGES.get(self.dataset, (self.dataset,))
 
     def key(self, member: str) -> RunRequest:
-        dataset = TRAINED_ON if self.protocol in TRANSFER else member  # there rows name the data set tested
+        dataset = TRAINED_ON if is_transfer(self.protocol) else member  # there rows name the data set tested
         return RunRequest(self.protocol, self.backbone, dataset, self.shots, self.recipe)
 
 
@@ -83,27 +74,10 @@ class Verdict:
     decided_by: Literal["floor", "seeds"] | None = None
 
 
-def read_published(paths: Sequence[Path]) -> list[Published]:
-    """The rows of files of published numbers. Raises: UserError where there are none, or one cannot be read."""
-    rows = [row for path in paths for row in _read(path)]
-    if not rows:
-        raise UserError("there are no published numbers to reproduce: name a file of them with --published FILE")
-    return rows
-
-
-def _read(path: Path) -> list[Published]:
-    rows = []
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                rows.append(Published.model_validate(row))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = f"{path}, row {len(rows) + 1}: '{'.'.join(map(str, first['loc']))}'"
-        raise UserError(f"{where} is {first.get('input')!r}: {first['msg']}") from None
-    return rows
+def read_published(paths: Sequence[Path] = ()) -> list[Published]:
+    """The rows of files, by default the package's. Raises: UserError where there are none, or one cannot be read."""
+    names = [field.name for field in fields(Published) if field.name != "of"]
+    return [Published(**row) for row in load(paths)[names].to_dict("records")]
 
 
 def scores_of(record: Record) -> Scores:
@@ -129,7 +103,7 @@ def judge(row: Published, runs: Mapping[RunRequest, Sequence[Scores]]) -> Verdic
     return Verdict(row, "inside" if inside else "outside", "", ours, deviation, n, tolerance, decided_by)
 
 
-def averages(verdicts: Sequence[Verdict]) -> list[Published]:
+def unprinted_averages(verdicts: Sequence[Verdict]) -> list[Published]:
     """Averages over the data sets that have a verdict, where no printed average has one: a part of all, say."""
     groups: dict[tuple[Any, ...], dict[str, list[Published]]] = {}
     printed: set[tuple[Any, ...]] = set()
@@ -137,9 +111,9 @@ def averages(verdicts: Sequence[Verdict]) -> list[Published]:
         group = (row.source, row.protocol, row.backbone, row.shots, row.recipe)
         if len(row.members) > 1:
             printed.add((*group, row.metric))
-        elif not (row.protocol in TRANSFER and row.dataset == TRAINED_ON):
+        elif not (is_transfer(row.protocol) and row.dataset == TRAINED_ON):
             groups.setdefault(group, {}).setdefault(row.metric, []).append(row)
-    found = []
+    averages = []
     for group, by_metric in groups.items():
         for metric, rows in by_metric.items():
             names = tuple(row.dataset for row in rows)
@@ -147,9 +121,8 @@ def averages(verdicts: Sequence[Verdict]) -> list[Published]:
             alike = all(tuple(row.dataset for row in by_metric.get(name, ())) == names for name in needed)
             if len(names) > 1 and alike and (*group, metric) not in printed:
                 value = _headline(metric, {name: mean(row.value for row in by_metric[name]) for name in needed})
-                changed = {"dataset": f"average of {len(names)}", "of": names, "value": value}
-                found.append(rows[0].model_copy(update=changed))
-    return found
+                averages.append(replace(rows[0], dataset=f"average of {len(names)}", of=names, value=value))
+    return averages
 
 
 def _average(row: Published, scores: Sequence[Scores]) -> dict[str, float]:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 
 from vlprompt.errors import UserError, unknown
-from vlprompt.results.predictions import Predictions, load_predictions
+from vlprompt.results.predictions import PREDICTIONS, Predictions, load_predictions
 from vlprompt.results.record import Record
 
 N_BINS = 15  # equal-width bins of the expected calibration error
@@ -61,8 +61,8 @@ def reliability(predictions: Predictions, *, n_bins: int = N_BINS) -> pd.DataFra
     """
     confidence = _confidence(predictions)
     bins = (confidence * n_bins).astype(int)  # below 1, so the last bin is n_bins - 1
-    kept = pd.DataFrame({"confidence": confidence, "accuracy": predictions.predicted == predictions.labels})
-    curve = kept.groupby(bins).mean().reindex(range(n_bins))
+    images = pd.DataFrame({"confidence": confidence, "accuracy": predictions.predicted == predictions.labels})
+    curve = images.groupby(bins).mean().reindex(range(n_bins))
     curve["images"] = np.bincount(bins, minlength=n_bins)
     curve.insert(0, "low", np.arange(n_bins) / n_bins)
     curve.insert(1, "high", np.arange(1, n_bins + 1) / n_bins)
@@ -80,60 +80,54 @@ def _confidence(predictions: Predictions) -> Float[np.ndarray, " N"]:
     return predictions.confidence.astype(np.float64).clip(max=np.nextafter(1.0, 0.0))
 
 
-PREDICTIONS = "predictions.npz"
-
-
 @dataclass(frozen=True)
-class Measure:
+class Metric:
     """How a metric is shown."""
 
     label: str
     factor: float = 100.0  # records hold fractions, tables percent
     decimals: int = 2
     higher_is_better: bool = True
-    harmonic: bool = True  # a harmonic mean of base and novel makes sense
 
 
-MEASURES = {
-    "accuracy": Measure("accuracy (%)"),
-    "top5": Measure("top-5 accuracy (%)"),
-    "per_class": Measure("mean accuracy per class (%)"),
-    "macro_f1": Measure("macro-F1 (%)"),
-    "ece": Measure("expected calibration error (%)", higher_is_better=False, harmonic=False),
-    "nll": Measure("negative log-likelihood (nats)", 1.0, 3, higher_is_better=False, harmonic=False),
+METRICS = {
+    "accuracy": Metric("accuracy (%)"),
+    "top5": Metric("top-5 accuracy (%)"),
+    "per_class": Metric("mean accuracy per class (%)"),
+    "macro_f1": Metric("macro-F1 (%)"),
+    "ece": Metric("expected calibration error (%)", higher_is_better=False),
+    "nll": Metric("negative log-likelihood (nats)", 1.0, 3, higher_is_better=False),
 }
 
 
-def measure(metric: str) -> Measure:
+def find_metric(name: str) -> Metric:
     """Raises: UserError for a metric that is not known."""
-    if metric not in MEASURES:
-        raise unknown("metric", metric, MEASURES)
-    return MEASURES[metric]
+    if name not in METRICS:
+        raise unknown("metric", name, METRICS)
+    return METRICS[name]
 
 
 def complete(runs: Mapping[Path, Record], metric: str) -> list[Record]:
     """The records of these folders, with the metric in the scores of every split that has predictions.
 
-    What a record has is kept; what it lacks comes from `predictions.npz` beside it. Without that it stays absent.
+    What a record has stays; what it lacks comes from the `predictions.npz` next to it. Without that it stays absent.
     Raises: UserError where the predictions are damaged.
     """
-    measure(metric)
+    find_metric(metric)
     return [_completed(record, folder / PREDICTIONS, metric) for folder, record in runs.items()]
 
 
 def _completed(record: Record, path: Path, metric: str) -> Record:
-    if all(metric in kept for kept in record.scores.values()) or not path.exists():
+    if all(metric in scores for scores in record.scores.values()) or not path.exists():
         return record
-
-    found = {split: score(predictions) for split, predictions in load_predictions(path).items()}
-    return record.model_copy(
-        update={"scores": {split: found.get(split, {}) | kept for split, kept in record.scores.items()}}
-    )
+    computed = {split: score(predictions) for split, predictions in load_predictions(path).items()}
+    scores = {split: computed.get(split, {}) | scores for split, scores in record.scores.items()}
+    return record.model_copy(update={"scores": scores})
 
 
-def gaps(records: Sequence[Record], metric: str) -> list[str]:
+def missing_metric(records: Sequence[Record], metric: str) -> list[str]:
     """A note on runs that have results but not this metric."""
-    lacking = [r for r in records if r.scores and not all(metric in kept for kept in r.scores.values())]
-    some = sorted({record.learner for record in lacking})
-    note = f"{len(lacking)} runs have neither this metric nor predictions: their cells are empty ({', '.join(some)})."
+    lacking = [r for r in records if r.scores and not all(metric in scores for scores in r.scores.values())]
+    learners = ", ".join(sorted({record.learner for record in lacking}))
+    note = f"{len(lacking)} runs have neither this metric nor predictions: their cells are empty ({learners})."
     return [note] if lacking else []

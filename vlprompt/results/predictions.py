@@ -1,4 +1,4 @@
-"""What is kept of a test split's logits."""
+"""What stays of a test split's logits."""
 
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from vlprompt.errors import NonFiniteError, UserError
 
+PREDICTIONS = "predictions.npz"  # next to the record
 ROWS_AT_ONCE = 4096  # sorting 50,000 x 1,000 logits at once would take 400 MB of indices
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What is kept of the logits of one split: enough for every later metric that needs no full row of logits."""
+    """What stays of the logits of one split: enough for every later metric that needs no full row of logits."""
 
     images: Shaped[np.ndarray, " N"]  # the image's name within its data set
     labels: Int[np.ndarray, " N"]
@@ -59,12 +60,12 @@ class Predictions:
 def pool(predictions: Sequence[Predictions]) -> Predictions:
     """Several runs' predictions of one split as one: what is counted over all of them."""
     names = [field.name for field in fields(Predictions)]
-    return Predictions(**{name: np.concatenate([getattr(kept, name) for kept in predictions]) for name in names})
+    return Predictions(**{name: np.concatenate([getattr(part, name) for part in predictions]) for name in names})
 
 
 def save_predictions(path: Path, predictions: Mapping[str, Predictions]) -> None:
     """Write all splits of a run into one compressed file, as arrays `<split>/<field>`."""
-    arrays = {f"{split}/{name}": a for split, kept in predictions.items() for name, a in asdict(kept).items()}
+    arrays = {f"{split}/{name}": a for split, p in predictions.items() for name, a in asdict(p).items()}
     np.savez_compressed(path, **arrays)
 
 

@@ -1,0 +1,168 @@
+"""Results by data set and part, and averages over data sets: what papers' tables, figures and ranks are made of."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from vlprompt.reports.summary import (
+    MEAN_OF_H,
+    UNTRAINED,
+    H,
+    Interval,
+    Spread,
+    frame,
+    headline,
+    is_transfer,
+    runs_in,
+    spread,
+)
+from vlprompt.results.record import Record
+
+CONTEXT = ["protocol", "source", "backbone", "weights", "shots"]  # what learners share that are compared
+ELEVEN = (
+    *("imagenet", "caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101"),
+    *("fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101"),
+)  # in the order of the papers' tables
+VARIANTS = ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r")
+PARTS = ("base", "novel", H, MEAN_OF_H, "all", "test", "val")
+STANDARD_AVERAGES = {"average_11": ELEVEN, "average_10_targets": ELEVEN[1:], "average_4_targets": VARIANTS}
+
+Spreads = dict[tuple[str, str], Spread]  # by data set and part
+
+
+def across_datasets(
+    records: Sequence[Record], *, metric: str = "accuracy", interval: Interval = "none", columns: Sequence[str] = ()
+) -> tuple[pd.DataFrame, list[str]]:
+    """One row a learner, number of shots, data set tested and part (base, novel, H, test, ...); and notes on gaps.
+
+    `source` is the data set of the training where others are tested. Averages over the data sets of a context are rows,
+    too, under names of their own, of the learners that have all of them. `n` is 0 where runs have no value; `records`
+    are the runs that a row comes from. Percent, as `summarise`.
+    Raises: UserError: no run has such a column.
+    """
+    values = _tested(frame(records, metric=metric, columns=columns))
+    learner = [name for name in values.columns[: list(values).index("run")] if name not in (*CONTEXT, "dataset")]
+    rows: dict[int, list[dict[str, Any]]] = {}  # by the first run of each learner
+    notes: list[str] = []
+    for context, members in values.groupby(CONTEXT, sort=False):
+        shared: dict[str, Any] = dict(zip(CONTEXT, context, strict=True))
+        datasets = averaged(members)
+        average = average_name(datasets, shared["source"])
+        if len(datasets) > 1 and tuple(datasets) not in STANDARD_AVERAGES.values():
+            notes.append(f"{average} is over {', '.join(datasets)}.")
+        for key, group in members.groupby(learner, sort=False):
+            row = shared | dict(zip(learner, key, strict=True))
+            by_test = group.groupby(["dataset", "part"], sort=False)["value"]
+            spreads: Spreads = {(str(d), str(part)): spread(v, interval) for (d, part), v in by_test}
+            if len(datasets) > 1:
+                averages, missing = _averages(group, datasets, interval)
+                spreads |= {(average, part): value for part, value in averages.items()}
+                notes += [f"No {average} of {row['learner']}, {lacking} missing." for lacking in missing]
+            spreads |= _harmonic(spreads, row, average, datasets)
+            rows[group["run"].iloc[0]] = _long(row, spreads, group)
+    types = {"n": int, "mean": float, "deviation": float, "half_width": float}
+    ordered = [row for run in sorted(rows) for row in rows[run]]
+    return pd.DataFrame(ordered, dtype=object).astype(types), list(dict.fromkeys(notes))
+
+
+def _tested(values: pd.DataFrame) -> pd.DataFrame:
+    """The tidy frame by the data set that is tested, `source` being the one that is trained on where it is another."""
+    transfer = values["protocol"].map(is_transfer).astype(bool)
+    named = transfer & (values["split"] != "")
+    return values.assign(
+        source=values["dataset"].where(transfer, ""),
+        dataset=values["split"].where(named, values["dataset"]),
+        part=values["split"].mask(named, "test"),
+    )
+
+
+def _averages(group: pd.DataFrame, datasets: Sequence[str], interval: Interval) -> tuple[dict[str, Spread], list[str]]:
+    """Of one learner over data sets, by part; and what is missing."""
+    known, first = group.dropna(subset="value"), group.iloc[0]
+    if missing := [name for name in datasets if name not in set(known["dataset"])]:
+        shots = f", {first['shots']} shots" if first["given_shots"] != UNTRAINED else ""
+        return {}, [f"{first['protocol']}{shots}: {', '.join(missing)}"]
+    averages, lacking = {}, []
+    for part, of_part in known[known["part"] != MEAN_OF_H].groupby("part", sort=False):
+        by_seed = of_part.pivot(index="seed", columns="dataset", values="value")
+        if missing := [name for name in datasets if name not in by_seed]:
+            lacking.append(f"{part}: {', '.join(missing)}")
+        else:
+            averages[str(part)] = average(by_seed[datasets], interval)
+    return averages, lacking
+
+
+def average(table: pd.DataFrame, interval: Interval = "none") -> Spread:
+    """The mean over data sets (columns) of the means over seeds (rows); its deviation where all have the same seeds."""
+    if table.notna().all(axis=None):
+        return spread([sum(row) / len(row) for row in table.to_numpy().tolist()], interval)
+    return Spread(int(table.count().min()), sum(table.mean()) / table.shape[1])
+
+
+def _harmonic(spreads: Spreads, row: Mapping[str, Any], average: str, datasets: Sequence[str]) -> Spreads:
+    """H of the means, of each data set and of the averages, as published; and the mean over data sets."""
+    harmonic: Spreads = {}
+    for dataset in {name: None for name, _ in spreads if not row["source"]}:
+        tests = {part: s for (name, part), s in spreads.items() if name == dataset and s.n and part != MEAN_OF_H}
+        numbers = headline(row["protocol"], dataset, {part: s.mean for part, s in tests.items()}, row["metric"])
+        n = min((s.n for s in tests.values()), default=0)
+        harmonic |= {(dataset, part): Spread(n, value) for part, value in numbers.items() if part not in tests}
+    of_datasets = [harmonic[name, H] for name in datasets if (name, H) in harmonic]
+    if len(of_datasets) == len(datasets) > 1:
+        mean = sum(s.mean for s in of_datasets) / len(of_datasets)
+        harmonic[average, MEAN_OF_H] = Spread(min(s.n for s in of_datasets), mean)
+    return harmonic
+
+
+def _long(row: Mapping[str, Any], spreads: Spreads, group: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of one learner, each with the finished runs that it comes from; empty ones of data sets without a value."""
+    finished = [record for record in runs_in(group) if record.status == "finished"]
+    filled = {dataset for (dataset, _), s in spreads.items() if s.n}
+    return [
+        {**row, "dataset": dataset, "part": part, **vars(s)}
+        | {"records": [r for r in finished if row["source"] or r.dataset == dataset] or finished}
+        for (dataset, part), s in spreads.items()
+        if s.n or dataset not in filled
+    ]
+
+
+def averaged(members: pd.DataFrame) -> list[str]:
+    """The data sets that the learners of one context are averaged over: all that any of them has, except the source."""
+    source = members["source"].iloc[0]
+    return [name for name in in_papers_order(members["dataset"]) if name != source and not name.startswith("average_")]
+
+
+def in_papers_order(datasets: Iterable[str], source: str = "") -> list[str]:
+    """The source first, then in the papers' order, others by name, averages last."""
+    order = {name: i for i, name in enumerate((source, *ELEVEN, *VARIANTS))}
+    names = dict.fromkeys(datasets)
+    return sorted(names, key=lambda name: (name.startswith("average_"), order.get(name, len(order)), name))
+
+
+def in_parts_order(parts: Iterable[str]) -> list[str]:
+    return sorted(set(parts), key=lambda part: (PARTS.index(part) if part in PARTS else len(PARTS), part))
+
+
+def average_name(datasets: Sequence[str], source: str) -> str:
+    """average_11, average_10_targets, ...: a name of its own, so that it is never averaged again.
+
+    What is as long as a published average and over other data sets is called so.
+    """
+    name = f"average_{len(datasets)}" + ("_targets" if source else "")
+    other = name in STANDARD_AVERAGES and tuple(datasets) != STANDARD_AVERAGES[name]
+    return f"{name}_other" if other else name
+
+
+def numbers(results: pd.DataFrame) -> pd.DataFrame:
+    """All values, one row a learner, number of shots, data set and part: for CSV."""
+    ends = {"low": results["mean"] - results["half_width"], "high": results["mean"] + results["half_width"]}
+    names = [
+        "protocol",
+        "source",
+        "backbone",
+        "weights",
+        *list(results)[list(results).index("precision") : list(results).index("given_shots")],
+    ]
+    names += ["shots", "metric", "dataset", "part", "n", "mean", "deviation", "low", "high"]
+    return results.assign(**ends)[names]

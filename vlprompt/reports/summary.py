@@ -1,0 +1,218 @@
+"""The one aggregation behind all tables, figures and comparisons: a tidy frame of values, grouped over seeds."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from vlprompt.errors import UserError
+from vlprompt.protocols import PROTOCOLS
+from vlprompt.reports.filters import check_key, value_of
+from vlprompt.results.metrics import find_metric
+from vlprompt.results.record import Record
+
+SHARED = ["protocol", "dataset", "backbone", "weights", "precision"]  # what the rows of a table often share
+KEYS = [*SHARED, "method", "variant", "shots"]
+COSTS = {"parameters": "trained_parameters", "train_s": "train_seconds", "test_s": "test_seconds",
+         "peak_bytes": "peak_memory_bytes", "stored_bytes": "stored_bytes", "backbone_bytes": "backbone_bytes",
+         "step_s": "seconds_per_step", "image_s": "seconds_per_image", "image_flops": "flops_per_image",
+         "frozen_image_flops": "flops_per_image_frozen", "classes_flops": "flops_classes",
+         "frozen_classes_flops": "flops_classes_frozen", "mergeable": "mergeable"}  # fmt: skip
+H, MEAN_OF_H = "H", "mean of H"  # of the means over seeds; the mean of each seed's
+UNTRAINED = 0  # shots and seed of a learner that is not trained
+NO_RUNS = "there are no runs to show: `python run.py` makes the first one, on the demo, without any download."
+LEVEL = 0.95
+NAN = float("nan")
+
+Interval = Literal["t", "normal", "none"]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Some values' number, mean and deviation, and half the width of the interval around the mean; nan where undefined.
+
+    One value has no deviation and no interval.
+    """
+
+    n: int
+    mean: float
+    deviation: float = NAN
+    half_width: float = NAN
+
+
+def spread(values: ArrayLike, interval: Interval = "none") -> Spread:
+    """Of the values that are numbers.
+
+    "t": sample deviation (n - 1) and the 95 % interval by Student's t. "none": the same without an interval. "normal":
+    population deviation (n) and 1.96 standard errors of it, as the scripts of CoOp and its kin print them; for a few
+    seeds that interval is far too narrow.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    numbers = numbers[~np.isnan(numbers)]
+    n = len(numbers)
+    if n < 2:
+        return Spread(n, float(numbers[0]) if n else NAN)
+    deviation = float(numbers.std(ddof=0 if interval == "normal" else 1))
+    return Spread(n, float(numbers.mean()), deviation, _quantile(n, interval) * deviation / n**0.5)
+
+
+def _quantile(n: int, interval: Interval) -> float:
+    if interval != "t":
+        return 1.96 if interval == "normal" else NAN
+    from scipy.stats import t
+
+    return float(t.ppf((1 + LEVEL) / 2, n - 1))
+
+
+def frame(records: Sequence[Record], *, metric: str = "accuracy", columns: Sequence[str] = ()) -> pd.DataFrame:
+    """The tidy frame: one row a run and test with its `value`; a run without any has one row without `split`.
+
+    Percent, except what is no fraction. `columns` are further keys of the record or of its configuration; "" is none.
+    A learner that is not trained appears at every number of shots of its context, `given_shots` staying 0. A protocol's
+    own numbers are rows, too: the harmonic mean of each seed, and the headline that records of other protocols keep.
+    Raises: UserError where no run has such a column.
+    """
+    extra = [key for key in columns if key not in KEYS]
+    for key in columns:
+        check_key(key, records)
+    rows: list[dict[str, Any]] = []
+    for run, (record, shots) in enumerate(_at_every_shots(records)):
+        row = {name: getattr(record, name) for name in KEYS} | {key: value_of(record, key) for key in extra}
+        row = {name: _groupable(value) for name, value in row.items()} | {"shots": shots, "given_shots": record.shots}
+        row |= {"learner": record.learner, "metric": metric, "run": run, "record": record}
+        row |= {"seed": record.seed, "status": record.status}
+        values = _values(record, metric) or {"": NAN}
+        rows += [row | {"split": split, "value": value} for split, value in values.items()]
+    names = [*KEYS, *extra, "given_shots", "learner", "metric", "run", "record", "seed", "status", "split", "value"]
+    return pd.DataFrame(rows, columns=list(dict.fromkeys(names)), dtype=object).astype({"value": float})
+
+
+def _groupable(value: Any) -> Any:
+    return "" if value is None else value if isinstance(value, (str, int, float)) else str(value)
+
+
+def _values(record: Record, metric: str) -> dict[str, float]:
+    factor = find_metric(metric).factor
+    values = {split: scores.get(metric, NAN) * factor for split, scores in record.scores.items()}
+    if record.protocol in PROTOCOLS:
+        numbers = headline(record.protocol, record.dataset, values, metric)
+        return values | ({MEAN_OF_H: numbers[H]} if H in numbers else {})
+    of_run = record.headline if metric == "accuracy" else {}
+    return values | {name: 100 * value for name, value in of_run.items() if name not in values}
+
+
+def is_transfer(protocol: str) -> bool:
+    """Whether tests are data sets; what the package does not have is taken for none."""
+    return protocol in PROTOCOLS and PROTOCOLS[protocol].transfer
+
+
+def headline(protocol: str, dataset: str, values: Mapping[str, float], metric: str) -> dict[str, float]:
+    """What a protocol of the package makes of the numbers of its tests, in its order; those of others as they are."""
+    if protocol not in PROTOCOLS or not values:
+        return dict(values)
+    source = {dataset: values.get(dataset, NAN)} if is_transfer(protocol) else {}
+    numbers = PROTOCOLS[protocol].summary({**source, **values})
+    hidden = {*source} - {*values}
+    if not find_metric(metric).higher_is_better:  # a harmonic mean of errors says nothing
+        hidden.add(H)
+    return {name: value for name, value in numbers.items() if name not in hidden}
+
+
+def _at_every_shots(records: Sequence[Record]) -> list[tuple[Record, int | str]]:
+    """Each record with its shots; an untrained learner's once for every number that others of its context have."""
+
+    def context(record: Record) -> tuple[str | None, ...]:
+        return record.protocol, record.dataset, record.backbone, record.weights
+
+    shots: dict[tuple[str | None, ...], dict[int | str, None]] = {}  # the inner one is an ordered set
+    for record in records:
+        if record.shots != UNTRAINED:
+            shots.setdefault(context(record), {})[record.shots] = None
+    return [
+        (record, k)
+        for record in records
+        for k in ([record.shots] if record.shots != UNTRAINED else shots.get(context(record), [UNTRAINED]))
+    ]
+
+
+def learner_order(row: Mapping[Any, Any]) -> tuple:
+    """Sorts by shots ("all" last), then zero-shot first, then by name."""
+    shots = float("inf") if row["shots"] == "all" else row["shots"]
+    return shots, row["method"] != "zero_shot", row["method"], row["variant"], row["precision"]
+
+
+def summarise(
+    records: Sequence[Record], *, metric: str = "accuracy", interval: Interval = "none", columns: Sequence[str] = ()
+) -> pd.DataFrame:
+    """One row a learner, data set and number of shots: over its seeds, n and for each split the mean and the deviation.
+
+    Percent, except what is no fraction. A headline number of a protocol of the package (`H`, `average`) is made of the
+    means, as published, and has no deviation; `mean_H` is the mean of each seed's. With an interval, `<split>_ci95` is
+    half its width. Costs are means. `failed` counts the seeds without a result (failed or not applicable), `missing`
+    those that other learners of the same context and shots have. Learners that differ in one of `columns` have rows of
+    their own.
+    Raises: UserError where there are no runs, or no run has such a column.
+    """
+    if not records:
+        raise UserError(NO_RUNS)
+    values = frame(records, metric=metric, columns=columns)
+    keys = list(values.columns[: list(values).index("given_shots")])
+    context = [*SHARED[:3], "shots"]
+    seeds = values[values["seed"] != UNTRAINED].groupby(context)["seed"].agg(set).to_dict()
+    rows, numbers = [], []
+    for key, group in values.groupby(keys, sort=False):
+        row = dict(zip(keys, key, strict=True))
+        ran = set(group["seed"])
+        expected = seeds.get(tuple(row[name] for name in context), set()) if UNTRAINED not in ran else set()
+        numbers.append(_numbers(group, interval))
+        rows.append(row | numbers[-1] | _costs(runs_in(group)) | {"missing": len(expected - ran)})
+    rows.sort(key=lambda row: (*(row[name] for name in SHARED[:4]), *learner_order(row)))
+    names = merged(sorted(numbers, key=lambda of_row: "base" not in of_row))
+    table = pd.DataFrame(rows, columns=[*keys, "n", *names, *COSTS, "failed", "missing"])
+    table.attrs |= {"metric": metric, "interval": interval}
+    return table
+
+
+def runs_in(group: pd.DataFrame) -> list[Record]:
+    """The records of rows of the tidy frame, each once."""
+    return list(dict(zip(group["run"], group["record"], strict=True)).values())
+
+
+def _numbers(group: pd.DataFrame, interval: Interval) -> dict[str, float]:
+    """What the seeds of one learner come to, by column."""
+    first, columns = group.iloc[0], {}
+    spreads = {str(split): spread(v, interval) for split, v in group.groupby("split", sort=False)["value"] if split}
+    mean_of_h = spreads.pop(MEAN_OF_H, None)
+    means = {split: s.mean for split, s in spreads.items()}
+    for name, value in headline(first["protocol"], first["dataset"], means, first["metric"]).items():
+        columns[name] = value
+        if name in spreads:
+            columns[f"{name}_sd"] = spreads[name].deviation
+            if interval != "none":
+                columns[f"{name}_ci95"] = spreads[name].half_width
+        elif name == H and mean_of_h:
+            columns["mean_H"] = mean_of_h.mean
+    return columns
+
+
+def _costs(runs: Sequence[Record]) -> dict[str, int | float]:
+    """Means over the runs that finished, and how many did."""
+    finished = [record.cost for record in runs if record.status == "finished"]
+    means = {name: pd.Series([c.get(key) for c in finished], dtype=float).mean() for name, key in COSTS.items()}
+    return {"n": len(finished), "failed": len(runs) - len(finished), **means}
+
+
+def merged(orders: Iterable[Collection[str]]) -> list[str]:
+    """All names in one order that keeps to each of these as far as they agree."""
+    names: list[str] = []
+    for order in orders:
+        known = [name for name in order if name in names]
+        position = names.index(known[0]) if known else len(names)
+        for name in order:
+            if name not in names:
+                names.insert(position, name)
+            position = names.index(name) + 1
+    return names
