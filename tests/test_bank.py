@@ -21,7 +21,7 @@ from tiny_world import CLASSES, PER_CLASS, RUN, load
 from vlprompt import cli, demo, sweep
 from vlprompt.config.build import clip_at, features_at
 from vlprompt.data.cache.feature_files import FeatureFiles
-from vlprompt.data.cache.features import Bank, tower_key, view_name
+from vlprompt.data.cache.features import FeatureCache, tower_key, view_name
 from vlprompt.data.cache.image_keys import image_key
 from vlprompt.data.cache.portable import Manifest, pack
 from vlprompt.data.dataset import Item
@@ -64,17 +64,19 @@ def start(*overrides: str) -> Answer:
 
 
 def record_of(root: Path, **fields: object) -> Record:
-    (found,) = (r for r in find_records([root]) if all(getattr(r, k) == v for k, v in fields.items()))
-    return found
+    (record,) = (r for r in find_records([root]) if all(getattr(r, k) == v for k, v in fields.items()))
+    return record
 
 
 def tensors(record: Record, root: Path) -> dict[str, torch.Tensor]:
     return load_file(record.folder(root) / "learner.safetensors")
 
 
-def bank_of(folder: Path, **more: Any) -> Bank:
+def bank_of(folder: Path, **more: Any) -> FeatureCache:
     clip = clip_at("shapes_vit", "random", torch.device("cpu"))
-    return Bank(clip, precision="fp32", workers=0, files=FeatureFiles(folder / tower_key(clip, "fp32"), 10**9), **more)
+    return FeatureCache(
+        clip, precision="fp32", workers=0, files=FeatureFiles(folder / tower_key(clip, "fp32"), 10**9), **more
+    )
 
 
 # What is shared
@@ -88,11 +90,11 @@ def test_features_are_computed_once_for_all_methods_seeds_and_learning_rates(her
         "test_features": True, "views": 2, "read": N_TEST + 2 * N_TRAIN, "computed": 0
     }  # fmt: skip
     start("method=cocoop", "fit.batch_size=2")
-    found = record_of(here / "results", method="cocoop").bank
-    assert (found["computed"], found["read"]) == (0, N_TEST + 2 * N_TRAIN)
+    bank = record_of(here / "results", method="cocoop").bank
+    assert (bank["computed"], bank["read"]) == (0, N_TEST + 2 * N_TRAIN)
     start("seed=2")
-    found = record_of(here / "results", method="coop", seed=2).bank
-    assert (found["read"], found["computed"]) == (N_TEST, 2 * N_TRAIN)  # views are the seed's own
+    bank = record_of(here / "results", method="coop", seed=2).bank
+    assert (bank["read"], bank["computed"]) == (N_TEST, 2 * N_TRAIN)  # views are the seed's own
 
 
 def test_a_view_for_each_epoch_is_banked_and_gives_what_pixels_give(here: Path) -> None:
@@ -113,7 +115,7 @@ def test_a_view_for_each_epoch_is_banked_and_gives_what_pixels_give(here: Path) 
     assert banked.scores.keys() == pixels.scores.keys()
 
 
-def test_nothing_is_kept_where_the_disk_is_not_to_be_used(here: Path) -> None:
+def test_nothing_is_stored_where_the_disk_is_not_to_be_used(here: Path) -> None:
     start("bank.gb=0")
     assert not list((here / "datasets").rglob("*.safetensors"))
 
@@ -157,7 +159,7 @@ def test_a_changed_image_is_another(tmp_path: Path) -> None:
         bank.features(split)
 
 
-def test_drawn_images_of_one_name_are_told_apart_by_their_data_set() -> None:
+def test_drawn_images_of_one_name_differ_by_their_data_set() -> None:
     one, other = (replace(load("tiny", style=style), origin=f"style {style}").split("test") for style in (0, 1))
     assert image_key(one, one.items[0].image) != image_key(other, other.items[0].image)
 
@@ -165,7 +167,7 @@ def test_drawn_images_of_one_name_are_told_apart_by_their_data_set() -> None:
 # Files
 
 
-def test_a_damaged_or_deleted_file_is_made_anew(tmp_path: Path) -> None:
+def test_a_damaged_or_deleted_file_is_made_again(tmp_path: Path) -> None:
     split = load("tiny").split("test")
     whole = bank_of(tmp_path).features(split)
     (path,) = tmp_path.rglob("*.safetensors")
@@ -179,7 +181,7 @@ def test_a_damaged_or_deleted_file_is_made_anew(tmp_path: Path) -> None:
     assert (bank.use.read, bank.use.computed) == (len(split), 0)
 
 
-def test_a_full_bank_keeps_no_more_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_bank_stores_no_more_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fresh_process()
     files = FeatureFiles(tmp_path / "tower", 1000)
     files.write("crop", {"a": torch.ones(100)})
@@ -198,8 +200,8 @@ def test_two_processes_fill_one_bank(tmp_path: Path) -> None:
     )
     made = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), start]) for start in ("0", "10")]
     assert [process.wait(120) for process in made] == [0, 0]
-    found = FeatureFiles(tmp_path / "tower", 10**9).read("crop", map(str, range(59)))
-    assert {key: row[0].item() for key, row in found.items()} == {str(k): float(k) for k in range(59)}
+    rows = FeatureFiles(tmp_path / "tower", 10**9).read("crop", map(str, range(59)))
+    assert {key: row[0].item() for key, row in rows.items()} == {str(k): float(k) for k in range(59)}
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix not in (".safetensors", ".json")]
 
 
@@ -224,7 +226,8 @@ def test_a_packed_bank_stands_for_the_images(here: Path, monkeypatch: pytest.Mon
     assert ask(sweep.main, [*told, "seed=1"]).code == 2  # neither images nor features
     answer = ask(cli.main, ["bank", "unpack", "../caltech.bank"])
     assert answer.code == 0, answer.err
-    assert "'seed=[1,2]' precision=fp32" in answer.out
+    assert "run.py -m " in answer.out
+    assert "seed=1,2 precision=fp32" in answer.out
     assert ask(sweep.main, [*told, "seed=1"]).code == 0
     there, ours = (record_of(root / "results", method="coop", seed=1) for root in (here, laptop))
     assert ours.config_hash == there.config_hash
@@ -273,14 +276,12 @@ def test_methods_that_edit_the_image_tower_have_no_use_for_a_bank(here: Path) ->
     assert "vpt_shallow edits the image tower" in answer.err
 
 
-def test_features_that_cannot_be_kept_are_no_success(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = here / "made.bank"
-    manifest = Manifest(tower="0123456789abcdef", about={"model": "m", "precision": "fp32"}, command="python run.py")
-    pack(path, manifest, {"00ff00ff": contents_of_one()}, {"crop": {"ab": torch.ones(4)}})
+def test_features_that_cannot_be_stored_are_no_success(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = packed(here)
     monkeypatch.setattr("vlprompt.data.cache.feature_files.save_file", full_disk)
     answer = ask(cli.main, ["bank", "unpack", str(path)])
     assert answer.code == 2
-    assert "not all features could be kept" in answer.err
+    assert "not all features could be stored" in answer.err
 
 
 def full_disk(*_: object) -> None:
@@ -295,11 +296,7 @@ def test_a_file_that_vanishes_counts_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "text", "foreign", "climbing", "rows", "tower"])
 def test_a_file_that_is_no_packed_bank_changes_nothing(here: Path, damage: str) -> None:
-    path = here / "made.bank"
-    manifest = Manifest(tower="0123456789abcdef", about={"model": "m", "precision": "fp32"}, command="python run.py")
-    if damage == "tower":
-        manifest = manifest.model_copy(update={"tower": "../../outside"})
-    pack(path, manifest, {"00ff00ff": contents_of_one()}, {"crop": {"ab": torch.ones(4)}})
+    path = packed(here, "../../outside" if damage == "tower" else "0123456789abcdef")
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-40])
     elif damage == "text":
@@ -315,5 +312,9 @@ def test_a_file_that_is_no_packed_bank_changes_nothing(here: Path, damage: str) 
     assert not (here / "evil.py").exists()
 
 
-def contents_of_one() -> Contents:
-    return Contents(name="world", classes=("a", "b"), train=[("1", 0, "ab")], val=[], test=[("2", 1, "")])
+def packed(folder: Path, tower: str = "0123456789abcdef") -> Path:
+    path = folder / "made.bank"
+    manifest = Manifest(tower=tower, about={"model": "m", "precision": "fp32"}, command="python run.py")
+    contents = Contents(name="world", classes=("a", "b"), train=[("1", 0, "ab")], val=[], test=[("2", 1, "")])
+    pack(path, manifest, {"00ff00ff": contents}, {"crop": {"ab": torch.ones(4)}})
+    return path

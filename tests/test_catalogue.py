@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from tiny_data import CATALOGUE, FETCHED, lay_out
 
 from vlprompt.config.datasets import load_source
-from vlprompt.data.download.catalogue import content_hash, read_catalogue
+from vlprompt.data.download.catalogue import Mirror, read_catalogue
+from vlprompt.data.download.check import content_hash
 from vlprompt.errors import UserError
 
 ELEVEN = ["imagenet", "caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101", "fgvc_aircraft", "sun397",
@@ -29,8 +31,12 @@ def test_facts_are_complete(name: str) -> None:
     assert all(len(digest) == 64 for digest in about.hashes.values())
     for mirrors in about.parts.values():
         assert all(m.url.startswith(("https://", "http://", "hf://", "gdrive:")) for m in mirrors)
-        checksums = [m.checksum.partition(":") for m in mirrors if m.checksum]
-        assert all((kind, len(digest)) in (("md5", 32), ("sha256", 64)) for kind, _, digest in checksums)
+
+
+@pytest.mark.parametrize("checksum", ["", "abc", "sha256:abc", "sha1:" + "0" * 40, "md5:" + "g" * 32])
+def test_other_checksums(checksum: str) -> None:
+    with pytest.raises(ValidationError, match="checksum"):
+        Mirror(url="https://x", checksum=checksum)
 
 
 @pytest.mark.parametrize("name", sorted(FETCHED))

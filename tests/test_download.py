@@ -22,8 +22,7 @@ from serving import Server, serving
 
 from vlprompt.data.download import mirrors
 from vlprompt.data.download import resumable as module
-from vlprompt.data.download.part import Part
-from vlprompt.data.download.resumable import Remote, download
+from vlprompt.data.download.resumable import PartialFile, download
 from vlprompt.errors import UserError
 from vlprompt.training import progress
 from vlprompt.training.progress import Reporter
@@ -53,8 +52,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def names(path: Path) -> set[str]:
-    """What lies beside a file, the lock aside."""
-    return {found.name for found in path.parent.iterdir() if not found.name.endswith(".lock")}
+    return {file.name for file in path.parent.iterdir()}
 
 
 def interrupted(server: Server, path: Path, url: str, *, at: int = MB // 2, **how: Any) -> None:
@@ -63,9 +61,9 @@ def interrupted(server: Server, path: Path, url: str, *, at: int = MB // 2, **ho
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "TRIES", 0)
         with pytest.raises(UserError, match="the connection was lost"):
-            download(Remote((server.url(url),)), path)
+            download(server.url(url), path)
     assert not path.exists()
-    assert Part(path).file.read_bytes() == DATA[:at]
+    assert PartialFile(path).file.read_bytes() == DATA[:at]
     server.asked.clear()
 
 
@@ -74,21 +72,21 @@ def interrupted(server: Server, path: Path, url: str, *, at: int = MB // 2, **ho
 )
 @pytest.mark.parametrize("length", [True, False])
 def test_get(server: Server, path: Path, checksum: str | None, length: bool) -> None:
-    remote = Remote((server.put("/f", DATA, length=length),), checksum)
-    assert download(remote, path) == path
+    url = server.put("/f", DATA, length=length)
+    for _ in range(2):
+        assert download(url, path, checksum=checksum) == path
     assert path.read_bytes() == DATA
     assert names(path) == {"file.bin"}
-    assert download(remote, path) == path
     assert len(server.asked) == 1
 
 
 def test_a_file_that_is_there_is_checked(server: Server, path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"something else")
-    with pytest.raises(UserError, match=r"file\.bin' is not the published file.* expected is .*Delete it"):
-        download(Remote((server.url("/f"),), SHA), path)
+    with pytest.raises(UserError, match=r"file\.bin' is not the published file.* expected is "):
+        download(server.url("/f"), path, checksum=SHA)
     assert path.read_bytes() == b"something else"
-    assert download(Remote((server.url("/f"),)), path) == path
+    assert download(server.url("/f"), path) == path
     assert server.asked == []
 
 
@@ -98,7 +96,7 @@ def test_resume_asks_for_the_rest_only(
     server: Server, path: Path, checksum: str | None, validator: dict[str, str]
 ) -> None:
     interrupted(server, path, "/f", **validator)
-    download(Remote((server.put("/f", DATA, **validator),), checksum), path)
+    download(server.put("/f", DATA, **validator), path, checksum=checksum)
     assert path.read_bytes() == DATA
     assert [asked.range for asked in server.asked] == [f"bytes={MB // 2}-"]
     assert server.asked[0].headers["if-range"] in validator.values()
@@ -108,8 +106,9 @@ def test_resume_asks_for_the_rest_only(
 CHILD = """
 import sys
 from pathlib import Path
-from vlprompt.data.download.resumable import Remote, download
-download(Remote((sys.argv[1],)), Path(sys.argv[2]))
+from vlprompt.data.download.resumable import download
+from vlprompt.training.progress import Reporter
+download(sys.argv[1], Path(sys.argv[2]), reporter=Reporter())
 """
 
 
@@ -131,31 +130,31 @@ def wait_for(condition: Callable[[], object]) -> None:
 def test_kill_and_resume(server: Server, path: Path) -> None:
     url = server.put("/f", DATA, etag='"1"', pause=0.05)  # a third of a MB a second
     process = start(url, path)
-    wait_for(lambda: Part(path).size >= module.CHUNK)
+    wait_for(lambda: PartialFile(path).size >= module.CHUNK)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    have = Part(path).size
+    have = PartialFile(path).size
     assert 0 < have < MB
     assert not path.exists()
     server.put("/f", DATA, etag='"1"')
     server.asked.clear()
-    download(Remote((url,), SHA), path)
+    download(url, path, checksum=SHA)
     assert path.read_bytes() == DATA
     assert [asked.range for asked in server.asked] == [f"bytes={have}-"]
 
 
-def test_lost_connections_are_taken_up_again(server: Server, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lost_connections_are_resumed(server: Server, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = server.put("/f", DATA, etag='"1"', drop_after=100_000)  # more often than TRIES, but each time there is more
-    download(Remote((url,)), path)
+    download(url, path, reporter=Reporter())
     assert path.read_bytes() == DATA
     assert len(server.asked) == 11
-    assert "file.bin: the connection was lost at 100.0 kB, next try in 0.01 s" in capsys.readouterr().out
+    assert "file.bin: the connection was lost at 100.0 kB" in capsys.readouterr().out
 
 
 def test_a_server_that_gets_no_further_is_given_up(server: Server, path: Path) -> None:
     url = server.put("/f", DATA, ranges=False, drop_after=100_000)
     with pytest.raises(UserError, match="/f: the connection was lost"):
-        download(Remote((url,)), path)
+        download(url, path)
     assert len(server.asked) == 1 + module.TRIES
 
 
@@ -163,51 +162,36 @@ def test_no_server_and_no_host(server: Server, path: Path) -> None:
     server.shutdown()
     server.server_close()
     with pytest.raises(UserError, match="/f: no connection"):
-        download(Remote((server.url("/f"),)), path)
+        download(server.url("/f"), path)
 
 
 def test_silence(server: Server, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirrors, "TIMEOUT", (1, 0.2))
     monkeypatch.setattr(module, "TRIES", 1)
     with pytest.raises(UserError, match="/f: no answer in time"):
-        download(Remote((server.put("/f", DATA, pause=1.0),)), path)
+        download(server.put("/f", DATA, pause=1.0), path)
 
 
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (403, 1), (500, 4), (503, 4), (429, 4)])
-def test_the_next_mirror_is_asked(server: Server, path: Path, status: int, requests: int) -> None:
-    bad, good = server.put("/bad", b"", status=status), server.put("/good", DATA)
-    download(Remote((bad, good), SHA), path)
-    assert path.read_bytes() == DATA
-    assert [asked.path for asked in server.asked] == ["/bad"] * requests + ["/good"]
+def test_answers_worth_another_try(server: Server, path: Path, status: int, requests: int) -> None:
+    with pytest.raises(UserError, match=rf"file\.bin .*/bad: HTTP {status}"):
+        download(server.put("/bad", b"", status=status), path)
+    assert len(server.asked) == requests
 
 
-def test_a_wrong_byte(server: Server, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wrong = bytearray(DATA)
-    wrong[1000] ^= 1
-    urls = server.put("/wrong", bytes(wrong)), server.put("/good", DATA)
-    download(Remote(urls, SHA), path)
-    assert path.read_bytes() == DATA
-    assert [asked.path for asked in server.asked] == ["/wrong", "/good"]
-    assert server.asked[1].range is None
-    got = hashlib.sha256(wrong).hexdigest()
-    assert f"/wrong: not the published file, its sha256 is {got}, expected is {SHA[7:]}" in capsys.readouterr().out
-
-
-def test_wrong_everywhere(server: Server, path: Path) -> None:
-    urls = server.put("/a", b"wrong"), server.put("/b", DATA[:-1]), server.url("/absent")
-    with pytest.raises(UserError) as raised:
-        download(Remote(urls, SHA), path)
-    lines = str(raised.value).splitlines()
-    assert lines[0] == "file.bin could not be fetched:"
-    assert [re.search(r"/(a|b|absent): (not the published|not the published|HTTP 404)", line) for line in lines[1:4]]
-    assert lines[4] == f"Try again later, or get it by hand and put it at '{path}'."
+@pytest.mark.parametrize("wrong", [DATA[:1000] + b"!" + DATA[1001:], DATA[:-1]], ids=["a byte", "too short"])
+def test_a_wrong_file(server: Server, path: Path, wrong: bytes) -> None:
+    with pytest.raises(UserError, match=rf"{hashlib.sha256(wrong).hexdigest()}, expected is {SHA[7:]}"):
+        download(server.put("/f", wrong), path, checksum=SHA)
     assert names(path) == set()
+    assert download(server.put("/f", DATA), path, checksum=SHA).read_bytes() == DATA
+    assert [asked.range for asked in server.asked] == [None, None]
 
 
 @pytest.mark.parametrize("checksum", [None, SHA])
 def test_a_server_without_ranges(server: Server, path: Path, checksum: str | None) -> None:
     interrupted(server, path, "/f")
-    download(Remote((server.put("/f", DATA, etag='"1"', ranges=False),), checksum), path)
+    download(server.put("/f", DATA, etag='"1"', ranges=False), path, checksum=checksum)
     assert path.read_bytes() == DATA
     assert len(server.asked) == 1
 
@@ -216,72 +200,69 @@ def test_a_server_without_ranges(server: Server, path: Path, checksum: str | Non
 def test_a_changed_file_is_not_glued(server: Server, path: Path, checks: bool) -> None:
     interrupted(server, path, "/f")
     new = DATA[::-1]
-    download(Remote((server.put("/f", new, etag='"2"', checks_if_range=checks),)), path)
+    download(server.put("/f", new, etag='"2"', checks_if_range=checks), path)
     assert path.read_bytes() == new
     assert [asked.range for asked in server.asked] == ([f"bytes={MB // 2}-"] if checks else [f"bytes={MB // 2}-", None])
 
 
 @pytest.mark.parametrize("etag", [None, 'W/"1"'])
-def test_nothing_vouches_for_the_first_half(server: Server, path: Path, etag: str | None) -> None:
+@pytest.mark.parametrize("checksum", [None, SHA])
+def test_only_a_checksum_vouches_for_the_first_half(
+    server: Server, path: Path, etag: str | None, checksum: str | None
+) -> None:
     interrupted(server, path, "/f", etag=etag)
-    download(Remote((server.put("/f", DATA, etag=etag),)), path)
+    download(server.put("/f", DATA, etag=etag), path, checksum=checksum)
     assert path.read_bytes() == DATA
-    assert [asked.range for asked in server.asked] == [None]
+    assert [asked.range for asked in server.asked] == [f"bytes={MB // 2}-" if checksum else None]
 
 
-def test_another_mirror_goes_on_where_a_checksum_tells(server: Server, path: Path) -> None:
+@pytest.mark.parametrize("checksum", [None, SHA])
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_came_from_another_address_is_not_taken(
+    server: Server, path: Path, checksum: str | None, whole: bool
+) -> None:
     interrupted(server, path, "/f")
-    download(Remote((server.url("/absent"), server.put("/g", DATA, etag='"9"')), SHA), path)
+    if whole:
+        PartialFile(path).file.write_bytes(DATA[::-1])
+    download(server.put("/g", DATA, etag='"1"'), path, checksum=checksum)
     assert path.read_bytes() == DATA
-    assert [asked.range for asked in server.asked] == [f"bytes={MB // 2}-"] * 2
-
-
-def test_another_mirror_starts_anew_without_a_checksum(server: Server, path: Path) -> None:
-    interrupted(server, path, "/f")
-    download(Remote((server.put("/g", DATA[::-1], etag='"1"'),)), path)
-    assert path.read_bytes() == DATA[::-1]
     assert [asked.range for asked in server.asked] == [None]
 
 
 def test_halves_that_do_not_fit_are_fetched_again(server: Server, path: Path) -> None:
     interrupted(server, path, "/f")
-    Part(path).file.write_bytes(DATA[1 : MB // 2 + 1])  # a disk's fault, or another mirror's
-    download(Remote((server.put("/g", DATA),), SHA), path)
+    PartialFile(path).file.write_bytes(DATA[1 : MB // 2 + 1])  # a disk's fault
+    download(server.put("/f", DATA, etag='"1"'), path, checksum=SHA)
     assert path.read_bytes() == DATA
     assert [asked.range for asked in server.asked] == [f"bytes={MB // 2}-", None]
 
 
 def test_a_longer_part_than_the_file(server: Server, path: Path) -> None:
     interrupted(server, path, "/f")
-    download(Remote((server.put("/f", b"short", etag='"1"', status=416), server.put("/g", b"short"))), path)
-    assert path.read_bytes() == b"short"
+    with pytest.raises(UserError, match="HTTP 416"):
+        download(server.put("/f", b"short", etag='"1"', status=416), path)
+    assert [asked.range for asked in server.asked] == [f"bytes={MB // 2}-", None]
+    assert download(server.put("/f", b"short"), path).read_bytes() == b"short"
 
 
 def test_a_whole_part_is_not_asked_for(server: Server, path: Path) -> None:
     interrupted(server, path, "/f")
-    Part(path).file.write_bytes(DATA)  # killed just before the rename
-    download(Remote((server.url("/f"),)), path)
+    PartialFile(path).file.write_bytes(DATA)  # killed just before the rename
+    download(server.url("/f"), path)
     assert path.read_bytes() == DATA
     assert server.asked == []
 
 
-def test_a_whole_part_of_another_file_is(server: Server, path: Path) -> None:
-    interrupted(server, path, "/f")
-    Part(path).file.write_bytes(DATA)
-    download(Remote((server.put("/newer", b"newer"),)), path)
-    assert path.read_bytes() == b"newer"
-
-
 def test_a_damaged_note(server: Server, path: Path) -> None:
     interrupted(server, path, "/f")
-    Part(path).note.write_text('{"url": "ht')
-    download(Remote((server.put("/f", DATA, etag='"1"'),), SHA), path)
+    PartialFile(path).note.write_text('{"url": "ht')
+    download(server.put("/f", DATA, etag='"1"'), path, checksum=SHA)
     assert path.read_bytes() == DATA
 
 
-def test_compressed_files_are_kept_as_they_are(server: Server, path: Path) -> None:
+def test_compressed_files_stay_as_they_are(server: Server, path: Path) -> None:
     url = server.put("/f.tgz", DATA, headers={"Content-Encoding": "x-gzip"})  # some servers say so of every .tgz
-    assert download(Remote((url,)), path).read_bytes() == DATA
+    assert download(url, path).read_bytes() == DATA
 
 
 PAGE = b"\n<!DOCTYPE html><html><head><title>Sign in &amp; pay</title></head></html>"
@@ -290,26 +271,26 @@ PAGE = b"\n<!DOCTYPE html><html><head><title>Sign in &amp; pay</title></head></h
 @pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "application/octet-stream"])
 def test_web_pages_are_refused(server: Server, path: Path, kind: str) -> None:
     with pytest.raises(UserError, match=r"a web page \('Sign in & pay'\) came instead of the file"):
-        download(Remote((server.put("/f", PAGE, type=kind),)), path)
+        download(server.put("/f", PAGE, type=kind), path)
     assert names(path) == set()
-    assert download(Remote((server.url("/f"),)), path.with_suffix(".html")).read_bytes() == PAGE
+    assert download(server.url("/f"), path.with_suffix(".html")).read_bytes() == PAGE
 
 
 def test_a_portal_does_not_cost_what_came_before(server: Server, path: Path) -> None:
     interrupted(server, path, "/f")
     with pytest.raises(UserError, match="a web page"):
-        download(Remote((server.put("/f", PAGE, type="text/html"),)), path)
-    assert Part(path).file.read_bytes() == DATA[: MB // 2]
+        download(server.put("/f", PAGE, type="text/html"), path)
+    assert PartialFile(path).file.read_bytes() == DATA[: MB // 2]
 
 
 def test_an_empty_answer(server: Server, path: Path) -> None:
     with pytest.raises(UserError, match="the answer is empty"):
-        download(Remote((server.put("/f", b""),)), path)
+        download(server.put("/f", b""), path)
 
 
 def test_google_drive(server: Server, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirrors, "DRIVE", server.put("/download", DATA))
-    assert download(Remote(("gdrive:1hya-_Q",), SHA), path).read_bytes() == DATA
+    assert download("gdrive:1hya-_Q", path, checksum=SHA).read_bytes() == DATA
     assert [asked.path for asked in server.asked] == ["/download?id=1hya-_Q&export=download&confirm=t"]
 
 
@@ -319,12 +300,12 @@ def test_google_drive_asks(server: Server, path: Path, monkeypatch: pytest.Monke
     <input type="submit" id="uc-download-link" value="Download anyway"/>
     <input type="hidden" name="id" value="1a"><input type="hidden" name="uuid" value="0-1&amp;2"></form></html>"""
     monkeypatch.setattr(mirrors, "DRIVE", server.put("/download", form.encode(), type="text/html"))
-    assert download(Remote(("gdrive:1a",)), path).read_bytes() == DATA
+    assert download("gdrive:1a", path).read_bytes() == DATA
     assert [asked.path for asked in server.asked][1:] == ["/confirmed?id=1a&uuid=0-1%262"]
     path.unlink()
     server.put("/confirmed", form.encode(), type="text/html")
     with pytest.raises(UserError, match=r"a web page \('Google Drive - Virus scan warning'\)"):
-        download(Remote(("gdrive:1a",)), path)
+        download("gdrive:1a", path)
     assert len(server.asked) == 4
 
 
@@ -332,37 +313,43 @@ def test_not_enough_space(server: Server, path: Path, monkeypatch: pytest.Monkey
     usage = shutil.disk_usage(path.parents[1])
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=MB))
     url = server.put("/f", DATA + b"1")
-    with pytest.raises(UserError, match=r"^file\.bin needs 1\.0 MB, but 1\.0 MB are free in '.*': free some"):
-        download(Remote((url,)), path)
+    with pytest.raises(UserError, match=r"^file\.bin needs 1\.0 MB, but 1\.0 MB are free"):
+        download(url, path)
     with pytest.raises(UserError, match=r"file\.bin, with what is unpacked from it, needs 3\.1 MB, but 1\.0 MB"):
-        download(Remote((url,)), path, also_needed=2 * MB)
+        download(url, path, also_needed=2 * MB)
     with pytest.raises(UserError, match=r"needs 5\.0 MB"):
-        download(Remote((server.put("/g", DATA, length=False),), size=5_000_000), path)
+        download(server.put("/g", DATA, length=False), path, size=5_000_000)
     assert names(path) == set()
     interrupted(server, path, "/f", at=MB // 2)
     server.put("/f", DATA, etag='"1"')
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=MB // 2))  # for the rest it is enough
-    assert download(Remote((server.url("/f"),)), path).read_bytes() == DATA
+    assert download(server.url("/f"), path).read_bytes() == DATA
 
 
-def test_full_disk(server: Server, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a small file system of its own where that may be mounted, else with a file that stops taking bytes."""
+@pytest.mark.parametrize("kind", ["mounted", "limited"])
+def test_full_disk_and_resume(server: Server, path: Path, kind: str) -> None:
+    """On a small file system of its own where that may be mounted, and with a file that stops taking bytes."""
     path.parent.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(path.parent)]
-    mounted = sys.platform == "linux" and subprocess.run(mount, check=False, capture_output=True).returncode == 0
-    url = server.put("/f", DATA, etag='"1"', length=False)
+    if kind == "mounted":
+        mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(path.parent)]
+        if sys.platform != "linux" or subprocess.run(mount, check=False, capture_output=True).returncode:
+            pytest.skip("nothing may be mounted here")
+    url = server.put("/f", DATA, etag='"1"', length=kind == "limited")
     with pytest.MonkeyPatch.context() as patch:
-        if not mounted:
+        if kind == "limited":
             patch.setattr(Path, "open", limited(Path.open))
         try:
-            with pytest.raises(UserError, match=r"no space left on the disk .*file\.bin'.*goes on where it stopped"):
-                download(Remote((url,)), path)
-            have = Part(path).file.read_bytes()
+            with pytest.raises(UserError, match=r"no space left on the disk .*file\.bin'.*resumes"):
+                download(url, path)
+            have = PartialFile(path).file.read_bytes()
         finally:
-            if mounted:
+            if kind == "mounted":
                 subprocess.run(["umount", str(path.parent)], check=True)
     assert len(have) >= 1 << 18
     assert have == DATA[: len(have)]
+    assert download(url, path).read_bytes() == DATA
+    if kind == "limited":
+        assert server.asked[-1].range == f"bytes={len(have)}-"
 
 
 def limited(open_file: Callable[..., Any]) -> Callable[..., Any]:
@@ -377,36 +364,10 @@ def limited(open_file: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-def test_full_disk_and_resume(server: Server, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = server.put("/f", DATA, etag='"1"')
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", limited(Path.open))
-        with pytest.raises(UserError, match="no space left on the disk"):
-            download(Remote((url,)), path)
-    have = Part(path).size
-    assert have >= 500_000
-    assert download(Remote((url,)), path).read_bytes() == DATA
-    assert server.asked[-1].range == f"bytes={have}-"
-
-
 def test_a_folder_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write '.*' \(.*\)"):
-        download(Remote((server.put("/f", DATA),)), tmp_path / "file" / "f")
-
-
-def test_two_processes_fetch_once(server: Server, path: Path) -> None:
-    url = server.put("/f", DATA, pause=0.3)
-    first = start(url, path)
-    wait_for(lambda: server.asked)
-    second = start(url, path)
-    assert second.stdout is not None
-    assert second.stdout.readline().strip() == "file.bin: waiting for another process that fetches it"
-    server.files["/f"].pause = 0.0
-    said = [process.communicate(timeout=60)[0] for process in (first, second)]
-    assert [first.returncode, second.returncode] == [0, 0], said
-    assert path.read_bytes() == DATA
-    assert len(server.asked) == 1
+        download(server.put("/f", DATA), tmp_path / "file" / "f")
 
 
 HUB_FILE = "/datasets/owner/repo.x/resolve/abc123/folder/a%20file.bin"
@@ -434,9 +395,9 @@ def test_the_hub_resumes(server: Server, path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(mirrors, "resolve", lambda url: server.url("/f"))
     monkeypatch.setattr(module, "resolve", lambda url: server.url("/f"))
     interrupted(server, path, "/f")
-    Part(path).note.write_text(Part(path).note.read_text().replace(server.url("/f"), HUB_URL))
+    PartialFile(path).note.write_text(PartialFile(path).note.read_text().replace(server.url("/f"), HUB_URL))
     server.put("/f", DATA, etag='"1"')
-    assert download(Remote((HUB_URL,)), path).read_bytes() == DATA
+    assert download(HUB_URL, path).read_bytes() == DATA
     assert [asked.range for asked in server.asked] == [f"bytes={MB // 2}-"]
 
 
@@ -453,8 +414,8 @@ def test_a_gated_repository(server: Server, path: Path) -> None:
 def test_offline(server: Server, path: Path, value: str) -> None:
     url = server.put("/f", DATA)
     said = start(url, path, HF_HUB_OFFLINE=value).communicate(timeout=60)[0].strip().splitlines()[-1]
-    wanted = f"HF_HUB_OFFLINE is set, so nothing is fetched: put file.bin at '{path}' by hand (from {url})."
-    assert said.endswith(wanted)
+    for words in ("HF_HUB_OFFLINE is set", str(path), url):
+        assert words in said
     assert server.asked == []
 
 
@@ -462,26 +423,15 @@ def test_offline_with_the_file_there(server: Server, path: Path, monkeypatch: py
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     path.parent.mkdir()
     path.write_bytes(DATA)
-    assert download(Remote((server.url("/f"),), SHA), path) == path
+    assert download(server.url("/f"), path, checksum=SHA) == path
 
 
 @pytest.mark.parametrize(
     "url", ["file:///etc/passwd", "ftp://x/y", "hf://datasets/only", "hf://spaces/a/b@c/d", "x.zip"]
 )
-def test_other_addresses(url: str) -> None:
+def test_other_addresses(path: Path, url: str) -> None:
     with pytest.raises(UserError, match=f"cannot fetch '{re.escape(url)}': allowed are https"):
-        Remote((url,))
-
-
-@pytest.mark.parametrize("checksum", ["", "abc", "sha256:abc", "sha1:" + "0" * 40, "md5:" + "g" * 32])
-def test_other_checksums(checksum: str) -> None:
-    with pytest.raises(UserError, match=r"allowed are sha256:HEX and md5:HEX\."):
-        Remote((), checksum)
-
-
-def test_no_mirror_at_all(path: Path) -> None:
-    with pytest.raises(UserError, match="could not be fetched: no address is known"):
-        download(Remote(()), path)
+        download(url, path)
 
 
 def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -509,7 +459,7 @@ def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 def test_a_bar_on_a_terminal(server: Server, path: Path) -> None:
     reporter = Reporter()
     reporter.console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    download(Remote((server.put("/f", DATA),)), path, reporter=reporter)
+    download(server.put("/f", DATA), path, reporter=reporter)
     shown = reporter.console.file.getvalue()  # type: ignore[attr-defined]
     assert "1.0/1.0 MB" in shown
     assert "MB/s" in shown

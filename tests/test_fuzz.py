@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_data import make_split, picture
@@ -37,9 +36,9 @@ def test_split_files(tmp_path: Path, content: Any, path: str, label: int) -> Non
     file = tmp_path / "split.json"
     for made in (content, {**make_split("dtd"), "val": [[path, label, "banded"]]}):
         file.write_text(json.dumps(made))
-        found = refused_or_read(split_file.read, file)
-        if found is not None and refused_or_read(split_file.check, file, found) is not None:
-            images = [Path("/data", image) for image, _, _ in found.val]
+        split = refused_or_read(split_file.read, file)
+        if split is not None and refused_or_read(split_file.check, file, split) is not None:
+            images = [Path("/data", image) for image, _, _ in split.val]
             assert all(".." not in image.parts and image.is_relative_to("/data") for image in images)
 
 
@@ -49,8 +48,8 @@ def test_tables(tmp_path: Path, rows: str, head: str) -> None:
     (tmp_path / "in.jpg").write_bytes(picture(1))
     table = tmp_path / "table.csv"
     table.write_bytes((head + rows).encode("utf-8", "surrogatepass"))
-    for found in refused_or_read(read_table, tmp_path, table) or []:
-        assert (tmp_path / found.image).resolve().is_relative_to(tmp_path)
+    for row in refused_or_read(read_table, tmp_path, table) or []:
+        assert (tmp_path / row.image).resolve().is_relative_to(tmp_path)
 
 
 @QUICK
@@ -69,10 +68,3 @@ def test_images(tmp_path: Path, place: int, value: int, end: int) -> None:
     (tmp_path / "image.jpg").write_bytes(content[:end])
     image = refused_or_read(Files(tmp_path), "image.jpg")
     assert image is None or image.mode == "RGB"
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff", b"GIF89a", b"BM"])
-def test_beginnings_of_images(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "image.jpg").write_bytes(content)
-    with pytest.raises(UserError, match="cannot be read"):
-        Files(tmp_path)("image.jpg")

@@ -1,7 +1,7 @@
 """Errors that a user can mend. Each message is one sentence or two: what, got, allowed, do."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -22,3 +22,9 @@ def unknown(kind: str, got: object, known: Iterable[str], *, do: str = "") -> Us
     near = difflib.get_close_matches(str(got), names, n=1)
     guess = f"; did you mean '{near[0]}'?" if near else "."
     return UserError(f"unknown {kind} '{got}': known are {', '.join(names) or 'none'}{guess}{' ' + do if do else ''}")
+
+
+def first_names(names: Sequence[str], most: int = 10) -> str:
+    """A list for a message: the first `most` names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

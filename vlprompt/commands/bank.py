@@ -112,7 +112,7 @@ def read_features(spec: "RunSpec") -> tuple["Loader", "Parts"]:
     episode, reporter = build.make_episode(spec), Reporter()
     learner = build.make_learner(spec, build.make_clip(spec), episode)
     if learner.edits_image:
-        raise UserError(f"{spec.key.method} edits the image tower, so that features of images are no use to it")
+        raise UserError(f"{spec.key.method} edits the image tower, so that it cannot use features of images")
     loader = build.make_loader(spec, learner)
     if loader.features is None or loader.features.files is None:
         raise UserError("there is no bank on disk with bank.use=false or bank.gb=0: leave them out")

@@ -9,9 +9,8 @@ from typing import Any
 from rich.filesize import decimal
 
 from vlprompt.config.paths import config_dir, data_root
+from vlprompt.data.dataset import PARTS
 from vlprompt.errors import UserError
-
-PARTS = ("train", "val", "test")
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +22,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     get.add_argument("--all", action="store_true", help="every data set that can be fetched")
     get.add_argument("--yes", "-y", action="store_true", help="do not ask")
     get.add_argument("--lists", action="store_true", help="only split files and lists, no images")
-    check = add(commands, "check", check_data, "hold data sets against what is published")
+    check = add(commands, "check", check_data, "compare data sets with what is published")
     check.add_argument("names", nargs="+", metavar="NAME")
     check.add_argument("--decode", action="store_true", help="read every image")
     path = add(commands, "path", show_path, "where a data set lies, or all do")
@@ -82,34 +81,41 @@ def cost_of(about: Any) -> str:
 
 def get_data(options: argparse.Namespace) -> int:
     from vlprompt.data.download.catalogue import find_entry
-    from vlprompt.data.download.get import get, size_of
     from vlprompt.training.progress import Reporter
 
-    known, root = catalogue(options), data_root(options.root)
+    known, reporter = catalogue(options), Reporter()
     names = [n for n, e in known.items() if e.about and any(e.about.parts.values())] if options.all else options.names
     if not names:
         raise UserError("which data set? Give names (`vlprompt data list` has them), or --all.")
     entries = [find_entry(known, name) for name in dict.fromkeys(names)]
     failed = []
     for entry in entries:
-        if entry.about is None or not entry.about.parts:
-            Reporter().say(f"{entry.name} needs no download")
-            continue
-        base = entry.base(root)
-        only = frozenset(p for p in entry.about.parts if "." in p) if options.lists else frozenset(entry.about.parts)
-        missing = [part for part in entry.about.missing(base) if part in only]
         try:
-            if missing and agree(options, entry.name, size_of(entry.about, missing)):
-                get(entry.name, entry.about, base, only=only)
-            left = [part for part in entry.about.missing(base) if part in only]
-            Reporter().say(f"{entry.name}: " + (f"not complete in {base}" if left else f"complete in {base}"))
-            failed += [entry.name] * bool(left)
+            if not get_entry(entry, options, reporter):
+                failed.append(entry.name)
         except UserError as error:
             if len(entries) == 1:
                 raise
             sys.stderr.write(f"error: {error}\n")
             failed.append(entry.name)
     return 1 if failed else 0
+
+
+def get_entry(entry: Any, options: argparse.Namespace, reporter: Any) -> bool:
+    """Fetch what is missing of one data set, if the user agrees; -> whether it is complete."""
+    from vlprompt.data.download.get import get, size_of
+
+    if entry.about is None or not entry.about.parts:
+        reporter.say(f"{entry.name} needs no download")
+        return True
+    base = entry.base(data_root(options.root))
+    only = {part for part in entry.about.parts if "." in part or not options.lists}
+    if missing := only.intersection(entry.about.missing(base)):
+        if agree(options, entry.name, size_of(entry.about, missing)):
+            get(entry.name, entry.about, base, only=only, reporter=reporter)
+        missing = only.intersection(entry.about.missing(base))
+    reporter.say(f"{entry.name}: {'not complete' if missing else 'complete'} in {base}")
+    return not missing
 
 
 def agree(options: argparse.Namespace, name: str, size: str) -> bool:
@@ -169,8 +175,8 @@ def show_subset(options: argparse.Namespace) -> int:
     dataset = load_source(entry.name, plain(entry), data_root(options.root), need_images=False)
     train, val = SAMPLERS[options.sampler](dataset, shots=shots, seed=options.seed)
     if options.half:
-        kept = set(halves(dataset)[options.half == "novel"])
-        train, val = ([item for item in items if item.label in kept] for items in (train, val))
+        labels = set(halves(dataset)[options.half == "novel"])
+        train, val = ([item for item in items if item.label in labels] for items in (train, val))
     lines = make_lines(train, val, dataset.classes)
     if options.json:
         text = json.dumps(lines, indent=1, ensure_ascii=False) + "\n"
@@ -183,5 +189,5 @@ def show_subset(options: argparse.Namespace) -> int:
 def plain(entry: Any) -> dict[str, Any]:
     """A source without what a run's own settings fill in."""
     if entry.name == "folder":
-        raise UserError("folder is your own data set: its split is stored beside your images, see docs/own_data.md.")
+        raise UserError("folder is your own data set: its split is stored next to your images, see docs/own_data.md.")
     return {key: value for key, value in entry.source.items() if not str(value).startswith("${")}

@@ -99,7 +99,7 @@ def make_loader(spec: RunSpec, learner: Learner) -> Loader:
     if settings.bank.use and not learner.edits_image:
         folder = bank_folder(data_root(settings.data.root)) if settings.bank.gb else None
         limit = int(settings.bank.gb * GB)
-        features = features_at(clip, spec.precision, workers, images, folder, limit).counted_anew()
+        features = features_at(clip, spec.precision, workers, images, folder, limit).with_new_counts()
     return Loader(
         clip=clip,
         features=features,

@@ -16,6 +16,7 @@ from vlprompt.data.dataset import Dataset
 from vlprompt.data.download.get import ensure
 from vlprompt.data.sources import banked
 from vlprompt.errors import UserError
+from vlprompt.training.progress import Reporter
 
 LOCATION = ("path", "labels", "names", "stored")  # arguments of a source that say where it lies, not what it is
 
@@ -75,7 +76,7 @@ def load_dataset(settings: Settings, described: DataSource) -> Dataset:
     if contents.is_file() and not base.exists():
         return replace(banked.read(contents).dataset(), origin=stored_name(described))
     if described.about and not described.root:
-        ensure(described.name, described.about, base, download=settings.data.download)
+        ensure(described.name, described.about, base, download=settings.data.download, reporter=Reporter())
     dataset = load_source(described.name, described.source, root)
     origin = {**described.source, "root": str(root), "split": dataset.fingerprint()}
     return replace(dataset, origin=config_hash(origin))

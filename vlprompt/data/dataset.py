@@ -5,12 +5,13 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 from PIL import Image
 
 OpenImage = Callable[[str], Image.Image]
 Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Item:
 class Split:
     """Labelled images of a list of classes, and how to open them.
 
-    `rows[i]` is the place of class i among the classes that were trained on, where these differ only by some being
+    `rows[i]` is the index of class i among the classes that were trained on, where these differ only by some being
     left out (ImageNet-A has 200 of ImageNet's 1000). None: no such relation.
     """
 
@@ -33,14 +34,14 @@ class Split:
     classes: tuple[str, ...]  # names by label; names may repeat (ImageNet has two cranes), so never key by them
     open_image: OpenImage  # -> RGB; must be picklable for worker processes
     rows: tuple[int, ...] | None = None
-    origin: str = ""  # stands for the images behind the items' names; see `Dataset`
+    origin: str = ""  # stands for the images that the items name; see `Dataset`
 
     def __len__(self) -> int:
         return len(self.items)
 
     def select(self, labels: Sequence[int]) -> "Split":
         """The items of these classes, relabelled 0, 1, ... in the order of `labels`."""
-        new = {label: place for place, label in enumerate(labels)}
+        new = {label: index for index, label in enumerate(labels)}
         items = tuple(Item(item.image, new[item.label]) for item in self.items if item.label in new)
         return replace(self, items=items, classes=tuple(self.classes[label] for label in labels), rows=None)
 
@@ -49,7 +50,7 @@ class Split:
 class Dataset:
     """A data set with its three parts. `classes` are the final names, underscores kept; labels index them.
 
-    `rows[i]` is the place of class i among the classes of the data set that this one is a variant of (ImageNet-A has
+    `rows[i]` is the index of class i among the classes of the data set that this one is a variant of (ImageNet-A has
     200 of ImageNet's 1000). `origin` stands for the images: those of two data sets may share their names, but are the
     same only where the origins are equal; whoever loads a data set fills it in.
     """
@@ -74,6 +75,6 @@ class Dataset:
 
     @cached_property  # seconds for a million images
     def _fingerprint(self) -> str:
-        parts = {part: [[i.image, i.label] for i in getattr(self, part)] for part in ("train", "val", "test")}
+        parts = {part: [[i.image, i.label] for i in getattr(self, part)] for part in PARTS}
         text = json.dumps({"classes": self.classes, **parts}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

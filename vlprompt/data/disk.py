@@ -1,4 +1,4 @@
-"""What all that writes below the data root shares: one process at a time, whole files, a disk that may be full."""
+"""What everything that writes below the data root shares: locks, whole files, a disk that may be full."""
 
 import contextlib
 import errno
@@ -59,7 +59,7 @@ def writing(what: str, do: str) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A draft beside `path`, which takes its name at the end: a file appears whole or not at all."""
+    """A draft next to `path`, which takes its name at the end: a file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -72,7 +72,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @cache
 def used_below(folder: Path, pattern: str) -> list[int]:
-    """[bytes of the files of this pattern below a folder], counted once in a process and kept up by it."""
+    """[bytes of the files of this pattern below a folder], counted once in a process; whoever writes adds to it."""
     return [sum(size_of(path) for path in folder.glob(pattern))]
 
 

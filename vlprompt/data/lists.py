@@ -38,16 +38,16 @@ class ListSampler:
         """Raises: UserError where the file is damaged, or does not fit the data set or the shots."""
         known = {item.image: item for item in (*dataset.train, *dataset.val)}
         parts: dict[str, list[Item]] = {"train": [], "val": []}
-        for place, line in read_list(self.path):
+        for number, line in read_list(self.path):
             item = known.get(find(line.path, known) or "")
             if item is None:
                 raise UserError(
-                    f"{self.path}, line {place}: {line.path} is no training or validation image of {dataset.name}: "
+                    f"{self.path}, line {number}: {line.path} is no training or validation image of {dataset.name}: "
                     "choose the list of this data set."
                 )
             if item.label != line.label:
                 raise UserError(
-                    f"{self.path}, line {place}: label {line.label}, but {dataset.name} has {item.image} as "
+                    f"{self.path}, line {number}: label {line.label}, but {dataset.name} has {item.image} as "
                     f"{item.label} ({dataset.classes[item.label]}): choose the list of this data set."
                 )
             parts[line.split].append(item)
@@ -70,15 +70,15 @@ def read_list(path: Path) -> Iterator[tuple[int, Line]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"sampler.file={path} cannot be read: {error}.") from None
-    for place, text in enumerate(lines, start=1):
+    for number, text in enumerate(lines, start=1):
         if text.strip():
             try:
-                yield place, Line.model_validate_json(text)
+                yield number, Line.model_validate_json(text)
             except ValidationError as error:
                 first = error.errors(include_url=False)[0]
                 where = ".".join(map(str, first["loc"]))
                 raise UserError(
-                    f"{path}, line {place} is no object with path, label and, if wanted, split: {where} {first['msg']}."
+                    f"{path}, line {number} is no object with path, label and perhaps split: {where} {first['msg']}."
                 ) from None
 
 

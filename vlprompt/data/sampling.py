@@ -6,14 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 from vlprompt.data.dataset import Dataset, Item
-from vlprompt.errors import UserError
+from vlprompt.errors import UserError, first_names
 
 logger = logging.getLogger(__name__)
 
 Shots = int | Literal["all"]
 MAX_VAL_SHOTS = 4
 ALL = -1  # "no sub-sampling" inside this module only: users write "all"
-N_NAMED = 10  # classes that the warning names before it counts the rest
 
 
 @runtime_checkable
@@ -114,9 +113,8 @@ def check_shots(dataset: Dataset, shots: Shots, *, repeat: bool = False) -> int:
         )
     small = [f"{dataset.classes[label]} ({size})" for label, size in sizes.items() if size < shots]
     if small:
-        rest = f" and {len(small) - N_NAMED} more" if len(small) > N_NAMED else ""
+        what = "repeat some" if repeat else "are taken whole"
         logger.warning(
-            "Classes of %s with fewer than %d training images %s: %s%s.",
-            *(dataset.name, shots, "repeat some" if repeat else "are taken whole", ", ".join(small[:N_NAMED]), rest),
+            "Classes of %s with fewer than %d training images %s: %s.", dataset.name, shots, what, first_names(small)
         )
     return shots

@@ -1,4 +1,4 @@
-"""What is done to an image before a tower sees it, and the seeds of what is random in it."""
+"""What happens to an image before a tower sees it, and the seeds of what is random in that."""
 
 import hashlib
 from dataclasses import dataclass

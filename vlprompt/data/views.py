@@ -52,7 +52,7 @@ class Views(Dataset[tuple[Tensor, int]]):
         return self.plain(image).numpy()
 
     def _obtain(self, name: str, done: str, make: Callable[[Image.Image], Pixels]) -> Pixels:
-        """What `make` makes of an image, from the cache where the image is a file and it is there."""
+        """What `make` makes of an image, or a stored copy where the image is a file and there is one."""
         files = self.split.open_image
         if self.cache is None or not isinstance(files, Files):
             return make(files(name))
@@ -61,23 +61,23 @@ class Views(Dataset[tuple[Tensor, int]]):
 
 
 class Shuffled(Sampler[tuple[int | None, int]]):
-    """(view, index) pairs of one epoch: the first `n_kept` images of a random order of the epoch's own."""
+    """(view, index) pairs of one epoch: the first `n_used` images of a random order that is the epoch's own."""
 
-    def __init__(self, n_images: int, n_kept: int, *, seed: int) -> None:
-        self.n_images, self.n_kept, self.seed, self.epoch = n_images, n_kept, seed, 0
+    def __init__(self, n_images: int, n_used: int, *, seed: int) -> None:
+        self.n_images, self.n_used, self.seed, self.epoch = n_images, n_used, seed, 0
 
     def __len__(self) -> int:
-        return self.n_kept
+        return self.n_used
 
     def __iter__(self) -> Iterator[tuple[int | None, int]]:
         return iter([(self.epoch, index) for index in self.indices()])
 
     def indices(self) -> list[int]:
         generator = torch.Generator().manual_seed(seed_of("order", self.seed, self.epoch))
-        return torch.randperm(self.n_images, generator=generator).tolist()[: self.n_kept]
+        return torch.randperm(self.n_images, generator=generator).tolist()[: self.n_used]
 
 
-class Loader(DataLoader[Any]):
+class _Workers(DataLoader[Any]):
     """A DataLoader whose workers report a user's mistake as such: torch puts a traceback into its message."""
 
     def __iter__(self) -> Any:
@@ -100,7 +100,7 @@ class Batches:
         device: torch.device | str = "cpu",
     ) -> None:
         self.pre, self.device = views.pre, torch.device(device)
-        self.loader = Loader(
+        self.loader = _Workers(
             views,
             batch_size=batch_size,
             sampler=order,

@@ -145,7 +145,7 @@ def write(random: Random, facts: Facts, templates: Sequence[Template]) -> tuple[
 
 
 def vocabulary(templates: Sequence[Template]) -> list[str]:
-    """Texts that hold every token of every caption, and what prompt learning needs beside (a placeholder "X")."""
+    """Texts that hold every token of every caption, and what prompt learning needs as well (a placeholder "X")."""
     words = [*PATTERNS, *COLOURS, *SHAPES, *DIGIT_WORDS, *DIGITS, *LETTERS, "X", ".", ",", "shape", "something"]
     texts = [t(w) for t in templates for w in words[:1]] + [t("x") for t in templates]
     forms = (*DIGIT_TEMPLATES, *LETTER_TEMPLATES, *(t for group in BY_LOOK.values() for t in group))

@@ -133,7 +133,7 @@ def _pattern(rng: np.random.Generator, name: str, u: Array, v: Array, look: Look
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows beside its class: for captions that tell more than the name."""
+    """What a picture shows apart from its class: for captions that say more than the name."""
 
     x: float  # centre, in [0, 1]
     y: float

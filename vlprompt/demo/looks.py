@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Look:
-    """How a style draws. A pair is a range that every image draws from anew; a tuple of words is a choice."""
+    """How a style draws. A pair is a range that is drawn from for every image; a tuple of words is a choice."""
 
     backgrounds: tuple[str, ...] = ("flat", "gradient")
     ground_value: tuple[float, float] = (0.05, 0.98)

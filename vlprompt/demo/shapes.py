@@ -1,6 +1,6 @@
 """A small data set that is drawn, not stored: patterned, coloured shapes in three styles.
 
-A class is a combination such as "striped red star". The backbone that is trained beside it has seen every word, and
+A class is a combination such as "striped red star". The backbone that comes with it has seen every word, and
 none of these combinations.
 """
 

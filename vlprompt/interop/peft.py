@@ -21,8 +21,8 @@ MODULES = {
 def write_peft(learner: LoRA, folder: Path) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors`, which PEFT reads onto `transformers.CLIPModel`.
 
-    PEFT names the three projections one by one, as Transformers does; open_clip stacks them, so its own modules cannot
-    be named. Where ranks are nested, the one in use is written.
+    PEFT names the three projections one by one, as Transformers does; open_clip stacks them, so that PEFT cannot name
+    its modules. Where ranks are nested, the one in use is written.
 
     Raises:
         UserError: a model that is no `transformers.CLIPModel` (open_clip's plain CLIP with a ViT is one).

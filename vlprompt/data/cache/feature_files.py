@@ -17,7 +17,7 @@ from torch import Tensor
 from vlprompt.data.disk import complain, used_below, whole_file
 
 FILE = "*.safetensors"
-ABOUT = "about.json"  # beside the views: what the tower is
+ABOUT = "about.json"  # next to the views: what the tower is
 FEATURES, KEYS = "features", "keys"  # the tensor [N, e] of a file, and in its metadata the keys of the rows
 Rows = dict[str, Float[Tensor, " e"]]  # by key
 
@@ -26,9 +26,9 @@ Rows = dict[str, Float[Tensor, " e"]]  # by key
 class FeatureFiles:
     """Un-normalised features of one frozen tower by view and key, in files below `folder`, which belongs to it alone.
 
-    A file holds what one run found missing of a view. It appears whole, by a rename: parallel runs share the folder,
+    A file holds what was missing of a view in one run. It appears whole, by a rename: parallel runs share the folder,
     where at worst both compute the same, and a killed one leaves it sound. Files may be deleted at any time. What
-    cannot be written, or is beyond `limit` bytes below the folder above, is not kept.
+    cannot be written, or would exceed `limit` bytes below the parent folder, is not stored.
     """
 
     folder: Path
@@ -37,16 +37,16 @@ class FeatureFiles:
 
     def read(self, view: str, keys: Iterable[str]) -> Rows:
         """Those of the rows that are there."""
-        wanted, found = set(keys), Rows()
+        wanted, rows = set(keys), Rows()
         for path in sorted((self.folder / view).glob(FILE)) if wanted else ():
             with suppress(OSError, SafetensorError, KeyError, ValueError):  # damaged: as if it were not there
-                found |= {key: row for key, row in _open(path, wanted).items() if key not in found}
-            if len(found) == len(wanted):
+                rows |= {key: row for key, row in _open(path, wanted).items() if key not in rows}
+            if len(rows) == len(wanted):
                 break
-        return found
+        return rows
 
     def write(self, view: str, rows: Mapping[str, Tensor]) -> bool:
-        """Keep rows of one view; -> whether they are kept."""
+        """Store rows of one view; -> whether they are stored."""
         if not rows:
             return True
         features = torch.stack([row.cpu() for row in rows.values()])
@@ -63,7 +63,7 @@ class FeatureFiles:
                 save_file({FEATURES: features}, draft, {KEYS: json.dumps(list(rows))})
             used[0] += features.nbytes
         except (OSError, SafetensorError) as error:
-            complain(f"the feature bank in {root} cannot be written ({error}): features are not kept")
+            complain(f"the feature bank in {root} cannot be written ({error}): features are not stored")
             return False
         return True
 

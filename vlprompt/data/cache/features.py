@@ -29,7 +29,7 @@ class Use:
 
 
 class FeatureCache:
-    """Un-normalised features of images by view, in memory, and on disk where `files` are given.
+    """Un-normalised features of images by view, in memory, and on disk where `files` are given: the feature bank.
 
     View None is the centre crop. Any other is drawn from `seed` and `augment`, as `Views` does.
     """
@@ -47,11 +47,11 @@ class FeatureCache:
         self.use = Use()
         self._rows: dict[str, Rows] = {}  # by name of the view and key of the image
 
-    def counted_anew(self) -> "FeatureCache":
-        """The same features, with a count of their use of its own."""
-        bank = copy(self)
-        bank.use = Use()
-        return bank
+    def with_new_counts(self) -> "FeatureCache":
+        """The same features; their use is counted from zero."""
+        other = copy(self)
+        other.use = Use()
+        return other
 
     def features(
         self, split: Split, view: int | None = None, *, seed: int = 0, augment: Augment = PUBLISHED
@@ -70,7 +70,7 @@ class FeatureCache:
         augment: Augment = PUBLISHED,
         done: Callable[[int], object] = lambda n: None,
     ) -> None:
-        """Read, or compute, what is missing of these features; `done` hears how many are dealt with."""
+        """Read, or compute, what is missing of these features; `done` hears how many more are there."""
         items = {image_key(split, item.image): item for item in split.items}
         missing: dict[int | None, list[str]] = {}
         for view in views:
@@ -94,9 +94,9 @@ class FeatureCache:
         known = self._rows.setdefault(name, {})
         missing = [key for key in keys if key not in known]
         if missing and self.files is not None:
-            found = self.files.read(name, missing)
-            known |= {key: row.to(self.clip.device) for key, row in found.items()}
-            self.use.read += len(found)
+            stored = self.files.read(name, missing)
+            known |= {key: row.to(self.clip.device) for key, row in stored.items()}
+            self.use.read += len(stored)
         return [key for key in missing if key not in known]
 
     @torch.no_grad()
@@ -108,11 +108,11 @@ class FeatureCache:
         name_of: Callable[[int | None], str],
         done: Callable[[int], object],
     ) -> None:
-        """One pass over all that is missing, so that worker processes start once; a view is kept when it is whole."""
+        """One pass over all that is missing, so that worker processes start once; a view is stored when it is whole."""
         keys = list(items)
         views.split = replace(views.split, items=tuple(items.values()))
-        place = {key: index for index, key in enumerate(keys)}
-        order = [(view, place[key]) for view, of_view in missing.items() for key in of_view]
+        indices = {key: index for index, key in enumerate(keys)}
+        order = [(view, indices[key]) for view, of_view in missing.items() for key in of_view]
         device, start, rows = self.clip.device, 0, torch.empty(0)
         fresh: dict[str, Tensor] = {}
         for pixels, _ in Batches(views, order, batch_size=BATCH, workers=self.workers, device=device):
@@ -121,20 +121,20 @@ class FeatureCache:
             for (view, index), row in zip(order[start : start + len(rows)], rows, strict=True):
                 fresh[keys[index]] = row
                 if len(fresh) == len(missing[view]):
-                    self._keep(name_of(view), fresh)
+                    self._store(name_of(view), fresh)
                     fresh = {}
             start += len(rows)
             self.use.computed += len(rows)
             done(len(rows))
 
-    def _keep(self, name: str, rows: dict[str, Tensor]) -> None:
+    def _store(self, name: str, rows: dict[str, Tensor]) -> None:
         self._rows[name] |= rows
         if self.files is not None:
             self.files.write(name, rows)
 
 
 def view_name(view: int | None, seed: int, augment: Augment) -> str:
-    """What a view depends on beside the image; the centre crop on nothing."""
+    """What a view depends on apart from the image; the centre crop on nothing."""
     if view is None:
         return CROP
     drawn = "" if augment == PUBLISHED else f"-{seed_of(augment.scale, augment.flip) % 16**8:08x}"

@@ -30,7 +30,7 @@ def key_of_file(files: Files, image: str) -> str:
     try:
         now = files.locate(image).stat()
     except OSError:
-        files.read(image)  # which says it in words
+        files.read(image)  # raises a UserError
         raise
     return _key_of_file(files, image, now.st_size, now.st_mtime_ns)
 
@@ -48,7 +48,7 @@ def module_of(opener: Any) -> str:
 
 @cache
 def code_of(module: str) -> str:
-    """sha256 of the Python files beside a module."""
+    """sha256 of the Python files in a module's folder."""
     path = getattr(sys.modules.get(module), "__file__", None)
     files = sorted(Path(path).parent.glob("*.py")) if path else []
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

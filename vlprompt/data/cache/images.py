@@ -17,11 +17,11 @@ FILES = "??/*"
 
 @dataclass(frozen=True)
 class ImageCache:
-    """Arrays by what they were made of, in files below `folder` of `limit` bytes together.
+    """Arrays by what they were made of, in files below `folder`, of `limit` bytes in all.
 
     Keyed by the image file's bytes and by what was done to them, so that a changed image or transform is another key.
     A file appears whole, by a rename: parallel runs share a cache, and a killed one leaves it sound. It may be
-    deleted at any time. Where it cannot be written or is full, arrays are made anew.
+    deleted at any time. Where it cannot be written or is full, arrays are made again.
     """
 
     folder: Path
@@ -30,11 +30,11 @@ class ImageCache:
     def obtain(self, content: bytes, done: str, make: Callable[[], Pixels]) -> Pixels:
         """The stored array of this content, or a new one; `done` says in words how `make` makes it."""
         path = self._path(content, done)
-        found = load(path)
-        if found is None:
-            found = make()
-            self._store(path, found)
-        return found
+        pixels = load(path)
+        if pixels is None:
+            pixels = make()
+            self._store(path, pixels)
+        return pixels
 
     def _path(self, content: bytes, done: str) -> Path:
         digest = hashlib.sha256(content)
@@ -52,7 +52,7 @@ class ImageCache:
                 draft.write_bytes(np.array(pixels.shape, np.uint32).tobytes() + pixels.tobytes())
             used[0] += HEADER + pixels.nbytes
         except OSError as error:
-            complain(f"the image cache in {self.folder} cannot be written ({error.strerror}): images are decoded anew")
+            complain(f"the image cache in {self.folder} cannot be written ({error.strerror}): images are decoded again")
 
 
 def load(path: Path) -> Pixels | None:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vlprompt.data.cache.feature_files import ABOUT, FEATURES, FILE, KEYS, FeatureFiles, Rows, read_keys
+from vlprompt.data.dataset import PARTS
 from vlprompt.data.disk import whole_file, writing
 from vlprompt.data.sources import banked
 from vlprompt.errors import UserError
@@ -53,7 +54,7 @@ def pack(
                 save_file({FEATURES: torch.stack(list(rows.values())).cpu()}, member, {KEYS: json.dumps(list(rows))})
                 archive.write(member, f"features/{view}{FILE[1:]}")
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {path} ({error}): choose another place, or free space") from None
+        raise UserError(f"cannot write {path} ({error}): choose another folder, or free space") from None
     return sum(map(len, features.values())), path.stat().st_size
 
 
@@ -72,12 +73,12 @@ def unpack(path: Path, root: Path, *, limit: int) -> tuple[Manifest, int]:
             features: dict[str, Rows] = {}
             contents: dict[str, banked.Contents] = {}
             for name in archive.namelist():
-                if found := FEATURE_MEMBER.fullmatch(name):
-                    features[found[1]] = _read_rows(Path(archive.extract(name, folder)))
-                elif found := DATASET_MEMBER.fullmatch(name):
-                    contents[found[1]] = banked.Contents.model_validate_json(archive.read(name))
+                if match := FEATURE_MEMBER.fullmatch(name):
+                    features[match[1]] = _read_rows(Path(archive.extract(name, folder)))
+                elif match := DATASET_MEMBER.fullmatch(name):
+                    contents[match[1]] = banked.Contents.model_validate_json(archive.read(name))
                 elif name != MANIFEST:
-                    raise ValueError(f"{name} does not belong there")
+                    raise ValueError(f"{name} does not belong in it")
     except (OSError, KeyError, ValueError, ValidationError, zipfile.BadZipFile, SafetensorError, EOFError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is no packed feature bank ({reason}): get it again") from None
@@ -85,12 +86,12 @@ def unpack(path: Path, root: Path, *, limit: int) -> tuple[Manifest, int]:
     for view, rows in features.items():
         known = files.read(view, rows)
         if not files.write(view, {key: row for key, row in rows.items() if key not in known}):
-            raise UserError(f"not all features could be kept in {root}: free space there, and unpack {path} again")
+            raise UserError(f"not all features could be stored in {root}: free space there, and unpack {path} again")
     with writing(f"the data sets of {path} in {root}", "and unpack it again"):
         for identity, content in contents.items():
-            place = root / DATASETS / f"{identity}.json"
-            with whole_file(place) as draft:
-                draft.write_text(_merged(place, content).model_dump_json(), encoding="utf-8")
+            path_of_dataset = root / DATASETS / f"{identity}.json"
+            with whole_file(path_of_dataset) as draft:
+                draft.write_text(_merged(path_of_dataset, content).model_dump_json(), encoding="utf-8")
     return manifest, sum(map(len, features.values()))
 
 
@@ -101,22 +102,22 @@ def _read_rows(path: Path) -> Rows:
     return rows
 
 
-def _merged(place: Path, content: banked.Contents) -> banked.Contents:
+def _merged(path: Path, content: banked.Contents) -> banked.Contents:
     """A data set's description with the keys of one that was unpacked before."""
-    if not place.is_file():
+    if not path.is_file():
         return content
-    before = banked.read(place)
-    known = {image: key for part in banked.PARTS for image, _, key in getattr(before, part) if key}
-    filled = {
+    before = banked.read(path)
+    known = {image: key for part in PARTS for image, _, key in getattr(before, part) if key}
+    filled: dict[str, Any] = {
         part: [(image, label, key or known.get(image, "")) for image, label, key in getattr(content, part)]
-        for part in banked.PARTS
+        for part in PARTS
     }
     return content.model_copy(update=filled)
 
 
 def towers(root: Path) -> list[dict[str, Any]]:
     """What is in the bank below `root`: of each tower what it is, its views, rows and bytes; no damaged files."""
-    found = []
+    known = []
     for folder in sorted(path.parent for path in root.glob(f"*/{ABOUT}")):
         files = list(folder.glob(f"*/{FILE}"))
         rows = 0
@@ -125,5 +126,5 @@ def towers(root: Path) -> list[dict[str, Any]]:
                 rows += file.get_slice(FEATURES).get_shape()[0]
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         size = sum(path.stat().st_size for path in files)
-        found.append({**about, "views": len({path.parent for path in files}), "rows": rows, "bytes": size})
-    return found
+        known.append({**about, "views": len({path.parent for path in files}), "rows": rows, "bytes": size})
+    return known

@@ -1,7 +1,5 @@
-"""What is known about each data set, from `conf/dataset/*.yaml`: places to get it, licence, counts."""
+"""What is known about each data set, from `conf/dataset/*.yaml`: where to get it, licence, counts."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +10,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlprompt.errors import UserError, unknown
 
+CHECKSUM = "^(sha256:[0-9a-fA-F]{64}|md5:[0-9a-fA-F]{32})$"
 State = Literal["present", "partial", "missing", "built in"]
-OR = "|"  # between places that mean the same
+OR = "|"  # between paths of which one is enough
 
 
 class Mirror(BaseModel):
-    """One place to get a part of a data set from."""
+    """An address that offers a part of a data set."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: str  # https://, hf://models/OWNER/NAME@REVISION/FILE, gdrive:ID
-    checksum: str | None = None  # sha256:... or md5:..., where one is published
+    checksum: str | None = Field(None, pattern=CHECKSUM)  # where one is published
     size: int | None = None  # about so many bytes
     members: dict[str, str] | None = None  # of an archive: what goes where below the data set's folder
 
@@ -56,7 +55,7 @@ class About(BaseModel):
 
     def missing(self, base: Path) -> list[str]:
         """The parts that are not below the data set's folder `base`."""
-        return [part for part in self.parts if not any((base / place).exists() for place in part.split(OR))]
+        return [part for part in self.parts if not any((base / path).exists() for path in part.split(OR))]
 
     def download_size(self, parts: Sequence[str]) -> int | None:
         """About how many bytes these parts take to fetch; None where a size is not published."""
@@ -106,19 +105,3 @@ def find_entry(catalogue: Mapping[str, Entry], name: str) -> Entry:
     if name not in catalogue:
         raise unknown("data set", name, catalogue)
     return catalogue[name]
-
-
-def content_hash(path: Path) -> str:
-    """sha256 of what a file says: of JSON without its layout, else of its lines without white space at their ends.
-
-    Raises: UserError where the file cannot be read as such.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".json":
-            text = json.dumps(json.loads(text), sort_keys=True)
-        else:
-            text = "\n".join(line.strip() for line in text.splitlines() if line.strip())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from None
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,61 +1,90 @@
-"""Whether a data set is what it should be: its counts, its files, and, if wanted, each image."""
+"""Whether a data set is what is published: its texts, its counts, and, if wanted, each image."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from vlprompt.data.dataset import Dataset
-from vlprompt.data.download.catalogue import OR, About, content_hash
+from vlprompt.data.dataset import PARTS, Dataset, OpenImage
+from vlprompt.data.download.catalogue import OR, About
+from vlprompt.data.download.reporting import SILENT, Track
+from vlprompt.data.sources import split_file
 from vlprompt.data.sources.files import Files
-from vlprompt.errors import UserError
-from vlprompt.training.progress import Track
+from vlprompt.errors import UserError, first_names
 
 N_NAMED = 5  # files of a kind that are named before the rest is counted
 
 
-def check(dataset: Dataset, about: About | None, base: Path, *, decode: bool, track: Track) -> Iterator[str]:
+def content_hash(path: Path) -> str:
+    """sha256 of what a file says: of JSON without its layout, else of its lines without white space at their ends.
+
+    Raises: UserError where the file cannot be read as such.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".json":
+            text = json.dumps(json.loads(text), sort_keys=True)
+        else:
+            text = "\n".join(line.strip() for line in text.splitlines() if line.strip())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from None
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def verify(path: Path, about: About) -> None:
+    """Compare a text with the hash of its published content, a split file without one with the published counts.
+
+    Raises: UserError that says how it differs.
+    """
+    expected = about.hashes.get(path.name)
+    if expected is not None and (actual := content_hash(path)) != expected:
+        raise UserError(f"{path.name} is not the published one: its content has sha256 {actual}, not {expected}")
+    if expected is None and path.suffix == ".json":
+        content = split_file.read(path)
+        counts = {"classes": len(split_file.check(path, content))}
+        counts |= {part: len(getattr(content, part)) for part in PARTS}
+        if counts != (published := about.counts.model_dump()):
+            raise UserError(f"{path.name} is not the published one: it has {counts}, published are {published}")
+
+
+def check(dataset: Dataset, about: About | None, base: Path, *, decode: bool, track: Track = SILENT) -> Iterator[str]:
     """What is wrong with a data set, a sentence each; nothing where all is well."""
     if about is not None:
         yield from check_counts(dataset, about)
         yield from check_hashes(about, base)
     files = dataset.open_image
-    images = [item.image for part in (dataset.train, dataset.val, dataset.test) for item in part]
-    gone, damaged = [], []
+    images = [item.image for part in PARTS for item in getattr(dataset, part)]
+    missing, damaged = [], []
     for image in images:
         if isinstance(files, Files) and not files.locate(image).is_file():
-            gone.append(image)
+            missing.append(image)
         elif decode and (reason := reason_to_refuse(files, image)):
             damaged.append(reason)
         track.advance()
-    if gone:
-        yield f"{len(gone)} of {len(images)} listed images are missing: {first(gone)}"
+    if missing:
+        yield f"{len(missing)} of {len(images)} listed images are missing: {first_names(missing, N_NAMED)}"
     if damaged:
-        yield f"{len(damaged)} images cannot be read: {first(damaged)}"
+        yield f"{len(damaged)} images cannot be read: {first_names(damaged, N_NAMED)}"
 
 
 def check_counts(dataset: Dataset, about: About) -> Iterator[str]:
-    found = {"classes": len(dataset.classes)} | {p: len(getattr(dataset, p)) for p in ("train", "val", "test")}
-    for kind, expected in about.counts.model_dump().items():
-        if found[kind] != expected:
-            yield f"{found[kind]} {kind}, published are {expected}"
+    counts = {"classes": len(dataset.classes)} | {part: len(getattr(dataset, part)) for part in PARTS}
+    for kind, published in about.counts.model_dump().items():
+        if counts[kind] != published:
+            yield f"{counts[kind]} {kind}, published are {published}"
 
 
 def check_hashes(about: About, base: Path) -> Iterator[str]:
     for name, expected in about.hashes.items():
-        places = next((part.split(OR) for part in about.parts if part.split(OR)[0] == name), [name])
-        path = next((base / place for place in places if (base / place).is_file()), None)
+        alternatives = next((part.split(OR) for part in about.parts if part.split(OR)[0] == name), [name])
+        path = next((base / file for file in alternatives if (base / file).is_file()), None)
         if path is not None and content_hash(path) != expected:
             yield f"{path} is not the published one: delete it and get it again"
 
 
-def reason_to_refuse(files: Any, image: str) -> str | None:
+def reason_to_refuse(open_image: OpenImage, image: str) -> str | None:
     try:
-        files(image)
+        open_image(image)
     except UserError as error:
         return str(error)
     return None
-
-
-def first(names: list[str]) -> str:
-    rest = f" and {len(names) - N_NAMED} more" if len(names) > N_NAMED else ""
-    return ", ".join(names[:N_NAMED]) + rest

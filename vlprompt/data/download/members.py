@@ -1,4 +1,4 @@
-"""What lies in an archive, read so that nothing in it can be taken for a place outside of a folder."""
+"""What lies in an archive, read so that nothing in it can be taken for a path outside of a folder."""
 
 import bz2
 import gzip
@@ -45,45 +45,33 @@ class Member:
 Opened = tuple[Member, Callable[[], IO[bytes] | None]]
 
 
-@dataclass(frozen=True)
-class Archive:
-    """A file, and what messages call it: one within another archive has no lasting path."""
-
-    path: Path
-    called: str
-
-    @property
-    def name(self) -> str:
-        return Path(self.called).name
+class BadArchive(UserError):
+    """An archive that is damaged, might do harm, or is another one than expected."""
 
 
-class Refused(UserError):
+class Harmful(UserError):
     """A member that no data set needs, and that might do harm."""
 
     def __init__(self, name: str, why: str) -> None:
         super().__init__(f"its member {name!r} {why}")
 
-    def of(self, archive: Archive) -> UserError:
-        return UserError(f"'{archive.called}' is refused: {self}. Nothing of it was kept.")
-
 
 @contextmanager
-def reading(archive: Archive) -> Iterator[tuple[io.BufferedIOBase, Iterator[Opened]]]:
+def reading(path: Path, title: str) -> Iterator[tuple[io.BufferedIOBase, Iterator[Opened]]]:
     """The file, and its members with how to open each, in order. A zip, or a tar of any compression, by content.
 
-    Raises: UserError, also while members are read, where the archive is damaged or a member is refused.
+    `title` names the archive in messages: one within another archive has no lasting path.
+    Raises: UserError where the file cannot be read; BadArchive, also while members are read.
     """
     try:
-        with archive.path.open("rb") as file:
+        with path.open("rb") as file:
             yield file, _members(file)
-    except Refused as error:
-        raise error.of(archive) from error
+    except Harmful as error:
+        raise BadArchive(f"'{title}' is refused: {error}. Nothing of it was unpacked.") from error
     except DAMAGED as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(f"'{archive.called}' cannot be read ({error.strerror}).") from error
-        raise UserError(
-            f"'{archive.called}' is no zip or tar archive, or damaged: delete it and fetch again."
-        ) from error
+            raise UserError(f"'{title}' cannot be read ({error.strerror}).") from error
+        raise BadArchive(f"'{title}' is no zip or tar archive, or damaged: delete it and fetch again.") from error
 
 
 def _members(file: io.BufferedIOBase) -> Iterator[Opened]:
@@ -96,19 +84,20 @@ def _members(file: io.BufferedIOBase) -> Iterator[Opened]:
         return
     unpack = next((opener for magic, opener in COMPRESSED.items() if start.startswith(magic)), None)
     with unpack(file) if unpack else file as stream:
-        blocks = _Blocks(stream)
+        blocks: Any = _Blocks(stream)
         with tarfile.TarFile(fileobj=blocks) as tar:
             while (entry := tar.next()) is not None:
                 yield _of_tar(entry), partial(tar.extractfile, entry)
-                tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
-        blocks.finish(is_checked=unpack is not None)
+                tar.members.clear()  # type: ignore[attr-defined]  # it would hold on to them all
+        blocks.check_end(has_checksum=unpack is not None)
 
 
-class _Blocks(io.RawIOBase):
-    """A tar's bytes. tarfile takes a cut or damaged header for the end: `finish` looks whether it was one."""
+class _Blocks:
+    """A tar's bytes. tarfile takes a cut or damaged header for the end: `check_end` looks whether it was one."""
 
     def __init__(self, stream: io.BufferedIOBase) -> None:
         self.stream, self.last = stream, b""
+        self.seek, self.tell = stream.seek, stream.tell
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= LONGEST_HEADER:
@@ -116,32 +105,25 @@ class _Blocks(io.RawIOBase):
         self.last = self.stream.read(size)
         return self.last
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self.stream.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self.stream.tell()
-
-    def finish(self, *, is_checked: bool) -> None:
+    def check_end(self, *, has_checksum: bool) -> None:
         """Raises: ReadError without an end mark; what the decompressor raises where its checksum is wrong."""
-        whole = self.last == bytes(tarfile.BLOCKSIZE) or (is_checked and not self.last)
-        tail = 0
-        while whole and tail < LONGEST_TAIL and (chunk := self.stream.read(CHUNK)):
-            tail += len(chunk)
-        if not whole or tail >= LONGEST_TAIL:
-            raise tarfile.ReadError("no end")
+        if self.last == bytes(tarfile.BLOCKSIZE) or (has_checksum and not self.last):
+            for _ in range(LONGEST_TAIL // CHUNK):
+                if not self.stream.read(CHUNK):
+                    return
+        raise tarfile.ReadError("no end")
 
 
 def _of_zip(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
     name, mode = clean(info.orig_filename), info.external_attr >> 16
     if info.flag_bits & 0x41:
-        raise Refused(info.orig_filename, "is encrypted")
+        raise Harmful(info.orig_filename, "is encrypted")
     if stat.S_ISLNK(mode):
         if info.file_size > LONGEST_TARGET:
-            raise Refused(name, "is a link to an overlong name")
-        return Member(name, "link", target=_symbolic(name, opened.read(info).decode()))
+            raise Harmful(name, "is a link to an overlong name")
+        return _symbolic_link(name, opened.read(info).decode())
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise Refused(name, "is a device or a pipe")
+        raise Harmful(name, "is a device or a pipe")
     return Member(name, "folder") if info.is_dir() else _file(name, info.file_size)
 
 
@@ -150,38 +132,39 @@ def _of_tar(info: tarfile.TarInfo) -> Member:
     if info.isdir():
         return Member(name, "folder")
     if info.issym():
-        return Member(name, "link", target=_symbolic(name, info.linkname))
+        return _symbolic_link(name, info.linkname)
     if info.islnk():
-        return Member(name, "link", target=clean(info.linkname, of=name))
+        return Member(name, "link", target=clean(info.linkname, link=name))
     if not info.isreg():
-        raise Refused(name, "is a device, a pipe or of an unknown kind")
+        raise Harmful(name, "is a device, a pipe or of an unknown kind")
     return _file(name, info.size)
 
 
 def _file(name: str, size: int) -> Member:
     if not name:
-        raise Refused(name, "is a file without a name")
+        raise Harmful(name, "is a file without a name")
     return Member(name, "file", size)
 
 
-def clean(path: str, *, of: str | None = None) -> str:
-    """A path within an archive without empty parts. Raises: Refused, naming `of`, where it might lead elsewhere."""
+def _symbolic_link(name: str, target: str) -> Member:
+    if not target.startswith("/"):
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
+    return Member(name, "link", target=clean(target, link=name))
+
+
+def clean(path: str, *, link: str | None = None) -> str:
+    """A path within an archive without empty parts.
+
+    Raises: Harmful, naming the path, or the `link` that has it as its target, where it might lead elsewhere.
+    """
     parts = path.split("/")
-    whys = {
+    reasons = {
         "is absolute": path.startswith("/"),
         "leads out of the folder": ".." in parts,
         "has a backslash": "\\" in path,
         "has a zero byte": "\0" in path,
         "has a drive letter": any(re.match("[A-Za-z]:", part) for part in parts),
     }
-    for why, is_so in whys.items():
-        if is_so:
-            raise Refused(path if of is None else of, why if of is None else f"is a link to {path!r}, which {why}")
+    if why := next((why for why, applies in reasons.items() if applies), None):
+        raise Harmful(path, why) if link is None else Harmful(link, f"is a link to {path!r}, which {why}")
     return "/".join(part for part in parts if part not in ("", "."))
-
-
-def _symbolic(name: str, target: str) -> str:
-    """The member that a symbolic link points to."""
-    if target.startswith("/"):
-        return clean(target, of=name)
-    return clean(posixpath.normpath(posixpath.join(posixpath.dirname(name), target)), of=name)

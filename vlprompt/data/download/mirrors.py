@@ -16,10 +16,6 @@ TRANSIENT = (408, 429, 500, 502, 503, 504)  # answers worth another try
 LOST = (requests.RequestException, urllib3.exceptions.HTTPError)
 DRIVE = "https://drive.usercontent.google.com/download"
 HUB = re.compile(r"hf://(model|dataset)s/([\w.-]+/[\w.-]+)(?:@([^/]+))?/(.+)")
-HEADERS = {
-    "Accept-Encoding": "identity",  # the file as it is: sizes and ranges count its bytes
-    "User-Agent": "vlprompt",
-}
 
 
 class Unavailable(Exception):
@@ -34,10 +30,10 @@ def resolve(url: str) -> str:
     """The address on the web. Raises: UserError for an unknown form."""
     if url.startswith("gdrive:"):
         return f"{DRIVE}?{urlencode({'id': url.removeprefix('gdrive:'), 'export': 'download', 'confirm': 't'})}"
-    if found := HUB.fullmatch(url):
+    if match := HUB.fullmatch(url):
         from huggingface_hub import hf_hub_url  # heeds HF_ENDPOINT
 
-        kind, repo, revision, name = found.groups()
+        kind, repo, revision, name = match.groups()
         return hf_hub_url(repo, name, repo_type=kind, revision=revision)
     if url.startswith(("https://", "http://")):
         return url
@@ -54,25 +50,26 @@ def is_offline() -> bool:
     return constants.HF_HUB_OFFLINE
 
 
-def authorisation(url: str) -> dict[str, str]:
-    """The user's token, for the hub alone."""
-    if not url.startswith("hf://"):
-        return {}
-    from huggingface_hub import constants, get_token
+def headers_for(url: str) -> dict[str, str]:
+    """What every request says; the user's token for the hub alone."""
+    headers = {"Accept-Encoding": "identity", "User-Agent": "vlprompt"}  # identity: ranges count the file's own bytes
+    if url.startswith("hf://"):
+        from huggingface_hub import constants, get_token
 
-    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
-    return {"Authorization": f"Bearer {token}"} if token else {}
+        token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+        headers |= {"Authorization": f"Bearer {token}"} if token else {}
+    return headers
 
 
 @contextmanager
 def ask(url: str, address: str, headers: dict[str, str]) -> Iterator[requests.Response]:
-    """An answer that is a file, or a part of one, to be read as it comes. Raises: Unavailable, also while it is read.
+    """An answer that is a file, or a part of one, to be read as it comes; `address` is where `url` is asked.
 
-    `address` is where the mirror `url` is asked. Proxies are those of the environment.
+    Raises: Unavailable, also while it is read.
     """
-    every = {**HEADERS, **authorisation(url), **headers}
+    headers = {**headers_for(url), **headers}
     try:
-        with requests.get(address, headers=every, stream=True, timeout=TIMEOUT) as response:
+        with requests.get(address, headers=headers, stream=True, timeout=TIMEOUT) as response:
             status = response.status_code
             if status not in (200, 206, 416):
                 gated = " (a gated or private repository needs HF_TOKEN)"
@@ -102,8 +99,8 @@ def is_page(response: requests.Response, first: bytes) -> bool:
 
 def title(page: bytes) -> str:
     """ " ('Its title')", or nothing."""
-    found = re.search(r"<title[^>]*>\s*(.*?)\s*</title>", page.decode(errors="replace"), re.S | re.I)
-    return f" ('{html.unescape(found[1])}')" if found else ""
+    match = re.search(r"<title[^>]*>\s*(.*?)\s*</title>", page.decode(errors="replace"), re.S | re.I)
+    return f" ('{html.unescape(match[1])}')" if match else ""
 
 
 def confirmation(page: bytes) -> str | None:

@@ -1,67 +1,60 @@
-"""Files from the net: from several mirrors, resumed after a kill, checked before they appear under their name."""
+"""A file from the net: resumed after a kill or a lost connection, checked before it appears under its name."""
 
 import hashlib
-import re
+import json
+import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 
 import requests
 from rich.filesize import decimal
 
-from vlprompt.data.disk import check_space, locked, writing
+from vlprompt.data.disk import check_space, writing
 from vlprompt.data.download.mirrors import Dropped, Unavailable, ask, confirmation, is_offline, is_page, resolve, title
-from vlprompt.data.download.part import Origin, Part
+from vlprompt.data.download.reporting import SILENT, Reporter
 from vlprompt.errors import UserError
-from vlprompt.training.progress import Reporter
 
 CHUNK = 1 << 18  # bytes
-TRIES = 4  # of one mirror, where no more comes than before
+TRIES = 4  # where no more comes than before
 BACK_OFF = 1.0  # seconds before the second try, doubled for each one after
-HEX_DIGITS = {"sha256": 64, "md5": 32}
 
 
-@dataclass(frozen=True)
-class Remote:
-    """One file and the mirrors that offer it, the best one first.
+def download(
+    url: str,
+    path: Path,
+    *,
+    checksum: str | None = None,
+    size: int | None = None,
+    also_needed: int = 0,
+    reporter: Reporter = SILENT,
+) -> Path:
+    """Have a file at `path`. One that is there already is only checked.
 
-    `urls`: https://..., http://..., gdrive:ID, hf://datasets/OWNER/REPO@REVISION/PATH or hf://models/... `checksum`:
-    "sha256:HEX" or "md5:HEX". `size`: bytes, an estimate for where a server tells none.
+    `url`: https://..., http://..., gdrive:ID, hf://datasets/OWNER/REPO@REVISION/PATH or hf://models/... `checksum`:
+    "sha256:HEX" or "md5:HEX". `size`: bytes, an estimate for where a server tells none. `also_needed`: bytes that have
+    to be free in addition to the file's. What comes before a kill or a lost connection stays in PATH.part, and the
+    next call resumes it. One process at a time: whoever calls this holds a lock.
+
+    Raises: UserError where the url does not give the file, the disk is too small, or HF_HUB_OFFLINE is set.
     """
-
-    urls: tuple[str, ...]
-    checksum: str | None = None
-    size: int | None = None
-
-    def __post_init__(self) -> None:
-        for url in self.urls:
-            resolve(url)
-        known = "|".join(f"{name}:[0-9a-fA-F]{{{digits}}}" for name, digits in HEX_DIGITS.items())
-        if self.checksum is not None and not re.fullmatch(known, self.checksum):
-            raise UserError(f"checksum '{self.checksum}': allowed are sha256:HEX and md5:HEX.")
-
-
-def download(remote: Remote, path: Path, *, reporter: Reporter | None = None, also_needed: int = 0) -> Path:
-    """Have a file at `path`, from the first mirror that gives it whole. One that is there already is only checked.
-
-    What came before a kill or a lost connection lies in PATH.part and is gone on with. `also_needed`: bytes that have
-    to be free beside the file's own. Parallel runs fetch it once.
-
-    Raises: UserError where no mirror gives it, the disk is too small, or HF_HUB_OFFLINE is set.
-    """
+    address = resolve(url)
     if path.exists():
-        if wrong := mismatch(path, remote.checksum):
+        if wrong := mismatch(path, checksum):
             raise UserError(f"'{path}' is not the published file: {wrong}. Delete it, and fetch it again.")
         return path
-    reporter = reporter or Reporter()
-    waiting = f"{path.name}: waiting for another process that fetches it"
-    with writing(f"'{path}'", "and run this again: it goes on where it stopped"):
+    if is_offline():
+        raise UserError(
+            f"HF_HUB_OFFLINE is set, so nothing is fetched: put {path.name} at '{path}' by hand (from {address})."
+        )
+    with writing(f"'{path}'", "and run this again: it resumes where it stopped"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_name(f".{path.name}.lock"), lambda: reporter.say(waiting)):
-            if not path.exists():
-                _Download(remote, path, reporter, also_needed).from_any()
+        try:
+            _Download(url, PartialFile(path), checksum, size, also_needed, reporter).run()
+        except Unavailable as error:
+            raise UserError(f"{path.name} could not be fetched from {address}: {error}") from error
     return path
 
 
@@ -75,60 +68,116 @@ def mismatch(path: Path, checksum: str | None, advance: Callable[[int], object] 
         while chunk := file.read(CHUNK):
             digest.update(chunk)
             advance(len(chunk))
-    got = digest.hexdigest()
-    return "" if got == expected.lower() else f"its {name} is {got}, expected is {expected}"
+    actual = digest.hexdigest()
+    return "" if actual == expected.lower() else f"its {name} is {actual}, expected is {expected}"
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The file on a server that a partial one was taken from."""
+
+    url: str
+    validator: str | None  # strong ETag, or Last-Modified: it changes where the file does
+    total: int | None  # bytes
+
+    @classmethod
+    def of(cls, url: str, response: requests.Response) -> "Origin":
+        etag, dated = response.headers.get("ETag"), response.headers.get("Last-Modified")
+        whole = response.headers.get("Content-Range", "").rpartition("/")[2]
+        length = whole if response.status_code == requests.codes.partial else response.headers.get("Content-Length", "")
+        strong = etag if etag and not etag.startswith("W/") else None  # weak ones do not vouch for bytes
+        return cls(url, strong or dated, int(length) if length.isdecimal() else None)
+
+
+class PartialFile:
+    """What came so far of the file `path`: PATH.part, and next to it a note of its origin."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file, self.note = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
+
+    @property
+    def size(self) -> int:
+        return self.file.stat().st_size if self.file.exists() else 0
+
+    @property
+    def origin(self) -> Origin | None:
+        try:
+            return Origin(**json.loads(self.note.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):  # none, or half written by a killed process
+            return None
+
+    def is_whole(self, url: str) -> bool:
+        """Whether nothing is missing: left by a kill before the file got its name."""
+        return self.size > 0 and (origin := self.origin) is not None and (origin.url, origin.total) == (url, self.size)
+
+    def range_from(self, url: str, *, has_checksum: bool) -> dict[str, str]:
+        """Headers that ask for the rest; none where neither a validator nor a checksum would tell that it fits."""
+        origin, rest = self.origin, {"Range": f"bytes={self.size}-"}
+        if not self.size or origin is None or origin.url != url:
+            return {}
+        if origin.validator:
+            return {**rest, "If-Range": origin.validator}
+        return rest if has_checksum else {}
+
+    def is_continued_by(self, response: requests.Response, new: Origin) -> bool:
+        """Whether an answer is the rest of this: some servers do not heed If-Range."""
+        start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+        return response.status_code == requests.codes.partial and start == str(self.size) and self.origin == new
+
+    def begin(self, origin: Origin) -> None:
+        self.file.write_bytes(b"")  # before the note: a kill between them must not give old bytes a new origin
+        self.note.write_text(json.dumps(asdict(origin)), encoding="utf-8")
+
+    def remove(self) -> None:
+        self.file.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+
+    def publish(self) -> None:
+        """Give the whole file its name."""
+        with self.file.open("rb") as file:
+            os.fsync(file.fileno())
+        self.file.replace(self.path)
+        self.note.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
 class _Download:
-    """One file that is not there yet."""
+    """One file that is not there yet. Its methods raise Unavailable."""
 
-    def __init__(self, remote: Remote, path: Path, reporter: Reporter, also_needed: int) -> None:
-        self.remote, self.path, self.also_needed = remote, path, also_needed
-        self.part, self.reporter = Part(path), reporter
+    url: str
+    part: PartialFile
+    checksum: str | None
+    size: int | None
+    also_needed: int
+    reporter: Reporter
+
+    @property
+    def name(self) -> str:
+        return self.part.path.name
 
     def say(self, line: str) -> None:
-        self.reporter.say(f"{self.path.name}: {line}")
+        self.reporter.say(f"{self.name}: {line}")
 
-    def from_any(self) -> None:
-        """Raises: UserError with each mirror's reason where none gives the file."""
-        addresses = [resolve(url) for url in self.remote.urls]
-        if is_offline():
-            raise UserError(
-                f"HF_HUB_OFFLINE is set, so nothing is fetched: put {self.path.name} at '{self.path}' by hand "
-                f"(from {' or '.join(addresses) or 'its authors'})."
-            )
-        reasons = []
-        for url, address in zip(self.remote.urls, addresses, strict=True):
-            try:
-                return self.from_one(url)
-            except Unavailable as error:
-                reasons.append(f"\n  {address}: {error}")
-                self.say(f"not from {address}: {error}")
-        listed = "".join(reasons) or " no address is known."
-        raise UserError(
-            f"{self.path.name} could not be fetched:{listed}\nTry again later, or get it by hand and put it at "
-            f"'{self.path}'."
-        )
-
-    def from_one(self, url: str) -> None:
+    def run(self) -> None:
         resumed = self.part.size > 0
-        self.receive_all(url)
-        with self.reporter.track(f"checking {self.path.name}", self.part.size, in_bytes=True) as track:
-            wrong = mismatch(self.part.file, self.remote.checksum, track.advance)
+        self.receive_all()
+        with self.reporter.track(f"checking {self.name}", self.part.size, in_bytes=True) as track:
+            wrong = mismatch(self.part.file, self.checksum, track.advance)
         if not wrong:
             return self.part.publish()
         self.part.remove()
         if not resumed:
             raise Unavailable(f"not the published file, {wrong}")
         self.say("what had come before does not fit, so it is fetched from the start")
-        return self.from_one(url)
+        return self.run()
 
-    def receive_all(self, url: str) -> None:
+    def receive_all(self) -> None:
         """Ask until all is there, again after a lost connection."""
         tries, most = 1, self.part.size
         while True:
             try:
-                return self.receive(url, resolve(url))
+                return self.receive(resolve(self.url))
             except Dropped as error:
                 tries, most = (1 if self.part.size > most else tries + 1), max(most, self.part.size)
                 if tries > TRIES:
@@ -137,40 +186,39 @@ class _Download:
                 self.say(f"{error} at {decimal(self.part.size)}, next try in {wait:g} s")
                 time.sleep(wait)
 
-    def receive(self, url: str, address: str) -> None:
+    def receive(self, address: str) -> None:
         """One request for what is missing: it ends in a whole .part, or raises."""
-        trusted = self.remote.checksum is not None
-        if self.part.is_whole(url, trusted=trusted):
+        if self.part.is_whole(self.url):
             return None
-        headers = self.part.range_from(url, trusted=trusted)
-        with ask(url, address, headers) as response:
-            origin = Origin.of(url, response)
-            goes_on = bool(headers) and self.part.goes_on_with(response, origin)
-            if not goes_on and response.status_code != requests.codes.ok:
+        headers = self.part.range_from(self.url, has_checksum=self.checksum is not None)
+        with ask(self.url, address, headers) as response:
+            origin = Origin.of(self.url, response)
+            resumes = bool(headers) and self.part.is_continued_by(response, origin)
+            if not resumes and response.status_code != requests.codes.ok:
                 if not headers:
                     raise Unavailable(f"HTTP {response.status_code}, though the whole file was asked for")
                 self.part.remove()  # it is of another file than this one
-                return self.receive(url, address)
+                return self.receive(address)
             chunks = response.raw.stream(CHUNK, decode_content=False)
             first = next(chunks, b"")
-            if is_page(response, first) and self.path.suffix not in (".html", ".htm"):
-                confirmed = confirmation(first) if url.startswith("gdrive:") else None
-                if confirmed is None or address != resolve(url):  # asked for once
+            if is_page(response, first) and self.part.path.suffix not in (".html", ".htm"):
+                confirmed = confirmation(first) if self.url.startswith("gdrive:") else None
+                if confirmed is None or address != resolve(self.url):  # asked for once
                     raise Unavailable(f"a web page{title(first)} came instead of the file")
-                return self.receive(url, confirmed)
-            return self.write(chain([first], chunks), origin, goes_on=goes_on)
+                return self.receive(confirmed)
+            return self.write(chain([first], chunks), origin, resumes=resumes)
 
-    def write(self, chunks: Iterable[bytes], origin: Origin, *, goes_on: bool) -> None:
-        part, total = self.part, origin.total or self.remote.size
-        have, freed = (part.size, 0) if goes_on else (0, part.size)
-        what = f"{self.path.name}{', with what is unpacked from it,' if self.also_needed else ''}"
-        check_space(self.path.parent, max((total or 0) - have, 0) + self.also_needed - freed, what)
-        if not goes_on:
+    def write(self, chunks: Iterable[bytes], origin: Origin, *, resumes: bool) -> None:
+        part, total = self.part, origin.total or self.size
+        present, freed = (part.size, 0) if resumes else (0, part.size)
+        what = f"{self.name}{', with what is unpacked from it,' if self.also_needed else ''}"
+        check_space(part.path.parent, max((total or 0) - present, 0) + self.also_needed - freed, what)
+        if not resumes:
             part.begin(origin)
-        size, start = decimal(total) if total else "unknown size", f", on from {decimal(have)}" if have else ""
-        self.say(f"{size} from {resolve(origin.url)}{start}")
+        start = f", resumed at {decimal(present)}" if present else ""
+        self.say(f"{decimal(total) if total else 'unknown size'} from {resolve(self.url)}{start}")
         with (
-            self.reporter.track(self.path.name, total, done=have, in_bytes=True) as track,
+            self.reporter.track(self.name, total, done=present, in_bytes=True) as track,
             part.file.open("ab") as file,
         ):
             for chunk in chunks:

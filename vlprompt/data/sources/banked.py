@@ -8,11 +8,10 @@ from pathlib import Path
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vlprompt.data.dataset import Dataset, Item
+from vlprompt.data.dataset import PARTS, Dataset, Item
 from vlprompt.errors import UserError
 
 Row = tuple[str, int, str]  # image, label, key: empty where no feature of it is there
-PARTS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Contents(BaseModel):
     test: list[Row]
 
     def dataset(self) -> Dataset:
-        parts = (self.train, self.val, self.test)
+        parts: list[list[Row]] = [getattr(self, part) for part in PARTS]
         keys = {image: key for part in parts for image, _, key in part}
         train, val, test = (tuple(Item(image, label) for image, label, _ in part) for part in parts)
         return Dataset(self.name, self.classes, train, val, test, Banked(self.name, keys), self.rows)

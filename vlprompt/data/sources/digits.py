@@ -11,7 +11,7 @@ from vlprompt.data.dataset import Dataset, Item
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPLIT_SEED = 0
-TRAIN, VAL = 0.5, 0.2  # parts of each class; the rest is the test
+TRAIN, VAL = 0.5, 0.2  # shares of each class; the rest is the test
 BRIGHTEST = 16
 
 
@@ -19,8 +19,8 @@ def load(name: str, *, root: object = None) -> Dataset:
     """All digits, split 50/20/30 within each class, always alike. `root` is not used: nothing is stored there."""
     rng = random.Random(SPLIT_SEED)
     by_class: dict[int, list[Item]] = {label: [] for label in range(len(CLASSES))}
-    for place, label in enumerate(load_bunch().target.tolist()):
-        by_class[label].append(Item(f"{place:04d}", label))
+    for index, label in enumerate(load_bunch().target.tolist()):
+        by_class[label].append(Item(f"{index:04d}", label))
     train, val, test = [], [], []
     for items in by_class.values():
         rng.shuffle(items)

@@ -23,8 +23,8 @@ DEEPEST = 65535  # of 16 bits
 class Files:
     """Opens the images below the folder `root` as RGB, deep grey values scaled to 8 bits.
 
-    `as_shown`: turned as its EXIF data says, and on white where it is transparent, as people saw it who labelled it.
-    Without, pixels are taken as they are stored: so do the original implementations on the published data sets.
+    `as_shown`: turned as their EXIF data says, and on white where they are transparent, as the people saw them who
+    labelled them. Without, pixels are taken as they are stored, as by the original implementations.
     """
 
     root: Path
@@ -35,7 +35,7 @@ class Files:
         return self.decode(self.read(image), image)
 
     def locate(self, image: str) -> Path:
-        """Where the file of an image lies."""
+        """The file of an image."""
         return self.root / image
 
     def read(self, image: str) -> bytes:
@@ -86,8 +86,8 @@ def to_8_bits(image: Image.Image) -> Image.Image:
 def orientation_of(image: Image.Image) -> int:
     """The EXIF orientation, 1 (upright) where there is none or it cannot be read."""
     with contextlib.suppress(*DAMAGED):  # a camera's broken notes do not make a broken picture
-        found = image.getexif().get(ExifTags.Base.Orientation)
-        return found if isinstance(found, int) else 1
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        return orientation if isinstance(orientation, int) else 1
     return 1
 
 

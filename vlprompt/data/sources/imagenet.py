@@ -36,25 +36,27 @@ def load(name: str, *, root: str | Path, folder: str, path: str | None = None) -
     Raises: UserError that names the layouts that are read.
     """
     base = Path(path or Path(root, folder)).expanduser().absolute()
-    place = next((base / layout for layout in LAYOUTS if (base / layout / "train").is_dir()), None)
-    if place is None or not (place / "val").is_dir():
+    images = next((base / layout for layout in LAYOUTS if (base / layout / "train").is_dir()), None)
+    if images is None or not (images / "val").is_dir():
         looked = ", ".join(str((base / layout).resolve() / "{train,val}") for layout in LAYOUTS)
         raise UserError(f"{name} is not complete: there is none of {looked}. `vlprompt data get {name}` tells more.")
     wnids, classes = read_classes(name, [base / CLASSES, Path(root) / folder / CLASSES])
-    train = list_folders(place / "train", wnids, "train/")
-    flat = any(is_image(path.name) for path in (place / "val").iterdir())
-    test = read_solution(base, wnids) if flat else list_folders(place / "val", wnids, "val/")
+    train = list_folders(images / "train", wnids, "train/")
+    flat = any(is_image(path.name) for path in (images / "val").iterdir())
+    test = read_solution(base, wnids) if flat else list_folders(images / "val", wnids, "val/")
     untrained = sorted(set(wnids.values()) - {item.label for item in train})
     if untrained:
-        gone = [wnid for wnid, label in wnids.items() if label in untrained]
-        raise UserError(f"{place / 'train'} has no images of {len(gone)} classes ({gone[0]}, ...): unpack it again.")
-    return Dataset(name, classes, tuple(train), (), tuple(test), ImageNetFiles(place, flat=flat))
+        missing = [wnid for wnid, label in wnids.items() if label in untrained]
+        raise UserError(
+            f"{images / 'train'} has no images of {len(missing)} classes ({missing[0]}, ...): unpack it again."
+        )
+    return Dataset(name, classes, tuple(train), (), tuple(test), ImageNetFiles(images, flat=flat))
 
 
 def load_variant(name: str, *, root: str | Path, folder: str, images: str) -> Dataset:
-    """A test set for classes of ImageNet, in folders that are called after a wnid, or after a class's number.
+    """A test set for classes of ImageNet, in folders that are named after a wnid, or a class's number.
 
-    Classes without a folder are left out; `rows` has the places of the others among ImageNet's.
+    Classes without a folder are left out; `rows` has the labels of the others among ImageNet's.
 
     Raises: UserError where the folder or the names of the classes are missing.
     """
@@ -68,17 +70,17 @@ def load_variant(name: str, *, root: str | Path, folder: str, images: str) -> Da
     rows = tuple(sorted(rows_of[folder] for folder in folders if folder in rows_of))
     if not rows:
         raise UserError(f"{base / images} has no folders of ImageNet's classes (n01440764, ...): unpack it again.")
-    places = {row: label for label, row in enumerate(rows)}
-    labels = {folder: places[row] for folder, row in rows_of.items() if row in places}
+    new = {row: label for label, row in enumerate(rows)}
+    labels = {folder: new[row] for folder, row in rows_of.items() if row in new}
     test = tuple(list_folders(base / images, labels))
     return Dataset(name, tuple(names[row] for row in rows), (), (), test, Files(base / images), rows=rows)
 
 
-def read_classes(name: str, places: list[Path]) -> tuple[dict[str, int], tuple[str, ...]]:
+def read_classes(name: str, paths: list[Path]) -> tuple[dict[str, int], tuple[str, ...]]:
     """Labels by wnid, and class names by label, of the first file there is: lines of a wnid and a name."""
-    path = next((place for place in places if place.is_file()), None)
+    path = next(filter(Path.is_file, paths), None)
     if path is None:
-        raise UserError(f"{name} is not complete: there is no {places[0]}. Get it with: vlprompt data get {name}.")
+        raise UserError(f"{name} is not complete: there is no {paths[0]}. Get it with: vlprompt data get {name}.")
     lines = [line.partition(" ") for line in read_lines(path)]
     wnids = {wnid: label for label, (wnid, _, _) in enumerate(lines)}
     if not lines or len(wnids) < len(lines) or not all(class_name.strip() for _, _, class_name in lines):
@@ -100,11 +102,11 @@ def list_folders(base: Path, labels: dict[str, int], prefix: str = "") -> list[I
 
 def read_solution(base: Path, wnids: dict[str, int]) -> list[Item]:
     """Kaggle's validation images: `ImageId,PredictionString` with the wnid first in the latter."""
-    places = [base / SOLUTION, base / "ILSVRC" / SOLUTION, base.parent / SOLUTION]
-    path = next((place for place in places if place.is_file()), None)
+    paths = [base / SOLUTION, base / "ILSVRC" / SOLUTION, base.parent / SOLUTION]
+    path = next(filter(Path.is_file, paths), None)
     if path is None:
         raise UserError(
-            f"the validation images below {base} are in one folder and nothing tells their classes: "
+            f"the validation images below {base} are in one folder and nothing says which classes they are of: "
             f"put Kaggle's {SOLUTION} into {base}, or the images into folders of their classes."
         )
     items = []

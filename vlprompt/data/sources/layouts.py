@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
             ".webp")  # fmt: skip
-PARTS: Mapping[str, Part] = {
+PART_FOLDERS: Mapping[str, Part] = {
     "train": "train",
     "training": "train",
     "val": "val",
@@ -26,12 +26,12 @@ PARTS: Mapping[str, Part] = {
     "test": "test",
     "testing": "test",
 }
-NO_DATA = "__MACOSX"  # what some archives unpack beside the data
+NO_DATA = "__MACOSX"  # what some archives unpack next to the data
 
 
 @dataclass(frozen=True)
-class Found:
-    """An image, its class as the folder or the table calls it, and its part where they tell it."""
+class Labelled:
+    """An image, its class as the folder or the table calls it, and its part where they say so."""
 
     image: str  # below the data set's folder, with forward slashes
     key: str
@@ -44,29 +44,29 @@ def warn(text: str) -> None:
     logger.warning("%s", text)
 
 
-def walk(base: Path) -> Iterator[Found]:
+def walk(base: Path) -> Iterator[Labelled]:
     """The images below class folders, or below class folders in train, val and test folders.
 
     Raises: UserError where there are no class folders, an empty one, or two folders of one part.
     """
     folders = folders_in(base)
-    parts = [folder for folder in folders if folder.name.lower() in PARTS]
-    split = {PARTS[folder.name.lower()] for folder in parts if folders_in(folder)}
+    parts = [folder for folder in folders if folder.name.lower() in PART_FOLDERS]
+    split = {PART_FOLDERS[folder.name.lower()] for folder in parts if folders_in(folder)}
     if not parts or (parts != folders and not ("train" in split and len(split) > 1)):  # a class may be called "train"
         yield from classes_in(base, base, None)
         return
     if others := [folder.name for folder in folders if folder not in parts]:
-        warn(f"{base} has train and test folders; what is beside them is left out: {', '.join(others)}")
+        warn(f"{base} has train and test folders; what is next to them is left out: {', '.join(others)}")
     seen: dict[Part, Path] = {}
     for folder in parts:
-        part = PARTS[folder.name.lower()]
+        part = PART_FOLDERS[folder.name.lower()]
         if part in seen:
             raise UserError(f"{seen[part]} and {folder} mean the same: leave one of them.")
         seen[part] = folder
         yield from classes_in(folder, base, part)
 
 
-def classes_in(folder: Path, base: Path, part: Part | None) -> Iterator[Found]:
+def classes_in(folder: Path, base: Path, part: Part | None) -> Iterator[Labelled]:
     """The images below the class folders in `folder`."""
     folders = folders_in(folder)
     if not folders:
@@ -81,7 +81,7 @@ def classes_in(folder: Path, base: Path, part: Part | None) -> Iterator[Found]:
         if not images and part in (None, "train"):
             raise UserError(f"{of_class} holds no images ({' '.join(SUFFIXES)}): fill the folder, or remove it.")
         for image in images:
-            yield Found(in_utf8(image.relative_to(base).as_posix()), normal(of_class.name), part)
+            yield Labelled(in_utf8(image.relative_to(base).as_posix()), normal(of_class.name), part)
 
 
 def folders_in(folder: Path) -> list[Path]:
@@ -95,11 +95,11 @@ def images_below(folder: Path) -> Iterator[Path]:
         raise error
 
     seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=fail):
-        real = os.path.realpath(place)
+    for path, folders, files in os.walk(folder, followlinks=True, onerror=fail):
+        real = os.path.realpath(path)
         folders[:] = [] if real in seen else sorted(filter(is_shown, folders))
         if real not in seen:
-            yield from (Path(place, file) for file in sorted(files) if is_image(file))
+            yield from (Path(path, file) for file in sorted(files) if is_image(file))
         seen.add(real)
 
 
@@ -121,19 +121,19 @@ def in_utf8(name: str) -> str:
 
 
 def normal(name: str) -> str:
-    """One spelling of accented letters: macOS takes them apart, and models know them whole."""
+    """One spelling of accented letters: macOS decomposes them, models know them composed."""
     return unicodedata.normalize("NFC", name)
 
 
-def read_table(base: Path, path: Path) -> list[Found]:
+def read_table(base: Path, path: Path) -> list[Labelled]:
     """The rows of a CSV file with the columns path, label and, if wanted, split. Paths are relative to `base`.
 
     Raises: UserError that names the line.
     """
-    found: dict[str, Found] = {}
+    images: dict[str, Labelled] = {}
     for line, row in rows_of(path):
         file = Path(os.path.normpath(base / row["path"]))
-        part = PARTS.get(row["split"].lower()) if "split" in row else None
+        part = PART_FOLDERS.get(row["split"].lower()) if "split" in row else None
         if not row["path"] or not row["label"]:
             raise UserError(f"{path}, line {line}: path or label is empty.")
         if "split" in row and part is None:
@@ -142,10 +142,10 @@ def read_table(base: Path, path: Path) -> list[Found]:
             raise UserError(f"{path}, line {line}: {row['path']} is not below {base}; paths are relative to it.")
         if not file.is_file():
             raise UserError(f"{path}, line {line}: there is no file {file}; paths are relative to {base}.")
-        new = Found(file.relative_to(base).as_posix(), normal(row["label"]), part)
-        if found.setdefault(new.image, new) != new:
+        new = Labelled(file.relative_to(base).as_posix(), normal(row["label"]), part)
+        if images.setdefault(new.image, new) != new:
             raise UserError(f"{path}, line {line}: {new.image} has another label or split in an earlier line.")
-    return list(found.values())
+    return list(images.values())
 
 
 def rows_of(path: Path) -> Iterator[tuple[int, dict[str, str]]]:

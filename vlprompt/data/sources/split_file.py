@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vlprompt.data.dataset import Dataset, Item
+from vlprompt.data.dataset import PARTS, Dataset, Item
 from vlprompt.data.sources.files import Files
 from vlprompt.errors import UserError
 
@@ -42,8 +42,7 @@ def load(name: str, *, root: str | Path, folder: str, images: str, split: str, n
         raise UserError(f"{name} is not complete: there is {' and '.join(missing)}. {REMEDY.format(name, folder)}")
     content = read(split_path)
     classes = check(split_path, content)
-    entries = {part: getattr(content, part) for part in SplitFile.model_fields}
-    parts = {part: tuple(Item(path, label) for path, label, _ in entries[part]) for part in entries}
+    parts = {part: tuple(Item(path, label) for path, label, _ in getattr(content, part)) for part in PARTS}
     if need_images:
         check_presence(parts.values(), Files(image_root), split_path)
     return Dataset(name, classes, parts["train"], parts["val"], parts["test"], Files(image_root))
@@ -64,13 +63,13 @@ def read(path: Path, *, remedy: str = DOWNLOAD) -> SplitFile:
 def check(path: Path, content: SplitFile) -> tuple[str, ...]:
     """The class names by label, after checks of what the format alone cannot say."""
     names: dict[int, str] = {}
-    for part in SplitFile.model_fields:
-        for place, (image, label, name) in enumerate(getattr(content, part)):
+    for part in PARTS:
+        for index, (image, label, name) in enumerate(getattr(content, part)):
             pure = PureWindowsPath(image)  # knows both kinds of slashes, and drives
             if pure.anchor or ".." in pure.parts or not pure.parts:
-                raise damaged(path, f"{part}[{place}] has the path '{image}', which is not below the image folder")
+                raise damaged(path, f"{part}[{index}] has the path '{image}', which is not below the image folder")
             if names.setdefault(label, name) != name:
-                raise damaged(path, f"{part}[{place}] calls label {label} '{name}', but it is '{names[label]}'")
+                raise damaged(path, f"{part}[{index}] calls label {label} '{name}', but it is '{names[label]}'")
     trained = {label for _, label, _ in content.train}
     gap = next((label for label in range(max(names) + 1) if label not in trained), None)
     if gap is not None:

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from vlprompt.data.dataset import Dataset, Item
+from vlprompt.data.dataset import PARTS, Dataset, Item
 from vlprompt.data.sources.files import Files
 from vlprompt.data.sources.split_file import REMEDY, check_presence
 from vlprompt.errors import UserError
 
 CLASSES = "variants.txt"
 LIST = "images_variant_{}.txt"
-PARTS = ("train", "val", "test")
 
 
 def load(name: str, *, root: str | Path, folder: str, images: str, need_images: bool = True) -> Dataset:

@@ -1,1 +1,1 @@
-"""What people own from the CoOp family, read into the forms used here: trained prompts, results, few-shot lists."""
+"""What people bring from the CoOp family, converted to our formats: trained prompts, results, few-shot lists."""

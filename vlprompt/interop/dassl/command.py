@@ -1,13 +1,12 @@
-"""`vlprompt import PATH`: recognise what PATH is, and write it in the form used here."""
+"""`vlprompt import PATH`: recognise what PATH is, and convert it to the format used here."""
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from vlprompt.errors import UserError
+from vlprompt.errors import UserError, first_names
 
 CHECKPOINTS = "model*.pth.tar*"
 FLAGS = {
@@ -28,7 +27,7 @@ def add_parser(commands: Any) -> None:
         "import", help="read checkpoints, logs and few-shot lists of the CoOp family", description=DESCRIPTION
     )
     parser.add_argument("path", type=Path, metavar="PATH")
-    parser.add_argument("--kind", choices=tuple(FLAGS), help="what PATH is, where its name and content do not tell")
+    parser.add_argument("--kind", choices=tuple(FLAGS), help="what PATH is, where its name and content do not say it")
     parser.add_argument("--output", type=Path, help="learner: a folder; results: a results root; list: a file")
     parser.add_argument("--force", action="store_true", help="replace what was imported before")
     for flag, text in (
@@ -38,7 +37,7 @@ def add_parser(commands: Any) -> None:
         ("ctx-init", 'learner: the phrase that the context was started from ("": random values)'),
         ("protocol", "results: base_to_novel, few_shot, ..."),
         ("split", "results: the test that the logs are of: base, novel, test"),
-        ("name", "results: keep them apart from others of the same cell"),
+        ("name", "results: a name for them, where there are others of the same run"),
         ("images", "list: the image folder, or its name, below which the paths count"),
     ):
         parser.add_argument(f"--{flag}", help=text)
@@ -65,13 +64,8 @@ def run(options: Namespace) -> int:
     given = {flag for flags in FLAGS.values() for flag in flags if getattr(options, flag) is not None}
     if strange := sorted(given - set(FLAGS[kind])):
         names = ", ".join(f"--{flag.replace('_', '-')}" for flag in strange)
-        raise UserError(f"{path} is read as {kind}, which has no {names}: drop it, or tell what PATH is with --kind")
-    task: dict[str, Callable[[Namespace], None]] = {
-        "learner": import_learner,
-        "results": import_results,
-        "list": import_list,
-    }
-    task[kind](options)
+        raise UserError(f"{path} is read as {kind}, which has no {names}: drop it, or say what PATH is with --kind")
+    {"learner": import_learner, "results": import_results, "list": import_list}[kind](options)
     return 0
 
 
@@ -97,7 +91,7 @@ def detect(path: Path) -> str:
             return "results"
     raise UserError(
         f"{path} is not recognised: give a checkpoint (model.pth.tar-50), a log.txt or a folder with some, or a "
-        "few-shot pickle (.pkl); --kind tells what a file with another name is"
+        "few-shot pickle (.pkl); --kind says what a file with another name is"
     )
 
 
@@ -105,53 +99,51 @@ def import_learner(options: Namespace) -> None:
     """A checkpoint into a learner folder."""
     from vlprompt.interop.dassl.trained import write_trained
 
-    path, found = options.path, sorted(options.path.rglob(CHECKPOINTS)) if options.path.is_dir() else [options.path]
-    if len(found) != 1:
-        names = ", ".join(str(file) for file in found[:5]) or "none"
-        raise UserError(f"{path} holds {len(found)} checkpoints ({names}): give the file of one")
-    done, notes = write_trained(found[0], options)
+    path, files = options.path, sorted(options.path.rglob(CHECKPOINTS)) if options.path.is_dir() else [options.path]
+    if len(files) != 1:
+        names = first_names(list(map(str, files)), 5) or "none"
+        raise UserError(f"{path} holds {len(files)} checkpoints ({names}): give the file of one")
+    done, notes = write_trained(files[0], options)
     say(done)
     say(*(f"note: {note}" for note in notes), file=sys.stderr)
 
 
 def import_results(options: Namespace) -> None:
-    """Logs into records. In a folder, logs without a result are passed over and named."""
+    """Logs into records. In a folder, logs without a result are skipped and named."""
     from vlprompt.config.paths import results_root
     from vlprompt.interop.dassl import logs
 
     asked = logs.Asked(**{field.name: getattr(options, field.name) for field in fields(logs.Asked)})
-    found, passed = [], []
+    read, skipped = [], []
     for path in logs.find_logs(options.path):
         try:
-            if logs.is_own(path):
+            if logs.is_of_a_run(path):
                 raise UserError(f"{path} is a run of vlprompt, and has its record already")
-            found.append(logs.read_log(path))
+            read.append(logs.read_log(path))
         except UserError as error:
-            passed.append(str(error))
-    if not found:
-        raise UserError(
-            passed[0] if passed else f"{options.path} holds no log.txt: give the folder of results, or a log"
-        )
+            skipped.append(str(error))
+    if not read:
+        raise UserError(skipped[0] if skipped else f"{options.path} holds no log.txt: give a log, or a folder of them")
     root = options.output or results_root()
-    for record in logs.make_records(found, asked):
+    for record in logs.make_records(read, asked):
         folder = logs.write_record(record, root, force=options.force)
         scores = ", ".join(f"{split} {100 * scores['accuracy']:.2f}" for split, scores in record.scores.items())
         say(f"{folder}: {scores}")
-    differ = [str(log.path) for log in found if log.result.counts_differ]
-    say(*(f"passed over: {reason}" for reason in passed), file=sys.stderr)
-    say(*(f"note: {path} prints an accuracy that its counts do not give: it is kept as printed" for path in differ),
+    differ = [log.path for log in read if log.result.counts_differ]
+    say(*(f"skipped: {reason}" for reason in skipped), file=sys.stderr)
+    say(*(f"note: {path} prints an accuracy that its counts do not give: taken as printed" for path in differ),
         file=sys.stderr)  # fmt: skip
 
 
 def import_list(options: Namespace) -> None:
     """A few-shot pickle into JSON lines."""
-    from vlprompt.interop.dassl import pickles
+    from vlprompt.interop.dassl import lists
 
-    shots = pickles.read_pickle(options.path)
-    paths, cut = pickles.relative_paths(shots, options.images)
+    shots = lists.read_pickle(options.path)
+    paths, cut = lists.relative_paths(shots, options.images)
     output = options.output or Path(options.path.stem + ".jsonl")
-    pickles.write_list(shots, paths, output, force=options.force)
-    counts = ", ".join(f"{sum(shot.split == part for shot in shots)} {part}" for part in pickles.PARTS)
+    lists.write_list(shots, paths, output, force=options.force)
+    counts = ", ".join(f"{sum(shot.split == part for shot in shots)} {part}" for part in lists.PARTS)
     say(f"{output}: {counts}; paths count from {cut or 'where they began'}, the first is {paths[0]}")
     if options.images is None:
         say("note: that is the longest folder that all share; --images names another", file=sys.stderr)

@@ -30,6 +30,7 @@ def ignored_dict(*args: object) -> dict[Any, Any]:
     return {}
 
 
+LARGEST = 2**26  # bytes of a log or a few-shot list; that of ImageNet with 16 shots has 4 MB
 _SCHEDULERS = ("CosineAnnealingLR", "StepLR", "MultiStepLR", "ExponentialLR", "LambdaLR")
 _OPTIMIZERS = ("sgd.SGD", "adam.Adam", "adamw.AdamW", "rmsprop.RMSprop", "radam.RAdam")
 _NUMBERS = ("Bool", "Float16", "Float32", "Float64", "Int32", "Int64")
@@ -44,7 +45,7 @@ STAND_INS = (
     (ignored_dict, "collections.defaultdict"),
     (Ignored, "builtins.dict"),
 )
-"""Names that occur in Dassl's checkpoints, and what is put in the place of each. Any other name refuses the file."""
+"""Names that occur in Dassl's checkpoints, and what each is replaced with. A file with any other name is refused."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path} holds no state dict: give a Dassl checkpoint, such as prompt_learner/model.pth.tar-50")
     named = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not named or len(named) < len(state):
-        raise UserError(f"the state dict of {path} holds no tensors, or other things beside: give a Dassl checkpoint")
+        raise UserError(f"the state dict of {path} holds no tensors, or other things too: give a Dassl checkpoint")
     named = {name.removeprefix("module."): tensor for name, tensor in named.items()}
     parts = ("prompt_learner.", "image_encoder.", "text_encoder.")
     if not any(name.startswith(parts) for name in named):
@@ -79,7 +80,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         tensors=named,
         epoch=epoch if isinstance(epoch, int) else None,
         whole=any(name.startswith(parts[1:]) or name == "logit_scale" for name in named),
-        sha256=hash_file(path),
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
 
 
@@ -98,8 +99,8 @@ def _load(path: Path) -> Any:
         raise
     except Exception as error:  # a damaged file fails in as many ways as there are bytes in it
         text = " ".join(str(error).split())
-        if found := re.search(r"GLOBAL ([\w.<>]{1,100})|unrecognized function|blocked", text):
-            wants = f"'{found[1]}'" if found[1] else "a function"
+        if match := re.search(r"GLOBAL ([\w.<>]{1,100})|unrecognized function|blocked", text):
+            wants = f"'{match[1]}'" if match[1] else "a function"
             raise UserError(
                 f"{path} asks for {wants} to be run, which a checkpoint of prompts does not need: nothing of it was "
                 "executed; save its state_dict alone if you trust it"
@@ -125,10 +126,11 @@ def as_float32(name: str, tensor: Tensor, path: Path) -> Tensor:
     return tensor
 
 
-def hash_file(path: Path) -> str:
-    """sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+def read_small(path: Path) -> bytes:
+    """A log or a few-shot list. Raises: UserError where it is larger than any of them, or cannot be read."""
+    try:
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"{path} has more than {LARGEST >> 20} MB, so it is no log or few-shot list: give another")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None

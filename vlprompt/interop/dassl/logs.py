@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from vlprompt.errors import UserError
-from vlprompt.interop.dassl.dassl import SHIFTED, Facts, facts_of_options, facts_of_path, read_options
+from vlprompt.interop.dassl.facts import SHIFTED, Facts, facts_of_options, facts_of_path, read_options
+from vlprompt.interop.dassl.loading import read_small
 from vlprompt.results.record import FILE, Record, RunKey
 from vlprompt.results.store import open_run
 
 VARIANT = "imported"
-LARGEST = 2**26  # bytes of a log
 OFF_BY = 1e-6  # percent points; a printed accuracy is rounded from counts that may be printed too
 
 
@@ -29,7 +29,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Log:
-    """One log: what it is of, what it found, and where it lies."""
+    """One log: its file, what it is of, and its result."""
 
     path: Path
     sha256: str
@@ -39,7 +39,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user says of all the logs, above what they tell themselves."""
+    """What the user says of all the logs, which counts more than what they say."""
 
     dataset: str | None = None
     method: str | None = None
@@ -57,19 +57,10 @@ def read_log(path: Path) -> Log:
     Raises:
         UserError: no log, a training that did not finish, or one without a test at its end.
     """
-    content = read_bytes(path)
+    content = read_small(path)
     text = content.decode("utf-8", errors="replace")
-    facts = facts_of_options(read_options(text)).beside(facts_of_path(path.absolute()))
+    facts = facts_of_options(read_options(text)).completed_by(facts_of_path(path.absolute()))
     return Log(path, hashlib.sha256(content).hexdigest(), facts, _find_result(text, facts, path))
-
-
-def read_bytes(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"{path} has more than {LARGEST >> 20} MB, which no log of results has: give another file")
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _find_result(text: str, facts: Facts, path: Path) -> Result:
@@ -83,15 +74,15 @@ def _find_result(text: str, facts: Facts, path: Path) -> Result:
     starts = [i for i, line in enumerate(lines) if i >= start and line == "=> result"]
     if not starts:
         raise UserError(f"{path} has no result of a test ('=> result'): give a log of a finished training or test")
-    told = (line for line in lines[start : starts[-1]] if len(line) < 100)
-    sets = [found[1] for line in told if (found := re.search(r"(?i)evaluat.* \W?(\w+)\W? set", line))]
+    short = (line for line in lines[start : starts[-1]] if len(line) < 100)
+    sets = [match[1] for line in short if (match := re.search(r"(?i)evaluat.* \W?(\w+)\W? set", line))]
     if sets and sets[-1] == "val":
         raise UserError(f"the last result in {path} is on validation images: give the log of a test")
     values: dict[str, str] = {}
     for line in lines[starts[-1] + 1 :]:
-        if not (found := re.fullmatch(r"\* (\w+): (\d[\d,]{0,14}(?:\.\d{1,15})?)%?", line)):
+        if not (match := re.fullmatch(r"\* (\w+): (\d[\d,]{0,14}(?:\.\d{1,15})?)%?", line)):
             break
-        values[found[1]] = found[2].replace(",", "")
+        values[match[1]] = match[2].replace(",", "")
     best = any("best val" in line for line in lines[start:])
     return _score(values, "val" if best else "last", path)
 
@@ -118,14 +109,14 @@ def _score(values: dict[str, str], selection: Literal["last", "val"], path: Path
 
 def find_logs(path: Path) -> list[Path]:
     """A log, or all those named `log.txt` below a folder."""
-    return [path] if path.is_file() else sorted(found for found in path.rglob("log.txt") if found.is_file())
+    return [path] if path.is_file() else sorted(filter(Path.is_file, path.rglob("log.txt")))
 
 
-def place(log: Log, asked: Asked) -> tuple[RunKey, str]:
-    """The cell of a log and the test split that it is of.
+def identify(log: Log, asked: Asked) -> tuple[RunKey, str]:
+    """The run that a log is of, and the test split.
 
     Raises:
-        UserError: naming what neither the log nor its path nor the user tells.
+        UserError: naming what neither the log nor its path nor the user says.
     """
     facts = log.facts
     dataset, source = asked.dataset or facts.dataset, facts.trained_on
@@ -139,7 +130,7 @@ def place(log: Log, asked: Asked) -> tuple[RunKey, str]:
         split = split or {"all": "test"}.get(str(facts.half), facts.half)
         protocol = protocol or ("base_to_novel" if split in ("base", "novel") else "few_shot")
     untrained = method == "zero_shot"
-    found = {
+    known = {
         "dataset": dataset,
         "method": method,
         "backbone": asked.backbone or facts.backbone,
@@ -148,38 +139,31 @@ def place(log: Log, asked: Asked) -> tuple[RunKey, str]:
         "shots": 0 if untrained else asked.shots or facts.shots,
         "seed": 0 if untrained else facts.seed if asked.seed is None else asked.seed,
     }
-    if missing := [name for name, value in found.items() if value is None]:
+    if missing := [name for name, value in known.items() if value is None]:
         flags = ", ".join(f"--{name}" for name in missing)
-        raise UserError(f"neither {log.path} nor its folders tell the {', '.join(missing)}: give {flags}")
+        raise UserError(f"neither {log.path} nor its folders say the {', '.join(missing)}: give {flags}")
     variant = f"{VARIANT}-{asked.name}" if asked.name else VARIANT
-    return RunKey.model_validate({**found, "variant": variant}), str(found["split"])
+    return RunKey.model_validate({**known, "variant": variant}), str(split)
 
 
 def make_records(logs: Iterable[Log], asked: Asked) -> list[Record]:
-    """One record a cell; its test splits may come from several logs.
+    """One record a run; its test splits may come from several logs.
 
     Raises:
-        UserError: two logs of one test, or a log that does not tell what it is of.
+        UserError: two logs of one test, or a log that does not say what it is of.
     """
     records: dict[RunKey, Record] = {}
     for log in logs:
-        cell, split = place(log, asked)
-        record = records.setdefault(
-            cell,
-            Record(
-                **cell.model_dump(),
-                status="finished",
-                weights="openai",
-                precision=log.facts.precision,
-                selection=log.result.selection,
-            ),
-        )
+        key, split = identify(log, asked)
+        new = Record(**key.model_dump(), status="finished", weights="openai", precision=log.facts.precision,
+                     selection=log.result.selection)  # fmt: skip
+        record = records.setdefault(key, new)
         if split in record.scores:
-            if cell.shots == 0 and record.scores[split] == log.result.scores:
+            if key.shots == 0 and record.scores[split] == log.result.scores:
                 continue  # what is not trained is the same with every seed
             raise UserError(
-                f"{record.imported[split]['file']} and {log.path} are both the test '{split}' of {cell.method} on "
-                f"{cell.dataset}, {cell.shots} shots, seed {cell.seed}: import them one by one, one of them with --name"
+                f"{record.imported[split]['file']} and {log.path} are both the test '{split}' of {key.method} on "
+                f"{key.dataset}, {key.shots} shots, seed {key.seed}: import them one by one, one of them with --name"
             )
         record.scores[split] = log.result.scores
         record.imported[split] = {"file": str(log.path), "sha256": log.sha256, "decimals": log.result.decimals}
@@ -187,7 +171,7 @@ def make_records(logs: Iterable[Log], asked: Asked) -> list[Record]:
 
 
 def write_record(record: Record, root: Path, *, force: bool) -> Path:
-    """Put a record in its place, beside the tests that were imported for its cell before; -> its folder.
+    """Publish a record, with the tests that were imported for its run before; -> its folder.
 
     Raises:
         UserError: another log of the same test was imported before, or the folder is that of a run.
@@ -202,7 +186,7 @@ def write_record(record: Record, root: Path, *, force: bool) -> Path:
                 if split in record.imported and source["sha256"] != record.imported[split]["sha256"]:
                     raise UserError(
                         f"{folder} has another result for '{split}', from {source['file']}: replace it with --force, "
-                        "or keep both with --name"
+                        "or import both with --name"
                     )
             both = {"scores": old.scores | record.scores, "imported": old.imported | record.imported}
             record = record.model_copy(update=both)
@@ -212,6 +196,6 @@ def write_record(record: Record, root: Path, *, force: bool) -> Path:
     return folder
 
 
-def is_own(path: Path) -> bool:
-    """Whether a log lies beside a record: one of this package's own runs."""
+def is_of_a_run(path: Path) -> bool:
+    """Whether a log lies next to a record: it is of a run of this package."""
     return (path.parent / FILE).exists()

@@ -1,4 +1,4 @@
-"""How the CoOp family's checkpoints call their trained tensors, and how these are called here."""
+"""Names of trained tensors: in the CoOp family's checkpoints, and here."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -87,7 +87,7 @@ FROZEN = (
     r"(image|text)_encoder\.(?!.*VPT).+",
     r"logit_scale",
 )
-"""What checkpoints of the whole model hold beside its trained tensors."""
+"""What checkpoints of the whole model hold apart from its trained tensors."""
 KGCOOP_LEFTOVERS = (r"prompt_learner\.bias_vectors", r"prompt_learner\.meta_net\.linear1\.(weight|bias)")
 """What KgCoOp makes and neither uses nor trains."""
 

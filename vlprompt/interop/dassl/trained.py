@@ -1,4 +1,4 @@
-"""A checkpoint into a learner folder: what the user, a log beside it and its path tell, put together."""
+"""A checkpoint into a learner folder, with what the user, a log next to it and its path say."""
 
 from argparse import Namespace
 from dataclasses import replace
@@ -15,16 +15,15 @@ from vlprompt.config.schema import read_settings
 from vlprompt.data.dataset import Dataset
 from vlprompt.errors import UserError, unknown
 from vlprompt.interop.dassl import checkpoints
-from vlprompt.interop.dassl.dassl import Facts, facts_of_options, facts_of_path, read_options
-from vlprompt.interop.dassl.loading import Checkpoint, read_checkpoint
-from vlprompt.interop.dassl.logs import read_bytes
+from vlprompt.interop.dassl.facts import Facts, facts_of_options, facts_of_path, read_options
+from vlprompt.interop.dassl.loading import Checkpoint, read_checkpoint, read_small
 from vlprompt.protocols.base_to_novel import halves
 from vlprompt.towers.geometry import read_geometry
 
 
 def write_trained(path: Path, options: Namespace) -> tuple[str, list[str]]:
     """Write a checkpoint as a learner folder; -> what was done, and what was assumed."""
-    facts = learn_facts(path, options)
+    facts = gather_facts(path, options)
     checkpoint = read_checkpoint(path)
     trained = checkpoints.convert(checkpoint, path, method=options.method, facts=facts)
     backbone = facts.backbone or guess_backbone(checkpoint, path)
@@ -53,15 +52,15 @@ def write_trained(path: Path, options: Namespace) -> tuple[str, list[str]]:
     return done, trained.notes
 
 
-def learn_facts(path: Path, options: Namespace) -> Facts:
-    """What the user, the log beside the checkpoint's folder, and the path tell, in this order."""
-    told = Facts(dataset=options.dataset, backbone=options.backbone, half=options.half, ctx_init=options.ctx_init,
-                 position=options.position)  # fmt: skip
+def gather_facts(path: Path, options: Namespace) -> Facts:
+    """What the user, the log next to the checkpoint's folder, and the path say, in this order."""
+    facts = Facts(dataset=options.dataset, backbone=options.backbone, half=options.half, ctx_init=options.ctx_init,
+                  position=options.position)  # fmt: skip
     log = path.absolute().parent.parent / "log.txt"
     if log.is_file():
-        text = read_bytes(log).decode("utf-8", errors="replace")
-        told = told.beside(replace(facts_of_options(read_options(text)), eval_only=False))
-    return told.beside(facts_of_path(path.absolute()))
+        text = read_small(log).decode("utf-8", errors="replace")
+        facts = facts.completed_by(replace(facts_of_options(read_options(text)), eval_only=False))
+    return facts.completed_by(facts_of_path(path.absolute()))
 
 
 def guess_backbone(checkpoint: Checkpoint, path: Path) -> str:
@@ -71,7 +70,7 @@ def guess_backbone(checkpoint: Checkpoint, path: Path) -> str:
     known = {(768, 3, 32, 32): "vit_b32", (768, 3, 16, 16): "vit_b16", (1024, 3, 14, 14): "vit_l14"}
     if shape in known:
         return known[shape]
-    raise UserError(f"nothing tells which backbone {path} was trained on: give it, as in --backbone vit_b16")
+    raise UserError(f"nothing says which backbone {path} was trained on: give it, as in --backbone vit_b16")
 
 
 def read_backbone(name: str) -> tuple[dict[str, str], Any]:
@@ -84,7 +83,7 @@ def read_backbone(name: str) -> tuple[dict[str, str], Any]:
 
 
 def read_classes(options: Namespace, facts: Facts) -> tuple[list[str], dict[str, Any]]:
-    """The classes trained on, as far as the user tells, and what the learner's file says of its data."""
+    """The classes trained on, as far as the user says, and what the learner's file says of its data."""
     half = options.half or (facts.half if facts.half != "all" else None)
     protocol = {None: None, "all": "few_shot"}.get(facts.half, "base_to_novel")
     about: dict[str, Any] = {"dataset": facts.dataset, "protocol": protocol, "split_hash": None}

@@ -52,7 +52,7 @@ HALVES: dict[str, Literal["all", "base", "novel"]] = {"all": "all", "base": "bas
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of one training or test; None where neither its log nor its path tells."""
+    """What is known of one training or test; None where neither its log nor its path says."""
 
     trainer: str | None = None
     dataset: str | None = None
@@ -78,8 +78,8 @@ class Facts:
             return None
         return TRAINERS.get(self.trainer, self.trainer.lower())
 
-    def beside(self, other: "Facts") -> "Facts":
-        """These facts, and those of `other` where these are silent."""
+    def completed_by(self, other: "Facts") -> "Facts":
+        """These facts, and those of `other` where these say nothing."""
         gaps = {name: value for name, value in vars(other).items() if getattr(self, name) is None}
         return replace(self, **gaps, eval_only=self.eval_only or other.eval_only)
 
@@ -94,8 +94,8 @@ def read_options(text: str) -> dict[str, str]:
             inside, parents = title[1] in ("Arguments", "Config"), []
         elif line.startswith("Collecting env info"):
             break
-        elif inside and (found := re.fullmatch(r"( *)([\w-]{1,100}):\s?(.*)", line)):
-            indent, key, value = len(found[1]), found[2], found[3].strip()
+        elif inside and (match := re.fullmatch(r"( *)([\w-]{1,100}):\s?(.*)", line)):
+            indent, key, value = len(match[1]), match[2], match[3].strip()
             while parents and parents[-1][0] >= indent:
                 parents.pop()
             parents.append((indent, key))
@@ -105,26 +105,26 @@ def read_options(text: str) -> dict[str, str]:
 
 
 def facts_of_options(options: Mapping[str, str]) -> Facts:
-    """What the head of a log tells."""
+    """What the head of a log says."""
     trainer = options.get("TRAINER.NAME") or options.get("trainer") or None
     stem = PurePath(options.get("dataset_config_file", "")).stem
     named = options.get("DATASET.NAME", "")
-    own_name = DATASETS[named][1] if named in DATASETS else FOLDERS.get(stem, stem or named.lower())
+    dataset = DATASETS[named][1] if named in DATASETS else FOLDERS.get(stem, stem or named.lower())
     backbone, shots = options.get("MODEL.BACKBONE.NAME", ""), options.get("DATASET.NUM_SHOTS")
-    own = _section(options, trainer)
+    section = _section(options, trainer)
     return Facts(
         trainer=trainer,
-        dataset=own_name or None,
+        dataset=dataset or None,
         trained_on=FOLDERS.get(_nearest(PurePath(options.get("model_dir", "")), FOLDERS) or ""),
         shots="all" if shots == "-1" else _whole(shots, least=1),
         seed=_whole(options.get("SEED", options.get("seed")), least=0),
         half=HALVES.get(options.get("DATASET.SUBSAMPLE_CLASSES", "")),
         backbone=BACKBONES.get(backbone) or (re.sub(r"\W+", "_", backbone.lower()) or None),
-        precision=own.get("PREC") if own.get("PREC") in ("fp16", "fp32", "amp") else None,
+        precision=section.get("PREC") if section.get("PREC") in ("fp16", "fp32", "amp") else None,
         eval_only=options.get("eval_only") == "True",
-        ctx_init="" if trainer == "ProGrad" else _phrase(own.get("CTX_INIT")),  # its phrase is all in the context
-        position=own.get("CLASS_TOKEN_POSITION"),
-        image_depth=_whole(own.get("PROMPT_DEPTH_VISION"), least=0),
+        ctx_init="" if trainer == "ProGrad" else _phrase(section.get("CTX_INIT")),  # its phrase is all in the context
+        position=section.get("CLASS_TOKEN_POSITION"),
+        image_depth=_whole(section.get("PROMPT_DEPTH_VISION"), least=0),
     )
 
 
@@ -132,8 +132,8 @@ def _section(options: Mapping[str, str], trainer: str | None) -> dict[str, str]:
     """The trainer's own options; KgCoOp and ProGrad keep theirs under CoOp's name."""
     for name in (re.sub(r"\W|_", "", trainer or "").upper(), "COOP"):
         prefix = f"TRAINER.{name}."
-        if found := {key.removeprefix(prefix): value for key, value in options.items() if key.startswith(prefix)}:
-            return found
+        if section := {key.removeprefix(prefix): value for key, value in options.items() if key.startswith(prefix)}:
+            return section
     return {}
 
 
@@ -151,7 +151,7 @@ def _whole(value: str | None, *, least: int) -> int | None:
 
 
 def facts_of_path(path: PurePath) -> Facts:
-    """What the folders tell, as the published scripts name them; the last of several counts."""
+    """What the folders say, as the published scripts name them; the last of several counts."""
     text = "/" + "/".join(part for part in path.parts if part != path.anchor)
     shots = re.findall(r"shots?_(\d{1,6})(?=/)|(\d{1,6})shots?(?=[/_])", text)
     seed = re.findall(r"(?<=/)seed(\d{1,6})(?=/)", text)

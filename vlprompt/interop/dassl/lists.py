@@ -1,4 +1,4 @@
-"""Few-shot lists out of Dassl's pickles, whose opcodes are read before any of them is obeyed."""
+"""Few-shot lists from Dassl's pickles, whose opcodes are checked before any of them is executed."""
 
 import io
 import json
@@ -10,8 +10,8 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, TypeGuard
 
 from vlprompt.errors import UserError
+from vlprompt.interop.dassl.loading import read_small
 
-LARGEST = 2**26  # bytes; all of ImageNet with 16 shots has 4 MB
 MOST = 2**31  # classes
 DATUM = (
     ("dassl.data.datasets.base_dataset", "Datum"),
@@ -40,7 +40,7 @@ class Shot:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows one class, made anew for each file: a file can set attributes of it."""
+    """Knows one class, a new one for each file: a file can set attributes of it."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
@@ -62,12 +62,7 @@ def read_pickle(path: Path) -> list[Shot]:
     Raises:
         UserError: no such file, one that names anything but Dassl's Datum, or one that is not such a list.
     """
-    try:
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"{path} has more than {LARGEST >> 20} MB, which no few-shot list has: give another file")
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    content = read_small(path)
     try:
         check_opcodes(content)
         unpickler = _Unpickler(io.BytesIO(content))
@@ -105,8 +100,8 @@ def _shots(content: Any, datum: type, path: Path) -> list[Shot]:
         if not isinstance(items, list):
             raise UserError(f"'{part}' in {path} is no list")
         for item in items:
-            kept = vars(item) if type(item) is datum else {}
-            image, label, name = kept.get("_impath"), kept.get("_label"), kept.get("_classname")
+            fields = vars(item) if type(item) is datum else {}
+            image, label, name = fields.get("_impath"), fields.get("_label"), fields.get("_classname")
             if not (isinstance(image, str) and image and isinstance(name, str) and _is_label(label)):
                 raise UserError(f"'{part}' in {path} holds something other than images with a path, label and class")
             if not (image + name).isprintable():
@@ -142,7 +137,7 @@ def relative_paths(shots: Sequence[Shot], images: str | None) -> tuple[list[str]
 
 
 def _start(parts: tuple[str, ...], images: str, path: str) -> int:
-    """Where the part below the image folder begins: behind the folder itself, or behind the last one of its name."""
+    """Where the part below the image folder begins: after the folder itself, or after the last one of its name."""
     for folder in (Path(images).absolute().as_posix(), images):
         wanted = PureWindowsPath(folder).parts
         for start in range(len(parts) - len(wanted), -1, -1):
@@ -158,7 +153,7 @@ def write_list(shots: Sequence[Shot], paths: Sequence[str], output: Path, *, for
     """Write JSON lines of split, path, label and classname, in the order of the pickle.
 
     Raises:
-        UserError: a file is there already, or the place cannot be written to.
+        UserError: the file exists already, or cannot be written.
     """
     rows = (
         {"split": shot.split, "path": path, "label": shot.label, "classname": shot.classname}

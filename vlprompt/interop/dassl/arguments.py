@@ -1,4 +1,4 @@
-"""A learner's arguments, derived from the shapes of its tensors and from what the checkpoint's log tells."""
+"""A learner's arguments, derived from the shapes of its tensors and from what the checkpoint's log says."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vlprompt.errors import UserError
-from vlprompt.interop.dassl.dassl import Facts
+from vlprompt.interop.dassl.facts import Facts
 
 Arguments = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
@@ -20,7 +20,7 @@ NEEDED = "context"
 def derive_arguments(
     original: str, tensors: Mapping[str, Tensor], suffix: Tensor | None, facts: Facts, path: Path
 ) -> tuple[Arguments, list[str]]:
-    """The constructor's arguments, and what was assumed. `suffix` [C, L, d]: the embedded text behind the context.
+    """The constructor's arguments, and what was assumed. `suffix` [C, L, d]: the embedded text after the context.
 
     Raises:
         UserError: a context of a shape that no setting gives, or a phrase that does not fit it.
@@ -54,13 +54,12 @@ def _coop(class_specific: bool, n: int, suffix: Tensor | None, facts: Facts, pat
     if position not in POSITIONS:
         raise UserError(f"the class name stands at '{position}', allowed is {', '.join(POSITIONS)}: give --position")
     if facts.position is None:
-        notes.append("nothing tells where the class name stands: behind the context is assumed (--position)")
+        notes.append("nothing says where the class name stands: after the context is assumed (--position)")
     phrase = ""
     if not class_specific:
         phrase, more = _phrase(n, suffix, facts, path, whole_phrase=True)
         notes += more
-    own = {"n_context": n, "ctx_init": phrase, "class_specific": class_specific, "position": position}
-    return own, notes
+    return {"n_context": n, "ctx_init": phrase, "class_specific": class_specific, "position": position}, notes
 
 
 def _phrase(n: int, suffix: Tensor | None, facts: Facts, path: Path, *, whole_phrase: bool) -> tuple[str, list[str]]:
@@ -81,31 +80,25 @@ def _phrase(n: int, suffix: Tensor | None, facts: Facts, path: Path, *, whole_ph
             )
         return phrase, []
     if whole_phrase or n > 4:
-        if left:
-            return "", [
-                f"all classes' texts go on with the same {left} tokens: give --ctx-init if it was a phrase's rest"
-            ]
-        return "", []
+        note = f"the texts of all classes continue with the same {left} tokens: give --ctx-init if a phrase ended so"
+        return "", [note] if left else []
     if suffix is None:
-        return PUBLISHED, [f"nothing tells the phrase that the context was started from: '{PUBLISHED}' is assumed"]
+        return PUBLISHED, [f"nothing says which phrase the context was started from: '{PUBLISHED}' is assumed"]
     rest = len(PUBLISHED.split()) - n
     if left == rest:
         return PUBLISHED, []
     if left == 0:
         return "", []
     raise UserError(
-        f"all texts in {path} go on with the same {left} tokens behind the context, '{PUBLISHED}' would leave {rest}: "
+        f"all texts in {path} have the same {left} tokens after the context, '{PUBLISHED}' would leave {rest}: "
         'give the phrase that it was started from (--ctx-init, "" for random values)'
     )
 
 
 def _common_tokens(suffix: Tensor) -> int:
-    """How many tokens behind the context are the same for all classes, of which there must be two to tell."""
-    if (
-        suffix.ndim != 3
-        or len(suffix) < 2
-        or suffix.untyped_storage().nbytes() < suffix.numel() * suffix.element_size()
-    ):
+    """How many tokens after the context are the same for all classes; 0 for a single class or a damaged tensor."""
+    claims_more = suffix.untyped_storage().nbytes() < suffix.numel() * suffix.element_size()
+    if suffix.ndim != 3 or len(suffix) < 2 or claims_more:
         return 0
     same = (suffix == suffix[:1]).all(dim=-1).all(dim=0)
     return int(torch.cumprod(same.int(), 0).sum())
