@@ -104,7 +104,11 @@ def run_plain_text(tower, prompts, edits=NO_EDITS):
     shared, eot = prompts.shared, prompts.eot + prompts.shared.shape[-2]
     found = [
         plain_text(
-            torch.cat([s.expand(len(prompts.suffix), -1, -1), prompts.suffix], 1), eot, edits, image, slot=prompts.slot > 0
+            torch.cat([s.expand(len(prompts.suffix), -1, -1), prompts.suffix], 1),
+            eot,
+            edits,
+            image,
+            slot=prompts.slot > 0,
         )
         for image, s in enumerate(shared if shared.ndim == 3 else shared[None])
     ]

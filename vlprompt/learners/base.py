@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vlprompt.errors import ClassBoundError, UserError
 from vlprompt.towers import PLAIN, Clip, Images, Prompts, TextTower
 
-Batch: TypeAlias = tuple[Images, Int[Tensor, " B"]]
+Batch: TypeAlias = tuple[Images, Int[Tensor, "_"]]
 Batches: TypeAlias = Iterable[Batch]
 """Labelled images, batch after batch; can be iterated over several times."""
 
@@ -58,7 +58,7 @@ class Learner(nn.Module):
 
         `settings` are a run's; those that stand in the way are replaced. Most methods are neutral as they are built.
         """
-        return cls(clip, classes, **settings)
+        return cls(clip, classes, **{k: v for k, v in settings.items() if k not in ("template", "templates")})
 
     @property
     def edits_image(self) -> bool:

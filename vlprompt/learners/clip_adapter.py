@@ -1,6 +1,7 @@
 """CLIP-Adapter: a small network on the image feature."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -36,6 +37,11 @@ class CLIPAdapter(Learner):
         e, self.ratio = clip.image.embed_dim, ratio
         layers = (nn.Linear(e, e // reduction, bias=False), nn.Linear(e // reduction, e, bias=False))
         self.adapter = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU())
+
+    @classmethod
+    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> Learner | None:
+        """The network has no share."""
+        return super().neutral(clip, classes, **settings | {"ratio": 0.0})
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
         return self.zero_shot_features([self.template], normalize=False)

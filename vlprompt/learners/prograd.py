@@ -47,7 +47,7 @@ class ProGrad(CoOp):
     @classmethod
     def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> Learner | None:
         """It starts from the template's words, which have to fill the context."""
-        return cls(clip, classes, **settings | {"n_context": 4, "position": "end"})
+        return cls(clip, classes, **settings | {"n_context": 4, "template": PLAIN, "position": "end"})
 
     def backward(self, images: Images, labels: Int[Tensor, " B"]) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         features, classes = self.encode_images(images), self.encode_classes()
