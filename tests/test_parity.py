@@ -234,7 +234,7 @@ def check_cache(clip, original, case, tensors):
         logits, right = accuracy("val")
         torch.testing.assert_close(logits, tensors["val_tip_logits_init_hp"], atol=1e-4, rtol=0)
         assert right == pytest.approx(results["val_tip_acc_init_hp"])
-    learner.conclude(None, [splits["val"]])
+    learner.conclude([], [splits["val"]])
     assert [learner.beta.item(), learner.alpha.item()] == pytest.approx(results["best_beta_alpha"])
     logits, right = accuracy("test")
     name, key = ("final", "test_acc_final_best_hp") if learner.finetune else ("tip", "test_tip_acc_best_hp")

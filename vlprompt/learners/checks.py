@@ -118,8 +118,12 @@ def check_training(candidate: Candidate) -> None:
     """param_groups holds every parameter once, a few steps lower the loss, and no tensor of the model changes"""
     model = candidate.clip.weights.root
     frozen = copy.deepcopy(model.state_dict())
-    curves = [descend(candidate, rate) for rate in RATES]
-    require(any(curve[-1] < curve[0] for curve in curves if curve) or not any(curves), f"losses do not fall: {curves}")
+    for rate in RATES:
+        losses = descend(candidate, rate)
+        if not losses or losses[-1] < losses[0]:
+            break
+    else:
+        raise Broken(f"the loss does not fall: {', '.join(f'{loss:.4g}' for loss in losses)}")
     changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, frozen[name])]
     require(not changed, f"training changes the model: {', '.join(changed[:3])}")
     asking = [name for name, p in model.named_parameters() if p.requires_grad or p.grad is not None]
