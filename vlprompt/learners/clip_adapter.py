@@ -1,7 +1,7 @@
 """CLIP-Adapter: a small network on the image feature."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,7 +12,9 @@ from vlprompt.towers import PLAIN, Clip, Images
 
 
 class CLIPAdapter(Learner):
-    """ratio * relu(W2 relu(W1 f)) + (1 - ratio) * f in the place of the image feature f.
+    """A small network on the image feature f.
+
+    f -> ratio * relu(W2 relu(W1 f)) + (1 - ratio) * f
 
     Args:
         ratio: share of the network's output, 0 to 1.
@@ -21,6 +23,8 @@ class CLIPAdapter(Learner):
     Source: Gao et al., IJCV 2023, https://arxiv.org/abs/2110.04544, section 3.2; the variant on images alone, which
     the authors' code is.
     """
+
+    neutral_settings: ClassVar = {"ratio": 0.0}
 
     def __init__(
         self,
@@ -37,11 +41,6 @@ class CLIPAdapter(Learner):
         e, self.ratio = clip.image.embed_dim, ratio
         layers = (nn.Linear(e, e // reduction, bias=False), nn.Linear(e // reduction, e, bias=False))
         self.adapter = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU())
-
-    @classmethod
-    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> Learner | None:
-        """The network has no share."""
-        return super().neutral(clip, classes, **settings | {"ratio": 0.0})
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
         return self.zero_shot_features([self.template], normalize=False)
