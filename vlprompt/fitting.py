@@ -69,6 +69,9 @@ class Fitting:
         self.per_epoch, self.total = steps_per_epoch(n_images, fit), n_steps(n_images, fit)
         self.n_epochs = math.ceil(self.total / self.per_epoch)
         self.banked = trainer.reads_features(learner)
+        if self.banked:  # what `prepare` reads of frozen class features is in the run's precision
+            with torch.no_grad(), trainer.autocast():
+                learner.encode_classes()
         self.views = range(trainer.bank_views or self.n_epochs)  # of each training image
         chosen_on = select_on(episode, fit)
         if fit.keep == "best" and not chosen_on:
