@@ -178,9 +178,9 @@ def step(logits: Callable[[], Tensor], labels: Tensor, parameters: list[Tensor])
             return logits()
     for p in parameters:
         p.grad = None
-    of_batch = logits()
-    F.cross_entropy(of_batch, labels).backward()
-    return of_batch.detach()
+    predicted = logits()
+    F.cross_entropy(predicted, labels).backward()
+    return predicted.detach()
 
 
 def count_tokens(n_templates: int) -> float:

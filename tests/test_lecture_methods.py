@@ -188,7 +188,7 @@ def test_the_recurrent_encoder_reads_tokens_from_both_sides():
 def test_the_encoder_is_dropped_after_fitting(encoder, tmp_path):
     tuned = scatter(learner(PTuning, encoder=encoder, towers="both"))
     before, trained = logits(tuned), tuned.n_trained
-    tuned.conclude(None, None)
+    tuned.conclude([], None)
     assert close(logits(tuned), before)
     assert tuned.n_trained == trained  # what was trained does not become less
     assert {name: tuple(t.shape) for name, t in tuned.state_dict().items()} == {

@@ -293,7 +293,7 @@ def test_tip_adapter_by_hand(world: Any) -> None:
 
     features = clip.image(images)
     torch.testing.assert_close(learner(images, learner.encode_classes()), expected(features, 2.0, 3.0))
-    learner.conclude(None, [(Images(features=val), val_labels)])
+    learner.conclude([], [(Images(features=val), val_labels)])
     grid = [(0.1 + i * 6.9 / 5, 0.1 + j * 2.9 / 4) for i in range(5) for j in range(4)]
     right = [(expected(val, alpha, beta).argmax(-1) == val_labels).sum() for beta, alpha in grid]
     assert len(set(map(int, right))) > 1

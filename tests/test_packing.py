@@ -102,17 +102,12 @@ def plain_text(tokens, eot, edits, image=0, *, slot=True):
 def run_plain_text(tower, prompts, edits=NO_EDITS):
     """In place of `TextTower.__call__`."""
     shared, eot = prompts.shared, prompts.eot + prompts.shared.shape[-2]
-    found = [
-        plain_text(
-            torch.cat([s.expand(len(prompts.suffix), -1, -1), prompts.suffix], 1),
-            eot,
-            edits,
-            image,
-            slot=prompts.slot > 0,
-        )
+    slot, n_classes = prompts.slot > 0, len(prompts.suffix)
+    features = [
+        plain_text(torch.cat([s.expand(n_classes, -1, -1), prompts.suffix], 1), eot, edits, image, slot=slot)
         for image, s in enumerate(shared if shared.ndim == 3 else shared[None])
     ]
-    return torch.stack(found) if shared.ndim == 3 else found[0]
+    return torch.stack(features) if shared.ndim == 3 else features[0]
 
 
 def run_plain_image(tower, images, edits=NO_EDITS):

@@ -14,7 +14,7 @@ from vlprompt.config.schema import Average, Fit, Schedule
 from vlprompt.towers import Images, Preprocess
 from vlprompt.towers.clip import Clip
 from vlprompt.towers.loading import clip_of, make_model
-from vlprompt.training.averaging import make_checkpoints
+from vlprompt.training.averaging import make_keeper
 from vlprompt.training.optim import learning_rate, make_optimizer
 
 FIXTURES = Path(__file__).parent / "fixtures" / "parity"
@@ -137,10 +137,10 @@ def check_run(clip, original, case, tensors, run):
     if averaged:
         options = case["config"]["trainer_options"]
         fit = fit.model_copy(update={"average": Average(mu=options["GPA_MEAN"], sigma=options["GPA_STD"])})
-    checkpoints = make_checkpoints(fit, total, lambda: 0)
+    keeper = make_keeper(fit, total, lambda: 0)
     if averaged:
         assert per_epoch == 1
-        assert checkpoints.weights == pytest.approx(tensors[f"{run}.gauss_weights"].tolist(), rel=1e-12)
+        assert keeper.weights == pytest.approx(tensors[f"{run}.gauss_weights"].tolist(), rel=1e-12)
     if original.decay_all:
         for group in optimizer.param_groups:
             group["weight_decay"] = fit.weight_decay
@@ -156,9 +156,9 @@ def check_run(clip, original, case, tensors, run):
         assert loss.item() == pytest.approx(expected, abs=2e-5, rel=1e-5)
         checked += compare(own, original, tensors, f"{run}.grad{step + 1}.", 1e-4, lambda p: p.grad)
         optimizer.step()
-        checkpoints.see(learner, step + 1)
+        keeper.update(learner, step + 1)
         if step + 1 == total:
-            checkpoints.settle(learner)
+            keeper.restore(learner)
         checked += compare(own, original, tensors, f"{run}.param{step + 1}.", original.parameters, lambda p: p.data)
     if averaged:
         checked += compare(own, original, tensors, f"{run}.final_averaged.", original.parameters, lambda p: p.data)
@@ -234,7 +234,7 @@ def check_cache(clip, original, case, tensors):
         logits, right = accuracy("val")
         torch.testing.assert_close(logits, tensors["val_tip_logits_init_hp"], atol=1e-4, rtol=0)
         assert right == pytest.approx(results["val_tip_acc_init_hp"])
-    learner.conclude(None, [splits["val"]])
+    learner.conclude([], [splits["val"]])
     assert [learner.beta.item(), learner.alpha.item()] == pytest.approx(results["best_beta_alpha"])
     logits, right = accuracy("test")
     name, key = ("final", "test_acc_final_best_hp") if learner.finetune else ("tip", "test_tip_acc_best_hp")

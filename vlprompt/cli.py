@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from vlprompt import __version__
-from vlprompt.commands import bank, comparisons, curves, reproduce, tables, trained, tune
+from vlprompt.commands import bank, check_learner, comparisons, curves, reproduce, tables, trained, tune
 from vlprompt.commands.arguments import is_override
 from vlprompt.commands.data import add_commands as add_data_commands
 from vlprompt.errors import UserError
@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     tune.register(commands)
     reproduce.register(commands)
     trained.register(commands)
+    check_learner.register(commands)
     add_data_commands(commands.add_parser("data", help="list, get, check and sample data sets"))
     add_import(commands)
     return top

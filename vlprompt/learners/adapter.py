@@ -12,7 +12,9 @@ from vlprompt.towers import Clip
 
 
 class Adapter(SiteLearner):
-    """A small residual network behind the attention and the MLP of every block, or behind the MLP alone.
+    """Bottleneck adapters: a small residual network after the attention and the MLP of each block, or the MLP alone.
+
+    h -> h + W_up gelu(W_down h), for a branch's output h; W_up starts at zero, the learner as the frozen model.
 
     Args:
         towers: "image", "text" or "both".
@@ -20,7 +22,7 @@ class Adapter(SiteLearner):
         bottleneck: hidden width.
 
     Source: Houlsby et al., ICML 2019, https://arxiv.org/abs/1902.00751, section 2.1; Pfeiffer et al., EACL 2021,
-    https://arxiv.org/abs/2005.00247, section 3. Starts as the frozen model: the second map is zero.
+    https://arxiv.org/abs/2005.00247, section 3.
     Differs: norms stay frozen.
     """
 

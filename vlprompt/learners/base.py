@@ -1,6 +1,7 @@
 """What every way of adapting a frozen model is: a module whose parameters are all that is trained."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from vlprompt.errors import ClassBoundError, UserError
 from vlprompt.towers import PLAIN, Clip, Images, Prompts, TextTower
 
-Batch: TypeAlias = tuple[Images, Int[Tensor, " B"]]
+Batch: TypeAlias = tuple[Images, Int[Tensor, "_"]]
 Batches: TypeAlias = Iterable[Batch]
 """Labelled images, batch after batch; can be iterated over several times."""
 
@@ -35,6 +36,8 @@ class Learner(nn.Module):
     """What the model must have: "text" (a text tower), "vit" (an image tower with blocks to edit)."""
     mergeable: ClassVar[bool] = False
     """Whether `merged()` gives a model that does the same without the learner."""
+    neutral_settings: ClassVar[Mapping[str, Any] | None] = MappingProxyType({})
+    """Settings with which it starts as zero-shot CLIP; None: with none does it."""
     uses_validation: bool = False
     """Whether `prepare` or `conclude` choose something on the validation images; the record says so."""
     augmented: ClassVar[bool] = False
@@ -56,9 +59,12 @@ class Learner(nn.Module):
     def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> "Learner | None":
         """The method where it equals zero-shot CLIP with "a photo of a {}."; None if it never does.
 
-        `settings` are a run's; those that stand in the way are replaced. Most methods are neutral as they are built.
+        `settings` are a run's, of which `neutral_settings` replace some.
         """
-        return cls(clip, classes, **settings)
+        if cls.neutral_settings is None:
+            return None
+        settings = {name: value for name, value in settings.items() if name not in ("template", "templates")}
+        return cls(clip, classes, **settings | dict(cls.neutral_settings))
 
     @property
     def edits_image(self) -> bool:

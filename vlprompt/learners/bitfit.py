@@ -4,7 +4,10 @@ from vlprompt.learners.full_finetune import FullFinetune
 
 
 class BitFit(FullFinetune):
-    """All biases of the towers move from their pre-trained values, those of the norms included; all else is frozen.
+    """Bias tuning: all biases of the towers, those of the norms included, from their pre-trained values.
+
+    Args:
+        towers: "image", "text" or "both".
 
     Source: Ben Zaken et al., ACL 2022, https://arxiv.org/abs/2106.10199, section 3.
     """

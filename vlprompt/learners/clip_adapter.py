@@ -1,6 +1,7 @@
 """CLIP-Adapter: a small network on the image feature."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,7 +12,9 @@ from vlprompt.towers import PLAIN, Clip, Images
 
 
 class CLIPAdapter(Learner):
-    """ratio * relu(W2 relu(W1 f)) + (1 - ratio) * f in the place of the image feature f.
+    """A small network on the image feature f.
+
+    f -> ratio * relu(W2 relu(W1 f)) + (1 - ratio) * f
 
     Args:
         ratio: share of the network's output, 0 to 1.
@@ -20,6 +23,8 @@ class CLIPAdapter(Learner):
     Source: Gao et al., IJCV 2023, https://arxiv.org/abs/2110.04544, section 3.2; the variant on images alone, which
     the authors' code is.
     """
+
+    neutral_settings: ClassVar = {"ratio": 0.0}
 
     def __init__(
         self,

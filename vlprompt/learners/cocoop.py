@@ -17,7 +17,9 @@ PROMPTS_AT_ONCE = 4096  # images x classes in one pass of the text tower, where 
 
 
 class CoCoOp(ContextLearner):
-    """Conditional context optimisation: a small network turns the image's feature into a shift of every token.
+    """Conditional context optimisation: a small network turns the image's feature into a shift of every context token.
+
+    context(x) = [v_1 + h(f), ..., v_n + h(f)], with h(f) = W2 relu(W1 f)
 
     Args:
         n_context: context tokens.

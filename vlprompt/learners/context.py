@@ -1,7 +1,7 @@
 """What methods have in common that learn a context in front of the class names."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -10,6 +10,9 @@ from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
 from vlprompt.towers import Clip, Prompts
 
+WORDS: dict[str, Any] = {"n_context": 4, "ctx_init": "a photo of a"}
+"""Settings with which a context is the template's own words."""
+
 
 class ContextLearner(Learner):
     """A learner of a context [n, d] in front of the class names.
@@ -17,6 +20,8 @@ class ContextLearner(Learner):
     `ctx_init` starts it from the embeddings of a phrase's first `n_context` tokens, whose rest stays as fixed words;
     otherwise it starts from N(0, 0.02^2).
     """
+
+    neutral_settings: ClassVar[Mapping[str, Any] | None] = WORDS
 
     def __init__(self, clip: Clip, classes: Sequence[str], *, n_context: int, ctx_init: str) -> None:
         super().__init__(clip, classes)
@@ -34,11 +39,6 @@ class ContextLearner(Learner):
         else:
             context = torch.randn(n_context, self.text.width) * 0.02
         self.context = nn.Parameter(context)
-
-    @classmethod
-    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> Learner | None:
-        """The context is the template's own words."""
-        return super().neutral(clip, classes, **settings | {"n_context": 4, "ctx_init": "a photo of a"})
 
     def make_prompts(self) -> Prompts:
         if self.ctx_init:

@@ -1,29 +1,31 @@
-"""CoOp: a learned context in front of, around or behind the class name."""
+"""CoOp: a learned context before, around or after the class name."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Learner
-from vlprompt.learners.context import ContextLearner
+from vlprompt.learners.context import WORDS, ContextLearner
 from vlprompt.towers import Clip, Position
 
 
 class CoOp(ContextLearner):
     """Context optimisation: `n_context` word vectors are learned, shared by all classes or one set for each.
 
+    prompt of a class = [v_1, ..., v_n, name]
+
     Args:
         n_context: context tokens; not used with `ctx_init`, which sets it to its number of words.
         ctx_init: a phrase whose word embeddings start the context ("a photo of a"); empty: N(0, 0.02^2).
         class_specific: a context for each class, which then works for the training classes only.
-        position: where the class name stands: "end", "middle" or "front" of the context.
+        position: where the class name stands: at the "end", in the "middle" or at the "front" of the context.
 
     Source: Zhou et al., IJCV 2022, https://arxiv.org/abs/2109.01134, section 3.2.
     """
+
+    neutral_settings = WORDS | {"class_specific": False, "position": "end"}
 
     def __init__(
         self,
@@ -43,11 +45,6 @@ class CoOp(ContextLearner):
         if class_specific:
             context = torch.randn(len(self.classes), n_context, self.text.width) * 0.02
             self.context = nn.Parameter(context)  # [C, n, d]
-
-    @classmethod
-    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> Learner | None:
-        settings = {name: value for name, value in settings.items() if name not in ("class_specific", "position")}
-        return super().neutral(clip, classes, **settings)
 
     @property
     def class_bound(self) -> bool:

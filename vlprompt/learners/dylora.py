@@ -28,10 +28,10 @@ class NestedLowRank(LowRank):
 class DyLoRA(LoRA):
     """Dynamic LoRA: each step trains the first b rows of A and columns of B, b drawn from `min_rank` to `rank`.
 
-    So every rank in between works at test time without further training: `use_rank`, or `test_rank`.
+    W x + (alpha / b) B[:, :b] A[:b] x; every rank in between works at test time without further training.
 
     Args:
-        rank, min_rank: the largest and the smallest rank that is trained; both alike: LoRA.
+        rank, min_rank: the largest and the smallest rank that is trained; both equal: LoRA.
         alpha: updates are scaled by alpha / b.
         frozen: only the b-th row and column get a gradient in each step (momentum and weight decay move others, too).
         test_rank: the rank in use while not training; None: the largest.

@@ -11,9 +11,9 @@ from vlprompt.towers import Clip
 
 
 class FullFinetune(WeightLearner):
-    """All parameters of the towers, word embeddings included, from their pre-trained values; the scale stays.
+    """Full fine-tuning: all parameters of the towers, word embeddings included, from their pre-trained values.
 
-    The frozen model is left alone: what is trained is a copy, which is the whole checkpoint.
+    The scale of the cosine stays. What is trained is a copy, which is the whole checkpoint.
 
     Args:
         towers: "image", "text" or "both".

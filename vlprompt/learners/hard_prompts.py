@@ -18,7 +18,9 @@ DESCRIPTION = "{description}"
 
 
 class HardPrompts(Learner):
-    """The frozen model with each class in several texts, whose normalised features are averaged.
+    """Hard prompts: the frozen model with each class in several texts, templates and descriptions with equal weights.
+
+    class feature = mean over its texts of the normalised text features
 
     Args:
         templates: one template, a list of them, a published list by name (`openai_80`, `openai_7`), or None.
@@ -27,12 +29,10 @@ class HardPrompts(Learner):
         phrase: what is made of each of these texts: `{description}` is the text, `{}` the class name. Whole sentences
             need nothing else; "{}, which has {description}" suits a list of features.
 
-    Templates and descriptions together are one ensemble, each text with the same weight. A text that is longer than the
-    tower takes loses its last words.
-
     Source: Radford et al., ICML 2021, https://arxiv.org/abs/2103.00020, section 3.1.4; Pratt et al., ICCV 2023,
     https://arxiv.org/abs/2209.03320, section 3 (CuPL); Menon and Vondrick, ICLR 2023, https://arxiv.org/abs/2210.07183
     (lists of features; there the cosines are averaged, not the features).
+    Differs: a text that is longer than the tower takes loses its last words.
 
     Raises:
         UserError: no text at all, or a file that cannot be read. While encoding: a class that the file does not have.

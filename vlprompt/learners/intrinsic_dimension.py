@@ -18,15 +18,17 @@ SHORTEST = 64  # rows of a block, at least
 
 
 class IntrinsicDimension(WeightLearner):
-    """W + (P theta): the pre-trained weights move within a random subspace of `dimension` dimensions.
+    """Intrinsic dimension: the pre-trained weights move within a random subspace of d dimensions.
 
-    P is a Fastfood projection with columns of unit length, drawn from `projection_seed` and never stored: the
-    checkpoint is d numbers. It takes about twice the memory of the weights, whatever d is. `fit.lr` is about the length
-    of Adam's step among the weights: the rate is divided by the root of d, so that one setting does for a curve over d.
+    W + P theta, with theta [d] learned from zero and P a Fastfood projection with columns of unit length. P is drawn
+    from `projection_seed` and never stored: the checkpoint is d numbers. It takes about twice the memory of the
+    weights, whatever d is. `fit.lr` is about the length of Adam's step among the weights: the rate is divided by the
+    root of d, so that one setting does for a curve over d.
 
     Args:
         dimension: d.
         towers: "image", "text" or "both": whose weights. The word embeddings stay.
+        projection_seed: of P.
 
     Source: Li et al., ICLR 2018, https://arxiv.org/abs/1804.08838, section 2 and S7; Aghajanyan et al., ACL 2021,
     https://arxiv.org/abs/2012.13255, section 3; the projection: Le et al., ICML 2013, https://arxiv.org/abs/1408.3060.

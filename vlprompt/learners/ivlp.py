@@ -1,15 +1,14 @@
 """Independent prompts in both towers, or in the text tower alone."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Learner, check_depth
-from vlprompt.learners.context import ContextLearner
+from vlprompt.learners.base import check_depth
+from vlprompt.learners.context import WORDS, ContextLearner
 from vlprompt.towers import Clip, Edit, Images
 
 
@@ -19,13 +18,14 @@ class IVLP(ContextLearner):
     Args:
         n_context: text tokens a layer.
         ctx_init: a phrase whose first `n_context` words start the first text layer.
-        depth: text layers with learned tokens.
         n_tokens: image tokens a layer.
-        image_depth: image layers with learned tokens; 0: the text tower alone is prompted.
+        depth, image_depth: text and image layers with learned tokens; 0 image layers leave the image tower alone.
 
     Source: Khattak et al., CVPR 2023, https://arxiv.org/abs/2210.03117, section 4.2 and Table 1; Rasheed et al., CVPR
     2023, https://arxiv.org/abs/2212.03640.
     """
+
+    neutral_settings = WORDS | {"depth": 1, "image_depth": 0}
 
     def __init__(
         self,
@@ -45,15 +45,8 @@ class IVLP(ContextLearner):
             clip.image.require_blocks()
             check_depth("method.image_depth", image_depth, clip.image.depth)
             if n_tokens < 1:
-                raise UserError(
-                    f"method.n_tokens is {n_tokens}: at least 1 is needed; image_depth=0 leaves images alone"
-                )
+                raise UserError(f"method.n_tokens is {n_tokens}: at least 1 is needed, or method.image_depth=0")
         self.image_tokens = nn.ParameterList(torch.randn(n_tokens, clip.image.width) * 0.02 for _ in range(image_depth))
-
-    @classmethod
-    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> Learner | None:
-        """The first text layer holds the template's words, and no other layer has tokens."""
-        return super().neutral(clip, classes, **settings | {"depth": 1, "image_depth": 0})
 
     @property
     def edits_image(self) -> bool:

@@ -7,12 +7,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlprompt.learners.base import at_least_single
+from vlprompt.learners.context import WORDS
 from vlprompt.learners.coop import CoOp
 from vlprompt.towers import PLAIN, Clip, Images
 
 
 class KgCoOp(CoOp):
-    """Knowledge-guided context optimisation: cross-entropy + weight * (1 - mean cosine to the frozen class features).
+    """Knowledge-guided context optimisation: CoOp whose class features stay near those of the frozen model.
+
+    loss = cross-entropy + weight * (1 - mean cosine to the frozen class features)
 
     Args:
         n_context, ctx_init: as in CoOp.
@@ -21,6 +24,8 @@ class KgCoOp(CoOp):
 
     Source: Yao et al., CVPR 2023, https://arxiv.org/abs/2303.13283, section 3.2.
     """
+
+    neutral_settings = WORDS
 
     def __init__(
         self,

@@ -14,19 +14,18 @@ from vlprompt.towers import Clip
 class LinearHead(Learner):
     """Linear probing by gradient descent: the baseline of visual prompt tuning. Works for the training classes only.
 
+    logits = W f + b
+
     Source: Jia et al., ECCV 2022, https://arxiv.org/abs/2203.12119, section 4.1 ("Linear").
     """
 
     needs = frozenset()
     class_bound = True
+    neutral_settings = None  # its head knows no names
 
     def __init__(self, clip: Clip, classes: Sequence[str]) -> None:
         super().__init__(clip, classes)
         self.head = make_head(clip.image.embed_dim, len(self.classes))
-
-    @classmethod
-    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> None:
-        """Nowhere: its head knows no names."""
 
     def encode_classes(self) -> None:
         """The head holds them."""

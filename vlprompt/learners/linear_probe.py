@@ -20,10 +20,9 @@ COARSE = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
 
 
 class LinearProbe(LinearHead):
-    """L2-regularised logistic regression on un-normalised features of centre crops, C chosen on validation images.
+    """L2-regularised logistic regression on un-normalised features of centre crops, for the training classes only.
 
-    C is the best of a coarse grid, then a bisection of `n_steps` steps in log C around it. Works for the training
-    classes only.
+    logits = W f + b; C is the best of a coarse grid on validation images, then of a bisection in log C around it.
 
     Args:
         n_steps: bisection steps.

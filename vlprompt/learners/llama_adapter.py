@@ -1,4 +1,4 @@
-"""LLaMA-Adapter: learned prompts behind a gate that is closed at the start."""
+"""LLaMA-Adapter: learned prompts with a gate that is closed at the start."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -16,7 +16,7 @@ from vlprompt.towers import Clip, Edit, Edits, ImageTower, Prefix, TextTower
 class LlamaAdapter(BlockLearner):
     """Zero-initialised attention: in the topmost `depth` blocks every token attends to `n_tokens` learned prompts, too.
 
-    Attention to the prompts has a softmax of its own, times a gate for each head that starts at zero: the learner
+    attention + gate * softmax(q k_prompts) v_prompts, with a gate for each head that starts at zero: the learner
     starts as the frozen model. Keys and values of the prompts come from the block's frozen projections.
 
     Args:

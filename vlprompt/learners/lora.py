@@ -39,14 +39,16 @@ class LowRank(nn.Module):
 
 
 class LoRA(SiteLearner):
-    """W x + (alpha / r) B A dropout(x) for some maps of every block; B starts at zero, the learner as the frozen model.
+    """Low-rank adaptation of some linear maps of every block.
+
+    W x + (alpha / r) B A dropout(x); B starts at zero, the learner as the frozen model.
 
     Args:
         towers: "image", "text" or "both".
         sites: which maps: any of q, k, v, o, fc1, fc2.
         rank, alpha: r and alpha above.
         scaling: "alpha/r", or "alpha/sqrt(r)" (rank-stabilised; CLIP-LoRA).
-        dropout: on the input of each update, of its own for each map, while training.
+        dropout: on the input of each update, drawn for each map, while training.
 
     Source: Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685, section 4.1; Kalajdzievski, 2023,
     https://arxiv.org/abs/2312.03732; Zanella and Ben Ayed, CVPR Workshops 2024, https://arxiv.org/abs/2405.18541.

@@ -12,6 +12,10 @@ from vlprompt.towers import Clip
 class LoRAPlus(LoRA):
     """LoRA whose B has `ratio` times the learning rate of A, which is `fit.lr`. A ratio of 1 is LoRA.
 
+    Args:
+        sites, rank, alpha, scaling, dropout: as in LoRA.
+        ratio: of the two learning rates.
+
     Source: Hayou et al., ICML 2024, https://arxiv.org/abs/2402.12354, section 4.
     """
 

@@ -13,8 +13,10 @@ from vlprompt.towers import PLAIN, Clip, expand_templates
 
 
 class LPPlusPlus(Learner):
-    """Logits f (w + alpha t) for each class, with unit image features f and frozen text features t; w and one alpha a
-    class are learned, by descent in turn with the steps that curvature allows. Works for the training classes only.
+    """A linear probe that mixes in the class names, fitted in closed form. Works for the training classes only.
+
+    logits = f (w + alpha t), with unit image features f and frozen text features t; w and alpha, one number a class,
+    are learned in turns, with the step sizes that the curvature allows.
 
     Args:
         templates: one, a list, or a published one by name. Of several, normalised features are averaged.
@@ -23,8 +25,9 @@ class LPPlusPlus(Learner):
         start: alpha starts at this many times the mean cosine between images and their class's text.
 
     Source: Huang et al., CVPR 2024, https://arxiv.org/abs/2404.02285, section 3. Written from memory: not checked
-    against the paper are the factor `start` and the number of views. Differs: steps are 1 / (largest eigenvalue of a
-    bound on the curvature), with Boehning's bound of 1/2, so that the loss never rises; the authors relax it.
+    against the paper are the factor `start` and the number of views.
+    Differs: steps are 1 / (largest eigenvalue of a bound on the curvature), with Boehning's bound of 1/2, so that the
+    loss never rises; the authors relax it.
     """
 
     augmented = True

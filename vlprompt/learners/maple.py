@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,11 +13,13 @@ from vlprompt.towers import Clip, Edit, Images
 
 
 class MaPLe(ContextLearner):
-    """Multi-modal prompt learning: `n_context` text tokens in each of the first `depth` layers, coupled to the image.
+    """Multi-modal prompt learning: text tokens in each of the first `depth` layers, and image tokens made of them.
+
+    image tokens of layer l = W_l (text tokens of layer l) + b_l
 
     Args:
         n_context: tokens a layer, in both towers.
-        ctx_init: a phrase whose first `n_context` words start the first layer; what is left of it stays as fixed words.
+        ctx_init: a phrase whose first `n_context` words start the first layer; the rest of it stays as fixed words.
         depth: layers with learned tokens; those of later layers start from N(0, 0.02^2).
 
     Source: Khattak et al., CVPR 2023, https://arxiv.org/abs/2210.03117, section 3.2.
@@ -27,6 +28,7 @@ class MaPLe(ContextLearner):
 
     needs = frozenset({"text", "vit"})
     edits_image = True
+    neutral_settings = None  # its tokens are attended to whatever they hold
 
     def __init__(
         self,
@@ -44,10 +46,6 @@ class MaPLe(ContextLearner):
         later = nn.Linear(d_text, d_image)  # the couplings of later layers start alike, as in the original
         copies = (copy.deepcopy(later) for _ in range(depth - 1))
         self.coupling = nn.ModuleList([nn.Linear(d_text, d_image), *copies])
-
-    @classmethod
-    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> None:
-        """Nowhere: its tokens are attended to whatever they hold."""
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
         edits = {layer: Edit(tokens=tokens) for layer, tokens in enumerate(self.deep, start=1)}

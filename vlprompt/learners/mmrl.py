@@ -17,11 +17,12 @@ class MMRL(Learner):
     """Multi-modal representation learning: tokens of a shared space, mapped into the upper layers of both towers, and a
     second image feature read from them.
 
-    Trained classes are told apart by both image features, other classes by that of the class token alone.
+    logits = alpha * (cosines of the class token's feature) + (1 - alpha) * (cosines of the tokens' feature); classes
+    that were not trained on are classified by the class token's feature alone.
 
     Args:
         n_tokens, space: tokens of the shared space and its width.
-        first_layer: counted from 0; from there on, each layer gets tokens of its own.
+        first_layer: counted from 0; from there on, each layer gets its tokens from another map.
         alpha: share of the class token's feature in loss and logits; the rest is the tokens'.
         weight: of 1 - cosine to the frozen features, of images and of texts (lambda).
         std: deviation of the initial tokens.
@@ -33,6 +34,7 @@ class MMRL(Learner):
 
     needs = frozenset({"text", "vit"})
     edits_image = True
+    neutral_settings = None  # its tokens are attended to whatever they hold
 
     def __init__(
         self,
@@ -68,10 +70,6 @@ class MMRL(Learner):
                 "choose one of OpenAI's ViTs (backbone=vit_b16)"
             )
         self.projection = nn.Parameter(clip.image.projection.float().clone())  # [d, e]
-
-    @classmethod
-    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> None:
-        """Nowhere: its tokens are attended to whatever they hold."""
 
     def edits(self, tower: str) -> Edits:
         maps: Any = self.maps[tower]

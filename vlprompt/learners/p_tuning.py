@@ -1,14 +1,14 @@
 """P-tuning: virtual tokens that a small network makes of an embedding while training."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Batches, Learner
+from vlprompt.learners.base import Batches
 from vlprompt.learners.sites import BlockLearner, Towers
 from vlprompt.towers import Clip, Edit, Images, Prompts
 
@@ -16,9 +16,9 @@ Encoder = Literal["none", "mlp", "lstm"]
 
 
 class PTuning(BlockLearner):
-    """`n_tokens` virtual tokens before the class name, beside the patches or both, out of a prompt encoder.
+    """P-tuning: virtual tokens before the class name, next to the patches or both, made by a prompt encoder.
 
-    After fitting, the encoder is dropped: only its output, the tokens themselves, is kept and saved.
+    tokens = encoder(embedding); after training the encoder is dropped, and only the tokens are saved.
 
     Args:
         towers: "text" (without encoder: CoOp), "image" (without encoder: shallow VPT) or "both".
@@ -28,8 +28,11 @@ class PTuning(BlockLearner):
         hidden: the encoder's width (of an LSTM: in each direction).
         template: for the text where it has no virtual tokens.
 
-    Source: Liu et al., 2021, https://arxiv.org/abs/2103.10385, section 3. Differs: tokens stand before the class name.
+    Source: Liu et al., 2021, https://arxiv.org/abs/2103.10385, section 3.
+    Differs: tokens stand before the class name.
     """
+
+    neutral_settings: ClassVar = {"towers": "text", "ctx_init": "a photo of a", "encoder": "none"}
 
     def __init__(
         self,
@@ -56,12 +59,6 @@ class PTuning(BlockLearner):
                 start = self.text.embed_phrase(self.ctx_init).float().clone()
             self.tokens[name] = VirtualTokens(start, make_encoder(encoder, tower.width, hidden))
         self._n_trained: int | None = None  # once the encoders are gone
-
-    @classmethod
-    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> Learner | None:
-        """The tokens are the template's own words."""
-        words = {"towers": "text", "ctx_init": "a photo of a", "encoder": "none"}
-        return super().neutral(clip, classes, **settings | words)
 
     @property
     def n_trained(self) -> int:

@@ -1,7 +1,6 @@
 """Prefix tuning: learned keys and values that every token attends to."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,7 +12,9 @@ from vlprompt.towers import Clip, Edit, Edits, ImageTower, Prefix, TextTower
 
 
 class PrefixTuning(BlockLearner):
-    """`n_tokens` keys and values a layer, in every block of a tower.
+    """Prefix tuning: `n_tokens` learned keys and values in every block of a tower.
+
+    softmax(q [K_prefix, K]) [V_prefix, V]
 
     Args:
         towers: "image", "text" or "both".
@@ -23,8 +24,11 @@ class PrefixTuning(BlockLearner):
         hidden: width of the network's hidden layer.
         std: deviation of the initial keys and values, or of the embedding.
 
-    Source: Li and Liang, ACL 2021, https://arxiv.org/abs/2101.00190, section 4. Differs: bidirectional image tower.
+    Source: Li and Liang, ACL 2021, https://arxiv.org/abs/2101.00190, section 4.
+    Differs: bidirectional image tower.
     """
+
+    neutral_settings = None  # its keys are attended to whatever they hold
 
     def __init__(
         self,
@@ -43,10 +47,6 @@ class PrefixTuning(BlockLearner):
             raise UserError(f"method.n_tokens={n_tokens}, hidden={hidden}, std={std}: all have to be positive")
         kind = Reparameterised if reparameterise else Direct
         self.prefixes = nn.ModuleDict({name: kind(t, n_tokens, hidden, std) for name, t in self.towers.items()})
-
-    @classmethod
-    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> None:
-        """Nowhere: its keys are attended to whatever they hold."""
 
     def edits(self, tower: str) -> Edits:
         if tower not in self.towers:

@@ -1,32 +1,36 @@
-"""ProGrad: CoOp whose updates never go against what the frozen model knows."""
+"""ProGrad: CoOp whose updates never oppose what the frozen model knows."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vlprompt.learners.base import Learner, scaled_cosine
+from vlprompt.learners.base import scaled_cosine
 from vlprompt.learners.coop import CoOp
 from vlprompt.towers import PLAIN, Clip, Images, Position
 
 
 class ProGrad(CoOp):
-    """Prompt-aligned gradient: of the cross-entropy's gradient, the part against that of the divergence from the
-    zero-shot predictions is taken away.
+    """Prompt-aligned gradient: CoOp's gradient without the part that opposes the zero-shot predictions.
+
+    g - strength * (g . u) u where g . u < 0, with the cross-entropy's gradient g and the direction u of the gradient of
+    the divergence from the zero-shot predictions
 
     Args:
         n_context: context tokens. The last ones start as the template's words before the class name, the others as
             zeros.
         template: also the text of the zero-shot predictions.
-        strength: how much of the opposing part is taken away (lambda), 0 to 1.
+        strength: how much of the opposing part is removed (lambda), 0 to 1.
         temperature: of both predictions in the divergence.
         position: where the class name stands.
 
     Source: Zhu et al., ICCV 2023, https://arxiv.org/abs/2205.14865, section 3.2.
     """
+
+    neutral_settings: ClassVar = {"n_context": 4, "position": "end"}  # it starts from the template's words
 
     def __init__(
         self,
@@ -43,11 +47,6 @@ class ProGrad(CoOp):
         self.template, self.strength, self.temperature = template, strength, temperature
         words = self.text.embed_phrase(template.partition("{}")[0].strip())[-n_context:].float()
         self.context = nn.Parameter(F.pad(words, (0, 0, n_context - len(words), 0)))
-
-    @classmethod
-    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> Learner | None:
-        """It starts from the template's words, which have to fill the context."""
-        return cls(clip, classes, **settings | {"n_context": 4, "position": "end"})
 
     def backward(self, images: Images, labels: Int[Tensor, " B"]) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         features, classes = self.encode_images(images), self.encode_classes()

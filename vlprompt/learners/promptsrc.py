@@ -13,8 +13,10 @@ from vlprompt.towers import Clip, Images, expand_templates
 
 
 class PromptSRC(IVLP):
-    """Self-regulating prompts: cross-entropy + distances to the frozen features of texts and images + divergence from
-    the frozen predictions. The third part, a mean of the prompts over the epochs, is `fit.average`.
+    """Self-regulating prompts: IVLP that stays near the frozen model.
+
+    loss = cross-entropy + distances to the frozen features of texts and of images + divergence from the frozen
+    predictions; the mean of the prompts over the epochs is `fit.average`.
 
     Args:
         n_context, ctx_init, depth, n_tokens, image_depth: as in IVLP.
@@ -23,8 +25,8 @@ class PromptSRC(IVLP):
         text_weight, image_weight, logit_weight: of the mean absolute difference of text and of image features, and of
             the Kullback-Leibler divergence, a mean over images and classes.
 
-    Source: Khattak et al., ICCV 2023, https://arxiv.org/abs/2307.06948, section 3.2. Differs: prompts are not rounded
-    through float16, and nothing but prompts is averaged.
+    Source: Khattak et al., ICCV 2023, https://arxiv.org/abs/2307.06948, section 3.2.
+    Differs: prompts are not rounded through float16, and nothing but prompts is averaged.
     """
 
     def __init__(

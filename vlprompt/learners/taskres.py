@@ -11,9 +11,9 @@ from vlprompt.towers import PLAIN, Clip, expand_templates
 
 
 class TaskRes(Learner):
-    """Task residual tuning: class features are t + scale * x, with t frozen and x learned from zero.
+    """Task residual tuning: a learned vector is added to the frozen feature of each class, for the training ones only.
 
-    Works for the training classes only.
+    class feature = t + scale * x, with t frozen and x learned from zero
 
     Args:
         templates: one, a list, or a published one by name. Of several, un-normalised features are averaged.

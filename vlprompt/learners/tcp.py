@@ -1,20 +1,21 @@
 """TCP: class-aware tokens, made of the frozen class features, in a later layer of the text tower."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Learner, at_least_single, check_depth, normalize
+from vlprompt.learners.base import at_least_single, check_depth, normalize
+from vlprompt.learners.context import WORDS
 from vlprompt.learners.kgcoop import KgCoOp
 from vlprompt.towers import PLAIN, Clip, Edit
 
 
 class TCP(KgCoOp):
-    """Textual-based class-aware prompt tuning: KgCoOp, and at one layer the context's tokens are replaced by those that
-    a small network makes of the class's frozen feature.
+    """Textual-based class-aware prompt tuning: KgCoOp whose context is replaced at one layer by class-aware tokens.
+
+    tokens of a class = W_up act(W_down t), with the class's frozen feature t
 
     Args:
         n_context, ctx_init, template, weight: as in KgCoOp.
@@ -25,6 +26,8 @@ class TCP(KgCoOp):
     against the paper are which layer is meant, that tokens replace the context's rather than being mixed with them, and
     the network's activation.
     """
+
+    neutral_settings = WORDS | {"layer": None}
 
     def __init__(
         self,
@@ -47,10 +50,6 @@ class TCP(KgCoOp):
             raise UserError(f"method.layer={layer}, reduction={reduction}: at least 1 is needed of each")
         n_in, n_out = self.text.embed_dim, self.n_context * self.text.width
         self.down, self.up = nn.Linear(n_in, n_in // reduction), nn.Linear(n_in // reduction, n_out)
-
-    @classmethod
-    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> Learner | None:
-        return super().neutral(clip, classes, **settings | {"layer": None})
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
         if self.layer is None:

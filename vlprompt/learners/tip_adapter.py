@@ -1,4 +1,4 @@
-"""Tip-Adapter: a cache of the training images beside the class names."""
+"""Tip-Adapter: a cache of the training images next to the class names."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,21 +14,22 @@ from vlprompt.towers import PLAIN, Clip, expand_templates
 
 
 class TipAdapter(Learner):
-    """Zero-shot logits + alpha * sum over training images of their class of exp(-beta (1 - cosine to the image)).
+    """A cache of the training images' features next to the class names. Works for the training classes only.
 
-    Works for the training classes only. After the training, alpha and beta are searched on validation images, or on
-    test images where `fit.select_on=test` says so, as some of the published numbers were.
+    logits = zero-shot logits + alpha * sum over the class's training images of exp(-beta (1 - cosine to the image));
+    alpha and beta are then searched on validation images (on test images where `fit.select_on=test` says so, as some of
+    the published numbers were).
 
     Args:
         templates: one, a list, or a published one by name. Of several, normalised features are averaged.
         finetune: learn the cache's keys, starting from the images' features (Tip-Adapter-F); otherwise nothing is.
         n_views: augmented views of each training image, whose features are averaged to a key.
-        alpha, beta: as above: while training, and ever after without a search.
+        alpha, beta: as above, while training; a search replaces them.
         search_scale: largest beta and alpha of the search, whose smallest are 0.1; empty: no search.
         search_steps: values of beta and of alpha that are tried.
 
     Source: Zhang et al., ECCV 2022, https://arxiv.org/abs/2207.09519, sections 3.1 to 3.3.
-    Differs: the model's own scale in the place of 100; of the epochs, `fit.keep` chooses on validation images.
+    Differs: the model's own scale instead of 100; of the epochs, `fit.keep` chooses on validation images.
     """
 
     augmented = True

@@ -1,4 +1,4 @@
-"""VPT: learned tokens beside the image's patches."""
+"""VPT: learned tokens next to the image's patches."""
 
 import math
 from collections.abc import Sequence
@@ -29,6 +29,7 @@ class VPT(Learner):
 
     needs = frozenset({"vit"})
     edits_image = True
+    neutral_settings = None  # its tokens are attended to whatever they hold
 
     def __init__(
         self,
@@ -66,10 +67,6 @@ class VPT(Learner):
         elif clip.text is None:
             raise UserError(f"{clip.name} has no text tower: use method.head=linear")
         self.head_kind = head
-
-    @classmethod
-    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> None:
-        """Nowhere: its tokens are attended to whatever they hold."""
 
     @property
     def class_bound(self) -> bool:

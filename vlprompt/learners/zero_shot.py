@@ -12,6 +12,8 @@ from vlprompt.towers import Clip, expand_templates
 class ZeroShot(Learner):
     """The frozen model with class names in one template or in an ensemble of them; nothing is trained.
 
+    logits = scale * cosine(image feature, class feature)
+
     Args:
         templates: one template, a list of them, or a published list by name (`openai_80`, `openai_7`). Of several,
             the normalised features are averaged.
