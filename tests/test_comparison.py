@@ -31,13 +31,13 @@ def predictions(right: list[bool], images: list[str] = IMAGES, labels: list[int]
     return Predictions.from_logits(images, truth, torch.nn.functional.one_hot(predicted, 2) * 2.0)
 
 
-def write(root: Path, method: str, seed: int, kept: Predictions, dataset: str = "dtd", **fields: Any) -> Record:
+def write(root: Path, method: str, seed: int, predicted: Predictions, dataset: str = "dtd", **fields: Any) -> Record:
     known: dict[str, Any] = {"protocol": "few_shot", "backbone": "vit_b16", "weights": "openai", "precision": "bf16",
-                             "shots": 16, "status": "finished", "scores": {"test": score(kept)}}  # fmt: skip
+                             "shots": 16, "status": "finished", "scores": {"test": score(predicted)}}  # fmt: skip
     record = Record(method=method, seed=seed, dataset=dataset, **{**known, **fields})
     folder = record.folder(root)
     folder.mkdir(parents=True)
-    save_predictions(folder / "predictions.npz", {"test": kept})
+    save_predictions(folder / "predictions.npz", {"test": predicted})
     (folder / FILE).write_text(record.model_dump_json())
     return record
 
@@ -72,8 +72,8 @@ def test_two_learners_on_the_same_images(root: Path) -> None:
 def test_images_are_matched_by_name(root: Path) -> None:
     order = list(range(40))[::-1]
     right = [True] * 30 + [False] * 10
-    kept = predictions([right[i] for i in order], [IMAGES[i] for i in order], [i % 2 for i in order])
-    write(root, "lora", 1, kept)
+    predicted = predictions([right[i] for i in order], [IMAGES[i] for i in order], [i % 2 for i in order])
+    write(root, "lora", 1, predicted)
     runs = find_runs([root])
     table, _ = paired(runs_of(runs, "lora"), {f: r for f, r in runs_of(runs, "coop").items() if r.seed == 1})
     assert table["difference"].tolist() == [0.0]
@@ -81,14 +81,14 @@ def test_images_are_matched_by_name(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kept", "words"),
+    ("predicted", "words"),
     [
         (predictions([True] * 39, IMAGES[:39]), "not tested on the same images"),
         (predictions([True] * 40, labels=[1] * 40), "other labels"),
     ],
 )
-def test_other_images_or_labels_are_not_compared(root: Path, kept: Predictions, words: str) -> None:
-    write(root, "lora", 1, kept)
+def test_other_images_or_labels_are_not_compared(root: Path, predicted: Predictions, words: str) -> None:
+    write(root, "lora", 1, predicted)
     runs = find_runs([root])
     with pytest.raises(UserError, match=words):
         paired(runs_of(runs, "lora"), runs_of(runs, "coop"))

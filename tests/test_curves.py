@@ -44,10 +44,10 @@ def test_the_smallest_value_within_a_share_of_the_reference(records: list[Record
 
 def test_cells_have_curves_and_references_of_their_own(records: list[Record]) -> None:
     one = [record("intrinsic_dimension", 0.2, dimension=10, shots=1), record("full_finetune", 0.21, shots=1)]
-    found = {
+    by_shots = {
         curve.cell["shots"]: curve for curve in curves([*records, *one], "method.dimension", against="full_finetune")
     }
-    assert {shots: curve.smallest(0.9) for shots, curve in found.items()} == {16: 200, 1: 10}
+    assert {shots: curve.smallest(0.9) for shots, curve in by_shots.items()} == {16: 200, 1: 10}
 
 
 def test_mistakes_are_one_sentence(records: list[Record]) -> None:

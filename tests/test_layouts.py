@@ -31,8 +31,8 @@ def record(method: str, dataset: str, seed: int = 1, **fields: Any) -> Record:
 
 
 def transfer(method: str, protocol: str = "cross_dataset", **scores: float) -> Record:
-    found = {name: {"accuracy": value} for name, value in scores.items()}
-    return record(method, "imagenet", protocol=protocol, scores=found)
+    by_test = {name: {"accuracy": value} for name, value in scores.items()}
+    return record(method, "imagenet", protocol=protocol, scores=by_test)
 
 
 def few(method: str, dataset: str, accuracy: float, **fields: Any) -> Record:
@@ -179,7 +179,7 @@ def test_csv_of_a_layout_is_long_and_raw() -> None:
     assert rows["H"]["deviation"] == ""
 
 
-def test_columns_tell_rows_apart() -> None:
+def test_rows_that_differ_in_a_column_are_not_merged() -> None:
     made = [record("coop", "dtd", s, variant=f"v{s}", config={"fit": {"lr": lr}}) for s, lr in ((1, 0.002), (2, 0.02))]
     same = [record("coop", "dtd", s, config={"fit": {"lr": 0.1 * s}}) for s in (1, 2)]
     table = summarise(same, columns=["fit.lr"])
@@ -229,8 +229,8 @@ def test_settings_by_shots_are_those_of_the_run() -> None:
 
 def test_layout_of_one_protocol_says_what_it_leaves_out() -> None:
     made = [record("coop", "dtd"), few("coop", "dtd", 0.5), few("lora", "dtd", 0.5)]
-    kept, notes = of_layout(made, "base_to_novel")
-    assert (len(kept), notes) == (1, ["Not in this layout: 2 runs of few_shot."])
+    shown, notes = of_layout(made, "base_to_novel")
+    assert (len(shown), notes) == (1, ["Not in this layout: 2 runs of few_shot."])
     assert of_layout(made, "auto") == (made, [])
     with pytest.raises(UserError, match="no runs of cross_dataset"):
         of_layout(made, "cross_dataset")
@@ -238,21 +238,21 @@ def test_layout_of_one_protocol_says_what_it_leaves_out() -> None:
 
 def test_metrics_come_from_the_predictions_next_to_a_record(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    kept = Predictions.from_logits(
+    predicted = Predictions.from_logits(
         [str(i) for i in range(40)], torch.arange(40) % 8, torch.randn(40, 8, generator=generator)
     )
-    save_predictions(tmp_path / "predictions.npz", {"test": kept})
+    save_predictions(tmp_path / "predictions.npz", {"test": predicted})
     old = few("coop", "dtd", 0.125)
     runs = {tmp_path: old, tmp_path / "imported": few("lora", "dtd", 0.5)}
     made = complete(runs, "top5")
-    assert made[0].scores["test"]["top5"] == score(kept)["top5"]
+    assert made[0].scores["test"]["top5"] == score(predicted)["top5"]
     assert made[0].scores["test"]["accuracy"] == 0.125  # what a record has stays
     assert "top5" not in old.scores["test"]
     (note,) = missing_metric(made, "top5")
     assert note.startswith("1 runs have neither this metric nor predictions")
     assert "lora" in note
     table = summarise(made, metric="top5").set_index("method")
-    assert table.loc["coop", "test"] == pytest.approx(100 * score(kept)["top5"])
+    assert table.loc["coop", "test"] == pytest.approx(100 * score(predicted)["top5"])
     assert table.loc["lora", ["test"]].isna().all()
     assert complete(runs, "accuracy") == list(runs.values())
     with pytest.raises(UserError, match="did you mean 'accuracy'"):

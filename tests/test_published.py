@@ -157,7 +157,7 @@ def test_published_setting_that_is_not_told() -> None:
     assert average.loc["CoOp (as re-run by KgCoOp)", "settings"] == "setting unknown"
     assert average.loc["CoOp (as re-run by MaPLe)", "settings"] == "setting unknown"
     assert average.loc["CoOp", "settings"] == "as published (coop_base_to_novel)"
-    assert len(average) == 3  # several sources of one cell stay apart
+    assert len(average) == 3  # several sources of one cell are not merged
     assert compared([run(config={})])["settings"].str.startswith("setting unknown: the runs keep none").all()
     assert compared([run()], None)["settings"].str.startswith("setting unknown: no configuration").all()
 

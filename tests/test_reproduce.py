@@ -77,24 +77,24 @@ def test_the_larger_of_floor_and_seeds_is_allowed() -> None:
 @pytest.mark.parametrize(("value", "verdict"), [(80.9, "inside"), (81.1, "outside"), (78.9, "outside")])
 def test_inside_and_outside(value: float, verdict: str) -> None:
     row = published(value=value)
-    found = judge(row, {row.key("caltech101"): seeds((80.0, 60), (80.1, 70), (79.9, 80))})
-    assert (found.verdict, found.n, found.decided_by) == (verdict, 3, "floor")
-    assert (found.mean, found.deviation) == (pytest.approx(80), pytest.approx(0.1))
+    judged = judge(row, {row.key("caltech101"): seeds((80.0, 60), (80.1, 70), (79.9, 80))})
+    assert (judged.verdict, judged.n, judged.decided_by) == (verdict, 3, "floor")
+    assert (judged.mean, judged.deviation) == (pytest.approx(80), pytest.approx(0.1))
 
 
 def test_the_harmonic_mean_is_that_of_means() -> None:
     row = published(metric="H", value=66.67)
-    found = judge(row, {row.key("caltech101"): seeds((100, 40), (60, 80), (80, 51.43))})
-    assert found.mean == pytest.approx(2 * 80 * 57.1433 / (80 + 57.1433), abs=1e-3)
-    assert found.verdict == "inside"
-    assert found.decided_by == "seeds" or found.tolerance == 1.5
+    judged = judge(row, {row.key("caltech101"): seeds((100, 40), (60, 80), (80, 51.43))})
+    assert judged.mean == pytest.approx(2 * 80 * 57.1433 / (80 + 57.1433), abs=1e-3)
+    assert judged.verdict == "inside"
+    assert judged.decided_by == "seeds" or judged.tolerance == 1.5
 
 
 def test_a_printed_average_is_that_of_all_its_data_sets() -> None:
     row = published(dataset="average_11", metric="H", value=2 * 60 * 40 / 100)
     runs: dict[Any, Any] = {row.key(name): seeds((55 + i, 35 + i), (55 + i, 35 + i)) for i, name in enumerate(ELEVEN)}
-    found = judge(row, runs)
-    assert (found.verdict, found.mean, found.tolerance) == ("inside", pytest.approx(48), floor_of(row))
+    judged = judge(row, runs)
+    assert (judged.verdict, judged.mean, judged.tolerance) == ("inside", pytest.approx(48), floor_of(row))
     del runs[row.key("dtd")]
     assert judge(row, runs) == Verdict(row, "not run", "no result on 1 of 11 data sets")
 
@@ -118,8 +118,8 @@ def test_transfer_is_trained_on_imagenet_and_tested_by_name() -> None:
     row = published(protocol="cross_dataset", dataset="dtd", metric="accuracy", value=41.0)
     assert row.key("dtd").dataset == "imagenet"
     assert judge(row, {row.key("dtd"): [{"imagenet": 71.0, "dtd": 41.5}]}).verdict == "inside"
-    found = judge(row, {row.key("dtd"): [{"imagenet": 71.0}]})
-    assert (found.verdict, found.reason) == ("not judged", "runs have no score 'test'")
+    judged = judge(row, {row.key("dtd"): [{"imagenet": 71.0}]})
+    assert (judged.verdict, judged.reason) == ("not judged", "runs have no score 'test'")
 
 
 # The command

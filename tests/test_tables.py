@@ -145,7 +145,7 @@ def test_each_protocol_has_a_table_of_its_own(records: list[Record]) -> None:
     assert "novel" not in second
 
 
-def test_precisions_and_weights_are_not_averaged_together() -> None:
+def test_precisions_and_weights_are_not_averaged() -> None:
     mixed = [record("coop", 1), record("coop", 2, precision="fp32"), record("coop", 3, weights=None)]
     table = summarise(mixed)
     assert table.n.tolist() == [1, 1, 1]
