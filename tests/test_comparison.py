@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from made_records import few_shot, save
 
 from vlprompt import cli
 from vlprompt.errors import UserError
@@ -18,7 +19,7 @@ from vlprompt.reports.averages import across_datasets
 from vlprompt.reports.significance import paired, rankings, runs_of
 from vlprompt.results.metrics import score
 from vlprompt.results.predictions import Predictions, save_predictions
-from vlprompt.results.record import FILE, Record
+from vlprompt.results.record import Record
 from vlprompt.results.store import find_runs
 
 IMAGES = [f"{i}.jpg" for i in range(40)]
@@ -32,13 +33,9 @@ def predictions(right: list[bool], images: list[str] = IMAGES, labels: list[int]
 
 
 def write(root: Path, method: str, seed: int, predicted: Predictions, dataset: str = "dtd", **fields: Any) -> Record:
-    known: dict[str, Any] = {"protocol": "few_shot", "backbone": "vit_b16", "weights": "openai", "precision": "bf16",
-                             "shots": 16, "status": "finished", "scores": {"test": score(predicted)}}  # fmt: skip
-    record = Record(method=method, seed=seed, dataset=dataset, **{**known, **fields})
-    folder = record.folder(root)
-    folder.mkdir(parents=True)
-    save_predictions(folder / "predictions.npz", {"test": predicted})
-    (folder / FILE).write_text(record.model_dump_json())
+    record = few_shot(method, dataset, seed=seed, **{"scores": {"test": score(predicted)}, **fields})
+    save(root, [record])
+    save_predictions(record.folder(root) / "predictions.npz", {"test": predicted})
     return record
 
 
@@ -105,12 +102,12 @@ def test_learners_that_meet_nowhere_or_are_not_there(root: Path) -> None:
     assert list(runs_of(runs, str(folder))) == [folder]
 
 
-def many(scores: dict[str, list[float]], **fields: Any) -> list[Record]:
+def many(scores: dict[str, list[float]]) -> list[Record]:
     return [
-        Record(protocol="few_shot", dataset=f"d{i}", backbone="b", method=method, shots=16, seed=1, status="finished",
-               scores={"test": {"accuracy": value, "nll": value}}, **fields)
-        for method, values in scores.items() for i, value in enumerate(values)
-    ]  # fmt: skip
+        few_shot(method, f"d{i}", scores={"test": {"accuracy": value, "nll": value}})
+        for method, values in scores.items()
+        for i, value in enumerate(values)
+    ]
 
 
 def test_ranks_across_data_sets_leave_out_and_name() -> None:
