@@ -77,18 +77,13 @@ def test_images_are_matched_by_name(root: Path) -> None:
     assert table["p"].tolist() == [1.0]
 
 
-@pytest.mark.parametrize(
-    ("predicted", "words"),
-    [
-        (predictions([True] * 39, IMAGES[:39]), "not tested on the same images"),
-        (predictions([True] * 40, labels=[1] * 40), "other labels"),
-    ],
-)
-def test_other_images_or_labels_are_not_compared(root: Path, predicted: Predictions, words: str) -> None:
-    write(root, "lora", 1, predicted)
+def test_other_images_or_labels_are_not_compared(root: Path) -> None:
+    write(root, "lora", 1, predictions([True] * 39, IMAGES[:39]))
+    write(root, "maple", 1, predictions([True] * 40, labels=[1] * 40))
     runs = find_runs([root])
-    with pytest.raises(UserError, match=words):
-        paired(runs_of(runs, "lora"), runs_of(runs, "coop"))
+    for method, words in (("lora", "not tested on the same images"), ("maple", "other labels")):
+        with pytest.raises(UserError, match=words):
+            paired(runs_of(runs, method), runs_of(runs, "coop"))
 
 
 def test_learners_that_meet_nowhere_or_are_not_there(root: Path) -> None:
@@ -199,7 +194,7 @@ def test_plot_without_matplotlib_says_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, out, err = ask("plot", "reliability", root, "--output", tmp_path / "x.png")
     assert (code, out) == (2, "")
-    assert err == "error: figures need matplotlib, which is not installed: pip install 'vlprompt[plots]'\n"
+    assert "pip install 'vlprompt[plots]'" in err
 
 
 def test_reliability_figure_shows_the_curve() -> None:

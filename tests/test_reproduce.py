@@ -101,11 +101,8 @@ def test_a_printed_average_is_that_of_all_its_data_sets() -> None:
 
 def test_an_average_of_what_ran_where_none_is_printed() -> None:
     numbers = {"base": 60.0, "novel": 40.0, "H": 48.0}
-    rows = [
-        published(dataset=dataset, metric=metric, value=value)
-        for dataset in ("dtd", "food101", "sun397")
-        for metric, value in numbers.items()
-    ]
+    names = ("dtd", "food101", "sun397")
+    rows = [published(dataset=name, metric=metric, value=v) for name in names for metric, v in numbers.items()]
     runs = {row.key(row.dataset): seeds((60, 40)) for row in rows if row.dataset != "sun397"}
     ours = unprinted_averages([judge(row, runs) for row in rows])
     assert [(row.dataset, row.metric, row.value) for row in ours] == [
@@ -159,42 +156,30 @@ def row_of(shots: int, value: float, recipe: str = "coop_few_shot") -> str:
 def test_one_inside_one_outside_one_missing_one_unknown(reproduce: Reproduce, results: Path, tmp_path: Path) -> None:
     made = write(tmp_path / "made.csv", row_of(1, 0), row_of(2, 0))
     assert reproduce(made, "--seeds", "1,2").code == 1  # to learn what the tiny runs come to
-    accuracy = {
-        shots: [100 * r.scores["test"]["accuracy"] for r in find_records([results]) if r.shots == shots]
-        for shots in (1, 2)
-    }
-    assert [len(values) for values in accuracy.values()] == [2, 2]
-    right = sum(accuracy[1]) / 2
+    records = find_records([results])
+    assert sorted(record.shots for record in records) == [1, 1, 2, 2]
+    one, two = (50 * sum(r.scores["test"]["accuracy"] for r in records if r.shots == shots) for shots in (1, 2))
     made = write(
         tmp_path / "made.csv",
-        row_of(1, right + 0.3),
-        row_of(2, sum(accuracy[2]) / 2 + 50),
+        row_of(1, one + 0.3),
+        row_of(2, two + 50),
         "few_shot,caltech101,coop,vit_b16,16,accuracy,90,coop_few_shot",
         row_of(16, 50, ""),
         row_of(4, 50, "coop_unheard_of"),
     )
     answer = reproduce(made, "--seeds", "1,2")
-    assert answer.code == 1
-    assert answer.err == ""
+    assert (answer.code, answer.err) == (1, "")
     assert answer.out.count("is finished already") == 4
-    assert [line.split()[-3:] for line in lines(answer, "few_shot", "tiny", "finished")] == [
-        ["of", "2", "finished"]
-    ] * 2 or (len(lines(answer, "tiny", "finished")) == 2)
-    assert answer.out.count("caltech101 is not complete") == 1
-    assert answer.out.count("unknown recipe 'coop_unheard_of'") == 1
+    assert len(lines(answer, "tiny", "finished")) == 2
+    assert answer.out.count("caltech101 is not complete") == answer.out.count("'coop_unheard_of'") == 1
     (inside,) = lines(answer, "tiny", "inside")
-    assert {f"{right:.2f}", "-0.30", "2"} <= set(inside.split())
+    assert {f"{one:.2f}", "-0.30", "2"} <= set(inside.split())
     assert len(lines(answer, "tiny", "outside", "-50.00")) == 1
-    (missing,) = lines(answer, "caltech101", "90.00")
-    assert "not run" in missing
-    assert missing.rstrip().endswith("cannot run")
-    (unknown,) = lines(answer, "16", "50.00")
-    assert unknown.rstrip().endswith("setting unknown")
+    assert len(lines(answer, "caltech101", "90.00", "not", "run", "cannot")) == 1
+    assert len(lines(answer, "16", "50.00", "unknown")) == 1
     assert answer.out.rstrip().endswith("1 inside, 1 outside, 2 not run, 1 not judged")
-
     alone = reproduce(made, "--seeds", "1,2", "--shots", "1")
-    assert alone.code == 0
-    assert alone.out.rstrip().endswith("1 inside")
+    assert (alone.code, alone.out.rstrip()[-8:]) == (0, "1 inside")
 
 
 def check_the_rest(answer: Answer, results: Path, done: dict[Path, int]) -> None:
@@ -207,7 +192,7 @@ def check_the_rest(answer: Answer, results: Path, done: dict[Path, int]) -> None
     assert len(lines(answer, "tiny", "outside", "3")) == 1
 
 
-def test_an_interrupted_reproduction_goes_on(
+def test_an_interrupted_reproduction_resumes(
     reproduce: Reproduce, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, make = write(tmp_path / "made.csv", row_of(1, 99)), Experiment._make
@@ -221,7 +206,7 @@ def test_an_interrupted_reproduction_goes_on(
         patch.setattr(Experiment, "_make", stop_at_second)
         stopped = reproduce(made)
     assert stopped.code == 130
-    assert stopped.err == "\ninterrupted: finished runs are kept, the same command goes on from them\n"
+    assert "interrupted" in stopped.err
     assert "verdict" not in stopped.out
     done = {path: path.stat().st_mtime_ns for path in results.rglob("result.json")}
     check_the_rest(reproduce(made), results, done)
@@ -229,7 +214,7 @@ def test_an_interrupted_reproduction_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_process_goes_on(
+def test_a_stopped_process_resumes(
     reproduce: Reproduce, tiny: list[str], results: Path, tmp_path: Path, sent: signal.Signals
 ) -> None:
     """Ctrl-C, or killed, in the middle of a run, in a process of its own."""
@@ -245,12 +230,12 @@ def test_a_stopped_process_goes_on(
     _, err = process.communicate(timeout=SECONDS)
     if sent == signal.SIGINT:
         assert process.returncode == 130
-        assert err.splitlines()[-1].startswith("interrupted: finished runs are kept, the same command goes on")
+        assert err.splitlines()[-1].startswith("interrupted")
     done = {path: path.stat().st_mtime_ns for path in results.rglob("result.json") if ".partial" not in str(path)}
     check_the_rest(reproduce(made), results, done)
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(
+def test_a_run_that_fails_is_named_and_the_others_run(
     reproduce: Reproduce, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = write(tmp_path / "made.csv", row_of(1, 10), row_of(2, 10))
@@ -265,10 +250,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(
     answer = reproduce(made, "--seeds", "1", "fit.lr=0.01")
     assert answer.code == 1
     assert "failed on tiny (few_shot, 1 shots): this one fails" in answer.out
-    assert sorted((record.shots, record.status) for record in find_records([results])) == [
-        (1, "failed"),
-        (2, "finished"),
-    ]
+    assert {record.shots: record.status for record in find_records([results])} == {1: "failed", 2: "finished"}
 
 
 def test_a_plan_alone_runs_nothing(reproduce: Reproduce, results: Path, tmp_path: Path) -> None:
