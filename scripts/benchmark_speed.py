@@ -8,7 +8,7 @@
 
 ViT-B/16 in fp32 with random weights (norms and biases too), ImageNet's class names. Both sides run in turn in one
 process; a ratio is the median over pairs. Trust CPU time (of all threads, which wait without spinning); wall time
-stands beside it. Logits and gradients of both are compared first: where they differ, the run fails.
+stands next to it. Logits and gradients of both are compared first: where they differ, the run fails.
 """
 
 import os
@@ -39,7 +39,7 @@ def asked(options: argparse.Namespace) -> list[Case]:
     if case.case not in SUITED[method]:
         raise SystemExit(f"--method {method} has no case {case.case}: choose {', '.join(SUITED[method])}")
     if case.case == "memory" and given.pop("batch", 1) != 1:
-        raise SystemExit("--case memory counts images beside one: leave --batch out")
+        raise SystemExit("--case memory counts images in addition to one: leave --batch out")
     return [case.filled(**given)]
 
 

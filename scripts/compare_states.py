@@ -47,7 +47,8 @@ def sweeps() -> Iterator[tuple[str, list[str]]]:
     yield "best epoch on test images", [*chosen, "++fit.select_on=test", "name=best_on_test"]
     average = ["++fit.average={mu: 3, sigma: 1}", "++fit.epochs=4", "protocol=base_to_novel", "name=average"]
     yield "average", ["method=coop,ivlp", *average]
-    yield "bf16", ["method=coop,cocoop,maple,lora,mmrl,tip_adapter_f", *STEPS, "precision=bf16", "protocol=few_shot"]
+    yield "bf16", [trained, *STEPS, "precision=bf16", "protocol=few_shot"]
+    yield "bf16 without steps", [others, "precision=bf16", "protocol=few_shot"]
     yield "two banked views", ["method=coop,kgcoop", *STEPS, "bank.views=2", "protocol=few_shot"]
     yield "text in parts", ["method=coop,cocoop", *STEPS, "text_chunk=3", "protocol=few_shot", "name=chunk"]
     yield "last batches", ["method=coop,vpt_deep", "++fit.epochs=2", "++fit.drop_last=false", "protocol=few_shot"]
@@ -57,7 +58,7 @@ def sweeps() -> Iterator[tuple[str, list[str]]]:
         yield protocol, ["method=coop,maple,tip_adapter_f", *STEPS, f"protocol={protocol}", "dataset=shapes"]
 
 
-def run(folder: Path, checkout: Path) -> int:
+def run(folder: Path, checkout: Path, only: str) -> int:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("VLPROMPT", "HYDRA"))}
     environment |= {
         "VLPROMPT_RESULTS": str(folder / "results"),
@@ -66,7 +67,7 @@ def run(folder: Path, checkout: Path) -> int:
         "OMP_NUM_THREADS": "1",
     }
     folder.mkdir(parents=True, exist_ok=True)
-    for name, overrides in sweeps():
+    for name, overrides in ((name, overrides) for name, overrides in sweeps() if only in name):
         print(name, flush=True)
         command = [sys.executable, str(checkout / "run.py"), "-m", *SHORT, *overrides]
         with (folder / "log.txt").open("a") as log:
@@ -134,12 +135,13 @@ def main() -> int:
     make = commands.add_parser("run")
     make.add_argument("folder", type=Path)
     make.add_argument("--checkout", type=Path, default=ROOT)
+    make.add_argument("--only", default="", metavar="TEXT", help="sweeps with this in their names")
     hold = commands.add_parser("compare")
     hold.add_argument("before", type=Path)
     hold.add_argument("after", type=Path)
     given = parser.parse_args()
     if given.command == "run":
-        return run(given.folder.absolute(), given.checkout.absolute())
+        return run(given.folder.absolute(), given.checkout.absolute(), given.only)
     return compare(given.before, given.after)
 
 

@@ -11,7 +11,6 @@ import json
 import pydoc
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
@@ -27,27 +26,25 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "methods.md"
 CONF = config_dir()
 METHODS = tuple(sorted(path.stem for path in (CONF / "method").glob("*.yaml")))
-PROTOCOLS = tuple(sorted(path.stem for path in (CONF / "protocol").glob("*.yaml")))
-DEMO = ("shapes", "digits", "shapes_vit")  # data sets and backbone that come with the package
+PROTOCOLS, DATASETS, BACKBONES = (
+    tuple(sorted(path.stem for path in (CONF / group).glob("*.yaml"))) for group in ("protocol", "dataset", "backbone")
+)
 PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A file below conf/recipe: where it takes part, and what it changes."""
+    """A file of conf/recipe or conf/demo: where it applies, and what it changes."""
 
+    demo: bool
     protocol: str  # or none: in any
     name: str  # recipe=..., backbone=..., dataset=..., or nothing more than the protocol
     changes: str
     comment: str
 
     @property
-    def demo(self) -> bool:
-        return self.name.partition("=")[2] in DEMO
-
-    @property
     def asked(self) -> str:
-        """What the command line says when it takes part."""
+        """The settings of the command line with which it applies."""
         return " ".join(filter(None, (self.protocol and f"protocol={self.protocol}", self.name)))
 
 
@@ -65,7 +62,7 @@ def described(text: str) -> list[str]:
 
 def fill(text: str) -> str:
     """The page with its generated parts as they should be."""
-    return PART.sub(lambda found: f"{found[1]}\n{describe(found[2])}\n\n{found[3]}", text)
+    return PART.sub(lambda part: f"{part[1]}\n{describe(part[2])}\n\n{part[3]}", text)
 
 
 def describe(method: str) -> str:
@@ -78,15 +75,14 @@ def describe(method: str) -> str:
     arguments = {p.name: arguments.get(p.name, p.default) for p in parameters}
     fit, _ = config.pop("fit"), config.pop("search", None)
     header, *rows = costs(method)
-    found = list(recipes(method))
     lines = [*grid(header, rows), "", f"- **Class** `{name}`. {paragraph(target, 'Source')}"]
     lines.append(f"- **Arguments** {code(arguments) if arguments else 'none'}{choices(parameters)}")
     lines.append(f"- **Fit** {code(fit) if fit else 'nothing is trained'}{steps(fit)}")
     lines += [f"- **Also set** {code(flat(config))}"] if config else []
     lines += [f"- **From** {comment(path)}"] if comment(path) else []
-    lines += shown_on_demo([recipe for recipe in found if recipe.demo]) + differences(method, target)
+    lines += shown_on_demo(recipes("demo", method)) + differences(method, target)
     bound = rows[0][header.index("class-bound")] == "yes"
-    return "\n".join(lines + published([recipe for recipe in found if not recipe.demo], bound=bound))
+    return "\n".join(lines + published(recipes("recipe", method), bound=bound))
 
 
 def costs(method: str) -> list[list[str]]:
@@ -95,48 +91,50 @@ def costs(method: str) -> list[list[str]]:
     return [header, *(row for row in rows if fnmatch(method, quoted(row[0])[0]))]
 
 
-def shown_on_demo(found: list[Recipe]) -> list[str]:
-    told = [f"`{recipe.asked}`: {recipe.changes}" for recipe in together(found)]
+def shown_on_demo(recipes: list[Recipe]) -> list[str]:
+    told = [f"`{recipe.asked}`: {recipe.changes}" for recipe in merged(recipes)]
     return [f"- **Demo** {'; '.join(told)}"] if told else []
 
 
-def published(found: list[Recipe], *, bound: bool) -> list[str]:
+def published(recipes: list[Recipe], *, bound: bool) -> list[str]:
     """What the papers' recipes change, and where there are none."""
     refused = " but `base_to_novel` and `cross_dataset`, whose novel classes it cannot know" if bound else ""
-    if not found:
+    if not recipes:
         return [f"- **Recipes** none: the settings above in every protocol{refused}."]
-    rows = [[f"`{recipe.asked}`", recipe.changes, recipe.comment] for recipe in together(found)]
+    rows = [[f"`{recipe.asked}`", recipe.changes, recipe.comment] for recipe in merged(recipes)]
     told = f"- **Recipes** as below; where there is none, the settings above, in every protocol{refused}."
     return [told, "", *grid(["recipe for", "changes", "from"], rows)]
 
 
-def together(found: list[Recipe]) -> list[Recipe]:
+def merged(recipes: list[Recipe]) -> list[Recipe]:
     """Recipes that say the same in several protocols as one."""
-    groups: dict[tuple[str, str, str], list[str]] = {}
-    for recipe in found:
-        said = (recipe.name, recipe.changes, "" if recipe.demo else recipe.comment)
-        groups.setdefault(said, []).append(recipe.protocol)
-    return [Recipe(",".join(protocols), *said) for said, protocols in groups.items()]
+    protocols: dict[tuple[bool, str, str, str], list[str]] = {}
+    for recipe in recipes:
+        said = (recipe.demo, recipe.name, recipe.changes, "" if recipe.demo else recipe.comment)
+        protocols.setdefault(said, []).append(recipe.protocol)
+    return [Recipe(said[0], ",".join(names), *said[1:]) for said, names in protocols.items()]
 
 
-def recipes(method: str) -> Iterator[Recipe]:
-    """All that a run of this method may take part in."""
-    for group, folder in (("recipe", "."), ("backbone", "backbone"), ("dataset", "dataset")):
-        for path in sorted((CONF / "recipe" / folder).glob("*.yaml")):
-            if method not in owners(path.stem):
-                continue
-            rest = path.stem.removeprefix(f"{method}_")
-            begins = group == "dataset"
-            protocol = next((p for p in PROTOCOLS if rest == p or (begins and rest.startswith(f"{p}_"))), "")
-            name = path.stem if group == "recipe" else rest.removeprefix(f"{protocol}_")
-            asked = "" if rest == protocol else f"{group}={name}"
-            yield Recipe(protocol, asked, code(flat(read(path))), comment(path))
+def recipes(top: str, method: str) -> list[Recipe]:
+    """The files of conf/recipe or conf/demo that may apply to this method, those for single data sets last."""
+    paths = [path for path in sorted((CONF / top).glob("*/*.yaml")) if method in users(path.parent.name)]
+    by_name = sorted(map(recipe_of, paths), key=lambda recipe: "backbone=" not in recipe.name)
+    return sorted(by_name, key=lambda recipe: "dataset=" in recipe.name)
 
 
-def owners(stem: str) -> list[str]:
-    """The methods that a recipe is for: that with the longest fitting name, else all of its first word."""
-    fitting = sorted((m for m in METHODS if stem.startswith(f"{m}_")), key=len)
-    return fitting[-1:] or [m for m in METHODS if m.startswith(stem.split("_")[0] + "_")]
+def recipe_of(path: Path) -> Recipe:
+    """A file by what its name is made of: PROTOCOL, PROTOCOL_DATASET, BACKBONE, or a name of its own."""
+    top, method, name = path.parts[-3], path.parts[-2], path.stem
+    names = {protocol: (protocol, "") for protocol in PROTOCOLS}
+    names |= {f"{p}_{dataset}": (p, f"dataset={dataset}") for p in PROTOCOLS for dataset in DATASETS}
+    names |= {backbone: ("", f"backbone={backbone}") for backbone in BACKBONES}
+    protocol, asked = names.get(name, ("", f"{top}={method}/{name}"))
+    return Recipe(top == "demo", protocol, asked, code(flat(read(path))), comment(path))
+
+
+def users(folder: str) -> list[str]:
+    """The methods that a folder of recipes is for: the one it is named after, else all of that family."""
+    return [m for m in METHODS if m == folder] or [m for m in METHODS if m.startswith(f"{folder}_")]
 
 
 def differences(method: str, target: Any) -> list[str]:
@@ -155,14 +153,14 @@ def differences(method: str, target: Any) -> list[str]:
 def paragraph(target: Any, word: str) -> str:
     """What a class's docstring says from a word on, up to the next such word or a blank line."""
     text = " ".join((inspect.getdoc(target) or "").replace("\n\n", " ¶ ").split())
-    found = re.search(rf"{word}: .*?(?= ¶| Differs:|$)", text)
-    return found[0] if found else ""
+    match = re.search(rf"{word}: .*?(?= ¶| Differs:|$)", text)
+    return match[0] if match else ""
 
 
 def choices(parameters: list[inspect.Parameter]) -> str:
     """What arguments with a few allowed words may be."""
-    found = {p.name: get_args(p.annotation) for p in parameters if get_origin(p.annotation) is Literal}
-    return "".join(f"; `{name}`: {', '.join(words)}" for name, words in found.items())
+    words = {p.name: get_args(p.annotation) for p in parameters if get_origin(p.annotation) is Literal}
+    return "".join(f"; `{name}`: {', '.join(allowed)}" for name, allowed in words.items())
 
 
 def steps(fit: dict[str, Any] | None) -> str:
@@ -181,9 +179,10 @@ def table(page: str, start: str) -> list[list[str]]:
 def read(path: Path) -> dict[str, Any]:
     """A file of conf with those it builds on, interpolations as they are written."""
     node: Any = OmegaConf.load(path)
-    bases = [read(path.with_name(f"{base}.yaml")) for base in node.pop("defaults", []) if base != "_self_"]
-    found: Any = OmegaConf.to_container(OmegaConf.merge(*bases, node), resolve=False)
-    return found
+    bases = [base for base in node.pop("defaults", []) if base != "_self_"]
+    files = [CONF / f"{base[1:]}.yaml" if base.startswith("/") else path.with_name(f"{base}.yaml") for base in bases]
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(*map(read, files), node), resolve=False)
+    return merged
 
 
 def comment(path: Path) -> str:

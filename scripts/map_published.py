@@ -110,10 +110,10 @@ BY_PROTOCOL = {  # what these sources print under these names has the settings o
     "IVLP 2+2 (5 epochs)": ("MaPLe",),
 }
 NAMED = {  # recipes that are asked for by name
-    "CLIP 80-template ensemble": "zero_shot_openai_80",
-    "CoOp M=16 end": "coop_ijcv",
-    "CoOp M=16 end (mean of 3 seeds; std 0.15)": "coop_ijcv",
-    "IVLP 4+4 depth9 (20 epochs)": "ivlp_promptsrc",
+    "CLIP 80-template ensemble": "zero_shot/openai_80",
+    "CoOp M=16 end": "coop/ijcv",
+    "CoOp M=16 end (mean of 3 seeds; std 0.15)": "coop/ijcv",
+    "IVLP 4+4 depth9 (20 epochs)": "ivlp/promptsrc",
 }
 SOURCES = {  # how the sources above are told
     "MaPLe": "github:muzairkhattak/multimodal-prompt-learning README.md",
@@ -131,15 +131,15 @@ ALSO = [  # not in the collection: averages that MaPLe's authors got for CoOp; t
 
 
 def recipe(row: pd.Series) -> str:
-    """The recipe that has the settings behind a printed number; empty where the source does not tell them."""
+    """The recipe that has the settings of a printed number; empty where the source does not tell them."""
     printed = row["method"]
     if printed == "CLIP zero-shot (Tip-Adapter templates)" and row["dataset"] == "ImageNet":
-        return "zero_shot_openai_7"
+        return "zero_shot/openai_7"
     if printed in NAMED:
         return NAMED[printed]
     told = [SOURCES[name] for name in BY_PROTOCOL.get(printed, ())]
     if any(row["source"].startswith(start) for start in told):
-        return f"{METHODS[printed]}_{PROTOCOLS[row['protocol']]}"
+        return f"{METHODS[printed]}/{PROTOCOLS[row['protocol']]}"
     return ""
 
 

@@ -46,7 +46,7 @@ class PlainClip:
         return x[torch.arange(len(x), device=x.device), eot] @ model.text_projection
 
     def encode_image(self, pixels: Tensor, prompts: Sequence[Tensor] = ()) -> Tensor:
-        """Un-normalised image features; prompts behind the patches, `prompts[i]` written in layer i."""
+        """Un-normalised image features; prompts after the patches, `prompts[i]` written in layer i."""
         visual = self.model.visual
         x = visual.conv1(pixels).flatten(2).mT
         x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], 1) + visual.positional_embedding

@@ -19,7 +19,7 @@ fonts-urw-base35 fonts-yusei-magic. With other fonts the result differs slightly
 Of the data sets that it is meant for, it sees nothing: no picture in their styles, none of the 40 combinations of
 `vlprompt.demo.shapes.HELD_OUT`, no handwritten digit of scikit-learn's. The weights that are written are those with the
 best zero-shot accuracy on held-out pre-training pictures: 24 more combinations that are not trained on, in a look that
-is not trained on and in those that are, and digits in fonts that are not trained on. The curve is beside the weights.
+is not trained on and in those that are, and digits in fonts that are not trained on. The curve is next to the weights.
 """
 
 import argparse

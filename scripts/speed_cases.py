@@ -21,7 +21,6 @@ from vlprompt.learners.ivlp import IVLP
 from vlprompt.learners.maple import MaPLe
 from vlprompt.learners.vpt import VPT
 from vlprompt.learners.zero_shot import ZeroShot
-from vlprompt.stacking import Stack
 from vlprompt.towers import Clip, Images, ensemble, load_clip
 
 CASES = {
@@ -34,10 +33,9 @@ CASES = {
     "step": "as a run does it: banked where the method leaves the image tower alone, images where not",
     "memory": "the most images a batch in the memory where the originals hold one",
     "templates": "the classifier of several templates, forward only",
-    "seeds": "a step of three seeds as one job takes it against three steps, both sides vlprompt",
 }
 SUITED = {
-    "coop": ("text", "csc", "front", "middle", "images", "banked", "step", "seeds"),
+    "coop": ("text", "csc", "front", "middle", "images", "banked", "step"),
     "cocoop": ("images", "banked", "step", "memory"),
     "maple": ("images", "step"),
     "ivlp": ("images", "step"),
@@ -45,9 +43,9 @@ SUITED = {
     "zero_shot": ("templates",),
 }
 """By method: the cases that it has."""
-TEXT_ALONE = ("text", "csc", "front", "middle", "templates", "seeds")
+TEXT_ALONE = ("text", "csc", "front", "middle", "templates")
 FROM_FEATURES = ("coop", "cocoop")  # methods that leave the image tower alone
-N_TEMPLATES, N_SEEDS = 8, 3
+N_TEMPLATES = 8
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,6 @@ TABLE = [
     Case("images", "vpt_deep", 50, 8, 4),
     *(Case(case, "coop", 50, m, 32) for case in ("csc", "front") for m in (4, 16)),
     Case("templates", "zero_shot", 100, 0, 1),
-    Case("seeds", "coop", 50, 4, 32),
-    Case("seeds", "coop", 20, 4, 32, "shapes_vit"),
 ]
 
 MAKE: dict[str, Callable[..., Learner]] = {
@@ -142,16 +138,14 @@ def sides(case: Case, device: torch.device) -> Sides:
     clip = random_clip(case.backbone, device)
     torch.manual_seed(0)
     names = class_names(case.classes, case.backbone)
-    make = partial(MAKE[case.case if case.case in MAKE else case.method], clip, names, case.context)
-    learner = make().to(device)
+    make = MAKE[case.case if case.case in MAKE else case.method]
+    learner = make(clip, names, case.context).to(device)
     generator = torch.Generator().manual_seed(2)
     labels = torch.randint(case.classes, (case.batch,), generator=generator).to(device)
     wanted = given = draw_images(case, clip, generator)
     if case.case == "banked" or (case.case == "step" and case.method in FROM_FEATURES):
         with torch.no_grad():
             given = Images(features=clip.image(wanted))
-    if case.case == "seeds":
-        return of_seeds([make().to(device) for _ in range(N_SEEDS)], given, labels)
     ours, plain = partial(logits_of, learner, given), partial(plain_logits(learner), wanted)
     parameters = list(learner.parameters())
     return Sides(
@@ -177,26 +171,6 @@ def draw_images(case: Case, clip: Clip, generator: torch.Generator) -> Images:
     return Images(torch.randn(shape, generator=generator).to(clip.device))
 
 
-def of_seeds(members: list[Learner], images: Images, labels: Tensor) -> Sides:
-    """A step of each member, logits [seed, B, C]: stacked as a job of several seeds runs them, and one by one."""
-    stack = Stack(members)
-    parameters = [p for member in members for p in member.parameters()]
-
-    def together() -> Tensor:
-        for p in parameters:
-            p.grad = None
-        found = stack.backward(members, [(images, labels)] * len(members))
-        assert found is not None
-        return found.logits
-
-    def alone() -> Tensor:
-        return torch.stack([
-            step(partial(logits_of, member, images), labels, list(member.parameters())) for member in members
-        ])  # fmt: skip
-
-    return Sides(together, alone, parameters, list(members[0].clip.weights.root.parameters()))
-
-
 def step(logits: Callable[[], Tensor], labels: Tensor, parameters: list[Tensor]) -> Tensor:
     """Logits; the gradients of their mean cross-entropy are left in the parameters."""
     if not parameters:
@@ -204,10 +178,9 @@ def step(logits: Callable[[], Tensor], labels: Tensor, parameters: list[Tensor])
             return logits()
     for p in parameters:
         p.grad = None
-    found = logits()
-    rows = found.flatten(0, -2)
-    F.cross_entropy(rows, labels.repeat(len(rows) // len(labels))).backward()
-    return found.detach()
+    of_batch = logits()
+    F.cross_entropy(of_batch, labels).backward()
+    return of_batch.detach()
 
 
 def count_tokens(n_templates: int) -> float:

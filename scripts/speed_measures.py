@@ -13,7 +13,7 @@ from vlprompt import demo
 from vlprompt.training.device import peak_memory, reset_peak_memory
 
 LOGITS, GRADIENTS = 1e-4, 2e-5  # the largest difference: of logits at scale 100; of gradients, over their maximum
-OURS_PER_PAIR = 3  # a step of ours is short beside the originals'
+OURS_PER_PAIR = 3  # a step of ours is short compared with the originals'
 N_THREADS = torch.get_num_threads()
 
 

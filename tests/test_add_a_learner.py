@@ -13,7 +13,7 @@ import test_learners
 
 import vlprompt.learners
 from vlprompt import cli
-from vlprompt.sweep import compose
+from vlprompt.config.compose import compose
 from vlprompt.sweep import main as run
 
 PAGE = Path(__file__).parents[1] / "docs" / "add_a_learner.md"

@@ -1,8 +1,9 @@
-"""Who may import what, and how large and how named the parts are."""
+"""Which room may import which, and how large and how named the parts are."""
 
 import ast
 from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from statistics import median
 
@@ -13,73 +14,107 @@ import vlprompt
 PACKAGE = Path(vlprompt.__file__).parent
 FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
 LEARNERS = [name for name in FILES if name.startswith("learners/") and Path(name).stem not in ("base", "__init__")]
+FLOORS = [
+    {"errors", "__init__"},
+    {"towers"},
+    {"data", "demo", "learners", "protocols"},
+    {"config", "results", "training"},
+    {"train", "evaluate"},
+    {"run"},
+    {"reports", "interop"},
+    {"sweep"},
+    {"tuning"},
+    {"commands"},
+    {"cli"},
+]
+"""From the ground up: a room imports its own floor and what is below."""
 
 
 @cache
 def imports(name: str) -> tuple[str, ...]:
     """Absolute names of all that a file imports, wherever in it: vlprompt.data.dataset.Split, torch, ..."""
-    return tuple(find_imports(name))
+    return tuple(find_imports(ast.parse(FILES[name].read_text(encoding="utf-8")), name))
 
 
-def find_imports(name: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            package = ("vlprompt", *Path(name).parts[:-1])[: 1 - node.level or None] if node.level else ()
-            module = ".".join([*package, *([node.module] if node.module else [])])
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+def find_imports(node: ast.AST, name: str) -> Iterator[str]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            package = ("vlprompt", *Path(name).parts[:-1])[: 1 - child.level or None] if child.level else ()
+            module = ".".join([*package, *([child.module] if child.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in child.names)
+        elif not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
+            yield from find_imports(child, name)
 
 
 def importers(library: str) -> set[str]:
-    return {name for name in FILES for found in imports(name) if f"{found}.".startswith(f"{library}.")}
+    return {name for name in FILES for imported in imports(name) if f"{imported}.".startswith(f"{library}.")}
+
+
+@cache
+def files_imported(name: str) -> frozenset[str]:
+    """The files of the package that a file imports; `from package import module` is the module."""
+    files = set()
+    for dotted in imports(name):
+        parts = dotted.split(".")[1:]
+        paths = [f"{'/'.join(parts[:n])}{end}" for n in range(len(parts), 0, -1) for end in (".py", "/__init__.py")]
+        if dotted.startswith("vlprompt.") and (path := next((path for path in paths if path in FILES), None)):
+            files.add(path)
+    return frozenset(files - {name})
 
 
 def reached(name: str) -> set[str]:
     """The files of the package that a file imports, and those that they import."""
-    found, left = set(), [name]
+    files, left = set(), [name]
     while left:
-        if (file := left.pop()) not in found:
-            found.add(file)
-            parts = [dotted.split(".")[1:] for dotted in imports(file) if dotted.startswith("vlprompt.")]
-            tried = ["/".join(part[:n]) for part in parts for n in range(1, len(part) + 1)]
-            left += [path for stem in tried for path in (f"{stem}.py", f"{stem}/__init__.py") if path in FILES]
-    return found
+        if (file := left.pop()) not in files:
+            files.add(file)
+            left += files_imported(file)
+    return files
+
+
+def floor(name: str) -> int:
+    room = Path(name).parts[0].removesuffix(".py")
+    return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
 
 
 def test_the_readers_of_imports_see_them() -> None:
     assert {"vlprompt.data.dataset.Dataset", "numpy"} <= set(imports("demo/shapes.py"))  # the first is relative there
-    assert {"vlprompt.towers.Clip", "torch"} <= set(imports("learners/coop.py"))
     assert {"learners/base.py", "towers/text.py", "errors.py"} <= reached("learners/coop.py")
+    assert "vlprompt.run.run" in imports("sweep.py")  # within a function
+    assert floor("towers/clip.py") < floor("run.py") < floor("sweep.py")
     assert LEARNERS
 
 
-TOP = ("settings.py", "run.py", "cli.py", "commands")
-RUNS = ("session.py", "experiment.py", *TOP)
-TRAINING = ("trainer.py", "fitting.py", "stacking.py", *RUNS)
+@pytest.mark.parametrize("name", FILES)
+def test_imports_run_downwards(name: str) -> None:
+    assert not [file for file in files_imported(name) if floor(file) > floor(name)]
 
 
-@pytest.mark.parametrize(
-    ("part", "forbidden"),
-    [
-        ("towers/", ("learners", "data", "protocols", *TRAINING)),
-        ("learners/", ("protocols", *TRAINING)),
-        ("protocols/", ("learners", "towers", *TRAINING)),
-        ("data/", ("learners", "protocols", *TRAINING)),
-        ("stacking.py", ("trainer.py", "fitting.py", "protocols", *RUNS)),
-        ("trainer.py", ("fitting.py", *RUNS)),
-        ("fitting.py", RUNS),
-        ("session.py", ("run.py", "cli.py", "commands")),  # it names the experiment in its types alone
-        ("experiment.py", ("run.py", "cli.py", "commands")),
-        ("tables/", ("learners", "towers", *TRAINING)),
-        ("published.py", ("learners", *TRAINING)),
-    ],
-)
-def test_imports_run_one_way(part: str, forbidden: tuple[str, ...]) -> None:
-    files = [name for name in FILES if name.startswith(part)]
-    assert files
-    wrong = {name: sorted(f for f in reached(name) if f.startswith(forbidden)) for name in files}
-    assert not any(wrong.values()), {name: found for name, found in wrong.items() if found}
+def test_there_is_no_circle() -> None:
+    try:
+        TopologicalSorter({name: files_imported(name) for name in FILES}).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_a_circle_would_be_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, other in (("one.py", "two"), ("two.py", "one")):
+        (tmp_path / name).write_text(f"def later():\n    from vlprompt.{other} import x\n")
+        monkeypatch.setitem(FILES, name, tmp_path / name)
+    assert files_imported("one.py") == {"two.py"}
+    with pytest.raises(pytest.fail.Exception, match=r"one\.py"):
+        test_there_is_no_circle()
+
+
+def test_few_rooms() -> None:
+    assert len([name for name in FILES if "/" not in name]) <= 8
+
+
+def test_reports_need_no_learner() -> None:
+    files = [name for name in FILES if name.startswith("reports/")]
+    assert not [(name, file) for name in files for file in reached(name) if file.startswith(("learners/", "towers/"))]
 
 
 def test_protocols_and_sampling_reach_no_torch() -> None:
@@ -89,9 +124,8 @@ def test_protocols_and_sampling_reach_no_torch() -> None:
 
 def test_borrowed_libraries_stay_where_they_belong() -> None:
     assert {name.split("/")[0] for name in importers("open_clip") | importers("timm")} == {"towers"}
-    assert "run.py" in importers("hydra")
-    assert importers("hydra") | importers("omegaconf") <= {"run.py", "cli.py"}
-    assert importers("wandb") == {"tracking.py"}
+    assert importers("hydra") | importers("omegaconf") == {"config/compose.py", "sweep.py"}
+    assert importers("wandb") == {"training/tracking.py"}
 
 
 def test_annotations_are_not_postponed() -> None:

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from test_runs import make_caltech
 from tiny_world import CLASSES, PER_CLASS, RUN, load
 
-from vlprompt import cli, demo
-from vlprompt import sweep as run
+from vlprompt import cli, demo, sweep
+from vlprompt.config.build import clip_at, features_at
 from vlprompt.data.cache.feature_files import FeatureFiles
 from vlprompt.data.cache.features import Bank, tower_key, view_name
 from vlprompt.data.cache.image_keys import image_key
@@ -32,7 +32,6 @@ from vlprompt.data.transforms import Augment
 from vlprompt.errors import UserError
 from vlprompt.results.record import Record
 from vlprompt.results.store import find_records
-from vlprompt.session import bank_at, clip_at
 from vlprompt.towers import load_clip
 
 N_TEST = len(CLASSES) * PER_CLASS["test"]
@@ -52,13 +51,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def fresh_process() -> None:
     """Forget what a process keeps, as if the next run were another's."""
-    bank_at.cache_clear()
+    features_at.cache_clear()
     used_below.cache_clear()
     complain.cache_clear()
 
 
 def start(*overrides: str) -> Answer:
-    answer = ask(run.main, [*RUN, *overrides])
+    answer = ask(sweep.main, [*RUN, *overrides])
     assert (answer.code, answer.err) == (0, ""), answer
     fresh_process()
     return answer
@@ -211,7 +210,7 @@ def test_a_packed_bank_stands_for_the_images(here: Path, monkeypatch: pytest.Mon
     """Packed where the images are, unpacked where they are not: the same run with the same numbers."""
     make_caltech(here / "datasets")
     told = ["dataset=caltech101", "backbone=shapes_vit", "backbone.weights=random", *RUN[3:], "workers=0"]
-    assert ask(run.main, [*told, "seed=1"]).code == 0
+    assert ask(sweep.main, [*told, "seed=1"]).code == 0
     answer = ask(cli.main, ["bank", "pack", "caltech.bank", "--seeds", "1,2", "method=coop", *told])
     assert answer.code == 0, answer.err
     assert "features of caltech101" in answer.out
@@ -222,22 +221,22 @@ def test_a_packed_bank_stands_for_the_images(here: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("VLPROMPT_DATA", str(laptop / "datasets"))
     monkeypatch.setenv("VLPROMPT_RESULTS", str(laptop / "results"))
     fresh_process()
-    assert ask(run.main, [*told, "seed=1"]).code == 2  # neither images nor features
+    assert ask(sweep.main, [*told, "seed=1"]).code == 2  # neither images nor features
     answer = ask(cli.main, ["bank", "unpack", "../caltech.bank"])
     assert answer.code == 0, answer.err
     assert "'seed=[1,2]' precision=fp32" in answer.out
-    assert ask(run.main, [*told, "seed=1"]).code == 0
+    assert ask(sweep.main, [*told, "seed=1"]).code == 0
     there, ours = (record_of(root / "results", method="coop", seed=1) for root in (here, laptop))
     assert ours.config_hash == there.config_hash
     assert ours.bank["computed"] == 0
     for name, tensor in tensors(ours, laptop / "results").items():
         assert torch.equal(tensor, tensors(there, here / "results")[name])
-    assert ask(run.main, [*told, "seed=2"]).code == 0  # packed, though no run made it
-    answer = ask(run.main, [*told, "seed=3"])
+    assert ask(sweep.main, [*told, "seed=2"]).code == 0  # packed, though no run made it
+    answer = ask(sweep.main, [*told, "seed=3"])
     assert answer.code == 2
     assert "the images of caltech101 are not here" in answer.err
     pixels = [setting for setting in told if "method." not in setting]
-    answer = ask(run.main, [*pixels, "method=vpt_shallow"])
+    answer = ask(sweep.main, [*pixels, "method=vpt_shallow"])
     assert (answer.code, "the images of caltech101 are not here" in answer.err) == (2, True), answer.err
     assert "fp32" in ask(cli.main, ["bank", "list"]).out
 
@@ -252,7 +251,7 @@ def test_a_method_that_reads_views_before_its_steps_is_packed_with_them(
     shutil.rmtree(here / "datasets")
     fresh_process()
     assert ask(cli.main, ["bank", "unpack", "tip.bank"]).code == 0
-    answer = ask(run.main, told)
+    answer = ask(sweep.main, told)
     assert answer.code == 0, answer.err
     assert record_of(here / "results", method="tip_adapter").bank["computed"] == 0
 

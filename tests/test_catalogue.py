@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from tiny_data import CATALOGUE, FETCHED, lay_out
 
+from vlprompt.config.datasets import load_source
 from vlprompt.data.download.catalogue import content_hash, read_catalogue
 from vlprompt.errors import UserError
-from vlprompt.plan import load_source
 
 ELEVEN = ["imagenet", "caltech101", "oxford_pets", "stanford_cars", "flowers102", "food101", "fgvc_aircraft", "sun397",
           "dtd", "eurosat", "ucf101"]  # fmt: skip

@@ -227,7 +227,7 @@ def test_table_command_in_a_papers_layout(root: Path, ask: Ask) -> None:
 
 def test_table_command_next_to_published_numbers(root: Path, ask: Ask) -> None:
     """The settings of a run are compared with those that the recipe composes to."""
-    from vlprompt.sweep import compose
+    from vlprompt.config.compose import compose
 
     shutil.rmtree(root / "runs")
     asked = ["method=maple", "dataset=caltech101", "shots=16"]
@@ -240,8 +240,8 @@ def test_table_command_next_to_published_numbers(root: Path, ask: Ask) -> None:
     assert "Distance to the papers" in out
     assert "97.74 (+0.26)" in out
     rows = [line for line in out.split("Distance")[1].splitlines() if line.startswith("caltech101")]
-    assert "as published (maple_base_to_novel)" in rows[0]
-    assert "settings differ from maple_base_to_novel: fit.epochs 50 (published 5)" in rows[1]
+    assert "as published (maple/base_to_novel)" in rows[0]
+    assert "settings differ from maple/base_to_novel: fit.epochs 50 (published 5)" in rows[1]
     assert "fit.lr 0.1 (published 0.0035)" in rows[2]
     assert "Distance" not in ask("table", root, "--published", "none")[1]
     assert "Distance" not in ask("table", root, "--metric", "ece")[1]

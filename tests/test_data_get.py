@@ -18,16 +18,15 @@ from running import VLPROMPT, ask
 from serving import Server, serving
 from tiny_data import CATALOGUE, FETCHED, FOLDERS, lay_out, make_files, pack, picture
 
-from vlprompt import cli
-from vlprompt import sweep as run
+from vlprompt import cli, sweep
 from vlprompt.commands import data as commands
+from vlprompt.config.datasets import load_source
 from vlprompt.config.paths import config_dir
 from vlprompt.data import disk
 from vlprompt.data.download import get as getting
 from vlprompt.data.download import resumable as downloads
 from vlprompt.data.download.catalogue import content_hash
 from vlprompt.errors import UserError
-from vlprompt.plan import load_source
 
 
 @pytest.fixture
@@ -254,7 +253,7 @@ def test_imagenet_is_explained(root: Path) -> None:
 
 
 def test_a_run_says_which_command_gets_its_data(results: Path) -> None:
-    answer = ask(run.main, ["dataset=dtd"])
+    answer = ask(sweep.main, ["dataset=dtd"])
     assert answer.code == 2
     assert answer.err.count("\n") == 1
     for word in ("dtd is not complete", "vlprompt data get dtd", "625", "data.download=true"):
@@ -276,8 +275,8 @@ def test_a_run_fetches_what_it_lacks(
     (tmp_path / "conf/dataset/pets_here.yaml").write_text("# @package _global_\n" + text)
     monkeypatch.setenv("VLPROMPT_DATA", str(root))
     arguments = [f"--config-dir={tmp_path / 'conf'}", "dataset=pets_here", "backbone=shapes_vit", "method=zero_shot"]
-    assert ask(run.main, arguments).code == 2
-    answer = ask(run.main, [*arguments, "data.download=true"])
+    assert ask(sweep.main, arguments).code == 2
+    answer = ask(sweep.main, [*arguments, "data.download=true"])
     assert (answer.code, answer.err) == (0, ""), answer
     assert "zero_shot" in answer.out
 

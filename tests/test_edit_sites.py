@@ -38,7 +38,7 @@ def test_all_methods_are_drawn():
 def test_sites_of_a_method_are_as_drawn(method, monkeypatch):
     seen = defaultdict(set)
     for kind, way, letter in (
-        (ImageTower, "__call__", "I"), (ImageTower, "with_tokens", "I"), (TextTower, "__call__", "T")
+        (ImageTower, "__call__", "I"), (ImageTower, "tokens", "I"), (TextTower, "__call__", "T")
     ):  # fmt: skip
         call = getattr(kind, way)
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlprompt import cli
-from vlprompt import sweep as run
+from vlprompt import cli, sweep
 from vlprompt.data.dataset import Dataset
 from vlprompt.data.sources import digits, folder
 from vlprompt.data.sources.files import Files
@@ -525,7 +524,7 @@ def rows(capsys: pytest.CaptureFixture[str]) -> list[dict[str, str]]:
 def test_a_folder_of_scans_becomes_a_row(
     scans: Path, protocol: str, tests: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run.main([*RUN, f"dataset.root={scans}", f"protocol={protocol}"]) == 0
+    assert sweep.main([*RUN, f"dataset.root={scans}", f"protocol={protocol}"]) == 0
     assert counts(load(scans)) == {name: [5, 2, 3] for name in digits.CLASSES}
     found = rows(capsys)
     assert [row["method"] for row in found] == ["zero_shot", "coop"]
@@ -535,13 +534,13 @@ def test_a_folder_of_scans_becomes_a_row(
         assert (row["n"], row["shots"], row["backbone"]) == ("1", "4", "shapes_vit")
         assert all(0 <= float(row[name]) <= 100 for name in tests)
     again = [*RUN, f"dataset.root={os.path.relpath(scans)}", f"protocol={protocol}"]
-    assert run.main(again) == 0
+    assert sweep.main(again) == 0
     assert "is finished already" in capsys.readouterr().out
 
 
 def test_mistakes_end_a_run_in_one_sentence(scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def told(*arguments: str) -> str:
-        assert run.main([*RUN, "protocol=few_shot", *arguments]) == 2
+        assert sweep.main([*RUN, "protocol=few_shot", *arguments]) == 2
         text = capsys.readouterr().err
         assert text.startswith("error: ")
         assert text.count("\n") == 1

@@ -22,11 +22,11 @@ from test_parity import tiny_clip  # noqa: F401
 from torch import Tensor
 
 from vlprompt import cli
+from vlprompt.config.locate import locate
 from vlprompt.interop.dassl import trained
 from vlprompt.interop.dassl.dassl import facts_of_path, read_options
 from vlprompt.interop.dassl.trained import read_dataset
 from vlprompt.learners.base import Learner
-from vlprompt.plan import locate
 from vlprompt.protocols.base_to_novel import BaseToNovel
 from vlprompt.results import learner_files as saved
 from vlprompt.results.record import Record

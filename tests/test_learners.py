@@ -16,18 +16,18 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vlprompt.config.fit import Fit
+from vlprompt.config.compose import compose
+from vlprompt.config.locate import locate
 from vlprompt.config.paths import config_dir
-from vlprompt.data.cache.features import Bank
+from vlprompt.config.schema import Fit
 from vlprompt.data.dataset import Item, Split
+from vlprompt.data.loader import Loader
 from vlprompt.errors import ClassBoundError, UserError
+from vlprompt.evaluate import evaluate
 from vlprompt.learners.base import Learner
 from vlprompt.learners.weights import WeightLearner
-from vlprompt.plan import locate
 from vlprompt.results import learner_files as saved
-from vlprompt.sweep import compose
 from vlprompt.towers import Images, NeedsPixels, load_clip
-from vlprompt.trainer import Trainer
 from vlprompt.training.optim import make_optimizer
 from vlprompt.training.progress import Reporter
 
@@ -166,8 +166,7 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
 
 
 def reads_features(learner: Learner) -> bool:
-    bank = Bank(learner.clip, precision="fp32", workers=0)
-    return Trainer(learner.clip, bank, Reporter()).reads_features(learner)
+    return not learner.edits_image
 
 
 TRAINED = [case for case in CASES if is_trained(case)]
@@ -185,7 +184,7 @@ def test_logits(case: Case) -> None:
 @each(BY_STEPS)
 def test_every_parameter_gets_a_gradient(case: Case) -> None:
     learner = scatter(build(case))
-    assert learner.backward(world_of(learner)[2], LABELS).isfinite()
+    assert learner.backward(world_of(learner)[2], LABELS)[0].isfinite()
     gradients = {name: p.grad for name, p in learner.named_parameters()}
     assert gradients
     assert {n: p.dtype for n, p in learner.named_parameters() if p.dtype != torch.float32} == {}
@@ -203,7 +202,7 @@ def test_training_lowers_the_loss_and_leaves_the_model_alone(case: Case) -> None
     losses = []
     for _ in range(8):
         optimizer.zero_grad()
-        losses.append(learner.backward(images, LABELS).item())
+        losses.append(learner.backward(images, LABELS)[0].item())
         optimizer.step()
     assert losses[-1] < losses[0], losses
     assert all(torch.equal(tensor, frozen[name]) for name, tensor in model.state_dict().items())
@@ -236,11 +235,11 @@ def test_images_that_tests_share_are_encoded_once(case: Case, monkeypatch: pytes
     tests = {"base": whole.select([0, 1]), "all": whole}
     if learner.class_bound:
         tests["base"] = replace(tests["base"], rows=(0, 1))
-    trainer = Trainer(learner.clip, None, Reporter())
-    apart = {name: trainer.evaluate(learner, {name: split})[name] for name, split in tests.items()}
+    given: Any = {"loader": Loader(learner.clip), "precision": "fp32", "reporter": Reporter()}
+    apart = {name: evaluate(learner, {name: split}, **given)[name] for name, split in tests.items()}
     encoded, encode = [], learner.encode_images
     monkeypatch.setattr(learner, "encode_images", lambda images: encoded.append(len(images)) or encode(images))
-    together = trainer.evaluate(learner, tests)
+    together = evaluate(learner, tests, **given)
     for name, predictions in together.items():
         assert (predictions.images == apart[name].images).all()
         assert np.allclose(predictions.label_logit, apart[name].label_logit, rtol=1e-5, atol=1e-5)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlprompt.config.fit import Fit
+from vlprompt.config.schema import Fit
 from vlprompt.errors import UserError
 from vlprompt.interop.peft import write_peft
 from vlprompt.learners.base import Learner

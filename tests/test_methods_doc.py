@@ -46,11 +46,12 @@ def test_the_generated_parts_are_what_the_script_writes(script):
 
 
 def test_every_recipe_is_in_some_entry(script):
-    files = list((script.CONF / "recipe").rglob("*.yaml"))
-    assert [path.stem for path in files if not script.owners(path.stem)] == []
-    assert script.owners("tip_adapter_f_few_shot_dtd") == ["tip_adapter_f"]
-    assert script.owners("vpt_linear") == ["vpt_deep", "vpt_shallow"]
-    assert sum(len(script.owners(path.stem)) for path in files) == sum(len(list(script.recipes(m))) for m in METHODS)
+    assert script.users("tip_adapter") == ["tip_adapter"]
+    assert script.users("vpt") == ["vpt_deep", "vpt_shallow"]
+    for top in ("recipe", "demo"):
+        folders = [path.parent.name for path in (script.CONF / top).rglob("*.yaml")]
+        assert all(map(script.users, folders))
+        assert sum(len(script.users(one)) for one in folders) == sum(len(script.recipes(top, m)) for m in METHODS)
 
 
 @pytest.mark.parametrize("method", METHODS)

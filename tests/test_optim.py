@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vlprompt.config.fit import Fit, Schedule
+from vlprompt.config.schema import Fit, Schedule
 from vlprompt.training.optim import learning_rate, n_steps, steps_per_epoch
 
 SCHEDULES = json.loads((Path(__file__).parent / "fixtures" / "data" / "lr_schedules.json").read_text())

@@ -18,8 +18,8 @@ from test_learners import CLASSES as THREE
 from test_towers import Low, check_gradients, leaf, low_rank, sequences
 from torch import nn
 
+from vlprompt.config.locate import locate
 from vlprompt.learners.base import Learner
-from vlprompt.plan import locate
 from vlprompt.towers import NO_EDITS, Edit, Images, ImageTower, Prefix, TextTower
 from vlprompt.towers.edits import NONE
 
@@ -104,7 +104,11 @@ def run_plain_text(tower, prompts, edits=NO_EDITS):
     shared, eot = prompts.shared, prompts.eot + prompts.shared.shape[-2]
     found = [
         plain_text(
-            torch.cat([s.expand(len(prompts.own), -1, -1), prompts.own], 1), eot, edits, image, slot=prompts.slot > 0
+            torch.cat([s.expand(len(prompts.suffix), -1, -1), prompts.suffix], 1),
+            eot,
+            edits,
+            image,
+            slot=prompts.slot > 0,
         )
         for image, s in enumerate(shared if shared.ndim == 3 else shared[None])
     ]
@@ -220,7 +224,7 @@ def test_names_that_fill_the_tower(position):
     clip, _ = world()
     names, context = ["cat " * 69, "dog", "cat " * 68, "dog"], leaf(5, WIDTH)
     prompts = clip.text.prompts(names, n_context=5).with_context(context, position)
-    assert prompts.shared.shape[0] + prompts.own.shape[1] == 77
+    assert prompts.shared.shape[0] + prompts.suffix.shape[1] == 77
     check_gradients(clip.text(prompts), plain_text(*sequences(clip, context, position, names), {}), [context])
 
 
@@ -268,7 +272,7 @@ def test_long_lists_without_gradients(kind, monkeypatch):
         parts = clip.text(prompts)
     assert ((parts - whole).norm() / whole.norm()).item() < 1e-12
     assert len(rows) > 3
-    assert max(rows[1:]) <= 32 + prompts.own.shape[1] + prompts.shared.shape[0] < rows[0]
+    assert max(rows[1:]) <= 32 + prompts.suffix.shape[1] + prompts.shared.shape[0] < rows[0]
 
 
 # --- image prompts
@@ -327,7 +331,7 @@ def run(case):
     learner, images = build(case)
     with torch.no_grad():
         logits = learner(images, learner.encode_classes())
-    loss = learner.backward(images, LABELS) if list(learner.parameters()) else learner.loss(images, LABELS)
+    loss, _ = learner.backward(images, LABELS) if list(learner.parameters()) else learner.loss(images, LABELS)
     return logits, loss, {name: p.grad for name, p in learner.named_parameters()}
 
 

@@ -5,23 +5,23 @@ import pydoc
 import pytest
 import torch
 
+from vlprompt.config.compose import compose
 from vlprompt.learners.base import Learner
 from vlprompt.learners.tip_adapter import TipAdapter
-from vlprompt.sweep import compose
 from vlprompt.towers import Clip, Images, load_clip
 
 CLASSES = ["cat"] * 100
 COUNTS = {
     "method=coop protocol=base_to_novel": 2_048,
-    "method=coop recipe=coop_ijcv": 8_192,
-    "method=coop recipe=coop_ijcv method.class_specific=true": 100 * 8_192,
+    "method=coop recipe=coop/ijcv": 8_192,
+    "method=coop recipe=coop/ijcv method.class_specific=true": 100 * 8_192,
     "method=cocoop": 35_360,
     "method=maple": 3_555_072,
     "method=maple method.depth=3": 1_185_024,
     "method=vpt_deep": 73_728,
     "method=vpt_shallow": 6_144,
     "method=ivlp": 30_720,
-    "method=ivlp recipe=ivlp_promptsrc": 46_080,
+    "method=ivlp recipe=ivlp/promptsrc": 46_080,
     "method=language_prompts": 24_576,
     "method=prefix_tuning": 12 * 2 * 4 * (768 + 512),
     "method=prefix_tuning method.reparameterise=true": 4_132_096,

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from vlprompt.config.fit import Average, Fit, Schedule
+from vlprompt.config.schema import Average, Fit, Schedule
 from vlprompt.towers import Images, Preprocess
 from vlprompt.towers.clip import Clip
 from vlprompt.towers.loading import clip_of, make_model
@@ -152,7 +152,7 @@ def check_run(clip, original, case, tensors, run):
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
-        loss = learner.backward(images, labels)
+        loss, _ = learner.backward(images, labels)
         assert loss.item() == pytest.approx(expected, abs=2e-5, rel=1e-5)
         checked += compare(own, original, tensors, f"{run}.grad{step + 1}.", 1e-4, lambda p: p.grad)
         optimizer.step()
@@ -201,7 +201,7 @@ def check_cache(clip, original, case, tensors):
         return logits, 100 * (logits.argmax(-1) == labels).double().mean().item()
 
     if learner.finetune:
-        learner._keep(tensors["init.adapter_weight"].clone(), tensors["cache_values"].argmax(-1))
+        learner._set_cache(tensors["init.adapter_weight"].clone(), tensors["cache_values"].argmax(-1))
         fit, _, total = settings({"config": {**told, "sched": told["sched"]}}, {"steps": len(results["losses"])})
         fit = fit.model_copy(update={"schedule": fit.schedule.model_copy(update={"floor": 0.0})})
         optimizer = make_optimizer(learner, fit)
@@ -213,7 +213,7 @@ def check_cache(clip, original, case, tensors):
             optimizer.zero_grad()
             batch = slice(start, start := start + size)
             images = Images(features=tensors["train_step_features_concat"][batch])
-            loss = learner.backward(images, tensors["train_step_labels_concat"][batch])
+            loss, _ = learner.backward(images, tensors["train_step_labels_concat"][batch])
             assert loss.item() == pytest.approx(expected, abs=1e-4, rel=1e-5)
             checked = compare(own, original, tensors, f"run.grad{step + 1}.", 1e-4, lambda p: p.grad)
             optimizer.step()
@@ -226,7 +226,7 @@ def check_cache(clip, original, case, tensors):
             torch.testing.assert_close(logits, tensors[f"test_logits_after_epoch{epoch}"], atol=1e-4, rtol=0)
         assert [right for _, right in ends] == pytest.approx(results["test_acc_per_epoch"])
         if ends[0][1] == ends[1][1]:  # the original takes the first of equally good epochs
-            learner._keep(tensors["run.param3.adapter_weight"], learner.labels)
+            learner._set_cache(tensors["run.param3.adapter_weight"], learner.labels)
     else:
         learner.prepare(Passes(tensors["train_features_raw_per_augment_pass"], tensors["train_labels"]), None)
         near(learner.keys, tensors["cache_keys"].T, 1e-6)

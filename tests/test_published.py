@@ -9,17 +9,17 @@ import pytest
 from made_records import record
 
 from vlprompt.config import paths
+from vlprompt.config.recipes import known
 from vlprompt.errors import UserError
 from vlprompt.reports import published
 from vlprompt.reports.averages import ELEVEN, across_datasets
 from vlprompt.reports.layouts import distance_grid, grids
 from vlprompt.reports.render import render_grids
 from vlprompt.results.record import Record
-from vlprompt.sweep import config_dir, names
 
 ROWS = published.load()
 RECORDS = published.as_records(ROWS)
-METHODS, PROTOCOLS = (names(group, [config_dir()]) for group in ("method", "protocol"))
+METHODS, PROTOCOLS = (known(group, [paths.config_dir()]) for group in ("method", "protocol"))
 
 
 def results_from(source: str, protocol: str) -> dict[str, pd.DataFrame]:
@@ -94,13 +94,12 @@ def test_published_files_are_whole() -> None:
 
 def test_published_recipes_are_ours() -> None:
     """A file of conf/recipe, or the default of a method and a protocol."""
-    files = names("recipe", [config_dir()])
     protocols = {*PROTOCOLS, *ROWS["protocol"]}
-    defaults = {f"{method}_{protocol}" for method in METHODS for protocol in protocols}
+    defaults = {f"{method}/{protocol}" for method in METHODS for protocol in protocols}
     recipes = set(ROWS["recipe"]) - {""}
-    assert not recipes - defaults - set(files)
+    assert not recipes - defaults - set(known("recipe", [paths.config_dir()]))
     assert ROWS[~ROWS["method"].isin(METHODS)]["recipe"].eq("").all()  # what we lack has no recipe of ours
-    for recipe in ("coop_ijcv", "coop_base_to_novel", "ivlp_promptsrc", "ivlp_base_to_novel", "maple_cross_dataset"):
+    for recipe in ("coop/ijcv", "coop/base_to_novel", "ivlp/promptsrc", "ivlp/base_to_novel", "maple/cross_dataset"):
         assert recipe in recipes
 
 
@@ -129,14 +128,14 @@ def test_published_numbers_next_to_ours() -> None:
     assert (row["n"], row["base"], row["base_published"]) == (2, pytest.approx(81), base)
     assert row["base_difference"] == pytest.approx(81 - base)
     assert row["H_difference"] == pytest.approx(2 * 81 * 41 / 122 - 54.24)
-    assert (row["settings"], row["recipe"]) == ("as published (coop_base_to_novel)", "coop_base_to_novel")
+    assert (row["settings"], row["recipe"]) == ("as published (coop/base_to_novel)", "coop/base_to_novel")
 
 
 def test_published_other_settings_are_named() -> None:
     theirs = {**CONFIG, "fit": {"lr": 0.002, "epochs": 50}, "method": {"n_context": 16, "ctx_init": ""}}
     (row,) = compared([run()], {**theirs, "precision": "fp16"}).to_dict("records")
     assert row["settings"] == (
-        "settings differ from coop_base_to_novel: method.n_context 4 (published 16), "
+        "settings differ from coop/base_to_novel: method.n_context 4 (published 16), "
         "method.ctx_init a photo of a (published ''), fit.epochs 200 (published 50)"
     )
     text = render_grids([distance_grid(compared([run()], theirs))], [], "terminal")
@@ -150,7 +149,7 @@ def test_published_setting_that_is_not_told() -> None:
     average = table[table["dataset"] == "average_11"].set_index("printed")
     assert average.loc["CoOp (as re-run by KgCoOp)", "settings"] == "setting unknown"
     assert average.loc["CoOp (as re-run by MaPLe)", "settings"] == "setting unknown"
-    assert average.loc["CoOp", "settings"] == "as published (coop_base_to_novel)"
+    assert average.loc["CoOp", "settings"] == "as published (coop/base_to_novel)"
     assert len(average) == 3  # several sources of one cell are not merged
     assert compared([run(config={})])["settings"].str.startswith("setting unknown: the runs keep none").all()
     assert compared([run()], None)["settings"].str.startswith("setting unknown: no configuration").all()
@@ -182,12 +181,13 @@ def test_published_default_settings_need_no_composition() -> None:
         asked.append(recipe)
         return CONFIG
 
-    results, _ = across_datasets([run(variant=None, recipe=["recipe/coop_base_to_novel"])])
-    assert published.distances(results, ROWS, compose)["settings"].tolist() == ["as published (coop_base_to_novel)"]
+    for recipe in ("recipe/coop/base_to_novel", "recipe/coop_base_to_novel"):  # the second in earlier records
+        results, _ = across_datasets([run(variant=None, recipe=[recipe])])
+        assert published.distances(results, ROWS, compose)["settings"].tolist() == ["as published (coop/base_to_novel)"]
     assert not asked
-    results, _ = across_datasets([run(variant=None, recipe=["recipe/dataset/coop_base_to_novel_dtd"])])
-    published.distances(results, ROWS, compose)
-    assert asked == ["coop_base_to_novel"]
+    for recipe in ("recipe/coop/base_to_novel_dtd", "recipe/dataset/coop_base_to_novel_dtd"):
+        published.distances(across_datasets([run(variant=None, recipe=[recipe])])[0], ROWS, compose)
+    assert asked == ["coop/base_to_novel"] * 2
 
 
 def test_published_records_leave_averages_out() -> None:
@@ -204,7 +204,7 @@ def test_a_file_of_published_numbers(tmp_path: Path) -> None:
     path.write_text(HEADER + ROW.format("63.58"))
     (row,) = published.load([path]).to_dict("records")
     assert (row["source"], row["shots"], row["value"], row["part"]) == ("A, B", 16, 63.58, "test")
-    assert row["recipe"] == "coop_ijcv"
+    assert row["recipe"] == "coop/ijcv"  # under its present name
     path.write_text(
         "source,protocol,dataset,method,backbone,shots,metric,value\nA,few_shot,dtd,coop,rn50,all,base,63\n"
     )

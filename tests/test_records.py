@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+import vlprompt
 from vlprompt.config.hashing import config_hash, variant_of
 from vlprompt.errors import UserError
-from vlprompt.results import record as records
-from vlprompt.results.record import Record, RunKey, git_commit
-from vlprompt.results.store import find_records, is_finished, open_run
+from vlprompt.results.record import Record, RunKey, git_commit, versions
+from vlprompt.results.store import find_records, open_run
 
-CELL = {
+KEY = {
     "protocol": "base_to_novel",
     "dataset": "shapes",
     "backbone": "tiny",
@@ -28,13 +28,18 @@ CELL = {
 
 
 def record(name: str = "a", **fields: Any) -> Record:
-    return Record(**{**CELL, "status": "finished", "config_hash": name, **fields})
+    return Record(**{**KEY, "status": "finished", "config_hash": name, **fields})
 
 
 def write(folder: Path, done: Record, text: str = "x") -> None:
     with open_run(folder) as run:
-        (run.folder / "log.txt").write_text(text)
+        (run.path / "log.txt").write_text(text)
         run.publish(done)
+
+
+def is_finished(folder: Path, name: str) -> bool:
+    done = Record.read(folder)
+    return done is not None and (done.status, done.config_hash) == ("finished", name)
 
 
 def names(folder: Path) -> set[str]:
@@ -44,19 +49,19 @@ def names(folder: Path) -> set[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return RunKey(**CELL).folder(tmp_path)
+    return RunKey(**KEY).folder(tmp_path)
 
 
 def test_places(tmp_path: Path) -> None:
-    assert RunKey(**CELL).folder(tmp_path) == tmp_path / "runs/base_to_novel/shapes/tiny/coop/shots16/seed1"
-    other = RunKey(**{**CELL, "variant": "lr=0.1", "shots": "all"})
+    assert RunKey(**KEY).folder(tmp_path) == tmp_path / "runs/base_to_novel/shapes/tiny/coop/shots16/seed1"
+    other = RunKey(**{**KEY, "variant": "lr=0.1", "shots": "all"})
     assert other.folder(tmp_path) == tmp_path / "runs/base_to_novel/shapes/tiny/coop@lr=0.1/shotsall/seed1"
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "..", ".hidden", "a@b", "a b", "x" * 101, "a\n"])
 def test_a_name_that_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="cannot name a folder"):
-        RunKey(**{**CELL, "variant": name}).folder(tmp_path)
+        RunKey(**{**KEY, "variant": name}).folder(tmp_path)
 
 
 def test_hash_ignores_order_and_the_spelling_of_numbers() -> None:
@@ -94,14 +99,14 @@ def test_round_trip(folder: Path) -> None:
         curve=[{"epoch": 1, "loss": float("nan"), "accuracy": None, "lr": 0.002}],
         cost={"trained_parameters": 2048, "peak_memory_bytes": None},
         recipe=["coop_base_to_novel"],
-        versions=records.versions(),
+        versions=versions(),
     )
     write(folder, full)
     back = Record.read(folder)
     assert back is not None
     assert back.model_dump_json() == full.model_dump_json()
     assert isinstance(back.scores["base"]["correct"], int)
-    assert back.key == RunKey(**CELL)
+    assert back.key == RunKey(**KEY)
     assert {"python", "torch", "numpy"} <= back.versions.keys()
     assert is_finished(folder, "a")
     assert not is_finished(folder, "b")
@@ -130,7 +135,7 @@ def test_an_unfinished_run_leaves_the_older_one(folder: Path, error: type[BaseEx
 
     def interrupted() -> None:
         with open_run(folder) as run:
-            (run.folder / "log.txt").write_text("half")
+            (run.path / "log.txt").write_text("half")
             if error is not None:
                 raise error
 
@@ -171,7 +176,7 @@ if moment == "before the record": os.fsync = kill
 if moment == "before the swap": Path.rename = nth(Path.rename, 0)
 if moment == "between the renames": Path.rename = nth(Path.rename, 1)
 with open_run(folder) as run:
-    (run.folder / "log.txt").write_text("new")
+    (run.path / "log.txt").write_text("new")
     if moment == "while training": kill()
     run.publish(Record.model_validate_json(sys.argv[3]))
     kill()
@@ -206,7 +211,7 @@ def test_killed_at_any_moment(folder: Path, moment: str, published: bool, older:
     with open_run(folder) as run:
         assert is_finished(folder, "new") == published
         assert is_finished(folder, "old") == (older and not published)
-        assert list(run.folder.iterdir()) == []
+        assert list(run.path.iterdir()) == []
         run.publish(record("next"))
     assert is_finished(folder, "next")
     assert names(folder) == {"seed1"}
@@ -216,14 +221,14 @@ SECOND = """
 import sys, time
 from pathlib import Path
 from vlprompt.results.record import Record
-from vlprompt.results.store import is_finished, open_run
+from vlprompt.results.store import open_run
 
 folder = Path(sys.argv[1])
 with open_run(folder, on_wait=lambda: print("waited")) as run:
-    if is_finished(folder, "a"):
+    if Record.read(folder):
         print("found")
     else:
-        (run.folder / "log.txt").write_text("x")
+        (run.path / "log.txt").write_text("x")
         time.sleep(1)
         run.publish(Record.model_validate_json(sys.argv[2]))
         print("wrote")
@@ -295,10 +300,10 @@ def test_git_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         )
         return answer.stdout.strip()
 
-    code = tmp_path / "vlprompt" / "records.py"
+    code = tmp_path / "vlprompt" / "__init__.py"
     code.parent.mkdir()
     code.write_text("1")
-    monkeypatch.setattr(records, "__file__", str(code))
+    monkeypatch.setattr(vlprompt, "__file__", str(code))
     assert git_commit() is None
     git("init", "-q")
     git("add", ".")

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from running import SECONDS, VLPROMPT, Answer, ask, environment_in, start
 
-from vlprompt import cli
+from vlprompt import cli, run
+from vlprompt.config.spec import RunSpec
 from vlprompt.errors import UserError
-from vlprompt.experiment import Experiment
 from vlprompt.reports.averages import ELEVEN
 from vlprompt.reports.verdict import Published, Verdict, allowed, floor_of, judge, unprinted_averages
 from vlprompt.results.store import find_records
@@ -34,7 +34,7 @@ TINY = ["backbone.weights=random", "fit.epochs=1", "bank.views=1", "method.ctx_i
 
 def published(**changes: Any) -> Published:
     row = {"source": "A paper", "protocol": "base_to_novel", "dataset": "caltech101", "method": "coop"}
-    row |= {"backbone": "vit_b16", "shots": 16, "metric": "base", "value": 80.0, "recipe": "coop_base_to_novel"}
+    row |= {"backbone": "vit_b16", "shots": 16, "metric": "base", "value": 80.0, "recipe": "coop/base_to_novel"}
     return Published(**(row | changes))
 
 
@@ -149,7 +149,7 @@ def lines(answer: Answer, *words: str) -> list[str]:
     return [line for line in answer.out.splitlines() if set(words) <= set(line.split())]
 
 
-def row_of(shots: int, value: float, recipe: str = "coop_few_shot") -> str:
+def row_of(shots: int, value: float, recipe: str = "coop/few_shot") -> str:
     return f"few_shot,tiny,coop,shapes_vit,{shots},accuracy,{value:.2f},{recipe}"
 
 
@@ -165,13 +165,13 @@ def test_one_inside_one_outside_one_missing_one_unknown(reproduce: Reproduce, re
         row_of(2, two + 50),
         "few_shot,caltech101,coop,vit_b16,16,accuracy,90,coop_few_shot",
         row_of(16, 50, ""),
-        row_of(4, 50, "coop_unheard_of"),
+        row_of(4, 50, "coop/unheard_of"),
     )
     answer = reproduce(made, "--seeds", "1,2")
     assert (answer.code, answer.err) == (1, "")
     assert answer.out.count("is finished already") == 4
     assert len(lines(answer, "tiny", "finished")) == 2
-    assert answer.out.count("caltech101 is not complete") == answer.out.count("'coop_unheard_of'") == 1
+    assert answer.out.count("caltech101 is not complete") == answer.out.count("'coop/unheard_of'") == 1
     (inside,) = lines(answer, "tiny", "inside")
     assert {f"{one:.2f}", "-0.30", "2"} <= set(inside.split())
     assert len(lines(answer, "tiny", "outside", "-50.00")) == 1
@@ -195,15 +195,15 @@ def check_the_rest(answer: Answer, results: Path, done: dict[Path, int]) -> None
 def test_an_interrupted_reproduction_resumes(
     reproduce: Reproduce, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, make = write(tmp_path / "made.csv", row_of(1, 99)), Experiment._make
+    made, make_record = write(tmp_path / "made.csv", row_of(1, 99)), run.make_record
 
-    def stop_at_second(self: Experiment, *others: Any) -> Any:
-        if self.key.seed == 2:
+    def stop_at_second(spec: RunSpec, *others: Any) -> Any:
+        if spec.key.seed == 2:
             raise KeyboardInterrupt
-        return make(self, *others)
+        return make_record(spec, *others)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Experiment, "_make", stop_at_second)
+        patch.setattr(run, "make_record", stop_at_second)
         stopped = reproduce(made)
     assert stopped.code == 130
     assert "interrupted" in stopped.err
@@ -239,14 +239,14 @@ def test_a_run_that_fails_is_named_and_the_others_run(
     reproduce: Reproduce, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = write(tmp_path / "made.csv", row_of(1, 10), row_of(2, 10))
-    make = Experiment._make
+    make_record = run.make_record
 
-    def fail(self: Experiment, *others: Any) -> Any:
-        if self.key.shots == 1:
+    def fail(spec: RunSpec, *others: Any) -> Any:
+        if spec.key.shots == 1:
             raise UserError("this one fails")
-        return make(self, *others)
+        return make_record(spec, *others)
 
-    monkeypatch.setattr(Experiment, "_make", fail)
+    monkeypatch.setattr(run, "make_record", fail)
     answer = reproduce(made, "--seeds", "1", "fit.lr=0.01")
     assert answer.code == 1
     assert "failed on tiny (few_shot, 1 shots): this one fails" in answer.out

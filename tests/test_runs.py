@@ -18,8 +18,8 @@ from running import PROGRAM, ROOT, SECONDS, end, environment_in, start
 from test_tracking import read
 from tiny_world import RUN
 
-from vlprompt import session
-from vlprompt import sweep as run
+from vlprompt import sweep
+from vlprompt.config.build import clip_at
 from vlprompt.results.record import Record
 from vlprompt.results.store import find_records
 
@@ -37,7 +37,7 @@ def within(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Call
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", sys.argv)
-    return run.main
+    return sweep.main
 
 
 def wait_for_training(results: Path, process: subprocess.Popen[str]) -> None:
@@ -151,7 +151,7 @@ def test_caltech101_in_its_published_layout(within: Any, tmp_path: Path, capsys:
     make_caltech(tmp_path / "datasets")
     arguments = ["method=coop", "dataset=caltech101", "backbone.weights=random", "fit.epochs=1", "shots=1", "workers=1"]
     assert within(arguments) == 0
-    session.clip_at.cache_clear()  # 600 MB
+    clip_at.cache_clear()  # 600 MB
     out, err = capsys.readouterr()
     assert err == ""
     (record,) = coop(tmp_path / "results")

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 from test_config import METHODS, PROTOCOLS, plain, settings
 
+from vlprompt.config.compose import compose
+from vlprompt.config.identity import result_settings
 from vlprompt.config.schema import read_settings
 from vlprompt.errors import UserError
-from vlprompt.plan import result_relevant
 from vlprompt.results.record import RunKey
-from vlprompt.sweep import compose
-from vlprompt.tuning.search import Study, Trial, as_overrides, best, row, search
-from vlprompt.tuning.space import Choices, Range, leaves, read_dimension, value_at
+from vlprompt.tuning.sampler import search
+from vlprompt.tuning.search import as_overrides
+from vlprompt.tuning.space import Choices, Range, leaves, read_dimension, read_space, value_at
+from vlprompt.tuning.study import Study, Trial, best, row
 
 SPACE = {
     name: read_dimension(node)
@@ -112,7 +114,7 @@ def test_every_trained_method_declares_a_space_with_its_default_inside(method: s
     for protocol in PROTOCOLS:
         for dataset in ("caltech101", "shapes"):
             ours = settings(f"method={method}", f"protocol={protocol}", f"dataset={dataset}")
-            space, known = ours.space(), ours.model_dump()
+            space, known = read_space(ours), ours.model_dump()
             assert bool(space) == (ours.fit is not None)
             outside = {name: value_at(known, name) for name in space if value_at(known, name) not in space[name]}
             assert not outside, f"{dataset}, {protocol}"
@@ -141,7 +143,7 @@ def test_what_a_range_holds() -> None:
 )
 def test_wrong_spaces_are_named(space: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        read_settings({**plain(), "search": space}).space()
+        read_space(read_settings({**plain(), "search": space}))
 
 
 def test_a_search_space_changes_no_run() -> None:
@@ -149,4 +151,4 @@ def test_a_search_space_changes_no_run() -> None:
 
     dataset = load("tiny")
     other = read_settings({**plain(), "search": {"fit": {"lr": {"choices": [0.1, 0.2]}}}})
-    assert result_relevant(other, "fp32", dataset, {}) == result_relevant(settings(), "fp32", dataset, {})
+    assert result_settings(other, "fp32", dataset, {}) == result_settings(settings(), "fp32", dataset, {})

@@ -13,11 +13,11 @@ import torch
 
 from vlprompt.errors import UserError
 from vlprompt.results.predictions import Predictions
-from vlprompt.results.record import RunKey
+from vlprompt.results.record import Record, RunKey
 from vlprompt.training import tracking
 from vlprompt.training.tracking import Tracker, track
 
-CELL = RunKey(protocol="base_to_novel", dataset="shapes", backbone="tiny", method="coop", shots=16, seed=1)
+KEY = RunKey(protocol="base_to_novel", dataset="shapes", backbone="tiny", method="coop", shots=16, seed=1)
 GROUP = "base_to_novel-shapes-tiny-coop@long-shots16"
 
 
@@ -48,12 +48,13 @@ def read(folder: Path) -> dict[str, Any]:
 def test_an_offline_run_is_read_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     three = Predictions.from_logits(["a", "b", "c"], torch.tensor([0, 2, 2]), torch.eye(3))
     config = {"fit": {"epochs": {1: 50, 16: 200}, "lr": 0.002}, "init": None}
-    with track(None, key=CELL.model_copy(update={"variant": "long"}), config=config, folder=tmp_path) as tracker:
+    with track(None, key=KEY.model_copy(update={"variant": "long"}), config=config, folder=tmp_path) as tracker:
         for epoch in range(3):
             tracker.log({"loss": 1 / (epoch + 1), "accuracy": None, "lr": 0.1}, step=epoch)
         scores = {"base": {"accuracy": 0.5, "correct": 2}, "novel": {"accuracy": 0.25, "correct": 1}}
         many = [str(i) for i in range(101)]
-        tracker.finish(scores, {"base": three, "novel": three}, {"base": ["x", "y", "z"], "novel": many})
+        record = Record(**KEY.model_dump(), status="finished", scores=scores, headline={"base": 0.5, "H": 1 / 3})
+        tracker.finish(record, {"base": three, "novel": three}, {"base": ["x", "y", "z"], "novel": many})
     assert capfd.readouterr() == ("", "")
 
     kept = read(tmp_path)
@@ -79,7 +80,7 @@ def test_an_offline_run_is_read_back(tmp_path: Path, capfd: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_exception_ends_the_run_as_failed(tmp_path: Path, error: type[BaseException]) -> None:
-    untrained = CELL.model_copy(update={"shots": 0, "seed": 0})
+    untrained = KEY.model_copy(update={"shots": 0, "seed": 0})
     with pytest.raises(error), track("offline", key=untrained, config={}, folder=tmp_path):
         raise error
     kept = read(tmp_path)
@@ -98,21 +99,21 @@ def test_modes(
         monkeypatch.setenv("WANDB_MODE", environment)
     started: list[str] = []
     monkeypatch.setattr(tracking, "_start", lambda mode, *_: started.append(mode))
-    with track(mode, key=CELL, config={}, folder=tmp_path):
+    with track(mode, key=KEY, config={}, folder=tmp_path):
         pass
     assert started == [expected]
 
 
 def test_disabled_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    with track(None, key=CELL, config={}, folder=tmp_path) as tracker:
+    with track(None, key=KEY, config={}, folder=tmp_path) as tracker:
         tracker.log({"loss": 1.0}, step=0)
-        tracker.finish({"test": {"accuracy": 1.0}})
+        tracker.finish(Record(**KEY.model_dump(), status="finished"), {}, {})
     assert tracker.where is None
     assert list(tmp_path.iterdir()) == []
     with (
         pytest.raises(UserError, match="did you mean 'offline'"),
-        track("ofline", key=CELL, config={}, folder=tmp_path),
+        track("ofline", key=KEY, config={}, folder=tmp_path),
     ):
         pass
 
@@ -141,7 +142,7 @@ def test_online_without_account_or_network_is_one_sentence(tmp_path: Path, key: 
         "WANDB_API_KEY": key,
         "WANDB_BASE_URL": "http://127.0.0.1:9",
     }
-    command = [sys.executable, "-c", ONLINE, str(tmp_path), CELL.model_dump_json()]
+    command = [sys.executable, "-c", ONLINE, str(tmp_path), KEY.model_dump_json()]
     answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=60)
     (line,) = answer.stdout.splitlines()
     assert line.startswith("Weights & Biases cannot start online (")
@@ -151,11 +152,11 @@ def test_online_without_account_or_network_is_one_sentence(tmp_path: Path, key: 
 
 def test_offline_goes_on_where_nothing_can_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "wandb").write_text("in the way")
-    with caplog.at_level(logging.WARNING), track("offline", key=CELL, config={}, folder=tmp_path) as tracker:
+    with caplog.at_level(logging.WARNING), track("offline", key=KEY, config={}, folder=tmp_path) as tracker:
         tracker.log({"loss": 1.0}, step=0)
-        tracker.finish({"test": {"accuracy": 1.0}})
+        tracker.finish(Record(**KEY.model_dump(), status="finished"), {}, {})
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "goes on without it" in caplog.text
+    assert "continues without it" in caplog.text
 
 
 def test_a_failure_on_the_way_warns_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,14 +11,14 @@ import safetensors.torch
 import torch
 from running import ask, set_up
 
-from vlprompt import cli
-from vlprompt import sweep as run
+from vlprompt import cli, sweep
+from vlprompt.config.build import restore_learner
+from vlprompt.config.spec import spec_of_record
 from vlprompt.errors import UserError
-from vlprompt.experiment import Experiment
 from vlprompt.learners.dylora import DyLoRA
 from vlprompt.results.record import Record
 from vlprompt.results.store import find_runs
-from vlprompt.session import restore
+from vlprompt.run import test_again as retest
 
 WORLD = [
     "dataset=digits",
@@ -38,8 +38,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         set_up(patch, folder)
         for seed in (1, 2):
             dynamic = ["method=dylora", "method.rank=4", "method.sites=[v,fc1]", f"seed={seed}", "name=four"]
-            assert ask(run.main, [*WORLD, *dynamic]).code == 0
-        assert ask(run.main, [*WORLD, "method=p_tuning", "method.n_tokens=2"]).code == 0
+            assert ask(sweep.main, [*WORLD, *dynamic]).code == 0
+        assert ask(sweep.main, [*WORLD, "method=p_tuning", "method.n_tokens=2"]).code == 0
         yield folder / "results"
 
 
@@ -57,7 +57,7 @@ def test_all_ranks_are_tested_without_training(results: Path, tmp_path: Path) ->
         folder, record = run_of(results, "dylora", seed)
         for split, scores in record.scores.items():  # the largest rank is that of the run
             assert rows.loc[(seed, 4), split] == pytest.approx(100 * scores["accuracy"])
-        losses = {rank: Experiment.of_record(folder, record).test_again(folder, {"test_rank": rank}) for rank in (1, 4)}
+        losses = {rank: retest(spec_of_record(folder, record), folder, {"test_rank": rank}) for rank in (1, 4)}
         assert losses[4]["base"]["nll"] == pytest.approx(record.scores["base"]["nll"], rel=1e-5)
         assert abs(losses[1]["base"]["nll"] - losses[4]["base"]["nll"]) > 1e-6
 
@@ -107,14 +107,14 @@ def test_runs_without_tensors_are_left_out(results: Path, tmp_path: Path) -> Non
 def test_another_split_or_a_missing_file_is_refused(results: Path, tmp_path: Path) -> None:
     folder, record = run_of(results, "dylora")
     with pytest.raises(UserError, match="was trained on another split of digits"):
-        Experiment.of_record(folder, record.model_copy(update={"split_hash": "0"}))
+        spec_of_record(folder, record.model_copy(update={"split_hash": "0"}))
     with pytest.raises(UserError, match=r"config\.yaml is missing"):
-        Experiment.of_record(tmp_path, record)
+        spec_of_record(tmp_path, record)
 
 
 def test_a_run_becomes_a_folder_of_peft(results: Path, tmp_path: Path) -> None:
     folder, _ = run_of(results, "dylora")
-    learner = restore(folder)
+    learner = restore_learner(folder)
     assert isinstance(learner, DyLoRA)
     answer = ask(cli.main, ["export", str(folder), str(tmp_path / "adapter")])
     assert answer.code == 0, answer.err

@@ -1,21 +1,20 @@
 """Runs that train on one data set and test on several, on tiny worlds: one record, one hash, one command."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from running import Answer, ask, check_mistake
 from tiny_world import CLASSES, PER_CLASS
 
-from vlprompt import sweep as run
-from vlprompt.experiment import Experiment
-from vlprompt.fitting import Fitting
+import vlprompt.run
+from vlprompt import sweep
+from vlprompt.config.build import clip_at, features_at
+from vlprompt.config.compose import read_reference, read_run
+from vlprompt.config.spec import RunSpec
 from vlprompt.results.predictions import load_predictions
 from vlprompt.results.record import Record
 from vlprompt.results.store import find_records
-from vlprompt.session import bank_at, clip_at
 
 CONF = Path(__file__).parent / "fixtures" / "conf"
 TINY = ["--config-dir", str(CONF), "dataset=tiny", "backbone.weights=random"]
@@ -27,7 +26,7 @@ N_TEST = len(CLASSES) * PER_CLASS["test"]
 
 
 def start(*overrides: str, base: list[str] = RUN) -> Answer:
-    answer = ask(run.main, [*base, *overrides])
+    answer = ask(sweep.main, [*base, *overrides])
     assert (answer.code, answer.err) == (0, ""), answer
     return answer
 
@@ -50,7 +49,7 @@ def test_cross_dataset_is_one_record_that_is_found_again(results: Path) -> None:
 
     zero_shot = found["zero_shot"].scores["tiny_other"]
     alone = [*TINY, "dataset=tiny_other", "method=zero_shot", "protocol=few_shot"]
-    assert ask(run.main, alone).code == 0  # in the target's own template, on its own images
+    assert ask(sweep.main, alone).code == 0  # in the target's own template, on its own images
     (record,) = (r for r in find_records([results]) if r.protocol == "few_shot")
     assert record.scores["test"] == pytest.approx(zero_shot)
 
@@ -83,14 +82,14 @@ def no_training(*_: object) -> None:
 def test_class_bound_methods_are_refused_before_training(
     results: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
-    monkeypatch.setattr(Fitting, "start", no_training)
-    answer = ask(run.main, [*TINY, *SHORT, *CROSS, *arguments])
+    monkeypatch.setattr(vlprompt.run, "train", no_training)
+    answer = ask(sweep.main, [*TINY, *SHORT, *CROSS, *arguments])
     check_mistake(answer, ["owns parameters for each of its 5 training classes"], results)
 
 
 def test_a_target_that_is_no_variant_is_refused_before_training(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Fitting, "start", no_training)
-    answer = ask(run.main, [*RUN, DOMAINS[0], "protocol.targets=[tiny_sketch,tiny_other]"])
+    monkeypatch.setattr(vlprompt.run, "train", no_training)
+    answer = ask(sweep.main, [*RUN, DOMAINS[0], "protocol.targets=[tiny_sketch,tiny_other]"])
     check_mistake(answer, ["tiny_other is no variant of tiny", "protocol=cross_dataset"], results)
 
 
@@ -111,23 +110,18 @@ def test_a_target_that_is_no_variant_is_refused_before_training(results: Path, m
     ],
 )
 def test_wrong_targets_are_one_sentence(results: Path, targets: str, words: list[str]) -> None:
-    check_mistake(ask(run.main, [*RUN, CROSS[0], f"protocol.targets={targets}"]), words, results)
+    check_mistake(ask(sweep.main, [*RUN, CROSS[0], f"protocol.targets={targets}"]), words, results)
 
 
-@pytest.fixture
-def plan(results: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Experiment, Experiment]]:
+def plan(targets: str, *overrides: str) -> tuple[RunSpec, RunSpec]:
     """What a cross-dataset run with overrides would be, and its reference."""
-    found: list[Any] = []
-    monkeypatch.setattr(Experiment, "run", lambda self, reference, **_: found.append((self, reference)))
-
-    def plan(targets: str, *overrides: str) -> tuple[Experiment, Experiment]:
-        start(CROSS[0], f"protocol.targets=[{targets}]", *overrides, base=[*TINY, *SHORT])
-        return found.pop()
-
-    return plan
+    searched = f"hydra.searchpath=['file://{CONF}']"
+    given = [searched, *TINY[2:], *SHORT, CROSS[0], f"protocol.targets=[{targets}]", *overrides]
+    return read_run(given), read_reference(given)
 
 
-def test_a_run_is_what_it_is_tested_on(plan: Callable[..., tuple[Experiment, Experiment]]) -> None:
+@pytest.mark.usefixtures("results")
+def test_a_run_is_what_it_is_tested_on() -> None:
     """Zero-shot, too. The order of targets changes nothing, nor does the place of the data."""
     one, both = plan("tiny_other"), plan("tiny_sketch,tiny_other")
     other = plan("tiny_other,tiny,tiny_sketch", "data.root=elsewhere")
@@ -136,9 +130,8 @@ def test_a_run_is_what_it_is_tested_on(plan: Callable[..., tuple[Experiment, Exp
         assert (more.hash, more.key) == (same.hash, same.key)
 
 
-def test_how_a_method_words_the_classes_of_a_target_is_part_of_a_run(
-    plan: Callable[..., tuple[Experiment, Experiment]],
-) -> None:
+@pytest.mark.usefixtures("results")
+def test_how_a_method_words_the_classes_of_a_target_is_part_of_a_run() -> None:
     """A template of the method's own is none of the data set, even where the two are equal on the source."""
     own, _ = plan("tiny_other", "method=lora")
     fixed, _ = plan("tiny_other", "method=lora", "method.template='a photo of a {}.'")
@@ -155,10 +148,10 @@ def test_choosing_settings_leaves_the_targets_alone(results: Path) -> None:
 
 def test_features_of_two_data_sets_are_kept_apart_and_shared_between_runs(results: Path) -> None:
     clip_at.cache_clear()
-    bank_at.cache_clear()
+    features_at.cache_clear()
     arguments = ["-m", *RUN, CROSS[0], "protocol.targets=[tiny_sketch,tiny_other]", "seed=1,2"]
-    assert ask(run.main, arguments).code == 0
-    assert bank_at.cache_info().misses == 1
+    assert ask(sweep.main, arguments).code == 0
+    assert features_at.cache_info().misses == 1
     records = [r for r in find_records([results]) if r.method == "coop"]
     assert sorted(r.seed for r in records) == [1, 2]
 
@@ -173,7 +166,7 @@ def test_features_of_two_data_sets_are_kept_apart_and_shared_between_runs(result
     ],
 )
 def test_the_demo(results: Path, protocol: str, tests: list[str]) -> None:
-    answer = ask(run.main, [f"protocol={protocol}", "fit.epochs=1", "bank.views=1"])
+    answer = ask(sweep.main, [f"protocol={protocol}", "fit.epochs=1", "bank.views=1"])
     assert (answer.code, answer.err) == (0, "")
     for record in by_method(results).values():
         assert list(record.scores) == tests

@@ -12,11 +12,11 @@ from running import SECONDS, VLPROMPT, Answer, ask, environment_in, set_up, star
 from tiny_world import RUN
 
 from vlprompt import cli
-from vlprompt.commands.tune import Search
-from vlprompt.experiment import Experiment
+from vlprompt.config.spec import RunSpec
 from vlprompt.results.record import Record
 from vlprompt.results.store import find_records
-from vlprompt.tuning.search import Study, best
+from vlprompt.tuning.search import Search
+from vlprompt.tuning.study import Study, best
 
 pytest.importorskip("optuna", reason="needs the extra tune")
 
@@ -83,7 +83,7 @@ def test_the_choice_is_tested_once_a_seed_beside_the_default(tuned: tuple[Path, 
     found = study(root)
     assert found.chosen is not None
     records = {(r.variant, r.seed): r for r in find_records([root]) if r.method == "coop"}
-    name = found.key.variant
+    name = found.cell.variant
     assert set(records) == {(variant, seed) for variant in (name, f"tuned-{name}") for seed in (1, 2)}
     for (variant, seed), record in records.items():
         assert list(record.scores) == ["base", "novel", "all"]
@@ -156,15 +156,15 @@ def test_test_labels_do_not_move_the_choice(tuned: tuple[Path, Answer], results:
 def test_an_interrupted_search_goes_on(
     tuned: tuple[Path, Answer], results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Experiment._make
+    made = RunSpec._make
     with monkeypatch.context() as patch:
 
-        def stop_at_third(self: Experiment, *others: Any) -> Record:
+        def stop_at_third(self: RunSpec, *others: Any) -> Record:
             if len(trials(results)) == 2:
                 raise KeyboardInterrupt
             return made(self, *others)
 
-        patch.setattr(Experiment, "_make", stop_at_third)
+        patch.setattr(RunSpec, "_make", stop_at_third)
         answer = tune()
     assert answer.code == 130
     assert answer.err.splitlines()[-1].startswith("interrupted: finished runs are kept")
@@ -287,6 +287,6 @@ def test_a_method_of_ones_own(results: Path, tmp_path: Path) -> None:
     answer = ask(cli.main, ["tune", "mine", "--trials", "2", "--config-dir", str(folder), *RUN, "~search.fit"])
     assert (answer.code, answer.err) == (0, ""), answer
     found = study(results)
-    assert found.key.method == "mine"
+    assert found.cell.method == "mine"
     assert list(found.space) == ["method.position"]
     assert json.dumps(found.trials[1].setting).startswith('{"method.position": ')

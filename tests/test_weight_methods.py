@@ -15,7 +15,7 @@ from test_transfer import TINY, start
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from vlprompt.config.fit import Fit
+from vlprompt.config.schema import Fit
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
 from vlprompt.learners.bitfit import BitFit
@@ -175,7 +175,7 @@ def test_intrinsic_gradient_is_the_projection_s_transpose_times_the_full_gradien
     def loss(i: int, step: float) -> float:
         with torch.no_grad():
             learner.theta.zero_()[i] = step
-            return learner.loss(images, LABELS).item()
+            return learner.loss(images, LABELS)[0].item()
 
     for i in (0, 6):
         assert (loss(i, 1e-5) - loss(i, -1e-5)) / 2e-5 == pytest.approx(found[i].item(), rel=1e-4)
@@ -303,7 +303,7 @@ def test_a_backbone_in_4_bits_is_small_at_rest_and_in_training() -> None:
     for model, expected in ((clip, False), (tiny.clip("vit", torch.float32)[0], True)):
         kept: list[tuple[int, ...]] = []
         with saved_tensors_hooks(lambda t, kept=kept: (kept.append(tuple(t.shape)), t)[1], lambda t: t):
-            lora(model).loss(Images(torch.randn(len(LABELS), 3, 32, 32)), LABELS).backward()
+            lora(model).loss(Images(torch.randn(len(LABELS), 3, 32, 32)), LABELS)[0].backward()
         assert bool(matrices & set(kept)) == expected
 
 

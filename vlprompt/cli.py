@@ -15,7 +15,7 @@ from vlprompt.interop.dassl.command import add_parser as add_import
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command; -> exit code (2 for a mistake, which is told in one sentence)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["run"]:  # everything behind it is Hydra's
+    if given[:1] == ["run"]:  # everything after it is Hydra's
         from vlprompt.sweep import main as run
 
         return run(given[1:])
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted: finished runs are kept, the same command goes on from them", file=sys.stderr)  # noqa: T201
+        print("\ninterrupted: finished runs stay, the same command resumes from there", file=sys.stderr)  # noqa: T201
         return 130
     except BrokenPipeError:  # `vlprompt table | head`
         sys.stderr.close()
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(given: Sequence[str]) -> argparse.Namespace:
-    """The arguments; settings (key=value) may stand anywhere behind a command that takes them."""
+    """The arguments; settings (key=value) may stand anywhere after a command that takes them."""
     top = parser()
     options, rest = top.parse_known_args(given)
     if not hasattr(options, "overrides") or not all(map(is_override, rest)):
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="vlprompt", description="Adapt frozen vision-language models, and compare.")
     top.add_argument("--version", action="version", version=f"vlprompt {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    commands.add_parser("run", help="run one cell or a sweep: vlprompt run method=coop dataset=caltech101")
+    commands.add_parser("run", help="one run or a sweep: vlprompt run method=coop dataset=caltech101")
     tables.register(commands)
     curves.register(commands)
     comparisons.register(commands)

@@ -11,12 +11,15 @@ from vlprompt.commands.arguments import add_config_dir, refuse, searched, whole_
 from vlprompt.errors import UserError
 
 if TYPE_CHECKING:
+    from vlprompt.config.spec import RunSpec
     from vlprompt.data.cache.feature_files import Rows
-    from vlprompt.data.dataset import Dataset, Item
+    from vlprompt.data.dataset import Dataset, Item, Split
+    from vlprompt.data.loader import Loader
     from vlprompt.data.sources.banked import Contents
-    from vlprompt.experiment import Experiment
-    from vlprompt.session import Parts
-    from vlprompt.trainer import Trainer
+    from vlprompt.learners.base import Learner
+    from vlprompt.protocols.base import Episode
+
+    Parts = list[tuple[Split, list[int | None]]]
 
 Keys = dict[tuple[str, str], str]  # of images, by the origin of their data set and their names
 
@@ -64,10 +67,10 @@ def pack(options: argparse.Namespace) -> int:
     """Compute what is missing for the runs that settings as for `run` describe, and pack it."""
     from rich.filesize import decimal
 
+    from vlprompt.config.compose import read_run
     from vlprompt.data.cache import portable
     from vlprompt.data.cache.features import view_name
     from vlprompt.data.cache.image_keys import image_key
-    from vlprompt.sweep import prepare
 
     refuse(options.overrides, ("seed",), "give --seeds 1,2,3")
     overrides = [*searched(options.config_dir), *options.overrides]
@@ -75,19 +78,20 @@ def pack(options: argparse.Namespace) -> int:
     contents: dict[str, Contents] = {}
     known: Keys = {}
     for seed in options.seeds:
-        experiment = prepare([*overrides, f"seed={seed}"])
-        trainer, parts = fill(experiment)
-        bank = trainer.bank
+        spec = read_run([*overrides, f"seed={seed}"])
+        loader, parts = read_features(spec)
+        bank = loader.features
         assert bank is not None
         for split, views in parts:
             known |= {(split.origin, item.image): image_key(split, item.image) for item in split.items}
-            for name in (view_name(view, trainer.seed, trainer.augment) for view in views):
+            for name in (view_name(view, loader.seed, loader.augment) for view in views):
                 features.setdefault(name, {}).update(bank.rows(name, split))
-        contents |= describe(experiment, known)
+        contents |= describe(spec, known)
     assert bank is not None
     assert bank.files is not None
-    seeds = options.seeds[0] if len(options.seeds) == 1 else str(options.seeds).replace(" ", "")
-    command = ["python", "run.py", *options.overrides, f"seed={seeds}", f"precision={experiment.precision}"]
+    several = ["-m"] if len(options.seeds) > 1 else []
+    seeds = ",".join(map(str, options.seeds))
+    command = ["python", "run.py", *several, *options.overrides, f"seed={seeds}", f"precision={spec.precision}"]
     manifest = portable.Manifest(
         tower=bank.files.folder.name, about=dict(bank.files.about), command=shlex.join(command)
     )
@@ -97,36 +101,53 @@ def pack(options: argparse.Namespace) -> int:
     return 0
 
 
-def fill(experiment: "Experiment") -> tuple["Trainer", "Parts"]:
+def read_features(spec: "RunSpec") -> tuple["Loader", "Parts"]:
     """Compute all features that a run reads; -> what they were computed with, and which they are.
 
     Raises: UserError for a method that reads pixels.
     """
-    from vlprompt.results.store import OpenRun
-    from vlprompt.session import Session
+    from vlprompt.config import build
     from vlprompt.training.progress import Reporter
 
-    session = Session.open(experiment, OpenRun(experiment.folder), Reporter())
-    trainer = session.trainer
-    bank = trainer.bank
-    if bank is None or bank.files is None:
+    episode, reporter = build.make_episode(spec), Reporter()
+    learner = build.make_learner(spec, build.make_clip(spec), episode)
+    if learner.edits_image:
+        raise UserError(f"{spec.key.method} edits the image tower, so that features of images are no use to it")
+    loader = build.make_loader(spec, learner)
+    if loader.features is None or loader.features.files is None:
         raise UserError("there is no bank on disk with bank.use=false or bank.gb=0: leave them out")
-    if not trainer.reads_features(session.learner):
-        raise UserError(f"{experiment.key.method} edits the image tower, so that features of images are no use to it")
-    parts = session.banked_parts()
+    parts = parts_read(spec, learner, episode, loader)
     for split, views in parts:
-        with session.reporter.track("reading images", len(split) * len(views)) as track:
-            bank.fill(split, views, seed=trainer.seed, augment=trainer.augment, done=track.advance)
-    return trainer, parts
+        with reporter.track("reading images", len(split) * len(views)) as track:
+            loader.features.fill(split, views, seed=loader.seed, augment=loader.augment, done=track.advance)
+    return loader, parts
 
 
-def describe(experiment: "Experiment", known: Keys) -> dict[str, "Contents"]:
+def parts_read(spec: "RunSpec", learner: "Learner", episode: "Episode", loader: "Loader") -> "Parts":
+    """The images that training and tests read, each with its views (None: the centre crop)."""
+    from itertools import count
+
+    from vlprompt.training.optim import n_epochs
+
+    parts: Parts = [(split, [None]) for split in episode.tests.values()]
+    if fit := spec.settings.fit:
+        selection = episode.selection_split(fit.select_on)
+        train = loader.ordered(episode.train, augmented=learner.augmented)
+        learner.prepare(train, loader.ordered(selection) if selection else None)
+        prepared = range(next(train.views or count()))  # the views that it went through
+        views = range(loader.n_views or n_epochs(len(episode.train), fit))
+        parts += [(episode.train, [None, *sorted({*prepared, *views})])]
+        parts += [(selection, [None])] if selection else []
+    return parts
+
+
+def describe(spec: "RunSpec", known: Keys) -> dict[str, "Contents"]:
     """The data sets of a run by identity, with the keys that are known."""
-    from vlprompt.plan import stored_name
+    from vlprompt.config.datasets import stored_name
 
-    settings = experiment.settings
-    pairs = [(settings.dataset, experiment.dataset)]
-    pairs += [(settings.targets[name].dataset, target) for name, target in experiment.targets.items()]
+    settings = spec.settings
+    pairs = [(settings.dataset, spec.dataset)]
+    pairs += [(settings.targets[name].dataset, target) for name, target in spec.targets.items()]
     return {stored_name(described): contents(dataset, known) for described, dataset in pairs}
 
 

@@ -120,9 +120,9 @@ def agree(options: argparse.Namespace, name: str, size: str) -> bool:
 
 
 def check_data(options: argparse.Namespace) -> int:
+    from vlprompt.config.datasets import load_source
     from vlprompt.data.download.catalogue import find_entry
     from vlprompt.data.download.check import check
-    from vlprompt.plan import load_source
     from vlprompt.training.progress import Reporter
 
     known, root, wrong, reporter = catalogue(options), data_root(options.root), 0, Reporter()
@@ -153,11 +153,11 @@ def show_path(options: argparse.Namespace) -> int:
 
 
 def show_subset(options: argparse.Namespace) -> int:
+    from vlprompt.config.datasets import load_source
     from vlprompt.data.download.catalogue import find_entry
     from vlprompt.data.lists import make_lines
     from vlprompt.data.sampling import SAMPLERS, Shots
     from vlprompt.errors import unknown
-    from vlprompt.plan import load_source
     from vlprompt.protocols.base_to_novel import halves
 
     if options.sampler not in SAMPLERS:

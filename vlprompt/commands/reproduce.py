@@ -11,7 +11,7 @@ from vlprompt.commands.arguments import add_config_dir, refuse, searched, whole_
 from vlprompt.errors import UserError
 
 if TYPE_CHECKING:
-    from vlprompt.experiment import Experiment
+    from vlprompt.config.spec import RunSpec
     from vlprompt.reports.verdict import Published, RunRequest, Scores, Verdict
 
 UNKNOWN = "setting unknown"
@@ -76,76 +76,76 @@ def select(rows: Sequence["Published"], options: argparse.Namespace) -> list["Pu
 
 
 @dataclass
-class RunKey:
+class Cell:
     """All seeds of what published numbers ask for."""
 
     key: "RunRequest"
-    experiments: list["Experiment"] = field(default_factory=list)
+    specs: list["RunSpec"] = field(default_factory=list)
     missing: str = ""  # why it cannot run
     failed: str = ""  # why it did not end
 
-    def left(self) -> list["Experiment"]:
+    def left(self) -> list["RunSpec"]:
         """The seeds without a finished run."""
-        from vlprompt.results.store import is_finished
+        from vlprompt.run import existing_record
 
-        return [one for one in self.experiments if one.settings.force or not is_finished(one.folder, one.hash)]
+        return [spec for spec in self.specs if existing_record(spec) is None]
 
     def run(self) -> list["Scores"]:
         """Make or find the runs; -> their scores, none where one of them is missing."""
-        from vlprompt.batch import attempt
         from vlprompt.reports.verdict import scores_of
+        from vlprompt.sweep import run_or_record_failure
 
-        records = [] if self.missing else [attempt(experiment) for experiment in self.experiments]
+        records = [] if self.missing else [run_or_record_failure(spec) for spec in self.specs]
         self.failed = next((str(record.reason) for record in records if record.status != "finished"), "")
         return [] if self.failed else [scores_of(record) for record in records]
 
 
-def plan(rows: Sequence["Published"], seeds: Sequence[int], overrides: Sequence[str]) -> list[RunKey]:
+def plan(rows: Sequence["Published"], seeds: Sequence[int], overrides: Sequence[str]) -> list[Cell]:
     """What has to run, one backbone after the other; what cannot is planned with its reason."""
     keys = dict.fromkeys(row.key(member) for row in rows if row.recipe for member in row.members)
     cells = []
     for key in sorted(keys, key=lambda key: (key.protocol, key.backbone)):
-        cell = RunKey(key)
+        cell = Cell(key)
         try:
             prepared = [prepare_seed(rows[0].method, key, seed, overrides) for seed in seeds]
-            cell.experiments = list({experiment.folder: experiment for experiment in prepared}.values())
+            cell.specs = list({spec.folder: spec for spec in prepared}.values())
         except UserError as error:
             cell.missing = str(error)
         cells.append(cell)
     return cells
 
 
-def prepare_seed(method: str, key: "RunRequest", seed: int, overrides: Sequence[str]) -> "Experiment":
+def prepare_seed(method: str, key: "RunRequest", seed: int, overrides: Sequence[str]) -> "RunSpec":
     """A seed's run, in the words of `python run.py`."""
-    from vlprompt.sweep import prepare
+    from vlprompt.config.compose import read_run
 
     groups = [f"{name}={getattr(key, name)}" for name in ("protocol", "dataset", "backbone")]
-    recipe = [] if key.recipe == f"{method}_{key.protocol}" else [f"recipe={key.recipe}"]  # else the default
+    recipe = [] if key.recipe == f"{method}/{key.protocol}" else [f"recipe={key.recipe}"]  # else the default
     shots = [f"shots={key.shots}"] if key.shots else []  # 0: nothing is trained
-    return prepare([f"method={method}", *groups, *recipe, *shots, f"seed={seed}", *overrides])
+    return read_run([f"method={method}", *groups, *recipe, *shots, f"seed={seed}", *overrides])
 
 
-def check_weights(cells: Sequence[RunKey]) -> None:
+def check_weights(cells: Sequence[Cell]) -> None:
     """Load each backbone that is needed once, so that missing weights are named before the first run."""
-    from vlprompt.session import clip_at
+    from vlprompt.config.build import clip_at
 
     missing: dict[tuple[str, str], str] = {}
     for cell in cells:
-        for experiment in cell.left()[:1]:
-            model, weights = experiment.settings.backbone.model, experiment.settings.backbone.weights
+        for spec in cell.left()[:1]:
+            model, weights = spec.settings.backbone.model, spec.settings.backbone.weights
             if (model, weights) not in missing:
                 missing[model, weights] = ""
                 try:
-                    clip_at(model, weights, experiment.device)
+                    clip_at(model, weights, spec.device)
                 except UserError as error:
                     missing[model, weights] = str(error)
             cell.missing = missing[model, weights]
 
 
-def show_plan(method: str, cells: Sequence[RunKey]) -> None:
+def show_plan(method: str, cells: Sequence[Cell]) -> None:
     rows = []
     for cell in cells:
-        n, left = len(cell.experiments), len(cell.left())
+        n, left = len(cell.specs), len(cell.left())
         state = "cannot run" if cell.missing else "finished" if not left else "to run"
         rows.append({**cell.key._asdict(), "finished": f"{n - left} of {n}" if n else "", "state": state})
     show_table(f"plan of {method}: {len(cells)} cells", rows)
@@ -154,7 +154,7 @@ def show_plan(method: str, cells: Sequence[RunKey]) -> None:
         say(f"cannot run {', '.join(names)}: {reason}")
 
 
-def show_verdicts(verdicts: Sequence["Verdict"], cells: Sequence[RunKey], *, unjudged: Sequence["Published"]) -> None:
+def show_verdicts(verdicts: Sequence["Verdict"], cells: Sequence[Cell], *, unjudged: Sequence["Published"]) -> None:
     states = {cell.key: "failed" if cell.failed else "cannot run" for cell in cells if cell.failed or cell.missing}
     rows = []
     for one in verdicts:

@@ -170,27 +170,31 @@ def published_records(ours: Sequence["Record"], layout: str) -> list["Record"]:
 def cached_settings() -> Any:
     """What `published.distances` asks: the configuration that a recipe gives for a record's cell."""
 
+    from vlprompt.config import recipes
+
     @cache
     def known() -> dict[str, list[str]]:
-        from vlprompt.sweep import GROUPS, config_dir, names
+        from vlprompt.config.compose import GROUPS, names
+        from vlprompt.config.paths import config_dir
 
-        return {group: names(group, [config_dir()]) for group in (*GROUPS, "recipe")}
+        folders = [config_dir()]
+        return {group: names(group, folders) for group in GROUPS} | {"recipe": recipes.known("recipe", folders)}
 
     @cache
     def composed(*overrides: str) -> Mapping[str, Any]:
-        from vlprompt.sweep import compose
+        from vlprompt.config.compose import compose
 
         return compose(list(overrides))
 
     def settings_of(record: "Record", recipe: str) -> Mapping[str, Any] | None:
-        from vlprompt.sweep import GROUPS
+        from vlprompt.config.compose import GROUPS
 
         chosen = {group: getattr(record, group) for group in GROUPS}
         if any(name not in known()[group] for group, name in chosen.items()):
             return None
         if recipe in known()["recipe"]:
             chosen["recipe"] = recipe
-        elif recipe != f"{record.method}_{record.protocol}":  # the default of a pair may have no file
+        elif recipe != f"{record.method}/{record.protocol}":  # the default of a pair may have no file
             return None
         shots = [f"shots={record.shots}"] if record.shots else []
         return composed(*(f"{group}={name}" for group, name in chosen.items()), *shots)

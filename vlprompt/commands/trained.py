@@ -34,21 +34,16 @@ def register(commands: Any) -> None:
 
 
 def export(options: argparse.Namespace) -> int:
+    from vlprompt.config.build import restore_learner
     from vlprompt.interop.peft import write_peft
     from vlprompt.learners.lora import LoRA
 
-    learner = restored(options.run)
+    learner = restore_learner(options.run)
     if not isinstance(learner, LoRA):
         raise UserError(f"{options.run} holds a {type(learner).__name__}: only low-rank updates have a form in PEFT")
     write_peft(learner, options.folder)
     print(f"{options.folder}: adapter_config.json, adapter_model.safetensors")  # noqa: T201
     return 0
-
-
-def restored(folder: Path) -> Any:
-    from vlprompt.session import restore
-
-    return restore(folder)
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -98,18 +93,19 @@ def tested(
     folder: Path, run: "Record", name: str, values: Sequence[Any], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """A row for each value: what the run is, and its scores in percent."""
-    from vlprompt.experiment import Experiment
+    from vlprompt.config.spec import spec_of_record
     from vlprompt.results.metrics import find_metric
+    from vlprompt.run import test_again
 
-    experiment = Experiment.of_record(folder, run, device=options.device)
+    spec = spec_of_record(folder, run, device=options.device)
     metric = options.metric
     rows: list[dict[str, Any]] = []
     for value in values:
-        scores = experiment.test_again(folder, {name: value})
+        scores = test_again(spec, folder, {name: value})
         row = {
             key: getattr(run, key) for key in ("protocol", "dataset", "backbone", "method", "variant", "shots", "seed")
         }
-        row |= {"precision": experiment.precision, name: value}
+        row |= {"precision": spec.precision, name: value}
         rows.append(row | {split: find_metric(metric).factor * of_split[metric] for split, of_split in scores.items()})
     return rows
 

@@ -8,7 +8,7 @@ from typing import Any
 
 def config_hash(settings: Mapping[str, Any]) -> str:
     """sha256 of settings, the same whatever the order of keys and whether a whole number is written 1 or 1.0."""
-    return hashlib.sha256(_canonical(settings).encode()).hexdigest()
+    return hashlib.sha256(canonical(settings).encode()).hexdigest()
 
 
 def variant_of(settings: Mapping[str, Any], default_settings: Mapping[str, Any]) -> str | None:
@@ -17,12 +17,12 @@ def variant_of(settings: Mapping[str, Any], default_settings: Mapping[str, Any])
     changed = {
         key: new.get(key, "(absent)")
         for key in new.keys() | old.keys()
-        if key not in new or key not in old or _canonical(new[key]) != _canonical(old[key])
+        if key not in new or key not in old or canonical(new[key]) != canonical(old[key])
     }
     return config_hash(changed)[:8] if changed else None
 
 
-def _canonical(value: object) -> str:
+def canonical(value: object) -> str:
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {str(key): plain(inner) for key, inner in value.items()}

@@ -10,6 +10,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
     TypeAdapter,
@@ -17,13 +18,13 @@ from pydantic import (
     model_validator,
 )
 
-from vlprompt.config.fit import Fit
 from vlprompt.data.download.catalogue import About
 from vlprompt.errors import UserError, unknown
-from vlprompt.tuning.space import Space, leaves, read_dimension, value_at
 
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
+_FINITE = ConfigDict(**_STRICT, allow_inf_nan=False)
 Share = Annotated[float, Field(gt=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Bank(BaseModel):
@@ -92,11 +93,70 @@ class DataSource(BaseModel):
 
 
 class Target(BaseModel):
-    """A data set that is tested beside the one trained on."""
+    """A data set that is tested in addition to the one trained on."""
 
     model_config = _STRICT
     dataset: DataSource
     method: dict[str, Any] = {}  # what of the method's arguments is this data set's own: its template
+
+
+class Schedule(BaseModel):
+    """The learning rate over time.
+
+    `every`: the rate changes at the end of an epoch, or of a step. The cosine starts after the warm-up. Its half
+    period is the whole `training`, so that the last epoch does not reach `floor` (CoOp and its kin), or only the
+    `rest` of it (VPT).
+    """
+
+    model_config = _FINITE
+
+    shape: Literal["cosine", "constant"] = "cosine"
+    every: Literal["epoch", "step"] = "epoch"
+    warmup: Literal["none", "constant", "linear"] = "constant"
+    warmup_epochs: NonNegativeInt = 1
+    warmup_lr: NonNegativeFloat = 1e-5  # the constant warm-up's rate; the first rate of a linear one
+    period: Literal["training", "rest"] = "training"
+    floor: NonNegativeFloat = 0.0
+
+
+class Average(BaseModel):
+    """Weights of the epochs 1, 2, ... in a mean of the parameters: a Gaussian's, made to sum to one."""
+
+    model_config = _FINITE
+
+    mu: float  # the epoch that counts most
+    sigma: Annotated[float, Field(gt=0)]
+
+
+class Fit(BaseModel):
+    """Everything about fitting that a paper states. Either `epochs` or `steps`."""
+
+    model_config = _FINITE
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] | None = None  # needed unless there are no steps
+    momentum: Momentum = 0.9  # SGD only
+    betas: Annotated[tuple[Momentum, Momentum], Field(strict=False)] = (0.9, 0.999)  # Adam only
+    eps: Annotated[float, Field(gt=0)] = 1e-8  # Adam only
+    weight_decay: NonNegativeFloat = 5e-4
+    batch_size: PositiveInt = 32
+    drop_last: bool = True  # leave out the last, smaller batch of an epoch, unless it is the only one
+    epochs: NonNegativeInt | None = None  # 0: all is done before and after the steps of an optimiser
+    steps: PositiveInt | None = None
+    schedule: Schedule = Schedule()
+    average: Average | None = None  # end with this mean of the parameters over the epochs
+    keep: Literal["last", "best"] = "last"  # end with the last epoch, or the one most accurate on `select_on`
+    select_on: Literal["val", "test"] = "val"  # what the best epoch and a method's own search are chosen on
+
+    @model_validator(mode="after")
+    def _either(self) -> "Fit":
+        if (self.epochs is None) == (self.steps is None):
+            raise UserError(f"fit takes either epochs or steps, got epochs={self.epochs} and steps={self.steps}")
+        if self.lr is None and self.epochs != 0:
+            raise UserError("the setting 'fit.lr' is missing: give it a value (only fit.epochs=0 needs none)")
+        if self.average and self.keep == "best":
+            raise UserError("fit.average is a mean over all epochs, fit.keep=best one of them: choose one of the two")
+        return self
 
 
 class Settings(BaseModel):
@@ -126,23 +186,6 @@ class Settings(BaseModel):
     fit: Fit | None
     targets: dict[str, Target] = {}  # by name in the configuration; filled from `protocol.targets`
     search: dict[str, Any] = {}  # what a search for settings may vary; a run does not read it
-
-    def space(self) -> Space:
-        """The search space, checked.
-
-        Raises:
-            UserError: a wrong range, or a name that is no setting of this run.
-        """
-        space, known = {}, self.model_dump()
-        for name, node in leaves(self.search).items():
-            try:
-                value_at(known, name)
-                space[name] = read_dimension(node)
-            except KeyError:
-                raise UserError(f"search.{name} is not a setting of this run: drop it from `search`") from None
-            except ValidationError as error:
-                raise explain(error, f"search.{name}") from None
-        return space
 
 
 def read_settings(config: Mapping[str, Any]) -> Settings:
@@ -201,7 +244,7 @@ def explain(error: ValidationError, where: str = "") -> UserError:
     problems = error.errors(include_url=False)
     first = problems[0]
     path = [str(part) for part in first["loc"] if isinstance(part, int) or str(part).isidentifier()]
-    # the members of a union are complained of one by one; what they allow belongs together
+    # the members of a union are complained of one by one; what they allow is one list
     same = [p for p in problems if p["input"] is first["input"]]
     allowed = " or ".join(dict.fromkeys(_allowed(p) for p in same))
     tags = {"int", "str", "float", "bool", "NoneType", "Literal", "constrained"}

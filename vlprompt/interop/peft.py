@@ -36,7 +36,7 @@ def write_peft(learner: LoRA, folder: Path) -> None:
 
 def peft_files(learner: LoRA) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The configuration and the tensors, under PEFT's names."""
-    placed, tensors = learner.placed(), {}
+    placed, tensors = learner.updates_by_site(), {}
     for (tower, layer, site), update in placed.items():
         a, b, _ = update.in_use()
         name = f"base_model.model.{ENCODERS[tower]}.{layer}.{MODULES[site]}"

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import SiteLearner, Towers
+from vlprompt.learners.sites import SiteLearner, Towers
 from vlprompt.towers import Clip
 
 
@@ -41,7 +41,7 @@ class Adapter(SiteLearner):
 
 
 class Bottleneck(nn.Module):
-    """h + up(gelu(down(h))), behind a branch whose output is h."""
+    """h + up(gelu(down(h))), after a branch whose output is h."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()

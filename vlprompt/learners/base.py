@@ -1,7 +1,7 @@
 """What every way of adapting a frozen model is: a module whose parameters are all that is trained."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vlprompt.errors import ClassBoundError, UserError
-from vlprompt.towers import Clip, Edit, Edits, Images, ImageTower, Prompts, TextTower
+from vlprompt.towers import PLAIN, Clip, Images, Prompts, TextTower
 
-Towers = Literal["image", "text", "both"]
+Batch: TypeAlias = tuple[Images, Int[Tensor, " B"]]
+Batches: TypeAlias = Iterable[Batch]
+"""Labelled images, batch after batch; can be iterated over several times."""
 
 
 class Learner(nn.Module):
@@ -22,7 +24,7 @@ class Learner(nn.Module):
 
     Args:
         clip: the frozen model; a plain object, so no part of it is a parameter here.
-        classes: names to tell apart; underscores become spaces.
+        classes: names of the classes; underscores become spaces.
         template: text around a class name, with one `{}`.
 
     Raises:
@@ -33,13 +35,12 @@ class Learner(nn.Module):
     """What the model must have: "text" (a text tower), "vit" (an image tower with blocks to edit)."""
     mergeable: ClassVar[bool] = False
     """Whether `merged()` gives a model that does the same without the learner."""
-
-    searches: bool = False
+    uses_validation: bool = False
     """Whether `prepare` or `conclude` choose something on the validation images; the record says so."""
     augmented: ClassVar[bool] = False
-    """Whether `prepare` meets another augmented view of the training images at each pass, instead of centre crops."""
+    """Whether `prepare` sees a new augmented view of the training images in each pass, instead of centre crops."""
 
-    def __init__(self, clip: Clip, classes: Sequence[str], *, template: str = "a photo of a {}.") -> None:
+    def __init__(self, clip: Clip, classes: Sequence[str], *, template: str = PLAIN) -> None:
         super().__init__()
         if "text" in self.needs and clip.text is None:
             raise UserError(f"{type(self).__name__} needs a text tower, {clip.name} has none: choose a CLIP")
@@ -49,22 +50,40 @@ class Learner(nn.Module):
         self.classes = self.trained_classes = tuple(classes)
         self.rows: tuple[int, ...] | None = None
         self._prompts: Prompts | None = None
-        self._frozen: dict[tuple[Any, ...], Tensor] = {}
+        self._cache: dict[tuple[Any, ...], Tensor] = {}
+
+    @classmethod
+    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> "Learner | None":
+        """The method where it equals zero-shot CLIP with "a photo of a {}."; None if it never does.
+
+        `settings` are a run's; those that stand in the way are replaced. Most methods are neutral as they are built.
+        """
+        return cls(clip, classes, **settings)
 
     @property
-    def n_trained(self) -> int:
-        """How many numbers are trained; a learner that keeps fewer of them afterwards has its own answer."""
-        return sum(p.numel() for p in self.parameters())
+    def edits_image(self) -> bool:
+        """Whether it changes the image tower, so that cached features of the frozen one are not enough."""
+        return False
 
     @property
     def class_bound(self) -> bool:
         """Whether it owns one parameter per class, so that it knows no classes but those it was trained on."""
         return False
 
-    def bind(self, classes: Sequence[str], rows: Sequence[int] | None = None) -> None:
-        """Tell other classes apart with the same parameters.
+    @property
+    def closed_form(self) -> bool:
+        """Whether `prepare` fits it, without a step of an optimiser."""
+        return False
 
-        `rows[i]` is the place of class i among the classes trained on, where these are a subset of them.
+    @property
+    def n_trained(self) -> int:
+        """How many numbers are trained; a learner that keeps fewer of them afterwards overrides it."""
+        return sum(p.numel() for p in self.parameters())
+
+    def bind(self, classes: Sequence[str], rows: Sequence[int] | None = None) -> None:
+        """Classify among other classes with the same parameters.
+
+        `rows[i]` is the index of class i among the classes trained on, where these are a subset of them.
 
         Raises:
             ClassBoundError: a learner with one parameter per class is given classes that it was not trained on.
@@ -75,15 +94,19 @@ class Learner(nn.Module):
         if self.class_bound and rows is None and classes != self.trained_classes:
             raise ClassBoundError(
                 f"{type(self).__name__} owns parameters for each of its {len(self.trained_classes)} training classes "
-                f"and cannot tell {len(classes)} other ones apart: use a method or setting without class-specific "
+                f"and cannot classify {len(classes)} other ones: use a method or setting without class-specific "
                 "parameters, or a protocol that tests the training classes (few-shot)"
             )
         self.classes, self.rows = classes, rows
         self.forget()
 
     def forget(self) -> None:
-        """Let go of what is made once a bind."""
-        self._prompts, self._frozen = None, {}
+        """Drop what is computed once a bind."""
+        self._prompts, self._cache = None, {}
+
+    def select(self, x: Tensor, dim: int = 0) -> Tensor:
+        """The bound classes' entries of a tensor that has one for each training class along `dim`."""
+        return x if self.rows is None else x.index_select(dim, torch.tensor(self.rows, device=x.device))
 
     @property
     def text(self) -> TextTower:
@@ -102,25 +125,31 @@ class Learner(nn.Module):
         return self.text.prompts(self.classes, template=self.template)
 
     @torch.no_grad()
-    def frozen_classes(self, templates: Sequence[str], *, normalised: bool = True) -> Float[Tensor, "C e"]:
-        """Class features of the frozen text tower, averaged over templates (`normalised` first, or as they are).
+    def zero_shot_features(self, templates: Sequence[str], *, normalize: bool = True) -> Float[Tensor, "C e"]:
+        """Class features of the frozen text tower, averaged over templates (after they are normalised, or as they are).
 
-        Made once a bind: a teacher, or a classifier that is not trained.
+        Computed once a bind: a teacher, or a classifier that is not trained.
         """
-        key = (*templates, normalised)
-        if key not in self._frozen:
+        key = (*templates, normalize)
+        if key not in self._cache:
             texts = (self.text.prompts(self.classes, template=template) for template in templates)
             features = [self.text(prompts) for prompts in texts]
-            features = [F.normalize(f, dim=-1) for f in features] if normalised else features
-            self._frozen[key] = sum(features[1:], features[0]) / len(features)
-        return self._frozen[key]
+            features = [F.normalize(f, dim=-1) for f in features] if normalize else features
+            self._cache[key] = sum(features[1:], features[0]) / len(features)
+        return self._cache[key]
+
+    @torch.no_grad()
+    def collect_features(self, batches: Batches) -> tuple[Float[Tensor, "N e"], Int[Tensor, " N"]]:
+        """Features, at least in float32, and labels of all images."""
+        pairs = [(at_least_single(self.encode_images(images)), labels) for images, labels in batches]
+        return torch.cat([features for features, _ in pairs]), torch.cat([labels for _, labels in pairs])
 
     def encode_classes(self) -> Float[Tensor, "C e"] | None:
         """Un-normalised class features; None where they depend on the image. Here those of the frozen text tower."""
-        if () not in self._frozen:  # computed once a bind, as nothing in them is trained
+        if () not in self._cache:  # computed once a bind, as nothing in them is trained
             with torch.no_grad():
-                self._frozen[()] = self.text(self.prompts)
-        return self._frozen[()]
+                self._cache[()] = self.text(self.prompts)
+        return self._cache[()]
 
     def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
         """Un-normalised image features, whatever classes are bound."""
@@ -129,36 +158,27 @@ class Learner(nn.Module):
     def compare(
         self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C e"] | None
     ) -> Float[Tensor, "B C"]:
-        """Logits from what `encode_images` gave: cosines times the frozen scale, in float32 whatever the towers use."""
+        """Logits of what `encode_images` gives: cosines times the frozen scale, in float32 whatever the towers use."""
         assert class_features is not None
         return scaled_cosine(features, class_features, self.clip.scale)
 
     def logits(self, images: Images, class_features: Float[Tensor, "C e"] | None) -> Float[Tensor, "B C"]:
-        """Logits of images. A method for which these need more than `encode_images` gives has its own."""
+        """Logits of images. A method for which these need more than `encode_images` gives overrides it."""
         return self.compare(self.encode_images(images), class_features)
 
-    def forward(
-        self,
-        images: Images,
-        class_features: Float[Tensor, "C e"] | None,
-        *,
-        found: Float[Tensor, "B C"] | None = None,
-    ) -> Float[Tensor, "B C"]:
-        """The logits; called as a module, so that a trainer's forward hook sees those of each training step.
+    def forward(self, images: Images, class_features: Float[Tensor, "C e"] | None) -> Float[Tensor, "B C"]:
+        return self.logits(images, class_features)
 
-        `found`: the logits, where a loss has them already.
-        """
-        return self.logits(images, class_features) if found is None else found
+    def loss(self, images: Images, labels: Int[Tensor, " B"]) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
+        """Mean cross-entropy, and the logits."""
+        logits = self.logits(images, self.encode_classes())
+        return F.cross_entropy(logits, labels), logits
 
-    def loss(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-        """Mean cross-entropy."""
-        return F.cross_entropy(self(images, self.encode_classes()), labels)
-
-    def backward(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-        """Leave gradients in the parameters; -> the loss."""
-        loss = self.loss(images, labels)
+    def backward(self, images: Images, labels: Int[Tensor, " B"]) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
+        """Leave gradients in the parameters; -> the loss and the logits, detached."""
+        loss, logits = self.loss(images, labels)
         loss.backward()
-        return loss.detach()
+        return loss.detach(), logits.detach()
 
     def merged(self) -> Clip:
         """The model with the adaptation in its weights, which is as large and as fast as the frozen one.
@@ -172,20 +192,17 @@ class Learner(nn.Module):
         """Parameter groups for the optimiser; `fit` is the run's `Fit`."""
         return [{"params": list(self.parameters())}]
 
-    def prepare(self, train: Any, val: Any) -> None:
-        """Called once before fitting, with iterables of (images, labels): caches and closed-form fits.
+    def prepare(self, train: Batches, val: Batches | None) -> None:
+        """Called once before the first step: caches and closed-form fits. `augmented` says which views `train` has."""
 
-        Each can be gone through several times; `augmented` says what the training images look like then.
-        """
-
-    def conclude(self, train: Any, val: Any) -> None:
-        """Called once after fitting: a search on the validation images."""
+    def conclude(self, train: Batches, val: Batches | None) -> None:
+        """Called once after the last step: a search on the validation images."""
 
 
 def scaled_cosine(images: Float[Tensor, "B e"], classes: Float[Tensor, "C e"], scale: float) -> Float[Tensor, "B C"]:
     """Cosines times `scale`, at least in float32 even under autocast."""
     with torch.autocast(images.device.type, enabled=False):
-        return scale * unit(images) @ unit(classes).T
+        return scale * normalize(images) @ normalize(classes).T
 
 
 def at_least_single(x: Tensor) -> Tensor:
@@ -193,81 +210,9 @@ def at_least_single(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.half, torch.bfloat16) else x
 
 
-def unit(x: Float[Tensor, "*n e"]) -> Float[Tensor, "*n e"]:
+def normalize(x: Float[Tensor, "*n e"]) -> Float[Tensor, "*n e"]:
     """Features of length one, at least in float32."""
     return F.normalize(at_least_single(x), dim=-1)
-
-
-class ContextLearner(Learner):
-    """A learner of a context [n, d] in front of the class names.
-
-    `ctx_init` starts it from the embeddings of a phrase's first `n_context` tokens, whose rest stays as fixed words;
-    otherwise it starts from N(0, 0.02^2).
-    """
-
-    def __init__(self, clip: Clip, classes: Sequence[str], *, n_context: int, ctx_init: str) -> None:
-        super().__init__(clip, classes)
-        n_words = len(ctx_init.replace("_", " ").split())
-        if n_context < 1:
-            raise UserError(f"method.n_context is {n_context}: at least 1 is needed")
-        if ctx_init and n_context > n_words:
-            raise UserError(
-                f"method.ctx_init='{ctx_init}' has {n_words} words for n_context={n_context} tokens: "
-                f"use method.n_context={n_words} or fewer, or a longer phrase"
-            )
-        self.ctx_init, self.n_context = " ".join(ctx_init.replace("_", " ").split()), n_context
-        if ctx_init:
-            context = self.text.embed_phrase(ctx_init)[:n_context].float().clone()
-        else:
-            context = torch.randn(n_context, self.text.width) * 0.02
-        self.context = nn.Parameter(context)
-
-    def make_prompts(self) -> Prompts:
-        if self.ctx_init:
-            return self.text.prompts(self.classes, template=self.ctx_init + " {}.")
-        return self.text.prompts(self.classes, n_context=self.n_context)
-
-
-class BlockLearner(Learner):
-    """A learner that edits every block of one tower or of both, and leaves the text as it is.
-
-    `towers` holds the edited ones by name, "image" and "text".
-    """
-
-    def __init__(self, clip: Clip, classes: Sequence[str], *, template: str, towers: Towers) -> None:
-        super().__init__(clip, classes, template=template)
-        self.towers: dict[str, ImageTower | TextTower] = {}
-        if towers != "text":
-            clip.image.require_blocks()
-            self.towers["image"] = clip.image
-        if towers != "image":
-            self.towers["text"] = self.text
-
-    def edits(self, tower: str) -> Edits:
-        """The edits of one tower; none where it is not edited."""
-        raise NotImplementedError
-
-    def encode_classes(self) -> Float[Tensor, "C e"] | None:
-        edits = self.edits("text")
-        return self.text(self.prompts, edits) if edits else super().encode_classes()
-
-    def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
-        return self.clip.image(images, self.edits("image"))
-
-
-class SiteLearner(BlockLearner):
-    """A block learner with one module for each of some edit sites of each block, in `layers[tower][layer][site]`."""
-
-    def fill(self, make: Callable[[ImageTower | TextTower, int], Mapping[str, nn.Module]]) -> None:
-        """Make the modules: `make(tower, layer)` gives those of one block by site."""
-        self.layers = nn.ModuleDict()
-        for name, tower in self.towers.items():
-            blocks = (nn.ModuleDict(dict(make(tower, layer))) for layer in range(tower.depth))
-            self.layers[name] = nn.ModuleList(blocks)
-
-    def edits(self, tower: str) -> Edits:
-        layers: Any = self.layers[tower] if tower in self.towers else ()
-        return {layer: Edit(**dict(sites.items())) for layer, sites in enumerate(layers)}
 
 
 def check_depth(setting: str, depth: int, blocks: int) -> None:

@@ -38,7 +38,7 @@ class CLIPAdapter(Learner):
         self.adapter = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU())
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
-        return self.frozen_classes([self.template], normalised=False)
+        return self.zero_shot_features([self.template], normalize=False)
 
     def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
         features = self.clip.image(images)

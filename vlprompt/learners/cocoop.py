@@ -2,13 +2,15 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vlprompt.learners.base import ContextLearner, scaled_cosine
+from vlprompt.learners.base import Learner, scaled_cosine
+from vlprompt.learners.context import ContextLearner
 from vlprompt.towers import Clip
 
 PROMPTS_AT_ONCE = 4096  # images x classes in one pass of the text tower, where no gradients are kept
@@ -38,6 +40,14 @@ class CoCoOp(ContextLearner):
         embed_dim, hidden = clip.image.embed_dim, clip.image.embed_dim // reduction
         layers = [nn.Linear(embed_dim, hidden), nn.ReLU(), nn.Linear(hidden, self.text.width)]
         self.meta_net = nn.Sequential(OrderedDict(zip(("linear1", "relu", "linear2"), layers, strict=True)))
+
+    @classmethod
+    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> Learner | None:
+        """The words of the template, not shifted: the network's output is zero."""
+        learner: Any = super().neutral(clip, classes, **settings)
+        for p in learner.meta_net.linear2.parameters():
+            nn.init.zeros_(p)
+        return learner
 
     def encode_classes(self) -> None:
         """They depend on the image."""

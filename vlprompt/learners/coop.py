@@ -1,13 +1,15 @@
 """CoOp: a learned context in front of, around or behind the class name."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import ContextLearner
+from vlprompt.learners.base import Learner
+from vlprompt.learners.context import ContextLearner
 from vlprompt.towers import Clip, Position
 
 
@@ -42,6 +44,11 @@ class CoOp(ContextLearner):
             context = torch.randn(len(self.classes), n_context, self.text.width) * 0.02
             self.context = nn.Parameter(context)  # [C, n, d]
 
+    @classmethod
+    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> Learner | None:
+        settings = {name: value for name, value in settings.items() if name not in ("class_specific", "position")}
+        return super().neutral(clip, classes, **settings)
+
     @property
     def class_bound(self) -> bool:
         return self.class_specific
@@ -49,5 +56,4 @@ class CoOp(ContextLearner):
     def encode_classes(self) -> Float[Tensor, "C e"]:
         if not self.class_specific:
             return self.text(self.prompts.with_context(self.context, self.position))
-        context = self.context if self.rows is None else self.context[list(self.rows)]
-        return self.text(self.prompts.with_class_context(context, self.position))
+        return self.text(self.prompts.with_class_context(self.select(self.context), self.position))

@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Towers
 from vlprompt.learners.lora import LoRA, LowRank
+from vlprompt.learners.sites import Towers
 from vlprompt.towers import Clip, Images
 
 
@@ -89,7 +89,7 @@ class DyLoRA(LoRA):
         self._activate(self.rank if mode else self.test_rank)
         return self
 
-    def loss(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+    def loss(self, images: Images, labels: Int[Tensor, " B"]) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         """Cross-entropy at a rank that is drawn anew while training."""
         if self.training:
             self._activate(int(torch.randint(self.min_rank, self.rank + 1, ())))

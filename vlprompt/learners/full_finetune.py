@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from vlprompt.learners.base import Towers
+from vlprompt.learners.sites import Towers
 from vlprompt.learners.weights import WeightLearner
 from vlprompt.towers import Clip
 
@@ -30,18 +30,18 @@ class FullFinetune(WeightLearner):
         for tower in self.towers:
             for name, tensor in clip.tensors(tower).items():
                 if self.trains(name):
-                    place(self.weights, name, nn.Parameter(tensor.detach().clone()))
+                    register(self.weights, name, nn.Parameter(tensor.detach().clone()))
 
     def trains(self, name: str) -> bool:
         """Whether a weight of the model is trained."""
         return True
 
     def changed(self, tower: Literal["image", "text"]) -> Mapping[str, Tensor]:
-        own = self.clip.tensors(tower)
-        return {name: p for name, p in self.weights.named_parameters() if name in own}
+        names = self.clip.tensors(tower)
+        return {name: p for name, p in self.weights.named_parameters() if name in names}
 
 
-def place(root: nn.Module, name: str, parameter: nn.Parameter) -> None:
+def register(root: nn.Module, name: str, parameter: nn.Parameter) -> None:
     """Register a parameter under a dotted name, with modules on the way as they are needed."""
     *path, last = name.split(".")
     for part in path:

@@ -81,9 +81,9 @@ class HardPrompts(Learner):
         return " ".join(words)
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
-        if () not in self._frozen:
-            self._frozen[()] = self._encode(self.texts())
-        return self._frozen[()]
+        if () not in self._cache:
+            self._cache[()] = self._encode(self.texts())
+        return self._cache[()]
 
     @torch.no_grad()
     def _encode(self, texts: list[list[str]]) -> Float[Tensor, "C e"]:
@@ -105,14 +105,14 @@ def read_descriptions(path: Path) -> dict[str, list[str]]:
         UserError: no such file, no JSON, or another form.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"method.descriptions={path} cannot be read: {error}") from None
     form = f'method.descriptions={path} has another form than {{"class name": ["a text", ...]}}'
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise UserError(f"{form}: it holds no names")
-    texts = {spelt(name): [kept] if isinstance(kept, str) else kept for name, kept in found.items()}
-    for name, kept in texts.items():
-        if not isinstance(kept, list) or not kept or not all(isinstance(text, str) and text.strip() for text in kept):
+    texts = {spelt(name): [of_class] if isinstance(of_class, str) else of_class for name, of_class in content.items()}
+    for name, of_class in texts.items():
+        if not (isinstance(of_class, list) and of_class and all(isinstance(t, str) and t.strip() for t in of_class)):
             raise UserError(f"{form}: see '{name}'")
-    return {name: [" ".join(text.split()) for text in kept] for name, kept in texts.items()}
+    return {name: [" ".join(text.split()) for text in of_class] for name, of_class in texts.items()}

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Towers
+from vlprompt.learners.sites import Towers
 from vlprompt.learners.weights import WeightLearner
 from vlprompt.towers import Clip
 
@@ -60,9 +60,9 @@ class IntrinsicDimension(WeightLearner):
         return {name: t for name, t in self.clip.tensors(tower).items() if "token_embedding" not in name}
 
     def changed(self, tower: Literal["image", "text"]) -> Mapping[str, Tensor]:
-        own = self.frozen(tower)
-        moves = self.projections[tower](self.theta).split([t.numel() for t in own.values()])
-        return {name: t + move.view(t.shape).to(t.dtype) for (name, t), move in zip(own.items(), moves, strict=True)}
+        frozen = self.frozen(tower)
+        moves = self.projections[tower](self.theta).split([t.numel() for t in frozen.values()])
+        return {name: t + move.view(t.shape).to(t.dtype) for (name, t), move in zip(frozen.items(), moves, strict=True)}
 
     def param_groups(self, fit: Any) -> list[dict[str, Any]]:
         return [{"params": [self.theta], "lr": fit.lr / math.sqrt(len(self.theta))}]

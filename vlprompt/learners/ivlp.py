@@ -1,13 +1,15 @@
 """Independent prompts in both towers, or in the text tower alone."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import ContextLearner, check_depth
+from vlprompt.learners.base import Learner, check_depth
+from vlprompt.learners.context import ContextLearner
 from vlprompt.towers import Clip, Edit, Images
 
 
@@ -47,6 +49,15 @@ class IVLP(ContextLearner):
                     f"method.n_tokens is {n_tokens}: at least 1 is needed; image_depth=0 leaves images alone"
                 )
         self.image_tokens = nn.ParameterList(torch.randn(n_tokens, clip.image.width) * 0.02 for _ in range(image_depth))
+
+    @classmethod
+    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> Learner | None:
+        """The first text layer holds the template's words, and no other layer has tokens."""
+        return super().neutral(clip, classes, **settings | {"depth": 1, "image_depth": 0})
+
+    @property
+    def edits_image(self) -> bool:
+        return len(self.image_tokens) > 0
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
         edits = {layer: Edit(tokens=tokens) for layer, tokens in enumerate(self.deep, start=1)}

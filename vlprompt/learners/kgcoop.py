@@ -35,11 +35,12 @@ class KgCoOp(CoOp):
         super().__init__(clip, classes, n_context=n_context, ctx_init=ctx_init)
         self.template, self.weight = template, weight
 
-    def loss(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+    def loss(self, images: Images, labels: Int[Tensor, " B"]) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         classes = self.encode_classes()
-        return F.cross_entropy(self(images, classes), labels) + self.weight * self.distance(classes)
+        logits = self.logits(images, classes)
+        return F.cross_entropy(logits, labels) + self.weight * self.distance(classes), logits
 
     def distance(self, classes: Float[Tensor, "C e"]) -> Float[Tensor, ""]:
         """1 - mean cosine between class features and the frozen ones."""
-        frozen = self.frozen_classes([self.template])
+        frozen = self.zero_shot_features([self.template])
         return 1 - F.cosine_similarity(at_least_single(classes), at_least_single(frozen), eps=1e-7).mean()

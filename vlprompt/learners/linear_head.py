@@ -18,14 +18,15 @@ class LinearHead(Learner):
     """
 
     needs = frozenset()
+    class_bound = True
 
     def __init__(self, clip: Clip, classes: Sequence[str]) -> None:
         super().__init__(clip, classes)
         self.head = make_head(clip.image.embed_dim, len(self.classes))
 
-    @property
-    def class_bound(self) -> bool:
-        return True
+    @classmethod
+    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> None:
+        """Nowhere: its head knows no names."""
 
     def encode_classes(self) -> None:
         """The head holds them."""
@@ -33,8 +34,7 @@ class LinearHead(Learner):
     def compare(
         self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C e"] | None
     ) -> Float[Tensor, "B C"]:
-        logits = self.head(features).to(self.head.weight.dtype)
-        return logits if self.rows is None else logits[:, list(self.rows)]
+        return self.select(self.head(features).to(self.head.weight.dtype), 1)
 
     def param_groups(self, fit: Any) -> list[dict[str, Any]]:
         return without_decay_on_bias(self)

@@ -1,20 +1,20 @@
 """Linear probing in closed form: a logistic regression on frozen features."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor, nn
+from torch import nn
 
 from vlprompt.errors import UserError
+from vlprompt.learners.base import Batches
 from vlprompt.learners.linear_head import LinearHead
-from vlprompt.towers import Clip, Images
+from vlprompt.towers import Clip
 
 COARSE = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
 
@@ -33,7 +33,8 @@ class LinearProbe(LinearHead):
     ICML 2021, https://arxiv.org/abs/2103.00020, appendix A.
     """
 
-    searches = True
+    uses_validation = True
+    closed_form = True
 
     def __init__(self, clip: Clip, classes: Sequence[str], *, n_steps: int = 8, max_iter: int = 1000) -> None:
         super().__init__(clip, classes)
@@ -45,7 +46,7 @@ class LinearProbe(LinearHead):
             nn.init.zeros_(p)
 
     @torch.no_grad()
-    def prepare(self, train: Any, val: Any) -> None:
+    def prepare(self, train: Batches, val: Batches | None) -> None:
         """Fit the head.
 
         Raises:
@@ -53,22 +54,19 @@ class LinearProbe(LinearHead):
         """
         if val is None:
             raise UserError("linear_probe chooses C on validation images and this data set has none: use linear_head")
-        seen = self._features(train)
+        seen = self._read(train)
         if len(lacking := set(range(len(self.classes))) - set(seen[1].tolist())):
             raise UserError(f"linear_probe needs an image of each class, '{self.classes[min(lacking)]}' has none")
-        self.c, model = search_c(seen, self._features(val), n_steps=self.n_steps, max_iter=self.max_iter)
+        self.c, model = search_c(seen, self._read(val), n_steps=self.n_steps, max_iter=self.max_iter)
         weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
         if len(self.classes) == 2:  # scikit-learn has one row, for the second class
             weight, bias = (torch.cat([torch.zeros_like(t), t]) for t in (weight, bias))
         self.head.weight.copy_(weight)
         self.head.bias.copy_(bias)
 
-    def _features(self, batches: Iterable[tuple[Images, Tensor]]) -> tuple[np.ndarray, np.ndarray]:
-        found = [
-            (self.encode_images(images).double().cpu().numpy(), labels.cpu().numpy()) for images, labels in batches
-        ]
-        features, labels = zip(*found, strict=True)
-        return np.concatenate(features), np.concatenate(labels)
+    def _read(self, batches: Batches) -> tuple[np.ndarray, np.ndarray]:
+        features, labels = self.collect_features(batches)
+        return features.double().cpu().numpy(), labels.cpu().numpy()
 
 
 def search_c(

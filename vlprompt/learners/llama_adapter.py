@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import BlockLearner, Towers, check_depth
+from vlprompt.learners.base import check_depth
+from vlprompt.learners.sites import BlockLearner, Towers
 from vlprompt.towers import Clip, Edit, Edits, ImageTower, Prefix, TextTower
 
 

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import SiteLearner, Towers
+from vlprompt.learners.sites import SiteLearner, Towers
 from vlprompt.towers import Clip, ImageTower, TextTower
 
-SITES = ("q", "k", "v", "o", "fc1", "fc2")
+MAPS = ("q", "k", "v", "o", "fc1", "fc2")
 
 
 class LowRank(nn.Module):
@@ -70,8 +70,8 @@ class LoRA(SiteLearner):
     ) -> None:
         super().__init__(clip, classes, template=template, towers=towers)
         sites = ["q", "k", "v"] if sites is None else list(sites)
-        if not sites or not set(sites) <= set(SITES):
-            raise UserError(f"method.sites is {sites}, allowed are one or more of {', '.join(SITES)}")
+        if not sites or not set(sites) <= set(MAPS):
+            raise UserError(f"method.sites is {sites}, allowed are one or more of {', '.join(MAPS)}")
         if rank < 1 or not 0 <= dropout < 1:
             raise UserError(f"method.rank={rank}, dropout={dropout}: allowed are at least 1, and 0 to below 1")
         factor = alpha / (rank if scaling == "alpha/r" else math.sqrt(rank))
@@ -82,16 +82,16 @@ class LoRA(SiteLearner):
 
         self.fill(make)
 
-    def placed(self) -> dict[tuple[str, int, str], LowRank]:
+    def updates_by_site(self) -> dict[tuple[str, int, str], LowRank]:
         """The updates by tower, layer and site."""
         return {
             (tower, layer, site): update
             for tower in self.towers
             for layer, edit in self.edits(tower).items()
-            for site in SITES
+            for site in MAPS
             if isinstance(update := getattr(edit, site), LowRank)
         }
 
     def merged(self) -> Clip:
         """The model with the updates added to its weights: the same function without any edit."""
-        return self.clip.merge({place: update.matrix() for place, update in self.placed().items()})
+        return self.clip.merge({site: update.matrix() for site, update in self.updates_by_site().items()})

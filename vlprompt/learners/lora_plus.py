@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Towers
 from vlprompt.learners.lora import LoRA
+from vlprompt.learners.sites import Towers
 from vlprompt.towers import Clip
 
 

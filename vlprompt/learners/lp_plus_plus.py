@@ -1,7 +1,6 @@
 """LP++: a linear probe that mixes in the class names, fitted without a learning rate."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Learner, at_least_single, unit
+from vlprompt.learners.base import Batches, Learner, at_least_single, normalize
 from vlprompt.towers import PLAIN, Clip, expand_templates
 
 
@@ -29,6 +28,8 @@ class LPPlusPlus(Learner):
     """
 
     augmented = True
+    class_bound = True
+    closed_form = True
 
     def __init__(
         self,
@@ -48,27 +49,24 @@ class LPPlusPlus(Learner):
         self.weight = nn.Parameter(torch.zeros(len(self.classes), clip.image.embed_dim))
         self.alpha = nn.Parameter(torch.full((len(self.classes),), clip.scale))
 
-    @property
-    def class_bound(self) -> bool:
-        return True
-
     def encode_classes(self) -> Float[Tensor, "C e"]:
         """w + alpha t, whose length counts."""
-        texts, rows = unit(self.frozen_classes(self.templates)), list(self.rows or range(len(self.weight)))
-        return self.weight[rows] + self.alpha[rows, None] * texts
+        texts = normalize(self.zero_shot_features(self.templates))
+        return self.select(self.weight) + self.select(self.alpha)[:, None] * texts
 
     def compare(
         self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C e"] | None
     ) -> Float[Tensor, "B C"]:
         assert class_features is not None
         with torch.autocast(class_features.device.type, enabled=False):
-            return unit(features) @ at_least_single(class_features).T
+            return normalize(features) @ at_least_single(class_features).T
 
     @torch.no_grad()
-    def prepare(self, train: Any, val: Any) -> None:
-        found = [(unit(self.encode_images(x)), y) for _ in range(self.n_views) for x, y in train]
-        features, labels = torch.cat([f for f, _ in found]), torch.cat([y for _, y in found])
-        texts = unit(self.frozen_classes(self.templates))
+    def prepare(self, train: Batches, val: Batches | None) -> None:
+        passes = [self.collect_features(train) for _ in range(self.n_views)]
+        features = normalize(torch.cat([features for features, _ in passes]))
+        labels = torch.cat([labels for _, labels in passes])
+        texts = normalize(self.zero_shot_features(self.templates))
         wanted = F.one_hot(labels, len(self.weight)).to(features.dtype)
         self.weight.copy_(wanted.T @ features / wanted.sum(0).clamp(min=1)[:, None])
         self.alpha.fill_(self.start * float((features * texts[labels]).sum(-1).mean()))

@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vlprompt.learners.base import ContextLearner, check_depth
+from vlprompt.learners.base import check_depth
+from vlprompt.learners.context import ContextLearner
 from vlprompt.towers import Clip, Edit, Images
 
 
@@ -24,6 +26,7 @@ class MaPLe(ContextLearner):
     """
 
     needs = frozenset({"text", "vit"})
+    edits_image = True
 
     def __init__(
         self,
@@ -41,6 +44,10 @@ class MaPLe(ContextLearner):
         later = nn.Linear(d_text, d_image)  # the couplings of later layers start alike, as in the original
         copies = (copy.deepcopy(later) for _ in range(depth - 1))
         self.coupling = nn.ModuleList([nn.Linear(d_text, d_image), *copies])
+
+    @classmethod
+    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> None:
+        """Nowhere: its tokens are attended to whatever they hold."""
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
         edits = {layer: Edit(tokens=tokens) for layer, tokens in enumerate(self.deep, start=1)}

@@ -32,6 +32,7 @@ class MMRL(Learner):
     """
 
     needs = frozenset({"text", "vit"})
+    edits_image = True
 
     def __init__(
         self,
@@ -61,12 +62,21 @@ class MMRL(Learner):
             tower: nn.ModuleList(nn.Linear(space, width) for _ in range(first_layer, depth))
             for tower, width in widths.items()
         })  # fmt: skip
-        self.projection = nn.Parameter(clip.image.require_projection().float().clone())  # [d, e]
+        if clip.image.projection is None:
+            raise UserError(
+                "MMRL reads its tokens by the matrix that reads the class token, which this image tower does not have: "
+                "choose one of OpenAI's ViTs (backbone=vit_b16)"
+            )
+        self.projection = nn.Parameter(clip.image.projection.float().clone())  # [d, e]
+
+    @classmethod
+    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> None:
+        """Nowhere: its tokens are attended to whatever they hold."""
 
     def edits(self, tower: str) -> Edits:
         maps: Any = self.maps[tower]
         tokens = (at_least_single(project(self.tokens)) for project in maps)
-        return {layer: Edit(tokens=own) for layer, own in enumerate(tokens, start=self.first_layer)}
+        return {layer: Edit(tokens=written) for layer, written in enumerate(tokens, start=self.first_layer)}
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
         return self.text(self.prompts, self.edits("text"))
@@ -77,8 +87,10 @@ class MMRL(Learner):
 
     def encode_both(self, images: Images) -> tuple[Float[Tensor, "B e"], Float[Tensor, "B e"]]:
         """The class token's feature and that of the representation tokens."""
-        features, tokens = self.clip.image.with_tokens(images, self.edits("image"))
-        return features, tokens.mean(1) @ self.projection.to(tokens.dtype)
+        tower, n = self.clip.image, len(self.tokens)
+        table = tower.tokens(images, self.edits("image"))
+        tokens = tower.norm_out(table[:, tower.n_prefix_tokens : tower.n_prefix_tokens + n])
+        return tower.project(table, n), tokens.mean(1) @ self.projection.to(tokens.dtype)
 
     def logits(self, images: Images, class_features: Float[Tensor, "C e"] | None) -> Float[Tensor, "B C"]:
         assert class_features is not None
@@ -90,13 +102,12 @@ class MMRL(Learner):
     def mix(self, by_class: Tensor, by_tokens: Tensor) -> Tensor:
         return self.alpha * by_class + (1 - self.alpha) * by_tokens
 
-    def loss(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+    def loss(self, images: Images, labels: Int[Tensor, " B"]) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         features, classes = self.encode_both(images), self.encode_classes()
         by_class, by_tokens = (scaled_cosine(f, classes, self.clip.scale) for f in features)
-        self(images, classes, found=self.mix(by_class, by_tokens))
         with torch.no_grad():
             frozen = self.clip.image(images)
-        pairs = ((features[0], frozen), (classes, self.frozen_classes([self.template])))
+        pairs = ((features[0], frozen), (classes, self.zero_shot_features([self.template])))
         near = [F.cosine_similarity(at_least_single(a), at_least_single(b)).mean() for a, b in pairs]
         mixed = self.mix(F.cross_entropy(by_class, labels), F.cross_entropy(by_tokens, labels))
-        return mixed + self.weight * sum(1 - cosine for cosine in near)
+        return mixed + self.weight * sum(1 - cosine for cosine in near), self.mix(by_class, by_tokens)

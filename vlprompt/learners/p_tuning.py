@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import BlockLearner, Towers
+from vlprompt.learners.base import Batches, Learner
+from vlprompt.learners.sites import BlockLearner, Towers
 from vlprompt.towers import Clip, Edit, Images, Prompts
 
 Encoder = Literal["none", "mlp", "lstm"]
@@ -56,6 +57,12 @@ class PTuning(BlockLearner):
             self.tokens[name] = VirtualTokens(start, make_encoder(encoder, tower.width, hidden))
         self._n_trained: int | None = None  # once the encoders are gone
 
+    @classmethod
+    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> Learner | None:
+        """The tokens are the template's own words."""
+        words = {"towers": "text", "ctx_init": "a photo of a", "encoder": "none"}
+        return super().neutral(clip, classes, **settings | words)
+
     @property
     def n_trained(self) -> int:
         return super().n_trained if self._n_trained is None else self._n_trained
@@ -69,7 +76,7 @@ class PTuning(BlockLearner):
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
         if "text" not in self.towers:
-            return self.frozen_classes([self.template], normalised=False)
+            return self.zero_shot_features([self.template], normalize=False)
         return self.text(self.prompts.with_context(self.tokens["text"]()))
 
     def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
@@ -77,7 +84,7 @@ class PTuning(BlockLearner):
             return self.clip.image(images)
         return self.clip.image(images, {0: Edit(tokens=self.tokens["image"]())})
 
-    def conclude(self, train: Any, val: Any) -> None:
+    def conclude(self, train: Batches, val: Batches | None) -> None:
         self.drop_encoders()
 
     def drop_encoders(self) -> None:

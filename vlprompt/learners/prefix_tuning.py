@@ -1,13 +1,14 @@
 """Prefix tuning: learned keys and values that every token attends to."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import BlockLearner, Towers
+from vlprompt.learners.sites import BlockLearner, Towers
 from vlprompt.towers import Clip, Edit, Edits, ImageTower, Prefix, TextTower
 
 
@@ -42,6 +43,10 @@ class PrefixTuning(BlockLearner):
             raise UserError(f"method.n_tokens={n_tokens}, hidden={hidden}, std={std}: all have to be positive")
         kind = Reparameterised if reparameterise else Direct
         self.prefixes = nn.ModuleDict({name: kind(t, n_tokens, hidden, std) for name, t in self.towers.items()})
+
+    @classmethod
+    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> None:
+        """Nowhere: its keys are attended to whatever they hold."""
 
     def edits(self, tower: str) -> Edits:
         if tower not in self.towers:

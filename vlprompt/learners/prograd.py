@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vlprompt.learners.base import scaled_cosine
+from vlprompt.learners.base import Learner, scaled_cosine
 from vlprompt.learners.coop import CoOp
 from vlprompt.towers import PLAIN, Clip, Images, Position
 
@@ -44,25 +44,30 @@ class ProGrad(CoOp):
         words = self.text.embed_phrase(template.partition("{}")[0].strip())[-n_context:].float()
         self.context = nn.Parameter(F.pad(words, (0, 0, n_context - len(words), 0)))
 
-    def backward(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+    @classmethod
+    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> Learner | None:
+        """It starts from the template's words, which have to fill the context."""
+        return cls(clip, classes, **settings | {"n_context": 4, "position": "end"})
+
+    def backward(self, images: Images, labels: Int[Tensor, " B"]) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         features, classes = self.encode_images(images), self.encode_classes()
-        logits = self(images, classes, found=scaled_cosine(features, classes, self.clip.scale))
+        logits = self.compare(features, classes)
         domain, general = F.cross_entropy(logits, labels), self.divergence(logits, features)
         parameters = list(self.parameters())
         towards = torch.autograd.grad(general, parameters, retain_graph=True)
         for p, g, known in zip(parameters, torch.autograd.grad(domain, parameters), towards, strict=True):
             p.grad = align(g, known, self.strength)
-        return domain.detach()
+        return domain.detach(), logits.detach()
 
     def divergence(self, logits: Float[Tensor, "B C"], features: Float[Tensor, "B e"]) -> Float[Tensor, ""]:
         """Cross-entropy from the zero-shot predictions, whose gradient is that of the Kullback-Leibler divergence."""
-        frozen = scaled_cosine(features, self.frozen_classes([self.template]), self.clip.scale)
-        expected, found = (frozen / self.temperature).softmax(-1), (logits / self.temperature).log_softmax(-1)
-        return -(expected * found).sum(-1).mean() * self.temperature**2
+        frozen = scaled_cosine(features, self.zero_shot_features([self.template]), self.clip.scale)
+        expected, ours = (frozen / self.temperature).softmax(-1), (logits / self.temperature).log_softmax(-1)
+        return -(expected * ours).sum(-1).mean() * self.temperature**2
 
 
 def align(g: Float[Tensor, "*n"], known: Float[Tensor, "*n"], strength: float) -> Float[Tensor, "*n"]:
     """A gradient without (`strength` of) its part against a known direction."""
-    unit = known / known.norm()
-    along: Any = (g * unit).sum()
-    return torch.where(along < 0, g - strength * along * unit, g)
+    direction = known / known.norm()
+    along: Any = (g * direction).sum()
+    return torch.where(along < 0, g - strength * along * direction, g)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vlprompt.learners.base import scaled_cosine, unit
+from vlprompt.learners.base import normalize, scaled_cosine
 from vlprompt.learners.ivlp import IVLP
 from vlprompt.towers import Clip, Images, expand_templates
 
@@ -47,16 +47,17 @@ class PromptSRC(IVLP):
         self.templates = expand_templates(templates)
         self.text_weight, self.image_weight, self.logit_weight = text_weight, image_weight, logit_weight
 
-    def loss(self, images: Images, labels: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+    def loss(self, images: Images, labels: Int[Tensor, " B"]) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         features, classes = self.encode_images(images), self.encode_classes()
-        logits = self(images, classes, found=scaled_cosine(features, classes, self.clip.scale))
+        logits = self.compare(features, classes)
         with torch.no_grad():
-            frozen, frozen_classes = self.clip.image(images), self.frozen_classes(self.templates, normalised=False)
+            frozen, frozen_classes = self.clip.image(images), self.zero_shot_features(self.templates, normalize=False)
             expected = scaled_cosine(frozen, frozen_classes, self.clip.scale).log_softmax(-1)
         divergence = F.kl_div(logits.log_softmax(-1), expected, reduction="sum", log_target=True) / logits.numel()
-        return (
+        loss = (
             F.cross_entropy(logits, labels)
-            + self.text_weight * F.l1_loss(unit(classes), unit(frozen_classes))
-            + self.image_weight * F.l1_loss(unit(features), unit(frozen))
+            + self.text_weight * F.l1_loss(normalize(classes), normalize(frozen_classes))
+            + self.image_weight * F.l1_loss(normalize(features), normalize(frozen))
             + self.logit_weight * divergence
         )
+        return loss, logits

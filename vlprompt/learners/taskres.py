@@ -23,6 +23,8 @@ class TaskRes(Learner):
     Differs: underscores in class names become spaces.
     """
 
+    class_bound = True
+
     def __init__(
         self,
         clip: Clip,
@@ -35,10 +37,5 @@ class TaskRes(Learner):
         self.templates, self.scale = expand_templates(templates), scale
         self.residual = nn.Parameter(torch.zeros(len(self.classes), clip.image.embed_dim))
 
-    @property
-    def class_bound(self) -> bool:
-        return True
-
     def encode_classes(self) -> Float[Tensor, "C e"]:
-        residual = self.residual if self.rows is None else self.residual[list(self.rows)]
-        return self.frozen_classes(self.templates, normalised=False) + self.scale * residual
+        return self.zero_shot_features(self.templates, normalize=False) + self.scale * self.select(self.residual)

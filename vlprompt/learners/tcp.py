@@ -1,12 +1,13 @@
 """TCP: class-aware tokens, made of the frozen class features, in a later layer of the text tower."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import at_least_single, check_depth, unit
+from vlprompt.learners.base import Learner, at_least_single, check_depth, normalize
 from vlprompt.learners.kgcoop import KgCoOp
 from vlprompt.towers import PLAIN, Clip, Edit
 
@@ -47,10 +48,14 @@ class TCP(KgCoOp):
         n_in, n_out = self.text.embed_dim, self.n_context * self.text.width
         self.down, self.up = nn.Linear(n_in, n_in // reduction), nn.Linear(n_in // reduction, n_out)
 
+    @classmethod
+    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> Learner | None:
+        return super().neutral(clip, classes, **settings | {"layer": None})
+
     def encode_classes(self) -> Float[Tensor, "C e"]:
         if self.layer is None:
             return super().encode_classes()
-        hidden = self.down(unit(self.frozen_classes([self.template])))
+        hidden = self.down(normalize(self.zero_shot_features([self.template])))
         tokens = self.up(hidden * (1.702 * hidden).sigmoid())  # CLIP's QuickGELU
         tokens = at_least_single(tokens).unflatten(-1, (self.n_context, -1))  # [C, n, d]
         return self.text(self.prompts.with_context(self.context), {self.layer: Edit(tokens=tokens[None])})

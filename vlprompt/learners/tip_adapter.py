@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Learner, at_least_single, scaled_cosine, unit
+from vlprompt.learners.base import Batches, Learner, normalize, scaled_cosine
 from vlprompt.towers import PLAIN, Clip, expand_templates
 
 
@@ -32,6 +32,7 @@ class TipAdapter(Learner):
     """
 
     augmented = True
+    class_bound = True
     keys: Tensor  # [N, e]
     labels: Tensor  # [N]
     alpha: Tensor
@@ -58,16 +59,16 @@ class TipAdapter(Learner):
                 f"method.n_views={n_views}, search_scale={search_scale}, search_steps={search_steps}: allowed are at "
                 "least 1, and two numbers each, of beta and of alpha"
             )
-        self.searches = bool(search_scale)
+        self.uses_validation = bool(search_scale)
         self.register_buffer("alpha", torch.tensor(alpha))
         self.register_buffer("beta", torch.tensor(beta))
-        self._keep(torch.empty(0, clip.image.embed_dim), torch.empty(0, dtype=torch.long))
+        self._set_cache(torch.empty(0, clip.image.embed_dim), torch.empty(0, dtype=torch.long))
 
     @property
-    def class_bound(self) -> bool:
-        return True
+    def closed_form(self) -> bool:
+        return not self.finetune
 
-    def _keep(self, keys: Float[Tensor, "N e"], labels: Tensor) -> None:
+    def _set_cache(self, keys: Float[Tensor, "N e"], labels: Tensor) -> None:
         self.register_buffer("labels", labels)
         if self.finetune:
             self.keys = nn.Parameter(keys)
@@ -78,22 +79,17 @@ class TipAdapter(Learner):
         """A cache is as long as the images were many."""
         keys, labels = (state.get(prefix + name) for name in ("keys", "labels"))
         if keys is not None and labels is not None and keys.shape == (len(labels), self.clip.image.embed_dim):
-            self._keep(keys.to(self.keys, copy=True), labels.to(self.labels, copy=True))
+            self._set_cache(keys.to(self.keys, copy=True), labels.to(self.labels, copy=True))
         super()._load_from_state_dict(state, prefix, *args)
 
     @torch.no_grad()
-    def prepare(self, train: Any, val: Any) -> None:
-        passes = [self._read(train) for _ in range(self.n_views)]
+    def prepare(self, train: Batches, val: Batches | None) -> None:
+        passes = [self.collect_features(train) for _ in range(self.n_views)]
         keys = torch.stack([features for features, _ in passes]).mean(0)
-        self._keep(F.normalize(keys, dim=-1), passes[0][1])
-
-    def _read(self, batches: Any) -> tuple[Float[Tensor, "N e"], Tensor]:
-        """Features and labels of one pass."""
-        found = [(at_least_single(self.encode_images(images)), labels) for images, labels in batches]
-        return torch.cat([features for features, _ in found]), torch.cat([labels for _, labels in found])
+        self._set_cache(F.normalize(keys, dim=-1), passes[0][1])
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
-        return self.frozen_classes(self.templates)
+        return self.zero_shot_features(self.templates)
 
     def compare(
         self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C e"] | None
@@ -104,21 +100,20 @@ class TipAdapter(Learner):
 
     def cosines(self, features: Float[Tensor, "B e"]) -> Float[Tensor, "B N"]:
         with torch.autocast(features.device.type, enabled=False):
-            return unit(features).to(self.keys.dtype) @ self.keys.T
+            return normalize(features).to(self.keys.dtype) @ self.keys.T
 
     def recall(self, cosines: Float[Tensor, "B N"], beta: Tensor | float) -> Float[Tensor, "B C"]:
         """How near the bound classes' images in the cache are."""
         with torch.autocast(cosines.device.type, enabled=False):
             values = F.one_hot(self.labels, len(self.trained_classes)).to(cosines.dtype)
-            found = torch.exp(beta * (cosines - 1)) @ values
-        return found if self.rows is None else found[:, list(self.rows)]
+            return self.select(torch.exp(beta * (cosines - 1)) @ values, 1)
 
     @torch.no_grad()
-    def conclude(self, train: Any, val: Any) -> None:
+    def conclude(self, train: Batches, val: Batches | None) -> None:
         """The first of the best pairs of beta (outer) and alpha on a grid."""
         if not self.search_scale or val is None:
             return
-        features, labels = self._read(val)
+        features, labels = self.collect_features(val)
         known, cosines = scaled_cosine(features, self.encode_classes(), self.clip.scale), self.cosines(features)
         betas, alphas = (
             [0.1 + i * (top - 0.1) / n for i in range(n)]

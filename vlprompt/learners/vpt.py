@@ -28,6 +28,7 @@ class VPT(Learner):
     """
 
     needs = frozenset({"vit"})
+    edits_image = True
 
     def __init__(
         self,
@@ -66,6 +67,10 @@ class VPT(Learner):
             raise UserError(f"{clip.name} has no text tower: use method.head=linear")
         self.head_kind = head
 
+    @classmethod
+    def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> None:
+        """Nowhere: its tokens are attended to whatever they hold."""
+
     @property
     def class_bound(self) -> bool:
         return self.head_kind == "linear"
@@ -82,8 +87,7 @@ class VPT(Learner):
     ) -> Float[Tensor, "B C"]:
         if class_features is not None:
             return super().compare(features, class_features)
-        logits = self.head(features).to(self.head.weight.dtype)
-        return logits if self.rows is None else logits[:, list(self.rows)]
+        return self.select(self.head(features).to(self.head.weight.dtype), 1)
 
     def param_groups(self, fit: Any) -> list[dict[str, Any]]:
         return without_decay_on_bias(self) if self.class_bound else super().param_groups(fit)

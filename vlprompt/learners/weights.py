@@ -7,12 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlprompt.learners.base import Learner, Towers
+from vlprompt.learners.base import Learner
+from vlprompt.learners.sites import Towers
 from vlprompt.towers import Clip, Images
 
 
 class WeightLearner(Learner):
-    """A learner that runs the towers with other tensors in the place of some of their own (`Clip.with_weights`)."""
+    """A learner that runs the towers with other tensors instead of some of their own (`Clip.with_weights`)."""
 
     mergeable = True
     words: ClassVar[bool] = True
@@ -24,21 +25,25 @@ class WeightLearner(Learner):
             "image": ("image",), "text": ("text",), "both": ("image", "text"),
         }  # fmt: skip
         self.towers = names[towers]
-        self._kept: dict[str, tuple[list[tuple[int, int]], Clip]] = {}
+        self._adapted: dict[str, tuple[list[tuple[int, int]], Clip]] = {}
+
+    @property
+    def edits_image(self) -> bool:
+        return "image" in self.towers
 
     def changed(self, tower: Literal["image", "text"]) -> Mapping[str, Tensor]:
-        """The tensors that stand in the place of one tower's own, by their names in the model's state dict."""
+        """The tensors that replace some of one tower's own, by their names in the model's state dict."""
         raise NotImplementedError
 
     def adapted(self, tower: Literal["image", "text"]) -> Clip:
         """The model with the tensors of one tower changed; without gradients the same until a parameter changes."""
         if torch.is_grad_enabled():
-            self._kept.clear()
+            self._adapted.clear()
             return self.clip.with_weights(self.changed(tower))
         state = [(p.data_ptr(), p._version) for p in self.parameters()]
-        if tower not in self._kept or self._kept[tower][0] != state:
-            self._kept[tower] = state, self.clip.with_weights(self.changed(tower))
-        return self._kept[tower][1]
+        if tower not in self._adapted or self._adapted[tower][0] != state:
+            self._adapted[tower] = state, self.clip.with_weights(self.changed(tower))
+        return self._adapted[tower][1]
 
     def encode_classes(self) -> Float[Tensor, "C e"] | None:
         if "text" not in self.towers:

@@ -24,4 +24,4 @@ class ZeroShot(Learner):
         self.templates = expand_templates(templates)
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
-        return self.frozen_classes(self.templates)
+        return self.zero_shot_features(self.templates)

@@ -1,28 +1,45 @@
-"""What a protocol is: a rule that turns a data set into episodes. It knows no method and imports no torch."""
+"""What a protocol is: a rule that turns a data set and a few-shot sample of it into one training and its tests.
+
+It knows no method and imports no torch.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
-from vlprompt.data.dataset import Dataset, Split
-from vlprompt.data.sampling import Sampler, Shots, sample_few_shot
+from vlprompt.data.dataset import Dataset, Item, Split
 from vlprompt.errors import UserError
 
 FEW_SHOT_VAL: Final = "few_shot_val"
 Source = Literal["test", "val", "few_shot_val"]
+Sample = tuple[list[Item], list[Item]]
+"""Few-shot training and validation images of all classes of a data set, as a sampler draws them."""
 
 
 @dataclass(frozen=True)
 class Episode:
     """One training and its tests. A test whose classes differ from those of `train` needs names to predict from.
 
-    `train` is None where nothing is trained, `val` where the data set has no validation images.
+    `val` is None where there are no validation images.
     """
 
-    train: Split | None
+    train: Split
     val: Split | None
     tests: Mapping[str, Split]
+
+    def selection_split(self, select_on: Literal["val", "test"]) -> Split | None:
+        """The images on which an epoch, or a method's own search, is selected; None where there are none.
+
+        Raises:
+            UserError: test images are asked for, and no test is of the classes trained on.
+        """
+        if select_on == "val":
+            return self.val
+        alike = [split for split in self.tests.values() if split.classes == self.train.classes]
+        if not alike:
+            raise UserError("fit.select_on=test needs a test of the classes trained on: use another protocol, or val")
+        return alike[0]
 
 
 class Protocol(ABC):
@@ -41,23 +58,15 @@ class Protocol(ABC):
         self.part = part
 
     @abstractmethod
-    def episodes(
-        self,
-        dataset: Dataset,
-        *,
-        shots: Shots,
-        seed: int,
-        sample: Sampler = sample_few_shot,
-        targets: Mapping[str, Dataset] = {},
-    ) -> Iterator[Episode]:
-        """The trainings that this protocol asks for; equal arguments give equal episodes.
+    def episode(self, dataset: Dataset, sample: Sample, *, targets: Mapping[str, Dataset] = {}) -> Episode:
+        """The training and the tests; equal arguments give equal episodes.
 
-        `targets` are the data sets that `self.targets` names, but for `dataset` itself.
+        `targets` are the data sets that `self.targets` names, except `dataset` itself.
         """
 
     def test_of(self, dataset: Dataset, val: Split | None) -> Split:
         """The images of `part`, all of them; `val` is the few-shot validation sample. Raises: UserError without any."""
-        return validation(dataset, val) if self.part == FEW_SHOT_VAL else dataset.split(self.part)
+        return require_val(dataset, val) if self.part == FEW_SHOT_VAL else dataset.split(self.part)
 
     @classmethod
     def summary(cls, accuracies: Mapping[str, float]) -> dict[str, float]:
@@ -65,7 +74,12 @@ class Protocol(ABC):
         return dict(accuracies)
 
 
-def validation(dataset: Dataset, val: Split | None) -> Split:
+def val_split(dataset: Dataset, items: list[Item]) -> Split | None:
+    """The few-shot validation sample; None where it is empty."""
+    return dataset.split("val", items) if items else None
+
+
+def require_val(dataset: Dataset, val: Split | None) -> Split:
     """The few-shot validation sample as a test. Raises: UserError where there is none."""
     if val is None:
         raise UserError(f"{dataset.name} has no validation images to choose settings on: choose another data set.")

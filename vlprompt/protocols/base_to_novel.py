@@ -1,19 +1,18 @@
 """Base-to-novel generalisation: train on half of the classes, test on both halves."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import ClassVar
 
 from vlprompt.data.dataset import Dataset
-from vlprompt.data.sampling import Sampler, Shots, sample_few_shot
 from vlprompt.errors import UserError
-from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, Protocol, validation
+from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, Protocol, Sample, require_val
 
 
 class BaseToNovel(Protocol):
     """One training on the base half; tests on the base half, the novel half, and both over all class names.
 
     The base half is the first ceil(n/2) labels. Images are sampled from all classes and filtered afterwards: the
-    images of a base class do not depend on the protocol.
+    images of a base class do not depend on the protocol. Labels count from 0 within each half.
 
     Source: Zhou et al., "Conditional Prompt Learning for Vision-Language Models" (CVPR 2022), section 4.1.
     Differs: "all" is not in the paper.
@@ -21,25 +20,16 @@ class BaseToNovel(Protocol):
 
     name: ClassVar[str] = "base_to_novel"
 
-    def episodes(
-        self,
-        dataset: Dataset,
-        *,
-        shots: Shots,
-        seed: int,
-        sample: Sampler = sample_few_shot,
-        targets: Mapping[str, Dataset] = {},
-    ) -> Iterator[Episode]:
-        """One episode. Labels count from 0 within each half."""
+    def episode(self, dataset: Dataset, sample: Sample, *, targets: Mapping[str, Dataset] = {}) -> Episode:
         base, novel = halves(dataset)
-        train, val = sample(dataset, shots=shots, seed=seed)
-        known = dataset.split("val", val).select(base) or None  # an empty split is false
+        train, val = (dataset.split("train", sample[0]), dataset.split("val", sample[1]))
+        base_val = val.select(base) or None  # an empty split is false
         if self.part == FEW_SHOT_VAL:  # no look at a novel label either
-            tests = {"base": validation(dataset, known)}
+            tests = {"base": require_val(dataset, base_val)}
         else:
             test = dataset.split(self.part)
             tests = {"base": test.select(base), "novel": test.select(novel), "all": test}
-        yield Episode(train=dataset.split("train", train).select(base), val=known, tests=tests)
+        return Episode(train=train.select(base), val=base_val, tests=tests)
 
     @classmethod
     def summary(cls, accuracies: Mapping[str, float]) -> dict[str, float]:

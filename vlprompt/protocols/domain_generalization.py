@@ -11,7 +11,7 @@ from vlprompt.protocols.transfer import Transfer
 class DomainGeneralization(Transfer):
     """Train on the source, test on its variants: data sets of the same classes, or of some of them.
 
-    A variant's classes alone are told apart (200 for ImageNet-A and -R). Their places among the source's classes are
+    Only the classes of a variant are candidates (200 for ImageNet-A and -R). Their rows among the source's classes are
     known, so that methods with one parameter per class can be tested, too.
 
     Source: Zhou et al., "Learning to Prompt for Vision-Language Models" (IJCV 2022), section 4.2.

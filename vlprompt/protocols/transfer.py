@@ -1,21 +1,21 @@
 """Transfer: train on one data set, the source, and test on it and on others, the targets."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from statistics import fmean
 from typing import ClassVar
 
 from vlprompt.data.dataset import Dataset, Split
-from vlprompt.data.sampling import Sampler, Shots, sample_few_shot
 from vlprompt.errors import UserError
-from vlprompt.protocols.base import Episode, Protocol, Source
+from vlprompt.protocols.base import Episode, Protocol, Sample, Source, val_split
 
 
 class Transfer(Protocol):
     """One training on a few images of every class of the source; a test on the source and one on each target.
 
-    Tests bear the names of their data sets, the source first. With another `part` than "test" the source's validation
-    images are the only test: settings are chosen without a look at the targets.
+    Tests bear the names of their data sets, the source first. A target that is the source itself is left out: it is
+    tested anyway. With another `part` than "test" the source's validation images are the only test: settings are
+    chosen without a look at the targets.
 
     Raises: UserError where there are no targets.
     """
@@ -28,23 +28,13 @@ class Transfer(Protocol):
             raise UserError("protocol.targets is empty: name the data sets to test on, as in protocol.targets=[digits]")
         self.targets = tuple(targets) if part == "test" else ()
 
-    def episodes(
-        self,
-        dataset: Dataset,
-        *,
-        shots: Shots,
-        seed: int,
-        sample: Sampler = sample_few_shot,
-        targets: Mapping[str, Dataset] = {},
-    ) -> Iterator[Episode]:
-        """One episode. A target that is the source itself is left out: it is tested anyway."""
-        train, val = sample(dataset, shots=shots, seed=seed)
+    def episode(self, dataset: Dataset, sample: Sample, *, targets: Mapping[str, Dataset] = {}) -> Episode:
+        val = val_split(dataset, sample[1])
         names = [name for name in self.targets if name != dataset.name]
-        drawn = dataset.split("val", val) or None  # an empty split is false
-        yield Episode(
-            train=dataset.split("train", train),
-            val=drawn,
-            tests={dataset.name: self.test_of(dataset, drawn)}
+        return Episode(
+            train=dataset.split("train", sample[0]),
+            val=val,
+            tests={dataset.name: self.test_of(dataset, val)}
             | {name: self.test(targets[name], dataset) for name in names},
         )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from vlprompt.config import recipes
 from vlprompt.config.paths import published_dir
 from vlprompt.errors import UserError
 from vlprompt.reports.averages import identity, in_papers_order, in_parts_order
@@ -51,6 +52,7 @@ def _read(path: Path) -> pd.DataFrame:
     rows = rows.assign(**{name: rows.get(name, "") for name in ("recipe", "printed")})
     shots = [int(shots) if shots.isdecimal() else shots for shots in rows["shots"]]
     part = rows["metric"].replace({"accuracy": "test"})
+    rows["recipe"] = rows["recipe"].map(recipes.renamed)  # files of before say coop_ijcv
     return rows.assign(value=rows["value"].map(float), shots=pd.Series(shots, dtype=object), part=part)
 
 
@@ -123,8 +125,8 @@ def status(records: Sequence[Record], recipe: str, settings_of: SettingsOf) -> s
 
 def _is_default(record: Record, recipe: str) -> bool:
     """Whether a run has the default settings of its method and protocol, with no recipe for a data set or backbone."""
-    default = record.variant is None and recipe == f"{record.method}_{record.protocol}"
-    return default and not any(name.count("/") > 1 for name in record.recipe)
+    default = record.variant is None and recipe == f"{record.method}/{record.protocol}"
+    return default and all(recipes.of_record(name) == f"recipe/{recipe}" for name in record.recipe)
 
 
 def differing(ours: Mapping[str, Any], published: Mapping[str, Any], shots: int | str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What using a learner takes, beside the frozen model: operations and time."""
+"""What using a learner takes, compared with the frozen model: operations and time."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlprompt.learners.base import Learner
 from vlprompt.towers import Clip, Images
-from vlprompt.trainer import measure
+from vlprompt.training.device import timed
 
 TIMED_IMAGES, TIMES, ENOUGH_SECONDS = 4, 3, 1.0
 
@@ -29,8 +29,8 @@ def costs_of_use(learner: Learner, *, autocast: Callable[[], AbstractContextMana
     with autocast(), without_gradients(learner):
         learner.forget()
         classes = learner.eval().encode_classes()
-        learner(one, classes)  # what is made once and kept is no cost of an image
-        found = {
+        learner(one, classes)  # what is made once is no cost of an image
+        costs = {
             "flops_per_image": count_flops(learner, one, classes),
             "flops_per_image_frozen": count_flops(frozen, one, frozen.encode_classes()) if frozen
             else count_flops(learner.clip.image, one),
@@ -40,8 +40,8 @@ def costs_of_use(learner: Learner, *, autocast: Callable[[], AbstractContextMana
         times: list[float] = []
         start = time.perf_counter()
         while len(times) < TIMES and time.perf_counter() - start < ENOUGH_SECONDS:
-            times.append(measure(learner, some, classes)[1])
-    return {**found, "seconds_per_image": min(times) / TIMED_IMAGES}
+            times.append(timed(learner, some, classes)[1])
+    return {**costs, "seconds_per_image": min(times) / TIMED_IMAGES}
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def without_gradients(learner: Learner) -> Iterator[None]:
 
 
 def encode_anew(learner: Learner) -> Tensor | None:
-    """Class features, whatever is kept of them."""
+    """Class features, computed whether they are remembered or not."""
     learner.forget()
     return learner.encode_classes()
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vlprompt.config.paths import PACKAGE
+import vlprompt
 from vlprompt.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -19,7 +19,7 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "hydra-core", "nu
 
 
 class RunKey(BaseModel):
-    """What one run is a run of: its place in every table."""
+    """What one run is a run of: where it stands in every table."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -70,7 +70,8 @@ class Record(RunKey):
     scores: dict[str, dict[str, int | float]] = {}  # by test split; fractions
     headline: dict[str, float] = {}  # what the protocol makes of the accuracies; fractions
     # trained_parameters, stored_bytes, *_seconds, peak_memory_bytes, steps, seconds_per_step, backbone_bytes,
-    # quantization_error, mergeable; flops_* and seconds_per_image (costs.py)
+    # quantization_error, mergeable; flops_* and seconds_per_image (costs.py);
+    # once also trained_together, of runs that shared the passes of the towers
     cost: dict[str, bool | int | float | None] = {}
     bank: dict[str, Any] = {}
     curve: list[dict[str, int | float | None]] = []  # epoch, loss, accuracy, lr
@@ -100,16 +101,16 @@ def versions() -> dict[str, str]:
     """The versions of Python and of the packages that results depend on, as installed."""
     import platform
 
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def git_commit() -> str | None:
     """The commit of the checkout that the running code lies in, "+dirty" where files differ; None outside one."""
-    root = PACKAGE.parent
+    root = Path(vlprompt.__file__).resolve().parents[1]
     if not (root / ".git").exists():  # an installed package may lie in a checkout of something else
         return None
     command = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}", "describe"]

@@ -1,4 +1,4 @@
-"""The folders of runs: found, held by one process, and written so that nothing half done reads as finished."""
+"""The folders of runs: listed, held by one process, and written so that nothing half done reads as finished."""
 
 import contextlib
 import errno
@@ -12,15 +12,7 @@ from filelock import FileLock, Timeout
 from vlprompt.errors import UserError
 from vlprompt.results.record import FILE, Record, RunKey
 
-TRIALS = "tune"  # the folder of searches for settings, beside runs/
-
-
-def is_finished(folder: Path, config_hash: str) -> bool:
-    """Whether the folder holds a finished run of exactly these settings; what was imported is no run."""
-    record = Record.read(folder)
-    if record is None or record.imported:
-        return False
-    return record.status == "finished" and record.config_hash == config_hash
+TRIALS = "tune"  # the folder of searches for settings, next to runs/
 
 
 def find_records(roots: Sequence[Path]) -> list[Record]:
@@ -31,9 +23,9 @@ def find_records(roots: Sequence[Path]) -> list[Record]:
 def find_runs(roots: Sequence[Path]) -> dict[Path, Record]:
     """All runs below results roots (their `demo/` and `runs/`) or below any other folders: folder -> record.
 
-    Of several runs of one cell the last found counts: `runs/` before `demo/`, a later root before an earlier one.
+    Of several runs with one key the last counts: `runs/` before `demo/`, a later root before an earlier one.
     """
-    found: dict[RunKey, tuple[Path, Record]] = {}
+    runs: dict[RunKey, tuple[Path, Record]] = {}
     for root in roots:
         parts = [root / name for name in ("demo", "runs") if (root / name).is_dir()] or [root]
         for path in (path for part in parts for path in sorted(part.rglob(FILE))):
@@ -41,20 +33,20 @@ def find_runs(roots: Sequence[Path]) -> dict[Path, Record]:
             hidden = any(name.startswith(".") for name in names)  # a run in the making
             trial = names[0] == TRIALS  # shown where its own folder is asked for
             if not (hidden or trial) and (record := Record.read(path.parent)) is not None:
-                found[record.key] = path.parent, record
-    return dict(found.values())
+                runs[record.key] = path.parent, record
+    return dict(runs.values())
 
 
 class OpenRun:
-    """One run in the making: `folder` takes its files, `publish` makes them the cell's run."""
+    """One run in the making: `path` takes its files, `publish` makes them the run of its key."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
-        self.folder = target.with_name(f".{target.name}.partial")
+        self.path = target.with_name(f".{target.name}.partial")
         self._old = target.with_name(f".{target.name}.old")
 
     def publish(self, record: Record) -> bool:
-        """Write the record, last of all files, and put the folder in its place.
+        """Write the record, last of all files, and put the folder where it belongs.
 
         False, and nothing changes, where a run that did not finish would replace one that did.
         """
@@ -63,32 +55,32 @@ class OpenRun:
                 old = Record.read(self.target)
                 if old is not None and old.status == "finished":
                     return False
-        draft = self.folder / f".{FILE}"
+        draft = self.path / f".{FILE}"
         draft.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        for path in self.folder.rglob("*"):  # on the disk before the name that says "complete"
+        for path in self.path.rglob("*"):  # on the disk before the name that says "complete"
             if path.is_file():
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
-        draft.replace(self.folder / FILE)
+        draft.replace(self.path / FILE)
         self.settle()
         return True
 
     def settle(self) -> None:
         """Order the folders, whatever was interrupted: a complete run takes its place, a partial one goes."""
-        if (self.folder / FILE).exists():
+        if (self.path / FILE).exists():
             if self.target.exists():
                 shutil.rmtree(self._old, ignore_errors=True)
                 self.target.rename(self._old)
-            self.folder.rename(self.target)
+            self.path.rename(self.target)
         elif self._old.exists() and not self.target.exists():
             self._old.rename(self.target)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.path, ignore_errors=True)
         shutil.rmtree(self._old, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def open_run(folder: Path, *, on_wait: Callable[[], object] = lambda: None) -> Iterator[OpenRun]:
-    """Hold one cell's folder for writing. Left without `publish`, what was there stays as it was.
+    """Hold one run's folder for writing. Left without `publish`, what was there stays as it was.
 
     While another process holds it, `on_wait` is called once and this one waits: look again for a finished run.
     Raises: UserError where the disk is full.
@@ -108,7 +100,7 @@ def open_run(folder: Path, *, on_wait: Callable[[], object] = lambda: None) -> I
             ) from error
         try:
             run.settle()
-            run.folder.mkdir()
+            run.path.mkdir()
             yield run
         finally:
             run.settle()

@@ -56,12 +56,12 @@ class Weights:
         """A sub-module (`""`: this one), or one of its methods, as a function that reads the replaced tensors."""
         at = f"{self.at}{name}." if name else self.at
         module = self.root.get_submodule(at.rstrip("."))
-        own = {key[len(at) :]: tensor for key, tensor in self.replaced.items() if key.startswith(at)}
-        if not own:
+        inside = {key[len(at) :]: tensor for key, tensor in self.replaced.items() if key.startswith(at)}
+        if not inside:
             return module if method is None else getattr(module, method)
         if method is None:
-            return partial(functional_call, module, own)
-        return partial(functional_call, _Method(module, method), {f"owner.{k}": t for k, t in own.items()})
+            return partial(functional_call, module, inside)
+        return partial(functional_call, _Method(module, method), {f"owner.{k}": t for k, t in inside.items()})
 
 
 def _attribute(module: nn.Module, name: str) -> Any:
@@ -97,7 +97,7 @@ def attend_all(
     """Softmax attention within each sequence; `mask` says which keys a query sees (None: all)."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     if more is not None:
-        k, v = (torch.cat([t.expand(len(q), -1, -1, -1), own], 2) for t, own in zip(more, (k, v), strict=True))
+        k, v = (torch.cat([t.expand(len(q), -1, -1, -1), u], 2) for t, u in zip(more, (k, v), strict=True))
         mask = None if mask is None else F.pad(mask, (more[0].shape[2], 0), value=True)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
@@ -160,8 +160,8 @@ class Block:
         if prefix.gate is None:
             return attend(q, k, v, more)
         keys, values = (t.expand(len(q), -1, -1, -1) for t in more)
-        own = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values)
-        return attend(q, k, v, None) + prefix.gate.to(q.dtype)[:, None] * own.transpose(1, 2)
+        gated = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values)
+        return attend(q, k, v, None) + prefix.gate.to(q.dtype)[:, None] * gated.transpose(1, 2)
 
     def _keys_values(self, prefix: Prefix, dtype: torch.dtype) -> KeysValues:
         if prefix.tokens is not None:
@@ -185,11 +185,11 @@ def _identity(x: Tensor) -> Tensor:
 def _matrices(weights: Weights, qkv: str, out: str, fc1: str, fc2: str) -> dict[str, Matrix]:
     n, d = weights.tensor(qkv).shape
     third = {site: slice(i * n // 3, (i + 1) * n // 3) for i, site in enumerate("qkv")}
-    found = {site: Matrix(weights.at + qkv, rows, n // 3, d) for site, rows in third.items()}
+    matrices = {site: Matrix(weights.at + qkv, rows, n // 3, d) for site, rows in third.items()}
     for site, name in {"o": out, "fc1": fc1, "fc2": fc2}.items():
         n_out, n_in = weights.tensor(f"{name}.weight").shape
-        found[site] = Matrix(f"{weights.at}{name}.weight", slice(None), n_out, n_in)
-    return found
+        matrices[site] = Matrix(f"{weights.at}{name}.weight", slice(None), n_out, n_in)
+    return matrices
 
 
 def _queries_and_keys(weights: Weights, matrix: str, bias: str) -> tuple[Map, Map]:

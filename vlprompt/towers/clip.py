@@ -43,7 +43,6 @@ class Clip:
     preprocess: Preprocess
     weights: Weights
     words: WordTable | None = None  # None where there is no text tower
-    text_chunk: int | None = None  # classes whose activations the text tower keeps for backward; None: all
     quantization_error: float | None = None  # relative L2 error of the matrices that are kept in 4 bits; None: none are
 
     def tensors(self, tower: Literal["image", "text"]) -> dict[str, Tensor]:
@@ -64,17 +63,26 @@ class Clip:
         for name, tensor in tensors.items():
             if name not in known:
                 raise unknown("weight", name, known)
-            if (own := self.weights.tensor(name)).shape != tensor.shape:
-                raise UserError(f"weight '{name}' is {list(own.shape)} in the model, got {list(tensor.shape)}")
-        changed = self._over({**self.weights.replaced, **tensors})
-        changed.image.frozen = self.image.frozen and not any(map(self._is_image, tensors))
-        return changed
+            if (old := self.weights.tensor(name)).shape != tensor.shape:
+                raise UserError(f"weight '{name}' is {list(old.shape)} in the model, got {list(tensor.shape)}")
+        return self._replacing(tensors, frozen=False)
 
-    def _over(self, replaced: Mapping[str, Tensor]) -> "Clip":
-        """The same model with these tensors in the place of its own."""
-        weights = replace(self.weights, replaced=replaced)
-        made = build(weights, name=self.name, preprocess=self.preprocess, words=self.words, text_chunk=self.text_chunk)
-        return replace(made, quantization_error=self.quantization_error)
+    def _replacing(self, tensors: Mapping[str, Tensor], *, frozen: bool) -> "Clip":
+        """The same model with these tensors instead of its own. A tower that has none of them stays as it is.
+
+        `frozen`: whether they still are the frozen model's.
+        """
+        weights, image, text = (
+            replace(self.weights, replaced={**self.weights.replaced, **tensors}),
+            self.image,
+            self.text,
+        )
+        if any(map(self._is_image, tensors)):
+            image = _image_tower(weights, self.words, frozen=frozen and image.frozen)
+        if text is not None and not all(map(self._is_image, tensors)):
+            assert self.words is not None
+            text = _text_tower(weights, self.words, text.chunk)
+        return replace(self, image=image, text=text, weights=weights)
 
     def quantized(self, format: Format) -> "Clip":
         """The same model with the matrices of all blocks in 4 bits. Its own are let go, so this one is of no use then.
@@ -87,7 +95,7 @@ class Clip:
         tensors, error = quantize({name: self.weights.tensor(name) for name in names}, format)
         for name in names:
             self.weights.root.get_parameter(name).data = torch.empty(0, device=self.device)
-        return replace(self._over({**self.weights.replaced, **tensors}), quantization_error=error)
+        return replace(self._replacing(tensors, frozen=True), quantization_error=error)
 
     @property
     def n_bytes(self) -> int:
@@ -107,27 +115,22 @@ class Clip:
     def to(self, device: torch.device | str) -> "Clip":
         """The same model, moved (the borrowed modules move with it)."""
         self.weights.root.to(device)
-        moved = self._over({
-            name: t.moved(device) if isinstance(t, Quantized) else t.to(device)
-            for name, t in self.weights.replaced.items()
-        })  # fmt: skip
-        moved.image.frozen = self.image.frozen
-        return moved
+        replaced = self.weights.replaced.items()
+        moved = {name: t.moved(device) if isinstance(t, Quantized) else t.to(device) for name, t in replaced}
+        return self._replacing(moved, frozen=True) if moved else self
 
     def with_text_chunk(self, n_classes: int | None) -> "Clip":
         """The same model, whose text tower keeps the activations of so many classes at a time; None: of all."""
-        made = replace(self, text_chunk=n_classes)._over(self.weights.replaced)
-        made.image.frozen = self.image.frozen
-        return made
+        return self if self.text is None else replace(self, text=replace(self.text, chunk=n_classes))
 
     @cached_property
     def image_fingerprint(self) -> str:
         """sha256 of the image tower: its modules as they print themselves, heads and pooling, and its weights."""
-        own = self.weights.below("visual") if self.words is not None else self.weights
-        heads, pooling = [block.heads for block in self.image.blocks], getattr(own.module, "pool_type", "")
-        digest = hashlib.sha256(f"{own.module!r} {heads} {pooling}".encode())
-        for name in own.module.state_dict():
-            tensor = own.tensor(name)
+        visual = self.weights.below("visual") if self.words is not None else self.weights
+        heads, pooling = [block.heads for block in self.image.blocks], getattr(visual.module, "pool_type", "")
+        digest = hashlib.sha256(f"{visual.module!r} {heads} {pooling}".encode())
+        for name in visual.module.state_dict():
+            tensor = visual.tensor(name)
             tensor = (tensor.plain() if isinstance(tensor, Quantized) else tensor).detach().cpu().contiguous()
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
             digest.update(tensor.flatten().view(torch.uint8).numpy().data)
@@ -138,25 +141,26 @@ class Clip:
         return next(self.weights.root.parameters()).device
 
 
-def build(
-    weights: Weights, *, name: str, preprocess: Preprocess, words: WordTable | None, text_chunk: int | None = None
-) -> Clip:
+def build(weights: Weights, *, name: str, preprocess: Preprocess, words: WordTable | None) -> Clip:
     """The towers over an open_clip or timm model, whose parameters no longer ask for gradients."""
     weights.root.eval().requires_grad_(False)
     model: Any = weights.root
     return Clip(
-        image=timm_vit(weights) if words is None else image_tower(weights.below("visual")),
-        text=None if words is None else _text_tower(weights, words, text_chunk),
+        image=_image_tower(weights, words),
+        text=None if words is None else _text_tower(weights, words),
         scale=1.0 if words is None else math.exp(float(model.logit_scale)),
         name=name,
         preprocess=preprocess,
         weights=weights,
         words=words,
-        text_chunk=text_chunk,
     )
 
 
-def _text_tower(weights: Weights, words: WordTable, chunk: int | None) -> TextTower:
+def _image_tower(weights: Weights, words: WordTable | None, *, frozen: bool = True) -> ImageTower:
+    return timm_vit(weights, frozen=frozen) if words is None else image_tower(weights.below("visual"), frozen=frozen)
+
+
+def _text_tower(weights: Weights, words: WordTable, chunk: int | None = None) -> TextTower:
     if hasattr(weights.root, "text"):
         weights = weights.below("text")
         text: Any = weights.module
@@ -194,7 +198,7 @@ def _text_tower(weights: Weights, words: WordTable, chunk: int | None) -> TextTo
         project=project,
         read=read,
         causal=causal,
-        first=1 if causal else 0,
+        n_prefix_tokens=1 if causal else 0,
         width=positions.shape[1],
         embed_dim=count_outputs(text.text_projection, positions.shape[1]),
         chunk=chunk,

@@ -14,7 +14,7 @@ from vlprompt.towers.edits import NO_EDITS, NONE, Edit, Edits, Prefix, check_lay
 
 
 class NeedsPixels(Exception):
-    """An edited tower was asked for features of images that came without pixels."""
+    """A tower that has to run was given images that came without pixels."""
 
 
 @dataclass(frozen=True)
@@ -22,40 +22,34 @@ class Images:
     """A batch of images as a loader yields it. Learners pass it on and never open it."""
 
     pixels: Float[Tensor, "B 3 H W"] | None = None  # normalised by the model's own mean and deviation
-    features: Float[Tensor, "B e"] | None = None  # un-normalised output of the unedited tower, if banked
+    features: Float[Tensor, "B e"] | None = None  # un-normalised output of the unedited tower, if cached
 
     def __len__(self) -> int:
         known = self.pixels if self.pixels is not None else self.features
         return 0 if known is None else len(known)
 
 
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ImageTower:
     """Images -> un-normalised features [B, e]. A plain object without parameters of its own; nothing in it is trained.
 
-    Prompt tokens sit after the `first` leading tokens (class token, registers) and are dropped before pooling. Those
-    of layer 0 are embeddings and pass the tower's first norm; later ones are written into the residual stream.
+    Prompt tokens sit after the `n_prefix_tokens` leading tokens (class token, registers) and are dropped before
+    pooling. Those of layer 0 are embeddings and pass the tower's first norm; later ones are written into the residual
+    stream.
     """
 
-    def __init__(
-        self,
-        *,
-        embed: Map,  # pixels [B, 3, H, W] -> tokens [B, N, d], positions added
-        norm: Map,  # before the first block
-        blocks: tuple[Block, ...],
-        project: Map,  # tokens [B, N, d] -> features [B, e]
-        read: Map | None = None,  # tokens [B, N, d] -> those that `project` reads; None: all
-        first: int,
-        width: int,
-        embed_dim: int,
-        patch_size: int = 0,  # side in pixels; 0 for a ResNet
-        norm_out: Map | None = None,  # the two parts of `project`, where that is a norm and a matrix [d, e]
-        projection: Float[Tensor, "d e"] | None = None,
-    ) -> None:
-        self.patch_size = patch_size
-        self.embed, self.norm, self.blocks, self.project, self.read = embed, norm, blocks, project, read
-        self.first, self.width, self.embed_dim = first, width, embed_dim
-        self.frozen = True  # whether it is the frozen model's own, whose features are banked
-        self.norm_out, self.projection = norm_out, projection
+    embed: Map  # pixels [B, 3, H, W] -> tokens [B, N, d], positions added
+    norm_in: Map  # before the first block
+    blocks: tuple[Block, ...]
+    norm_out: Map  # the final norm, a part of `head`
+    head: Map  # tokens without prompts [B, N, d] -> features [B, e]: pooling, final norm and projection
+    projection: Float[Tensor, "d e"] | None = None  # the matrix that ends `head`; None: features are made otherwise
+    read: Map | None = None  # tokens [B, N, d] -> those that `head` reads; None: all
+    n_prefix_tokens: int
+    width: int
+    embed_dim: int
+    patch_size: int = 0  # side in pixels; 0 for a ResNet
+    frozen: bool = True  # whether its weights are the frozen model's own, so that cached features are its output
 
     @property
     def depth(self) -> int:
@@ -79,65 +73,51 @@ class ImageTower:
 
         Raises:
             UserError: edits of blocks that do not exist.
-            NeedsPixels: edits or other weights ask the tower to run, but the images are banked features only.
+            NeedsPixels: edits or other weights require the tower to run, but the images are cached features only.
         """
         if not edits and self.frozen and images.features is not None:
             return images.features
-        x, width = self._run(images, edits, read=self.read)
-        if width and self.read is None:
-            x = torch.cat([x[:, : self.first], x[:, self.first + width :]], 1)
-        return self.project(x)
+        x, n_prompts = self._run(images, edits, read=self.read)
+        return self.project(x, 0 if self.read else n_prompts)
 
-    def with_tokens(self, images: Images, edits: Edits) -> tuple[Float[Tensor, "B e"], Float[Tensor, "B n d"]]:
-        """Features of the edited tower, and what became of the prompt tokens, after the final norm.
+    def tokens(self, images: Images, edits: Edits = NO_EDITS) -> Float[Tensor, "B N d"]:
+        """The token table as the last block leaves it; prompts written by `edits` start at row `n_prefix_tokens`.
 
-        Raises: as a call, and where `require_projection` does.
-        """
-        self.require_projection()
-        assert self.norm_out is not None
-        x, width = self._run(images, edits, keep=True)
-        tokens = x[:, self.first : self.first + width]
-        x = torch.cat([x[:, : self.first], x[:, self.first + width :]], 1)
-        return self.project(x), self.norm_out(tokens)
-
-    def require_projection(self) -> Float[Tensor, "d e"]:
-        """The matrix that makes features of the normed class token.
-
-        Raises:
-            UserError: the tower's output is made otherwise.
+        Raises: as a call, and UserError for a ResNet, which has no tokens.
         """
         self.require_blocks()
-        if self.projection is None:
-            raise UserError(
-                "this method reads prompt tokens by the matrix that reads the class token, which this image tower does "
-                "not have: choose one of OpenAI's ViTs (backbone=vit_b16)"
-            )
-        return self.projection
+        return self._run(images, edits, whole=True)[0]
 
-    def _run(self, images: Images, edits: Edits, *, read: Map | None = None, keep: bool = False) -> tuple[Tensor, int]:
+    def project(self, tokens: Float[Tensor, "B *N d"], n_prompts: int = 0) -> Float[Tensor, "B e"]:
+        """Features of a token table, of which the `n_prompts` rows after the prefix tokens are left out."""
+        at = self.n_prefix_tokens
+        return self.head(torch.cat([tokens[:, :at], tokens[:, at + n_prompts :]], 1) if n_prompts else tokens)
+
+    def _run(self, images: Images, edits: Edits, *, read: Map | None = None, whole: bool = False) -> tuple[Tensor, int]:
         """Tokens [B, N, d] as the last block leaves them (features of a ResNet), and how many of them are prompts.
 
-        Of the last block only the rows that `read` chooses; prompts are told from the rest where `keep` says so.
+        Of the last block only the rows that `read` chooses; the last layer's prompts are rows only where `whole`.
         """
         if edits:
             self.require_blocks()
             check_layers(edits, self.depth, "the image tower")
         if images.pixels is None:
-            raise NeedsPixels
+            raise NeedsPixels("these images are cached features, which an edited image tower cannot read: "
+                              "a learner that edits it has to declare `edits_image`")  # fmt: skip
         x, width = self.embed(images.pixels), 0
         for layer, block in enumerate(self.blocks):
             edit, last = edits.get(layer, NONE), layer == self.depth - 1
             if (tokens := edit.tokens) is not None:
-                unread = (last and not keep) or edits.get(layer + 1, NONE).tokens is not None
+                unread = (last and not whole) or edits.get(layer + 1, NONE).tokens is not None
                 if unread and tokens.ndim == 2 and replace(edit, tokens=None) == NONE:
                     # nothing reads what comes of them: they are keys and values only, computed once for all images
-                    x, width = write(x, tokens[:0], self.first, width)
+                    x, width = write(x, tokens[:0], self.n_prefix_tokens, width)
                     tokens = tokens.to(x.dtype)
-                    edit = Edit(prefix=Prefix(tokens=block.norm1(self.norm(tokens) if layer == 0 else tokens)))
+                    edit = Edit(prefix=Prefix(tokens=block.norm1(self.norm_in(tokens) if layer == 0 else tokens)))
                 else:
-                    x, width = write(x, tokens, self.first, width)
+                    x, width = write(x, tokens, self.n_prefix_tokens, width)
             if layer == 0:
-                x = self.norm(x)
+                x = self.norm_in(x)
             x = block(x, edit, read=read if last else None)
         return x, width
 
@@ -154,7 +134,7 @@ def write(
     return torch.cat([x[:, :at], tokens, x[:, at + width :]], 1), tokens.shape[1]
 
 
-def image_tower(weights: Weights) -> ImageTower:
+def image_tower(weights: Weights, *, frozen: bool = True) -> ImageTower:
     """The tower over open_clip's VisionTransformer or ModifiedResNet, or a timm ViT within open_clip's TimmModel.
 
     Raises:
@@ -165,13 +145,13 @@ def image_tower(weights: Weights) -> ImageTower:
     if kind == "ModifiedResNet":
         run = weights.call("")
         return ImageTower(
-            embed=run, norm=_same, blocks=(), project=_same, first=0, width=0, embed_dim=visual.output_dim
-        )
+            embed=run, norm_in=_same, blocks=(), norm_out=_same, head=_same, n_prefix_tokens=0, width=0,
+            embed_dim=visual.output_dim, frozen=frozen,
+        )  # fmt: skip
     if kind == "VisionTransformer":
-        return _open_clip_vit(weights)
+        return _open_clip_vit(weights, frozen)
     if kind == "TimmModel" and type(visual.trunk).__name__ == "VisionTransformer":
-        head = weights.call("head")
-        return timm_vit(weights.below("trunk"), head)
+        return timm_vit(weights.below("trunk"), weights.call("head"), frozen=frozen)
     inner = f" ({type(visual.trunk).__name__})" if hasattr(visual, "trunk") else ""
     raise UserError(
         f"image towers of kind {kind}{inner} are not supported: allowed are open_clip's VisionTransformer and "
@@ -187,7 +167,7 @@ def _class_token(x: Float[Tensor, "B N d"]) -> Float[Tensor, "B 1 d"]:
     return x[:, :1]
 
 
-def _open_clip_vit(weights: Weights) -> ImageTower:
+def _open_clip_vit(weights: Weights, frozen: bool) -> ImageTower:
     visual: Any = weights.module
     if visual.attn_pool is not None or visual.pool_type not in ("tok", "avg"):
         raise UserError("image towers with attentional pooling (CoCa) are not supported: choose another model")
@@ -201,7 +181,7 @@ def _open_clip_vit(weights: Weights) -> ImageTower:
     def pool(x: Tensor) -> Tensor:
         return x[:, 0] if visual.pool_type == "tok" else x[:, 1:].mean(1)
 
-    def project(x: Tensor) -> Tensor:
+    def head(x: Tensor) -> Tensor:
         x = post(pool(x)) if visual.final_ln_after_pool or visual.pool_type == "tok" else pool(post(x))
         return x if visual.proj is None else x @ weights.tensor("proj")
 
@@ -210,21 +190,22 @@ def _open_clip_vit(weights: Weights) -> ImageTower:
     embed_dim = width if visual.proj is None else visual.proj.shape[1]
     return ImageTower(
         embed=embed,
-        norm=weights.call("ln_pre"),
+        norm_in=weights.call("ln_pre"),
         blocks=blocks,
-        project=project,
+        norm_out=post,
+        head=head,
+        projection=weights.tensor("proj") if visual.pool_type == "tok" and visual.proj is not None else None,
         read=_class_token if visual.pool_type == "tok" else None,
-        first=1,
+        n_prefix_tokens=1,
         width=width,
         embed_dim=embed_dim,
         patch_size=visual.conv1.kernel_size[0],
-        norm_out=post,
-        projection=weights.tensor("proj") if visual.pool_type == "tok" and visual.proj is not None else None,
+        frozen=frozen,
     )
 
 
-def timm_vit(weights: Weights, head: Callable[[Tensor], Tensor] = _same) -> ImageTower:
-    """The tower over timm's VisionTransformer; `head` follows the trunk's own.
+def timm_vit(weights: Weights, last: Callable[[Tensor], Tensor] = _same, *, frozen: bool = True) -> ImageTower:
+    """The tower over timm's VisionTransformer; `last` follows the trunk's own head.
 
     Raises:
         UserError: another kind of model.
@@ -238,22 +219,24 @@ def timm_vit(weights: Weights, head: Callable[[Tensor], Tensor] = _same) -> Imag
     def embed(pixels: Tensor) -> Tensor:
         return positions(patches(pixels))
 
-    def project(x: Tensor) -> Tensor:
-        return head(forward_head(norm(x)))
+    def head(x: Tensor) -> Tensor:
+        return last(forward_head(norm(x)))
 
-    projections = [m for m in getattr(head, "children", list)() if hasattr(m, "out_features")]
+    projections = [m for m in getattr(last, "children", list)() if hasattr(m, "out_features")]
     if projections:
         embed_dim = projections[-1].out_features
     else:
         embed_dim = trunk.num_classes or trunk.num_features
     return ImageTower(
         embed=embed,
-        norm=weights.call("norm_pre"),
+        norm_in=weights.call("norm_pre"),
         blocks=tuple(view(weights.below(f"blocks.{i}")) for i in range(len(trunk.blocks))),
-        project=project,
+        norm_out=norm,
+        head=head,
         read=_class_token if trunk.attn_pool is None and trunk.global_pool == "token" else None,
-        first=trunk.num_prefix_tokens,
+        n_prefix_tokens=trunk.num_prefix_tokens,
         width=trunk.embed_dim,
         embed_dim=embed_dim,
         patch_size=trunk.patch_embed.patch_size[0],
+        frozen=frozen,
     )

@@ -131,11 +131,11 @@ def fit(net: nn.Module, state: Mapping[str, Tensor], weights: str, model: str) -
     Raises:
         UserError: naming the first tensors that are missing, unexpected or of another shape.
     """
-    own = net.state_dict()
-    wrong = [f"'{k}' is {list(state[k].shape)}, needed {list(own[k].shape)}" for k in own
-             if k in state and state[k].shape != own[k].shape]  # fmt: skip
-    wrong += [f"'{k}' is missing" for k in own if k not in state]
-    wrong += [f"'{k}' is not part of the model" for k in state if k not in own]
+    expected = net.state_dict()
+    wrong = [f"'{k}' is {list(state[k].shape)}, needed {list(expected[k].shape)}" for k in expected
+             if k in state and state[k].shape != expected[k].shape]  # fmt: skip
+    wrong += [f"'{k}' is missing" for k in expected if k not in state]
+    wrong += [f"'{k}' is not part of the model" for k in state if k not in expected]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UserError(

@@ -20,16 +20,16 @@ class Packing:
     n_shared: int
     counts: tuple[int, ...]  # classes of each length
     lengths: tuple[int, ...]
-    places: Int[Tensor, " C"]  # where each class stands in the table
-    source: Int[Tensor, " T"]  # own rows in own.flatten(0, 1)
-    depth: Int[Tensor, " T"]  # own rows' position in the text
+    ranks: Int[Tensor, " C"]  # where each class stands among those by length
+    source: Int[Tensor, " T"]  # rows of the suffixes in suffix.flatten(0, 1)
+    depth: Int[Tensor, " T"]  # their position in the text
     last: Int[Tensor, " C"]  # rows that are read out
 
     def pack(
-        self, shared: Float[Tensor, "B P d"], own: Float[Tensor, "C S d"], positions: Float[Tensor, "L d"]
+        self, shared: Float[Tensor, "B P d"], suffix: Float[Tensor, "C S d"], positions: Float[Tensor, "L d"]
     ) -> Float[Tensor, "B R d"]:
         """The table, positions added."""
-        rows = own.flatten(0, 1).index_select(0, self.source) + positions.index_select(0, self.depth)
+        rows = suffix.flatten(0, 1).index_select(0, self.source) + positions.index_select(0, self.depth)
         return torch.cat([shared + positions[: self.n_shared], rows.expand(len(shared), -1, -1)], 1)
 
     def read(self, x: Float[Tensor, "B R d"]) -> Float[Tensor, "B C d"]:
@@ -38,7 +38,7 @@ class Packing:
 
     def unpack(self, x: Float[Tensor, "B C d"]) -> Float[Tensor, "B C d"]:
         """What has been read out, in the order of the classes."""
-        return x.index_select(1, self.places)
+        return x.index_select(1, self.ranks)
 
     def attend(
         self,
@@ -52,13 +52,13 @@ class Packing:
         The queries are those of all rows, or of the rows that are read out.
         """
         P, whole = self.n_shared, q.shape[1] == k.shape[1]
-        own = [count * length for count, length in zip(self.counts, self.lengths, strict=True)]
-        qs = q.split([P, *own] if whole else [0, *self.counts], 1)
-        ks, vs = k.split([P, *own], 1), v.split([P, *own], 1)
-        found = []
+        sizes = [count * length for count, length in zip(self.counts, self.lengths, strict=True)]
+        qs = q.split([P, *sizes] if whole else [0, *self.counts], 1)
+        ks, vs = k.split([P, *sizes], 1), v.split([P, *sizes], 1)
+        parts = []
         if whole:
             causal = torch.ones(P, P, dtype=torch.bool, device=q.device).tril()
-            found.append(attend_all(qs[0], ks[0], vs[0], more, mask=causal))
+            parts.append(attend_all(qs[0], ks[0], vs[0], more, mask=causal))
         shared_k, shared_v = ks[0].transpose(1, 2), vs[0].transpose(1, 2)  # [B, h, P, c]
         if more is not None:
             shared_k, shared_v = (
@@ -66,8 +66,8 @@ class Packing:
             )
         shared_k, shared_v = shared_k.contiguous(), shared_v.contiguous()
         for group in zip(qs[1:], ks[1:], vs[1:], self.counts, strict=True):
-            found.append(attend_shared_and_own(*group, shared_k, shared_v))
-        return torch.cat(found, 1)
+            parts.append(attend_shared_and_own(*group, shared_k, shared_v))
+        return torch.cat(parts, 1)
 
 
 def attend_shared_and_own(
@@ -111,7 +111,7 @@ def packing(n_own: tuple[int, ...], width: int, n_shared: int, device: torch.dev
         n_shared=n_shared,
         counts=tuple(n_own.count(length) for length in lengths),
         lengths=tuple(lengths),
-        places=torch.tensor(order).argsort().to(device),
+        ranks=torch.tensor(order).argsort().to(device),
         source=index([c * width + i for c, i in inside]),
         depth=index([n_shared + i for _, i in inside]),
         last=ends.to(device),

@@ -1,4 +1,4 @@
-"""Weight matrices kept in 4 bits, in the place of the model's own; the arithmetic is bitsandbytes'."""
+"""Weight matrices kept in 4 bits, instead of the model's own; the arithmetic is bitsandbytes'."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
@@ -95,16 +95,16 @@ def quantize(matrices: Mapping[str, Tensor], format: Format) -> tuple[dict[str, 
     Raises:
         UserError: bitsandbytes is not installed.
     """
-    functional, found = _functional(), {}
+    functional, quantized = _functional(), {}
     error = norm = 0.0
     for name, matrix in matrices.items():
         codes, state = functional.quantize_4bit(  # flat: on some CPUs rows that are no whole blocks come back wrong
             matrix.detach().flatten(), blocksize=64, quant_type=format, compress_statistics=True
         )
-        found[name] = Quantized(codes, state, matrix.shape)
-        error += (found[name].plain() - matrix).float().square().sum().item()
+        quantized[name] = Quantized(codes, state, matrix.shape)
+        error += (quantized[name].plain() - matrix).float().square().sum().item()
         norm += matrix.float().square().sum().item()
-    return found, (error / norm) ** 0.5
+    return quantized, (error / norm) ** 0.5
 
 
 def count_bytes(tensors: Iterable[Tensor]) -> int:

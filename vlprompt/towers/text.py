@@ -26,32 +26,32 @@ Position = Literal["end", "middle", "front"]
 class Prompts:
     """Class names within a text, embedded, without positions.
 
-    What all classes begin with is `shared`; what differs is `own`, padded to one length. Token `first` is where a
-    context begins: after the start token, if the tower has one. It is the slot that deep prompts are written into; a
-    text without a context (`slot` 0) has an empty one.
+    What all classes begin with is `shared`; what differs is the `suffix`, padded to one length. A context begins after
+    the `n_prefix_tokens` leading ones (the start token, if the tower has one). It is the slot that deep prompts are
+    written into; a text without a context (`slot` 0) has an empty one.
     """
 
     shared: Float[Tensor, "P d"] | Float[Tensor, "B P d"]
-    own: Float[Tensor, "C S d"]
-    eot: Int[Tensor, " C"]  # where the token to be read out stands in own
+    suffix: Float[Tensor, "C S d"]
+    eot: Int[Tensor, " C"]  # where the token to be read out stands in the suffix
     name_lengths: tuple[int, ...]  # tokens of each class name
-    first: int
+    n_prefix_tokens: int
     slot: int = 0  # tokens of the context
 
     def with_context(
         self, context: Float[Tensor, "n d"] | Float[Tensor, "B n d"], position: Position = "end"
     ) -> "Prompts":
-        """The first n tokens after `first` replaced by a context, and the class name moved to `position` among them."""
+        """The first n tokens after the prefix replaced by a context, and the class name moved to `position` in it."""
         self._check(context)
         n = context.shape[-2]
         if position == "end" and self.shared.shape[-2]:
             lead = context.shape[:-2]
-            head = self.shared[..., : self.first, :].expand(*lead, -1, -1)
-            tail = self.shared[..., self.first + n :, :].expand(*lead, -1, -1)
+            head = self.shared[..., : self.n_prefix_tokens, :].expand(*lead, -1, -1)
+            tail = self.shared[..., self.n_prefix_tokens + n :, :].expand(*lead, -1, -1)
             return replace(self, shared=torch.cat([head, context.to(head.dtype), tail], -2), slot=n)
         if context.ndim == 3:
             raise UserError(f"a context per image needs the class name at the end, got position '{position}'")
-        return self._arranged(context.expand(len(self.own), -1, -1), position, before_name(n, position))
+        return self._arranged(context.expand(len(self.suffix), -1, -1), position, before_name(n, position))
 
     def with_class_context(self, context: Float[Tensor, "C n d"], position: Position = "end") -> "Prompts":
         """The same with a context of its own for each class, so that only the start token stays shared."""
@@ -60,43 +60,47 @@ class Prompts:
 
     def _check(self, context: Tensor) -> None:
         n, width = context.shape[-2:]
-        if width != self.own.shape[-1]:
-            raise UserError(f"the context has width {width}, the text tower needs {self.own.shape[-1]}")
+        if width != self.suffix.shape[-1]:
+            raise UserError(f"the context has width {width}, the text tower needs {self.suffix.shape[-1]}")
         n_shared = self.shared.shape[-2]
-        if 0 < n_shared < self.first + n:
+        if 0 < n_shared < self.n_prefix_tokens + n:
             raise UserError(
-                f"a context of {n} tokens does not fit: the text has {n_shared - self.first} tokens before the names"
+                f"a context of {n} tokens does not fit: the text has {n_shared - self.n_prefix_tokens} tokens before "
+                "the names"
             )
 
-    def of(self, classes: Int[Tensor, " c"]) -> "Prompts":
+    def subset(self, classes: Int[Tensor, " c"]) -> "Prompts":
         """Those of some of the classes."""
         at = classes.tolist()
         lengths = tuple(self.name_lengths[c] for c in at)
-        return replace(self, own=self.own[at], eot=self.eot[at], name_lengths=lengths)
+        return replace(self, suffix=self.suffix[at], eot=self.eot[at], name_lengths=lengths)
 
     def whole(self) -> Float[Tensor, "C T d"]:
         """The unsplit sequences."""
-        return torch.cat([self.shared.expand(len(self.own), -1, -1), self.own], 1)
+        return torch.cat([self.shared.expand(len(self.suffix), -1, -1), self.suffix], 1)
 
-    def _arranged(self, context: Float[Tensor, "C n d"], position: Position, kept: int) -> "Prompts":
-        """Sequences with the context written in and reordered; the first `kept` context tokens are alike in all."""
+    def _arranged(self, context: Float[Tensor, "C n d"], position: Position, n_shared: int) -> "Prompts":
+        """Sequences with the context written in and reordered; its first `n_shared` tokens are the same in all."""
         n, tokens = context.shape[1], self.whole()
-        tokens = torch.cat([tokens[:, : self.first], context.to(tokens.dtype), tokens[:, self.first + n :]], 1)
+        tokens = torch.cat(
+            [tokens[:, : self.n_prefix_tokens], context.to(tokens.dtype), tokens[:, self.n_prefix_tokens + n :]], 1
+        )
         before = before_name(n, position)
-        rest = tokens.shape[1] - self.first
+        rest = tokens.shape[1] - self.n_prefix_tokens
         orders = []
         for length in self.name_lengths:
             name, tail = range(n, n + length), range(n + length, rest)
             order = [*range(before), *name, *range(before, n), *tail]
-            orders.append([*range(self.first), *(self.first + i for i in order)])
+            orders.append([*range(self.n_prefix_tokens), *(self.n_prefix_tokens + i for i in order)])
         index = torch.tensor(orders, device=tokens.device)
         if position != "end":
             tokens = tokens.take_along_dim(index[:, :, None], 1)
-        cut = self.first + kept
+        cut = self.n_prefix_tokens + n_shared
         eot = self.eot + self.shared.shape[-2] - cut
-        return replace(self, shared=tokens[0, :cut], own=tokens[:, cut:], eot=eot, slot=n)
+        return replace(self, shared=tokens[0, :cut], suffix=tokens[:, cut:], eot=eot, slot=n)
 
 
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class TextTower:
     """Prompts -> un-normalised class features. A plain object without parameters of its own.
 
@@ -106,26 +110,18 @@ class TextTower:
     `chunk` classes at a time (None: all) keep their activations for backward; the others' are computed again there.
     """
 
-    def __init__(
-        self,
-        *,
-        tokenize: Callable[[list[str]], Int[Tensor, "C L"]],
-        count: Callable[[str], int],  # tokens of a bare text
-        embed: Callable[[Tensor], Tensor],  # ids [.., L] -> embeddings [.., L, d], without positions
-        positions: Float[Tensor, "L d"],
-        blocks: tuple[Block, ...],
-        project: Map,  # [.., d] -> [.., e], final norm included
-        read: Callable[[Tensor], Tensor],  # ids [C, L] -> index of the token whose output is the feature [C]
-        causal: bool,
-        first: int,
-        width: int,
-        embed_dim: int,
-        chunk: int | None = None,
-    ) -> None:
-        self.tokenize, self.count, self.embed, self.positions = tokenize, count, embed, positions
-        self.blocks, self.project, self.read = blocks, project, read
-        self.causal, self.first, self.width, self.embed_dim = causal, first, width, embed_dim
-        self.chunk = chunk
+    tokenize: Callable[[list[str]], Int[Tensor, "C L"]]
+    count: Callable[[str], int]  # tokens of a bare text
+    embed: Callable[[Tensor], Tensor]  # ids [.., L] -> embeddings [.., L, d], without positions
+    positions: Float[Tensor, "L d"]
+    blocks: tuple[Block, ...]
+    project: Map  # [.., d] -> [.., e], final norm included
+    read: Callable[[Tensor], Tensor]  # ids [C, L] -> index of the token whose output is the feature [C]
+    causal: bool
+    n_prefix_tokens: int  # the start token, if there is one
+    width: int
+    embed_dim: int
+    chunk: int | None = None
 
     @property
     def depth(self) -> int:
@@ -145,21 +141,21 @@ class TextTower:
             raise UserError("no class names: a classifier needs at least one")
         names = [name.replace("_", " ") for name in classes]
         lead = "X " * n_context
-        ids = self.tokenize([lead + fill(template, name) for name in names])
+        ids = self.tokenize([lead + format_template(template, name) for name in names])
         eot = self.read(ids)
         end = int(eot.max()) + 1 if self.causal else ids.shape[1]
         ids = ids[:, :end]
         n_shared = common_prefix(ids, int(eot.min())) if self.causal else 0
         tokens = self.embed(ids)
         lengths = tuple(self.count(name) for name in names)
-        return Prompts(tokens[0, :n_shared], tokens[:, n_shared:], eot - n_shared, lengths, self.first)
+        return Prompts(tokens[0, :n_shared], tokens[:, n_shared:], eot - n_shared, lengths, self.n_prefix_tokens)
 
     def embed_phrase(self, phrase: str) -> Float[Tensor, "n d"]:
         """Embeddings of a phrase's first tokens, one for each of its words (the rule of CoOp's `CTX_INIT`)."""
         phrase = phrase.replace("_", " ")
         n = len(phrase.split())
         ids = self.tokenize([phrase])
-        return self.embed(ids[0, self.first : self.first + n])
+        return self.embed(ids[0, self.n_prefix_tokens : self.n_prefix_tokens + n])
 
     def __call__(self, prompts: Prompts, edits: Edits = NO_EDITS) -> Float[Tensor, "C e"] | Float[Tensor, "B C e"]:
         """Features of all classes, [C, e], or [B, C, e] where the shared tokens come per image.
@@ -180,7 +176,7 @@ class TextTower:
             return run(prompts, edits)
         if torch.is_grad_enabled():
             run = partial(checkpoint, run, use_reentrant=False)
-        features = torch.cat([run(prompts.of(chunk), of(edits, chunk)) for chunk in chunks], -2)
+        features = torch.cat([run(prompts.subset(chunk), subset(edits, chunk)) for chunk in chunks], -2)
         return features.index_select(-2, torch.cat(chunks).argsort().to(features.device))
 
     def _chunks(self, prompts: Prompts) -> tuple[Int[Tensor, " c"], ...]:
@@ -194,20 +190,20 @@ class TextTower:
         return order.split(counts.tolist())
 
     def _run_packed(self, prompts: Prompts, edits: Edits) -> Tensor:
-        lead, P, own = prompts.shared.shape[:-2], prompts.shared.shape[-2], prompts.own
-        packed = packing(tuple((prompts.eot + 1).tolist()), own.shape[1], P, own.device)
-        x = packed.pack(prompts.shared if lead else prompts.shared[None], own, self.positions)
+        lead, P, suffix = prompts.shared.shape[:-2], prompts.shared.shape[-2], prompts.suffix
+        packed = packing(tuple((prompts.eot + 1).tolist()), suffix.shape[1], P, suffix.device)
+        x = packed.pack(prompts.shared if lead else prompts.shared[None], suffix, self.positions)
         for layer, block in enumerate(self.blocks):
             edit = edits.get(layer, NONE)
             x = self._write(x, edit, P)
             x = block(x, edit, attend=packed.attend, read=packed.read if layer == self.depth - 1 else None)
-        return self.project(packed.unpack(x).reshape(*lead, len(own), -1))
+        return self.project(packed.unpack(x).reshape(*lead, len(suffix), -1))
 
     def _run_whole(self, prompts: Prompts, edits: Edits) -> Tensor:
         lead = prompts.shared.shape[:-2]
-        shared, own = prompts.shared if lead else prompts.shared[None], prompts.own
-        (B, P, _), (C, S, _) = shared.shape, own.shape
-        x = torch.cat([_repeat(shared[:, None], C, 1), _repeat(own[None], B, 0)], 1)
+        shared, suffix = prompts.shared if lead else prompts.shared[None], prompts.suffix
+        (B, P, _), (C, S, _) = shared.shape, suffix.shape
+        x = torch.cat([_repeat(shared[:, None], C, 1), _repeat(suffix[None], B, 0)], 1)
         x, width = x + self.positions[: P + S], prompts.slot
         for layer, block in enumerate(self.blocks):
             edit = edits.get(layer, NONE)
@@ -232,28 +228,28 @@ class TextTower:
         if d != self.width or tokens.ndim != 2:
             raise UserError(f"deep text prompts {list(tokens.shape)} do not fit: [n, {self.width}] is needed")
         tokens = tokens.to(x.dtype).expand(len(x), n, d)
-        return torch.cat([x[:, : self.first], tokens, x[:, self.first + width :]], 1), n
+        return torch.cat([x[:, : self.n_prefix_tokens], tokens, x[:, self.n_prefix_tokens + width :]], 1), n
 
     def _write(self, x: Float[Tensor, "R T d"], edit: Edit, n_shared: int) -> Float[Tensor, "R T d"]:
         """Write deep prompts over the tokens that the context occupies; they get no positions."""
         if edit.tokens is None:
             return x
         n, d = edit.tokens.shape[-2:]
-        if d != self.width or self.first + n > n_shared:
+        if d != self.width or self.n_prefix_tokens + n > n_shared:
             raise UserError(
                 f"deep text prompts [{n}, {d}] do not fit: the text tower has width {self.width} and "
-                f"{n_shared - self.first} tokens common to all classes after the start token"
+                f"{n_shared - self.n_prefix_tokens} tokens common to all classes after the start token"
             )
         tokens = edit.tokens.to(x.dtype)
         if tokens.ndim == 4:  # rows are images times classes
             B = len(x) // tokens.shape[1]
             tokens = tokens.expand(B, -1, -1, -1).flatten(0, 1)
         tokens = _repeat(tokens[:, None], len(x) // len(tokens), 1) if tokens.ndim == 3 else tokens.expand(len(x), n, d)
-        return torch.cat([x[:, : self.first], tokens, x[:, self.first + n :]], 1)
+        return torch.cat([x[:, : self.n_prefix_tokens], tokens, x[:, self.n_prefix_tokens + n :]], 1)
 
 
-def fill(template: str, name: str) -> str:
-    """The template with the class name in its place.
+def format_template(template: str, name: str) -> str:
+    """The template with the class name filled in.
 
     Raises:
         UserError: the template has no `{}`, or several.
@@ -274,7 +270,7 @@ def common_prefix(ids: Int[Tensor, "C L"], limit: int) -> int:
     return int(same.int().cumprod(0).sum())
 
 
-def of(edits: Edits, classes: Int[Tensor, " c"]) -> Edits:
+def subset(edits: Edits, classes: Int[Tensor, " c"]) -> Edits:
     """The edits for some of the classes, where deep prompts differ between them."""
     return {
         layer: replace(edit, tokens=edit.tokens.index_select(-3, classes.to(edit.tokens.device)))

@@ -14,7 +14,7 @@ from torch import Tensor
 from vlprompt.errors import UserError
 
 OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
-"""Entries that OpenAI's files have beside the weights."""
+"""Entries that OpenAI's files have next to the weights."""
 DERIVED = ("attn_mask",)
 """Buffers that a TorchScript archive may hold though the model makes them itself."""
 

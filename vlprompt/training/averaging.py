@@ -6,20 +6,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from vlprompt.config.fit import Average, Fit
+from vlprompt.config.schema import Average, Fit
 
 
-class Last:
-    """The parameters after the last epoch; what others do at the end of each is added below."""
+class KeepLast:
+    """The parameters after the last epoch."""
 
-    def see(self, learner: nn.Module, epoch: int) -> None:
+    def update(self, learner: nn.Module, epoch: int) -> None:
         """At the end of an epoch, which are counted from 1."""
 
-    def settle(self, learner: nn.Module) -> None:
-        """After the last one."""
+    def restore(self, learner: nn.Module) -> None:
+        """After the last one: put the parameters that remain into the learner."""
 
 
-class GaussianMean(Last):
+class GaussianMean(KeepLast):
     """The mean of the parameters over the epochs, weighted by a Gaussian.
 
     Source: Khattak et al., ICCV 2023 (PromptSRC), https://arxiv.org/abs/2307.06948, section 3.2.2.
@@ -33,39 +33,39 @@ class GaussianMean(Last):
         self.sums: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def see(self, learner: nn.Module, epoch: int) -> None:
+    def update(self, learner: nn.Module, epoch: int) -> None:
         for name, p in learner.named_parameters():
             self.sums[name] = self.sums.get(name, 0) + self.weights[epoch - 1] * p
 
-    def settle(self, learner: nn.Module) -> None:
-        put(learner, self.sums)
+    def restore(self, learner: nn.Module) -> None:
+        set_parameters(learner, self.sums)
 
 
-class Best(Last):
+class KeepBest(KeepLast):
     """The parameters after the epoch with most right answers; the first of equals."""
 
-    def __init__(self, count: Callable[[], int]) -> None:
-        self.count, self.most = count, -1
-        self.kept: dict[str, Tensor] = {}
+    def __init__(self, count_correct: Callable[[], int]) -> None:
+        self.count_correct, self.most = count_correct, -1
+        self.best: dict[str, Tensor] = {}
 
-    def see(self, learner: nn.Module, epoch: int) -> None:
-        right = self.count()
-        if right > self.most:
-            self.most, self.kept = right, {name: p.detach().clone() for name, p in learner.named_parameters()}
+    def update(self, learner: nn.Module, epoch: int) -> None:
+        correct = self.count_correct()
+        if correct > self.most:
+            self.most, self.best = correct, {name: p.detach().clone() for name, p in learner.named_parameters()}
 
-    def settle(self, learner: nn.Module) -> None:
-        put(learner, self.kept)
+    def restore(self, learner: nn.Module) -> None:
+        set_parameters(learner, self.best)
 
 
 @torch.no_grad()
-def put(learner: nn.Module, values: dict[str, Tensor]) -> None:
+def set_parameters(learner: nn.Module, values: dict[str, Tensor]) -> None:
     """Set parameters by name."""
     for name, p in learner.named_parameters():
         p.copy_(values[name])
 
 
-def make_checkpoints(fit: Fit, n_epochs: int, count: Callable[[], int]) -> Last:
-    """What the settings ask for; `count` counts the right answers on the images to select on."""
+def make_keeper(fit: Fit, n_epochs: int, count_correct: Callable[[], int]) -> KeepLast:
+    """What the settings ask for; `count_correct` counts the right answers on the images to select on."""
     if fit.average is not None:
         return GaussianMean(fit.average, n_epochs)
-    return Best(count) if fit.keep == "best" else Last()
+    return KeepBest(count_correct) if fit.keep == "best" else KeepLast()

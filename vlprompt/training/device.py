@@ -6,13 +6,18 @@ import gc
 import os
 import re
 import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from vlprompt.errors import UserError
 
 MAX_WORKERS = 8
+Result = TypeVar("Result")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -28,6 +33,20 @@ def resolve_device(name: str) -> torch.device:
 
 def resolve_precision(name: str, device: torch.device) -> str:
     return ("bf16" if device.type == "cuda" else "fp32") if name == "auto" else name
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The arithmetic of a run: bfloat16 where it loses nothing that matters, or float32 throughout."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def timed(function: Callable[..., Result], *args: Any, **keywords: Any) -> tuple[Result, float]:
+    """A call's result and its wall time in seconds."""
+    start = time.perf_counter()
+    result = function(*args, **keywords)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - start
 
 
 def device_name(device: torch.device) -> str:
@@ -52,8 +71,8 @@ def peak_memory(device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device)
     with contextlib.suppress(OSError):
         status = Path("/proc/self/status").read_text()
-        if found := re.search(r"VmHWM:\s+(\d+) kB", status):
-            return int(found[1]) * 1024
+        if match := re.search(r"VmHWM:\s+(\d+) kB", status):
+            return int(match[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows

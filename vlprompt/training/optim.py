@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from vlprompt.config.fit import Fit
+from vlprompt.config.schema import Fit
 from vlprompt.learners.base import Learner
 
 
@@ -24,8 +24,14 @@ def n_steps(n_images: int, fit: Fit) -> int:
     return fit.epochs * steps_per_epoch(n_images, fit)
 
 
+def n_epochs(n_images: int, fit: Fit) -> int:
+    """Epochs of the whole training, of which the last may be a part."""
+    return math.ceil(n_steps(n_images, fit) / steps_per_epoch(n_images, fit))
+
+
 def learning_rate(step: int, fit: Fit, *, per_epoch: int, total: int) -> float:
     """The rate of a 0-based step, with `per_epoch` steps in an epoch and `total` in all."""
+    assert fit.lr is not None  # only fits without steps have none
     schedule, unit = fit.schedule, per_epoch if fit.schedule.every == "epoch" else 1
     warm = 0 if schedule.warmup == "none" else schedule.warmup_epochs * per_epoch // unit
     now, end = step // unit, math.ceil(total / unit)
@@ -40,8 +46,19 @@ def learning_rate(step: int, fit: Fit, *, per_epoch: int, total: int) -> float:
 
 def make_optimizer(learner: Learner, fit: Fit) -> torch.optim.Optimizer:
     """The optimiser over the learner's parameter groups; groups keep the rates and decays that they bring."""
+    assert fit.lr is not None
     groups: list[dict[str, Any]] = learner.param_groups(fit)
+    assert fit.lr is not None
     if fit.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=fit.lr, momentum=fit.momentum, weight_decay=fit.weight_decay)
     kind = torch.optim.Adam if fit.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, lr=fit.lr, betas=fit.betas, eps=fit.eps, weight_decay=fit.weight_decay)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, fit: Fit, *, per_epoch: int, total: int) -> float:
+    """Put the rate of a 0-based step in force; a group that brought another rate keeps its ratio to `fit.lr`."""
+    lr = learning_rate(step, fit, per_epoch=per_epoch, total=total)
+    for group in optimizer.param_groups:
+        ratio = group.setdefault("ratio", group["lr"] / fit.lr)
+        group["lr"] = lr * ratio
+    return lr

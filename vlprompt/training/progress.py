@@ -102,7 +102,7 @@ class Track:
         self.task = bar.add_task(title, total=total, completed=done, note="") if bar else None
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """Count steps as done; `note` stands beside the bar."""
+        """Count steps as done; `note` stands next to the bar."""
         self.done += steps
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, advance=steps, note=note)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vlprompt.errors import UserError, unknown
-from vlprompt.protocols.base_to_novel import harmonic_mean
 from vlprompt.results.predictions import Predictions
-from vlprompt.results.record import RunKey
+from vlprompt.results.record import Record, RunKey
 
 MODES = ("online", "offline", "disabled")
 MAX_CONFUSION_CLASSES = 100  # W&B draws a table of at most 10,000 rows
@@ -33,13 +32,10 @@ class Tracker:
         self._try(lambda run: run.log(known, step=step))
 
     def finish(
-        self,
-        scores: Mapping[str, Mapping[str, float | int]],
-        predictions: Mapping[str, Predictions] | None = None,
-        classes: Mapping[str, Sequence[str]] | None = None,
+        self, record: Record, predictions: Mapping[str, Predictions], classes: Mapping[str, Sequence[str]]
     ) -> None:
-        """Final scores `<split>/<score>` and `H`; a confusion matrix of each split whose classes are given."""
-        self._try(lambda run: _report(run, scores, predictions or {}, classes or {}))
+        """Final scores `<split>/<score>` and the headline; a confusion matrix of each split."""
+        self._try(lambda run: _report(run, record, predictions, classes))
 
     def close(self, exit_code: int) -> None:
         """End the tracked run. A second call does nothing."""
@@ -52,23 +48,20 @@ class Tracker:
         try:
             action(self._run)
         except Exception as error:
-            logger.warning("Weights & Biases failed (%s): the run goes on without it.", _first_line(error))
+            logger.warning("Weights & Biases failed (%s): the run continues without it.", _first_line(error))
             run, self._run = self._run, None
             with contextlib.suppress(Exception):
                 run.finish(exit_code=1)
 
 
 def _report(
-    run: Any,
-    scores: Mapping[str, Mapping[str, float | int]],
-    predictions: Mapping[str, Predictions],
-    classes: Mapping[str, Sequence[str]],
+    run: Any, record: Record, predictions: Mapping[str, Predictions], classes: Mapping[str, Sequence[str]]
 ) -> None:
     import wandb
 
-    run.summary.update({f"{split}/{name}": value for split, kept in scores.items() for name, value in kept.items()})
-    if {"base", "novel"} <= scores.keys():
-        run.summary["H"] = harmonic_mean(scores["base"]["accuracy"], scores["novel"]["accuracy"])
+    scores = {f"{split}/{name}": v for split, of_split in record.scores.items() for name, v in of_split.items()}
+    headline = {name: value for name, value in record.headline.items() if name not in record.scores}
+    run.summary.update(scores | headline)
     for split in predictions.keys() & classes.keys():
         names = list(classes[split])
         if len(names) > MAX_CONFUSION_CLASSES:
@@ -137,7 +130,7 @@ def _start(mode: str, key: RunKey, config: Mapping[str, Any], folder: Path) -> A
                 f"Weights & Biases cannot start online ({problem}): run `wandb login` and check the network, "
                 "or use wandb=offline."
             ) from error
-        logger.warning("Weights & Biases cannot start (%s): the run goes on without it.", problem)
+        logger.warning("Weights & Biases cannot start (%s): the run continues without it.", problem)
         return None
 
 

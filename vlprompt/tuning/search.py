@@ -1,169 +1,123 @@
-"""A search for a method's settings: Optuna proposes, a run on validation images answers, all trials are told."""
+"""The search for one method's settings: trials on few-shot validation images, a choice, and its tests."""
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from torch import OutOfMemoryError
 
-from vlprompt.errors import UserError
-from vlprompt.results.record import RunKey
-from vlprompt.tuning.space import Choices, Dimension, Space
+from vlprompt.config import build
+from vlprompt.config.compose import read_reference, read_run
+from vlprompt.config.paths import results_root
+from vlprompt.config.spec import RunSpec
+from vlprompt.errors import NonFiniteError, UserError
+from vlprompt.results.record import Record
+from vlprompt.results.store import TRIALS
+from vlprompt.sweep import run_or_record_failure
+from vlprompt.training.progress import Reporter
+from vlprompt.tuning.sampler import optuna, sampler, search
+from vlprompt.tuning.space import Space, read_space, value_at
+from vlprompt.tuning.study import Setting, Study, Trial, best, in_words
 
-FILE = "study.json"
-N_RANDOM = 5
-"""Trials, the default among them, before the sampler draws conclusions: Optuna's own ten would be most of a budget."""
-Setting = dict[str, Any]  # values by name, as on the command line
-
-
-class Trial(BaseModel):
-    """One setting and what it came to."""
-
-    model_config = ConfigDict(frozen=True)
-
-    number: int  # from 0, which is the default setting
-    setting: Setting
-    record: str = ""  # its folder below the study's
-    accuracy: float | None = None  # on the validation images, a fraction; None: it failed
-    reason: str | None = None  # why it failed
-    seconds: float = 0.0
+VALIDATION = "protocol.part=few_shot_val"
 
 
-class Study(BaseModel):
-    """What a search was allowed, what it did and what it found: the content of `study.json`."""
+@dataclass(frozen=True)
+class Search:
+    """One method's search, planned: `base` is the run whose settings are searched."""
 
-    cell: RunKey  # of the run whose settings are searched
     overrides: list[str]
-    space: dict[str, Any]
-    sampler: dict[str, Any]
-    budget: int  # trials
-    trials: list[Trial] = []
-    chosen: Trial | None = None  # None until all trials are through, or where all failed
-    seconds: float = 0.0  # of all trials
-    tests: list[dict[str, Any]] = []  # on the test images, after the choice: variant, seed, scores
-    versions: dict[str, str] = {}
-    git: str | None = None
-    status: Literal["searching", "chosen", "tested"] = "searching"
+    base: RunSpec
+    space: Space
+    default: Setting
+    budget: int
 
-    def add(self, trial: Trial, folder: Path) -> None:
-        self.trials.append(trial)
-        self.seconds += trial.seconds
-        self.write(folder)
+    @property
+    def folder(self) -> Path:
+        root = results_root()
+        return root / TRIALS / self.base.key.folder(root).relative_to(root / "runs")
 
-    def progress(self) -> str:
-        """The last trial and the best so far."""
-        last, leader = self.trials[-1], best(self.trials)
-        if last.accuracy is None:
-            return f"trial {last.number + 1} failed: {last.reason}"
-        assert leader is not None
-        so_far = f"best so far {percent(leader.accuracy)} %, trial {leader.number + 1}"
-        return f"trial {last.number + 1}: {percent(last.accuracy)} % of the validation images ({so_far})"
+    @classmethod
+    def plan(cls, method: str, overrides: Sequence[str], budget: int) -> "Search":
+        """Check all that can be checked before the first trial. Raises: UserError."""
+        optuna()
+        overrides = [f"method={method}", *overrides]
+        base = read_run(overrides)
+        space = read_space(base.settings)
+        if not base.trained:
+            raise UserError(f"{method} is not trained: there is nothing to choose for it, leave it out")
+        if not space:
+            do = "add `search` to its YAML, or +search.fit.lr={low: 1e-4, high: 0.1, log: true} here"
+            raise UserError(f"{method} declares no search space: {do}")
+        check_classes(base)
+        settings = base.settings.model_dump()
+        plan = cls(overrides, base, space, {name: value_at(settings, name) for name in space}, budget)
+        check_classes(plan.trial(plan.default))  # there are validation images
+        return plan
 
-    def write(self, folder: Path) -> None:
-        """Replace the study's file, whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f".{FILE}"
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(self.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(folder / FILE)
+    def trial(self, setting: Setting) -> RunSpec:
+        """The run that tries a setting; its record lies next to the study."""
+        spec = read_run([*self.overrides, VALIDATION, *as_overrides(setting)])
+        return replace(spec, folder=self.folder / "trials" / str(spec.key.variant))
+
+    def choose(self) -> Study:
+        """Make all trials, or read those that are there. No test image is read."""
+        seed = self.base.settings.seed
+        study = Study(
+            cell=self.base.key, overrides=self.overrides, budget=self.budget, sampler=sampler(seed),
+            space={name: dimension.model_dump() for name, dimension in self.space.items()},
+        )  # fmt: skip
+
+        def evaluate(number: int, setting: Setting) -> Trial:
+            Reporter().say(f"\n{self.base.key.learner}, trial {number + 1} of {self.budget}: {in_words(setting)}")
+            study.add(self.evaluate(number, setting), self.folder)
+            Reporter().say(f"{self.base.key.learner}, {study.progress()}")
+            return study.trials[-1]
+
+        search(self.space, self.default, budget=self.budget, seed=seed, evaluate=evaluate)
+        study.chosen, study.status = best(study.trials), "chosen"
+        study.write(self.folder)
+        return study
+
+    def evaluate(self, number: int, setting: Setting) -> Trial:
+        """Try one setting. What fails in the first trial alone is a mistake, unless it is the loss."""
+        spec = self.trial(setting)
+        record = Record.read(spec.folder)
+        failed = record is not None and record.status != "finished" and spec.made(record)
+        if record is None or not failed or spec.settings.force:
+            caught = (OutOfMemoryError, UserError if number else NonFiniteError)
+            record = run_or_record_failure(spec, caught=caught)
+        return Trial(
+            number=number,
+            setting=setting,
+            record=str(spec.folder.relative_to(self.folder)),
+            accuracy=next((scores["accuracy"] for scores in record.scores.values()), None),
+            reason=record.reason,
+            seconds=sum(record.cost.get(name) or 0.0 for name in ("train_seconds", "test_seconds")),
+        )
+
+    def test(self, study: Study, seeds: Sequence[int]) -> list[Record]:
+        """The default and the chosen setting on the test images, as ordinary runs, after the zero-shot run."""
+        if study.chosen is None:
+            return []
+        name = "tuned" if study.cell.variant is None else f"tuned-{study.cell.variant}"
+        tuned = [*as_overrides(study.chosen.setting), f"name={name}"]
+        specs = [read_run([*self.overrides, *more, f"seed={seed}"]) for seed in seeds for more in ([], tuned)]
+        records = [run_or_record_failure(spec) for spec in specs]
+        fields = {"variant", "seed", "status", "reason", "scores"}
+        study.tests, study.status = [record.model_dump(include=fields) for record in records], "tested"
+        study.write(self.folder)
+        return [run_or_record_failure(read_reference(self.overrides)), *records]
 
 
-def best(trials: list[Trial]) -> Trial | None:
-    """The most accurate trial, the earliest of equals: the default stays unless it is beaten."""
-    done = [trial for trial in trials if trial.accuracy is not None]
-    return max(done, key=lambda trial: (trial.accuracy, -trial.number), default=None)
+def check_classes(spec: RunSpec) -> None:
+    """Build the learner and bind it to every test's class names, so that what cannot be tested is not trained.
 
-
-def row(study: Study) -> dict[str, str]:
-    """The study as a row of a table."""
-    chosen = study.chosen
-    failed = sum(trial.accuracy is None for trial in study.trials)
-    return {
-        "method": study.cell.learner,
-        "trials": str(len(study.trials)),
-        "failed": str(failed),
-        "default": percent(study.trials[0].accuracy),
-        "chosen": percent(chosen.accuracy if chosen else None),
-        "setting": in_words(chosen.setting) if chosen else "none",
-        "trial": str(chosen.number + 1) if chosen else "",
-        "search s": f"{study.seconds:.1f}",
-    }
-
-
-def percent(share: float | None) -> str:
-    return "failed" if share is None else f"{100 * share:.2f}"
-
-
-def in_words(setting: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in setting.items())
-
-
-def sampler(seed: int) -> dict[str, Any]:
-    return {"name": "TPE", "library": f"optuna {optuna().__version__}", "seed": seed, "random_trials": N_RANDOM}
-
-
-def search(
-    space: Space, default: Setting, *, budget: int, seed: int, evaluate: Callable[[int, Setting], Trial]
-) -> list[Trial]:
-    """Try `budget` settings, the default first; -> the trials.
-
-    The same settings are proposed again where seed and answers are the same, whatever the budget: a search that was
-    interrupted is carried on by one that finds the answers of the first. A default outside the space is tried, too,
-    but tells the sampler nothing.
+    Raises: ClassBoundError.
     """
-    library = optuna()
-    tpe = library.samplers.TPESampler(seed=seed, n_startup_trials=N_RANDOM)
-    study = library.create_study(direction="maximize", sampler=tpe)
-    distributions = {name: _distribution(library, dimension) for name, dimension in space.items()}
-    trials: list[Trial] = []
-    if all(default[name] in dimension for name, dimension in space.items()):
-        study.enqueue_trial({name: _encode(dimension, default[name]) for name, dimension in space.items()})
-    else:
-        trials.append(evaluate(0, default))
-    while len(trials) < budget:
-        asked = study.ask(distributions)
-        setting = {name: _decode(dimension, asked.params[name]) for name, dimension in space.items()}
-        trials.append(evaluate(len(trials), setting))
-        accuracy = trials[-1].accuracy
-        failed = library.trial.TrialState.FAIL
-        study.tell(asked, accuracy) if accuracy is not None else study.tell(asked, state=failed)
-    return trials
-
-
-def optuna() -> ModuleType:
-    """The library. Raises: UserError where it is not installed."""
-    try:
-        import optuna
-    except ModuleNotFoundError:
-        raise UserError("searching for settings needs Optuna: pip install 'vlprompt[tune]'") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
-
-
-def _distribution(library: ModuleType, dimension: Dimension) -> Any:
-    kinds = library.distributions
-    if isinstance(dimension, Choices):
-        return kinds.CategoricalDistribution([_encode(dimension, value) for value in dimension.choices])
-    kind = kinds.IntDistribution if dimension.whole else kinds.FloatDistribution
-    return kind(dimension.low, dimension.high, log=dimension.log)
-
-
-def _encode(dimension: Dimension, value: Any) -> Any:
-    """Choices of any kind as text, for Optuna takes no lists; equal values alike (0 and 0.0)."""
-    if isinstance(dimension, Choices):
-        return json.dumps(dimension.choices[dimension.choices.index(value)])
-    return value
-
-
-def _decode(dimension: Dimension, value: Any) -> Any:
-    if isinstance(dimension, Choices):
-        return json.loads(value)
-    return value if dimension.whole else float(f"{value:.3g}")  # digits that one would type
+    build.make_learner(spec, build.make_clip(spec), build.make_episode(spec))
 
 
 def as_overrides(setting: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vlprompt.config.schema import Settings, explain
+from vlprompt.errors import UserError
 
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -50,13 +53,31 @@ Dimension = Range | Choices
 Space = dict[str, Dimension]  # by setting, as on the command line: fit.lr
 
 
+def read_space(settings: Settings) -> Space:
+    """The search space that a run's settings declare, checked.
+
+    Raises:
+        UserError: a wrong range, or a name that is no setting of this run.
+    """
+    space, known = {}, settings.model_dump()
+    for name, node in leaves(settings.search).items():
+        try:
+            value_at(known, name)
+            space[name] = read_dimension(node)
+        except KeyError:
+            raise UserError(f"search.{name} is not a setting of this run: drop it from `search`") from None
+        except ValidationError as error:
+            raise explain(error, f"search.{name}") from None
+    return space
+
+
 def leaves(search: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """What is declared for each setting in a tree of the configuration's shape, unchecked."""
-    found: dict[str, Any] = {}
+    dimensions: dict[str, Any] = {}
     for name, node in search.items():
         declared = not isinstance(node, Mapping) or bool(node.keys() & {"low", "high", "log", "choices"})
-        found |= {f"{path}{name}": node} if declared else leaves(node, f"{path}{name}.")
-    return found
+        dimensions |= {f"{path}{name}": node} if declared else leaves(node, f"{path}{name}.")
+    return dimensions
 
 
 def read_dimension(node: Any) -> Dimension:

@@ -28,7 +28,7 @@ class Use:
     computed: int = 0
 
 
-class Bank:
+class FeatureCache:
     """Un-normalised features of images by view, in memory, and on disk where `files` are given.
 
     View None is the centre crop. Any other is drawn from `seed` and `augment`, as `Views` does.
@@ -47,7 +47,7 @@ class Bank:
         self.use = Use()
         self._rows: dict[str, Rows] = {}  # by name of the view and key of the image
 
-    def counted_anew(self) -> "Bank":
+    def counted_anew(self) -> "FeatureCache":
         """The same features, with a count of their use of its own."""
         bank = copy(self)
         bank.use = Use()

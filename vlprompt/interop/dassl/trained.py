@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 
 from vlprompt import demo
+from vlprompt.config.compose import compose, names
+from vlprompt.config.datasets import load_dataset
 from vlprompt.config.paths import config_dir, results_root
 from vlprompt.config.schema import read_settings
 from vlprompt.data.dataset import Dataset
@@ -16,9 +18,7 @@ from vlprompt.interop.dassl import checkpoints
 from vlprompt.interop.dassl.dassl import Facts, facts_of_options, facts_of_path, read_options
 from vlprompt.interop.dassl.loading import Checkpoint, read_checkpoint
 from vlprompt.interop.dassl.logs import read_bytes
-from vlprompt.plan import load_dataset
 from vlprompt.protocols.base_to_novel import halves
-from vlprompt.sweep import compose, names
 from vlprompt.towers.geometry import read_geometry
 
 
@@ -110,4 +110,5 @@ def read_dataset(name: str) -> Dataset:
     """A data set as it is configured here. Raises: UserError where it is not known, or not on this machine."""
     if name not in (known := names("dataset", [config_dir()])):
         raise unknown("data set", name, known, do="Give the class names of any other with --classes FILE.")
-    return load_dataset(read_settings(compose([f"dataset={name}"])))
+    settings = read_settings(compose([f"dataset={name}"]))
+    return load_dataset(settings, settings.dataset)

@@ -1,0 +1,85 @@
+"""Which runs are the same: finished ones are found, whatever settings came later."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import ROOT, set_up
+
+from vlprompt.config.compose import read_run
+from vlprompt.config.identity import first_hash, is_same_run, settings_hash
+from vlprompt.learners.coop import CoOp
+from vlprompt.results.record import Record
+from vlprompt.results.store import find_records
+
+DEMO = ROOT / "results" / "demo"
+COMMITTED = {
+    f"{record.protocol} {record.method}": record
+    for protocol in ("few_shot", "cross_dataset")
+    for record in find_records([DEMO / protocol / "shapes"])
+    if record.variant is None and (record.shots, record.seed) in ((16, 1), (0, 0))
+}
+
+
+class Younger(CoOp):
+    """CoOp, with a setting that came later."""
+
+    def __init__(self, *args: Any, strength: int = 3, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+
+
+def settings(**method: Any) -> dict[str, Any]:
+    return {
+        "method": {"_target_": "test_identity.Younger", "n_context": 4, **method},
+        "protocol": {"_target_": "vlprompt.protocols.few_shot.FewShot", "part": "test"},
+        "dataset": {"name": "x", "source": {"_target_": "tiny_world.load", "style": 0}},
+        "fit": {"lr": 0.1, "epochs": 2, "steps": None, "schedule": {"shape": "cosine", "warmup_epochs": 1}},
+        "bank": {"views": None},
+        "seed": 1,
+    }
+
+
+def test_committed_records_are_of_all_methods() -> None:
+    assert len(COMMITTED) > 33
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_runs_of_earlier_versions_are_found(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_up(monkeypatch, tmp_path)
+    record = COMMITTED[name]
+    groups = [f"{group}={getattr(record, group)}" for group in ("method", "protocol", "dataset", "backbone")]
+    assert read_run(groups).made(record)
+    if record.shots:
+        assert not read_run([*groups, "seed=2"]).made(record)
+
+
+def test_a_later_setting_at_its_default_changes_no_hash() -> None:
+    before, default, other = settings(), settings(strength=3), settings(strength=4)
+    assert settings_hash(before) == settings_hash(default) != settings_hash(other)
+    config = {"method": {"n_context": 4}, "protocol": {"part": "test"}}  # of a record from before
+    assert first_hash(before, config) == first_hash(default, config) != first_hash(other, config)
+    old = Record(
+        protocol="few_shot", dataset="x", backbone="b", method="m", shots=1, seed=1, status="finished",
+        config=config, config_hash=first_hash(before, config),
+    )  # fmt: skip
+    assert is_same_run(old, default)
+    assert not is_same_run(old, other)
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("fit", {"lr": 0.2}),
+        ("fit", {"schedule": {"shape": "constant"}}),
+        ("bank", {"views": 1}),
+        ("method", {"depth": 1}),
+    ],
+)
+def test_what_differs_makes_another_run(section: str, change: dict[str, Any]) -> None:
+    assert settings_hash(settings()) != settings_hash({**settings(), section: {**settings()[section], **change}})
+
+
+def test_defaults_are_no_part_of_a_hash() -> None:
+    shorter = settings() | {"bank": {}, "protocol": {"_target_": "vlprompt.protocols.few_shot.FewShot"}}
+    shorter |= {"fit": {"lr": 0.1, "epochs": 2, "schedule": {}}}
+    assert settings_hash(settings()) == settings_hash(shorter)

@@ -1,0 +1,141 @@
+"""From a run's settings to its objects: the frozen model, the learner, the episode, the loader."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vlprompt import demo
+from vlprompt.config.locate import locate, make_sampler
+from vlprompt.config.paths import bank_folder, data_root
+from vlprompt.config.schema import Settings
+from vlprompt.config.spec import RunSpec
+from vlprompt.data.cache.feature_files import FeatureFiles
+from vlprompt.data.cache.features import FeatureCache, tower_key
+from vlprompt.data.cache.images import ImageCache
+from vlprompt.data.loader import Loader
+from vlprompt.data.sampling import sample_few_shot
+from vlprompt.data.transforms import Augment, seed_of
+from vlprompt.learners.base import Learner
+from vlprompt.protocols.base import FEW_SHOT_VAL, Episode
+from vlprompt.results import learner_files
+from vlprompt.towers import Clip, load_clip
+from vlprompt.training.device import default_workers
+
+GB = 10**9
+
+
+def make_episode(spec: RunSpec) -> Episode:
+    """The images of a run: what is trained on, what is tested."""
+    settings, dataset = spec.settings, spec.dataset
+    if settings.protocol.get("part") == FEW_SHOT_VAL:
+        dataset = replace(dataset, test=())  # out of reach while settings are chosen
+    if spec.trained:
+        sample = make_sampler(settings)(dataset, shots=settings.shots, seed=settings.seed)
+    else:
+        sample = sample_few_shot(dataset, shots="all", seed=settings.seed)  # none is drawn
+    return spec.protocol.episode(dataset, sample, targets=spec.targets)
+
+
+def make_clip(spec: RunSpec) -> Clip:
+    """The frozen model on its device."""
+    backbone = spec.settings.backbone
+    return clip_at(backbone.model, backbone.weights, spec.device, spec.settings.text_chunk, backbone.quantize)
+
+
+@lru_cache(maxsize=1)
+def clip_at(
+    model: str,
+    weights: str,
+    device: torch.device,
+    text_chunk: int | None = None,
+    quantize: Literal["nf4"] | None = None,
+) -> Clip:
+    """The frozen model on its device; the runs of a sweep share it."""
+    features_at.cache_clear()  # features of another model, which they would keep alive
+    folder = demo.BACKBONES.get(model)
+    clip = load_clip(str(folder) if folder else model, weights).to(device).with_text_chunk(text_chunk)
+    return clip.quantized(quantize) if quantize else clip
+
+
+def make_learner(spec: RunSpec, clip: Clip, episode: Episode) -> Learner:
+    """A fresh learner, bound to its training classes, whose initial values depend on the seed alone.
+
+    Raises:
+        ClassBoundError: the protocol tests classes that the learner cannot know.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of("init", spec.settings.seed))
+        learner = spec.learner(clip, episode.train.classes, **spec.arguments).to(spec.device)
+    for split in episode.tests.values():
+        learner.bind(split.classes, split.rows)
+    learner.bind(episode.train.classes)
+    return learner
+
+
+def target_wording(spec: RunSpec, target: str) -> dict[str, Any]:
+    """The arguments of the method that are other ones on a target: it may word classes as their data set does."""
+    described = spec.settings.targets.get(target)
+    wording = described.method if described else {}
+    return {} if wording.items() <= spec.arguments.items() else wording
+
+
+def reword_learner(spec: RunSpec, learner: Learner, wording: Mapping[str, Any]) -> Learner:
+    """The same tensors with other words around the classes."""
+    reworded = spec.learner(learner.clip, learner.trained_classes, **{**spec.arguments, **wording}).to(spec.device)
+    reworded.load_state_dict(learner.state_dict(), strict=True)
+    return reworded
+
+
+def make_loader(spec: RunSpec, learner: Learner) -> Loader:
+    """What reads images for a learner: their features, unless it edits the image tower or `bank.use` is false."""
+    settings, clip = spec.settings, learner.clip
+    workers = default_workers() if settings.workers is None else settings.workers
+    images = image_cache(settings)
+    features = None
+    if settings.bank.use and not learner.edits_image:
+        folder = bank_folder(data_root(settings.data.root)) if settings.bank.gb else None
+        limit = int(settings.bank.gb * GB)
+        features = features_at(clip, spec.precision, workers, images, folder, limit).counted_anew()
+    return Loader(
+        clip=clip,
+        features=features,
+        images=images,
+        seed=settings.seed,
+        workers=workers,
+        n_views=settings.bank.views,
+        augment=Augment(**settings.augment.model_dump()),
+    )
+
+
+def image_cache(settings: Settings) -> ImageCache | None:
+    """Decoded images and test crops on disk."""
+    folder = data_root(settings.data.root) / ".cache" / "images"
+    return ImageCache(folder, int(settings.data.cache_gb * GB)) if settings.cache else None
+
+
+@cache
+def features_at(
+    clip: Clip, precision: str, workers: int, images: ImageCache | None, folder: Path | None, limit: int
+) -> FeatureCache:
+    """Features of images in this process, shared like the model; on disk below `folder`, up to `limit` bytes."""
+    about = {"model": clip.name, "precision": precision, **asdict(clip.preprocess)}
+    files = FeatureFiles(folder / tower_key(clip, precision), limit, about) if folder else None
+    return FeatureCache(clip, precision=precision, workers=workers, cache=images, files=files)
+
+
+def restore_learner(folder: Path) -> Learner:
+    """The trained learner in a run's folder, on the CPU and bound to the classes it was trained on.
+
+    Raises:
+        UserError: no saved learner there, or one that does not fit its own settings.
+    """
+    about = learner_files.read_config(folder)
+    kind, arguments = locate({"_target_": about["target"], **about["arguments"]}, Learner, "method")
+    clip = clip_at(about["backbone"]["model"], about["backbone"]["weights"], torch.device("cpu"))
+    learner: Learner = kind(clip, about["classes"], **arguments)
+    learner_files.load_tensors(learner, folder)
+    return learner.eval()

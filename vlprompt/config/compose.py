@@ -1,0 +1,223 @@
+"""From overrides, as on the command line, to a run's configuration. Hydra is used here and in sweep.py only."""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vlprompt.config import recipes
+from vlprompt.config.paths import config_dir
+from vlprompt.config.spec import RunSpec, read_spec
+from vlprompt.errors import UserError, unknown
+
+GROUPS = ("method", "dataset", "protocol", "backbone")
+SHARED = (
+    *("dataset", "protocol", "backbone", "precision", "device", "threads", "text_chunk", "workers", "data", "cache"),
+    *("bank", "force", "wandb", "hydra"),
+)
+"""What a run has in common with the zero-shot run that it is compared with."""
+WORDING = ("template", "templates")  # arguments of a method that may be those of the data set
+UNLIKE_DEFAULT = ("seed", "shots", "hydra")
+"""What a run has in common with its default: seed and shots, and the folders that they are composed from."""
+SINGLE = ("seed", "fit.lr")  # of which lists used to be allowed
+NULL_GROUP = "Config group override must be"  # how Hydra's ValueError for method=null begins
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
+
+Choices = dict[str, Any]  # the name that is chosen of each group
+
+
+def read_run(overrides: Sequence[str]) -> RunSpec:
+    """The run that `python run.py` with these overrides would make.
+
+    Raises:
+        UserError: what `python run.py` would answer.
+    """
+    overrides, _ = recipes.modernize(overrides)
+    with composed(overrides) as (config, choices):
+        return spec_of(config, choices, overrides)
+
+
+def read_reference(overrides: Sequence[str]) -> RunSpec:
+    """The zero-shot run that the run with these overrides is compared with."""
+    overrides, _ = recipes.modernize(overrides)
+    with composed(overrides) as (_, choices):
+        return zero_shot_reference(choices, overrides)
+
+
+def spec_of(config: Any, choices: Choices, overrides: list[str]) -> RunSpec:
+    """The run that a composed configuration asks for, checked and not begun."""
+    check_single(overrides)
+    recipes.check(overrides, config_dirs())
+    check_targets(config)
+    return read_spec(
+        config,
+        choices=choices,
+        default=lambda: default(choices, overrides),
+        recipes=recipes.applied(choices, config_dirs()),
+    )
+
+
+def zero_shot_reference(choices: Choices, overrides: list[str]) -> RunSpec:
+    """The zero-shot run that a trained one is compared with."""
+    wanted = [f"{group}={choices[group]}" for group in GROUPS if group != "method"]
+    wanted += ["method=zero_shot", *chosen(overrides, SHARED)]
+    choices = {**choices, "method": "zero_shot"}
+    return read_spec(compose(wanted), choices=choices, default=lambda: default(choices, []))
+
+
+@contextmanager
+def composed(overrides: Sequence[str]) -> Iterator[tuple[Any, Choices]]:
+    """The plain configuration and the choices of groups; Hydra stands as within a run."""
+    before = HydraConfig.instance().cfg
+    try:
+        with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+            whole = hydra.compose("config", list(overrides), return_hydra_config=True)
+            HydraConfig.instance().set_config(whole)
+            ours = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+            yield plain(ours, config_dirs()), dict(whole.hydra.runtime.choices)
+    except COMPOSITION_ERRORS as error:
+        raise explained(error, overrides) from error
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def compose(overrides: list[str]) -> Any:
+    """The plain configuration that these overrides give."""
+    if GlobalHydra.instance().is_initialized():
+        folders = config_dirs() if HydraConfig.initialized() else [config_dir()]
+        return plain(hydra.compose("config", overrides), folders)
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return plain(hydra.compose("config", overrides), [config_dir()])
+
+
+def default(choices: Choices, overrides: list[str]) -> Any:
+    """The configuration of these groups' choices, with nothing else changed but the seed and the shots."""
+    return compose([f"{group}={choices[group]}" for group in GROUPS] + chosen(overrides, UNLIKE_DEFAULT))
+
+
+def chosen(overrides: list[str], names: tuple[str, ...]) -> list[str]:
+    """The overrides of these keys and of what is below them; the choices of groups are left out."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    pairs = [(o.key_or_group.replace("/", ".").split("."), text) for o, text in zip(parsed, overrides, strict=True)]
+    return [text for key, text in pairs if key[0] in names and (len(key) > 1 or key[0] not in GROUPS)]
+
+
+def config_dirs(arguments: Sequence[str] | None = None) -> list[Path]:
+    """`conf` and the folder of --config-dir; within a run, without arguments, all that it was composed from."""
+    if arguments is None:
+        return [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    extra = parser.parse_known_args(arguments)[0].config_dir
+    return [config_dir(), *([extra.absolute()] if extra else [])]
+
+
+def searched(folders: Sequence[Path]) -> list[str]:
+    """Folders of settings in addition to `conf`, as an override."""
+    extra = [f"file://{folder}" for folder in folders if folder != config_dir()]
+    return [f"hydra.searchpath={json.dumps(extra)}"] if extra else []
+
+
+def names(group: str, folders: Sequence[Path]) -> list[str]:
+    """What there is to choose in a group."""
+    return sorted(path.stem for folder in folders for path in (folder / group).glob("*.yaml"))
+
+
+def plain(config: DictConfig, folders: Sequence[Path]) -> Any:
+    """The resolved configuration, and in its `targets` what it is about the data sets that `protocol.targets` names."""
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    known = names("dataset", folders)
+    if targets := [name for name in named_targets(config) if name in known]:
+        resolved["targets"] = {name: describe(config, name, tuple(folders)) for name in targets}
+    return resolved
+
+
+def named_targets(config: DictConfig) -> list[str]:
+    listed = OmegaConf.select(config, "protocol.targets")
+    return [name for name in listed if isinstance(name, str)] if isinstance(listed, ListConfig) else []
+
+
+def describe(config: DictConfig, name: str, folders: tuple[Path, ...]) -> dict[str, Any]:
+    """A data set by name, and how this configuration's method words classes there."""
+    moved = deepcopy(config)
+    OmegaConf.set_struct(moved, False)
+    moved["dataset"] = dataset = dataset_node(name, folders)
+    method: Any = OmegaConf.to_container(moved.get("method") or OmegaConf.create(), resolve=True)
+    return {"dataset": dataset, "method": {key: method[key] for key in WORDING if key in method}}
+
+
+@cache
+def dataset_node(name: str, folders: tuple[Path, ...]) -> Any:
+    """The settings of a data set by name, which may lie in a folder of the user's own."""
+    return compose([f"dataset={name}", *searched(folders)])["dataset"]
+
+
+def check_single(overrides: list[str]) -> None:
+    """Refuse a list where one run has one value."""
+    for override, text in zip(OverridesParser.create().parse_overrides(overrides), overrides, strict=True):
+        if override.key_or_group in SINGLE and isinstance(values := override.value(), list):
+            several = ",".join(map(str, values)) or "1,2,3"
+            raise UserError(
+                f"{text} is a list, and a run has one {override.key_or_group}: sweep over them with "
+                f"`python run.py -m {override.key_or_group}={several}`"
+            )
+
+
+def check_targets(config: Any) -> None:
+    """Refuse a target that no file describes."""
+    known, listed = names("dataset", config_dirs()), config["protocol"].get("targets")
+    for name in listed if isinstance(listed, list) else []:
+        if name not in known:
+            raise unknown("data set in protocol.targets", name, known)
+
+
+def explained(error: Exception, arguments: Sequence[str]) -> Exception:
+    """Hydra's complaint about a command line as one sentence; an error that is none of that kind as it is."""
+    if isinstance(error, ValueError) and not isinstance(error, HydraException | OmegaConfBaseException):
+        if not str(error).startswith(NULL_GROUP):
+            return error
+        return UserError("a group of settings cannot be null: leave one out with ~GROUP, as in ~recipe")
+    return explain(error, arguments)
+
+
+def explain(error: Exception, arguments: Sequence[str]) -> UserError:
+    text = " ".join(str(error).split())
+    if text.startswith("Ambiguous value for argument"):
+        several = text.split("'")[1]
+        return UserError(f"{several} is several values: give one here, or sweep over them with `python run.py -m`")
+    if isinstance(error, OverrideParseException):
+        return UserError(
+            f"cannot read '{error.override}': a setting is NAME=VALUE, with quotes around special characters"
+        )
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        if known := names(group, config_dirs(arguments)):
+            return unknown(group, name, known)
+    if isinstance(error, ConfigCompositionException) and "Could not override '" in text:
+        return unknown_setting(text.split("Could not override '")[1].split("'")[0], arguments) or UserError(text)
+    return UserError(text.removesuffix("Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."))
+
+
+def unknown_setting(name: str, arguments: Sequence[str]) -> UserError | None:
+    """What is wrong with a dotted name, by the first part of it that is not there."""
+    choices = [a for a in arguments if a.partition("=")[0] in GROUPS and "," not in a]
+    node, path = compose([*choices, *searched(config_dirs(arguments))]), ""
+    for part in name.split("."):
+        if not isinstance(node, dict):
+            return UserError(f"unknown setting '{path}{part}': {path[:-1]} is {node} here, drop it")
+        if part not in node:
+            return unknown("setting", path + part, [path + str(key) for key in node])
+        path, node = f"{path}{part}.", node[part]
+    return None

@@ -1,0 +1,105 @@
+"""From a data set's settings to the data set."""
+
+import inspect
+import pydoc
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vlprompt.config.hashing import config_hash
+from vlprompt.config.locate import make_protocol
+from vlprompt.config.paths import bank_folder, data_root
+from vlprompt.config.schema import DataSource, Settings, check_arguments
+from vlprompt.data.cache.portable import DATASETS
+from vlprompt.data.dataset import Dataset
+from vlprompt.data.download.get import ensure
+from vlprompt.data.sources import banked
+from vlprompt.errors import UserError
+
+LOCATION = ("path", "labels", "names", "stored")  # arguments of a source that say where it lies, not what it is
+
+
+def load_datasets(settings: Settings) -> tuple[Dataset, dict[str, Dataset]]:
+    """The data set that is trained on, and the targets that the protocol tests as well.
+
+    Raises: UserError that names all which cannot be loaded.
+    """
+    loaded: dict[str, Dataset] = {}
+    problems: dict[str, UserError] = {}
+
+    def attempt(name: str, described: DataSource) -> None:
+        try:
+            loaded[name] = load_dataset(settings, described)
+        except UserError as error:
+            problems[name] = error
+
+    source = settings.dataset.name
+    attempt(source, settings.dataset)
+    dataset = loaded.pop(source, None)
+    names = target_names(settings, dataset.name if dataset else source)
+    if unknown := [name for name in names if name not in settings.targets]:
+        raise UserError(f"protocol.targets names {', '.join(unknown)}, which conf/dataset does not describe.")
+    for name in names:
+        attempt(name, settings.targets[name].dataset)
+    if dataset is None or problems:
+        raise not_loaded(problems, source, names)
+    return dataset, loaded
+
+
+def target_names(settings: Settings, source: str) -> list[str]:
+    """The data sets that the protocol tests in addition to the source, which is left out where it is one of them."""
+    return [name for name in dict.fromkeys(make_protocol(settings).targets) if name != source]
+
+
+def not_loaded(problems: Mapping[str, UserError], source: str, names: Sequence[str]) -> UserError:
+    """One sentence for all data sets that cannot be loaded, with the reason of the first."""
+    first = next(iter(problems.values()))
+    if list(problems) == [source]:
+        return first
+    which = (
+        f"{', '.join(problems)}, the first of them because"
+        if len(problems) > 1
+        else f"the target {next(iter(problems))}:"
+    )
+    left = [name for name in names if name not in problems]
+    without = f" protocol.targets=[{','.join(left)}] does without targets that are not there." if left else ""
+    return UserError(f"cannot load {which} {str(first).rstrip('.')}.{without}")
+
+
+def load_dataset(settings: Settings, described: DataSource) -> Dataset:
+    """A data set as described; fetched first, where it is missing and the user agrees."""
+    root = data_root(settings.data.root)
+    base = Path(described.root or root / described.source.get("folder", "")).expanduser().absolute()
+    contents = bank_folder(root) / DATASETS / f"{stored_name(described)}.json"
+    if contents.is_file() and not base.exists():
+        return replace(banked.read(contents).dataset(), origin=stored_name(described))
+    if described.about and not described.root:
+        ensure(described.name, described.about, base, download=settings.data.download)
+    dataset = load_source(described.name, described.source, root)
+    origin = {**described.source, "root": str(root), "split": dataset.fingerprint()}
+    return replace(dataset, origin=config_hash(origin))
+
+
+def load_source(name: str, source: Mapping[str, Any], root: Path, **more: Any) -> Dataset:
+    """The data set that `_target_` of a source reads; `more` are arguments that no configuration gives."""
+    arguments = {key: value for key, value in source.items() if key != "_target_"} | {"root": root}
+    target = source.get("_target_", "")
+    load = pydoc.locate(target)
+    if not callable(load):
+        raise UserError(f"dataset.source._target_ is '{target}', allowed is the import path of a function")
+    check_arguments(load, arguments, "dataset.source")
+    known = inspect.signature(load).parameters
+    dataset: Dataset = load(name=name, **arguments, **{key: value for key, value in more.items() if key in known})
+    return dataset
+
+
+def dataset_identity(described: DataSource) -> dict[str, Any]:
+    """A data set's settings without those that say where it lies."""
+    source = {key: value for key, value in described.source.items() if key not in LOCATION}
+    return described.model_dump() | {"source": source}
+
+
+def stored_name(described: DataSource) -> str:
+    """What a data set is called in a feature bank."""
+    return config_hash(dataset_identity(described))

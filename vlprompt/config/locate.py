@@ -1,0 +1,42 @@
+"""From checked settings to the classes that they name."""
+
+import pydoc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlprompt.config.schema import Settings, check_arguments
+from vlprompt.data.lists import ListSampler
+from vlprompt.data.sampling import SAMPLERS, Sampler
+from vlprompt.errors import UserError
+from vlprompt.protocols.base import Protocol
+
+
+def locate(config: Mapping[str, Any], kind: type, where: str) -> tuple[Any, dict[str, Any]]:
+    """The class that `_target_` names, and its checked arguments.
+
+    Raises:
+        UserError: nothing importable of that name, something of another kind, or a wrong argument.
+    """
+    target = config.get("_target_", "")
+    try:
+        located = pydoc.locate(target)
+    except pydoc.ErrorDuringImport as error:
+        raise UserError(f"{where}._target_={target} cannot be imported: {error}") from error
+    if not (isinstance(located, type) and issubclass(located, kind)):
+        raise UserError(f"{where}._target_ is '{target}', allowed is the import path of a {kind.__name__}")
+    arguments = {key: value for key, value in config.items() if key != "_target_"}
+    check_arguments(located, arguments, where)
+    return located, arguments
+
+
+def make_protocol(settings: Settings) -> Protocol:
+    protocol, arguments = locate(settings.protocol, Protocol, "protocol")
+    return protocol(**arguments)
+
+
+def make_sampler(settings: Settings) -> Sampler:
+    """The rule that draws the few-shot images."""
+    if settings.sampler.file is not None:
+        return ListSampler(Path(settings.sampler.file).expanduser())
+    return SAMPLERS[settings.sampler.name]

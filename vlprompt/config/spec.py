@@ -1,0 +1,134 @@
+"""One run: everything that it is asked for, checked, with nothing heavy loaded."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from vlprompt.config.datasets import load_datasets
+from vlprompt.config.hashing import variant_of
+from vlprompt.config.identity import is_same_run, result_settings, settings_hash
+from vlprompt.config.locate import locate, make_protocol
+from vlprompt.config.paths import results_root
+from vlprompt.config.schema import Settings, read_settings
+from vlprompt.data.dataset import Dataset
+from vlprompt.errors import UserError
+from vlprompt.learners.base import Learner
+from vlprompt.protocols.base import Protocol
+from vlprompt.results.record import Record, RunKey
+from vlprompt.training.device import device_name, resolve_device, resolve_precision
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """A run to be made, or found."""
+
+    settings: Settings
+    config: dict[str, Any]  # as composed, resolved; without what only a search for settings reads
+    key: RunKey
+    folder: Path  # of its record
+    result_settings: dict[str, Any]  # those that can change the result
+    recipes: list[str]
+    dataset: Dataset
+    targets: Mapping[str, Dataset]  # other data sets that it tests
+    protocol: Protocol
+    learner: type[Learner]
+    arguments: dict[str, Any]  # of the learner
+    device: torch.device
+    precision: str
+
+    @property
+    def trained(self) -> bool:
+        return self.settings.fit is not None
+
+    @cached_property
+    def hash(self) -> str:
+        return settings_hash(self.result_settings)
+
+    def made(self, record: Record) -> bool:
+        """Whether a record is this run's."""
+        return is_same_run(record, self.result_settings)
+
+    def __str__(self) -> str:
+        key = self.key
+        training = f", {key.shots} shots, seed {key.seed}" if self.trained else ""
+        return (
+            f"{key.learner} on {key.dataset}: {key.protocol}{training}; {key.backbone} "
+            f"({self.settings.backbone.weights}), {self.precision} on {device_name(self.device)}"
+        )
+
+
+def read_spec(
+    config: Mapping[str, Any],
+    *,
+    choices: Mapping[str, str],
+    default: Callable[[], Mapping[str, Any]],
+    recipes: list[str] | None = None,
+) -> RunSpec:
+    """Check a composed configuration.
+
+    `choices` are the names of the chosen groups; `default()` is the configuration that these choices alone give.
+
+    Raises:
+        UserError: a wrong setting, a missing data set, a device that this machine lacks.
+    """
+    settings = read_settings(config)
+    device = resolve_device(settings.device)
+    precision = resolve_precision(settings.precision, device)
+    learner, arguments = locate(settings.method, Learner, "method")
+    protocol = make_protocol(settings)
+    dataset, targets = load_datasets(settings)
+    relevant = result_settings(settings, precision, dataset, targets)
+    usual = result_settings(read_settings(default()), resolve_precision("auto", device), dataset, targets)
+    key = RunKey(
+        protocol=choices["protocol"],
+        dataset=dataset.name,
+        backbone=choices["backbone"],
+        method=choices["method"],
+        variant=settings.name or variant_of(relevant, usual),
+        shots=settings.shots if settings.fit else 0,
+        seed=settings.seed if settings.fit else 0,
+    )
+    return RunSpec(
+        settings=settings,
+        config=recorded(config),
+        key=key,
+        folder=key.folder(results_root()),
+        result_settings=relevant,
+        recipes=recipes or [],
+        dataset=dataset,
+        targets=targets,
+        protocol=protocol,
+        learner=learner,
+        arguments=arguments,
+        device=device,
+        precision=precision,
+    )
+
+
+def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as records keep it: without what changes no run."""
+    config = {name: value for name, value in config.items() if name != "search"}
+    return config | {"dataset": {name: value for name, value in config["dataset"].items() if name != "about"}}
+
+
+def spec_of_record(folder: Path, record: Record, *, device: str = "auto") -> RunSpec:
+    """The run that a record is of, to be tested once more.
+
+    Raises:
+        UserError: its configuration is gone, or its data set is another one now.
+    """
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be tested again: {error.filename} is missing") from None
+    config |= {"device": device, "precision": record.precision}
+    choices = record.model_dump(include={"protocol", "backbone", "method"})
+    spec = read_spec(config, choices=choices, default=lambda: config)
+    if spec.dataset.fingerprint() != record.split_hash:
+        raise UserError(f"{folder} was trained on another split of {record.dataset}: run it again with force=true")
+    return spec

@@ -1,0 +1,108 @@
+"""From a split to batches of images for a learner: their features where these are enough, else pixels."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from vlprompt.data.cache.features import FeatureCache
+from vlprompt.data.cache.images import ImageCache
+from vlprompt.data.dataset import Split
+from vlprompt.data.transforms import PUBLISHED, Augment
+from vlprompt.data.views import Batches, Shuffled, Views
+from vlprompt.towers import Clip, Images
+
+Batch = tuple[Images, Int[Tensor, " B"]]
+TEST_BATCH = 100
+EPOCHS_AHEAD = 4  # whose views are read at once, where each epoch has its own
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Reads images for one learner; whether as features or as pixels is its secret.
+
+    `features` are those of the unedited image tower, for a learner that leaves it alone; None: pixels are read. A
+    training image has a view of its own for each epoch, as published, or `n_views` in turn.
+    """
+
+    clip: Clip
+    features: FeatureCache | None = None
+    images: ImageCache | None = None
+    seed: int = 1
+    workers: int = 0
+    n_views: int | None = None
+    augment: Augment = PUBLISHED
+
+    def ordered(self, split: Split, *, augmented: bool = False) -> "Passes":
+        """Passes over a split in its order: centre crops, or with `augmented` another random view at each pass."""
+        return Passes(self, split, itertools.count() if augmented else None)
+
+    def shuffled(self, split: Split, *, batch_size: int, per_epoch: int, total: int) -> Iterator[Batch]:
+        """Random views of a split in random order: `total` batches, of which `per_epoch` make an epoch."""
+        order = Shuffled(len(split), min(len(split), per_epoch * batch_size), seed=self.seed)
+        batches = self._pixels(split, order, batch_size) if self.features is None else None
+        labels = torch.tensor([item.label for item in split.items], device=self.clip.device)
+        for epoch in range(math.ceil(total / per_epoch)):
+            order.epoch, left = epoch, total - epoch * per_epoch
+            if batches is not None:
+                yield from itertools.islice(batches, left)
+                continue
+            features = self._features(split, epoch, n_epochs=math.ceil(total / per_epoch))
+            for chosen in itertools.islice(torch.tensor(order.indices()).split(batch_size), left):
+                index = chosen.to(self.clip.device)
+                yield Images(features=features[index]), labels[index]
+
+    def read_views(self, split: Split, *, track: Callable[[str, int], AbstractContextManager[Any]]) -> None:
+        """Compute the features of training views that recur before the first step, so that the time left is known."""
+        if self.features is not None and self.n_views is not None:
+            with track(f"reading {self.n_views} views an image", len(split) * self.n_views) as bar:
+                views = range(self.n_views)
+                self.features.fill(split, views, seed=self.seed, augment=self.augment, done=bar.advance)
+
+    def _features(self, split: Split, epoch: int, *, n_epochs: int) -> Tensor:
+        """Features of the epoch's view of all images. A few epochs ahead are computed at once: workers start rarely."""
+        assert self.features is not None
+        drawn: Any = {"seed": self.seed, "augment": self.augment}
+        if self.n_views is None and epoch % EPOCHS_AHEAD == 0:
+            self.features.forget(range(max(epoch - EPOCHS_AHEAD, 0), epoch), **drawn)
+            self.features.fill(split, range(epoch, min(epoch + EPOCHS_AHEAD, n_epochs)), **drawn)
+        return self.features.features(split, epoch % (self.n_views or n_epochs), **drawn)
+
+    def _pixels(self, split: Split, order: Any, batch_size: int) -> "PixelBatches":
+        views = Views(split, self.clip.preprocess, seed=self.seed, augment=self.augment, cache=self.images)
+        return PixelBatches(Batches(views, order, batch_size=batch_size, workers=self.workers, device=self.clip.device))
+
+
+@dataclass(frozen=True)
+class PixelBatches:
+    """Batches of pixels as images; the workers persist from one epoch to the next."""
+
+    batches: Batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return ((Images(pixels), labels) for pixels, labels in self.batches)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """A split's images and labels in order, as often as one iterates over them."""
+
+    loader: Loader
+    split: Split
+    views: Iterator[int] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        loader, split, view = self.loader, self.split, None if self.views is None else next(self.views)
+        if loader.features is None:
+            yield from loader._pixels(split, [(view, index) for index in range(len(split))], TEST_BATCH)
+            return
+        labels = torch.tensor([item.label for item in split.items], device=loader.clip.device)
+        features = loader.features.features(split, view, seed=loader.seed, augment=loader.augment)
+        for batch in zip(features.split(TEST_BATCH), labels.split(TEST_BATCH), strict=True):
+            yield Images(features=batch[0]), batch[1]

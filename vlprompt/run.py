@@ -1,0 +1,211 @@
+"""One run, top to bottom: load, train, evaluate, record."""
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+
+from vlprompt.config import build
+from vlprompt.config.locate import locate
+from vlprompt.config.paths import results_root
+from vlprompt.config.schema import Fit
+from vlprompt.config.spec import RunSpec
+from vlprompt.data.dataset import Split
+from vlprompt.data.loader import Loader
+from vlprompt.evaluate import evaluate
+from vlprompt.learners.base import Learner
+from vlprompt.protocols.base import Episode
+from vlprompt.results import learner_files
+from vlprompt.results.costs import costs_of_use
+from vlprompt.results.metrics import score
+from vlprompt.results.predictions import PREDICTIONS, Predictions, save_predictions
+from vlprompt.results.record import Record, git_commit, versions
+from vlprompt.results.store import OpenRun, open_run
+from vlprompt.train import Epoch, train
+from vlprompt.training.device import autocast, device_name, peak_memory, reset_peak_memory, timed
+from vlprompt.training.optim import n_steps
+from vlprompt.training.progress import Reporter
+from vlprompt.training.tracking import track
+
+Scores = dict[str, dict[str, int | float]]  # by test split
+
+
+def run(spec: RunSpec) -> Record:
+    """The record of a run: the one that is there, where the run is finished, or a new one.
+
+    Raises:
+        UserError: more shots than images, a class-bound method, a loss that is not finite, a full disk, ...
+    """
+    wait = f"another process is running {spec.folder}: waiting for it"
+    with open_run(spec.folder, on_wait=lambda: Reporter().say(wait)) as folder:
+        if record := existing_record(spec):
+            Reporter().say(f"{spec.folder} is finished already (force=true runs it again)")
+            return record
+        with closing(Reporter(folder.path / "log.txt")) as reporter:
+            reporter.say(str(spec))
+            return make_record(spec, folder, reporter)
+
+
+def existing_record(spec: RunSpec) -> Record | None:
+    """The record of this run, if it is finished and not to be made again; what was imported is no run."""
+    record = None if spec.settings.force else Record.read(spec.folder)
+    done = record is not None and record.status == "finished" and not record.imported and spec.made(record)
+    return record if done else None
+
+
+def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
+    """Load, train, evaluate, record."""
+    if spec.settings.threads:
+        torch.set_num_threads(spec.settings.threads)
+    with track(spec.settings.wandb, key=spec.key, config=spec.config, folder=results_root()) as tracker:
+        episode = build.make_episode(spec)
+        clip = build.make_clip(spec)
+        learner = build.make_learner(spec, clip, episode)  # what cannot be tested is refused before it is trained
+        loader = build.make_loader(spec, learner)
+
+        curve, train_seconds = list[Epoch](), 0.0
+        if fit := spec.settings.fit:
+            reset_peak_memory(spec.device)
+            curve, train_seconds = timed(
+                train, learner, episode, loader, fit, precision=spec.precision, reporter=reporter
+            )
+        for line in curve:
+            tracker.log({"train/loss": line.loss, "train/accuracy": line.accuracy, "train/lr": line.lr}, line.epoch + 1)
+
+        predictions, test_seconds = timed(test, spec, learner, episode.tests, loader, reporter)
+        peak = peak_memory(spec.device)
+        scores = {name: score(of_split) for name, of_split in predictions.items()}
+        log_scores(scores, reporter)
+
+        stored_bytes = save_files(spec, learner, predictions, folder.path)
+        record = Record(
+            **spec.key.model_dump(),
+            status="finished",
+            **origin(spec),
+            selection=selection(learner, episode, fit),
+            scores=scores,
+            headline=spec.protocol.summary({name: of_split["accuracy"] for name, of_split in scores.items()}),
+            curve=[asdict(line) for line in curve],
+            bank=features_used(loader),
+            cost={
+                "trained_parameters": learner.n_trained,
+                "stored_bytes": stored_bytes,
+                "train_seconds": train_seconds,
+                "test_seconds": test_seconds,
+                "peak_memory_bytes": peak,
+                **costs(spec, learner, episode, train_seconds),
+            },
+        )
+        reporter.log(f"finished; record of {spec.folder}")
+        reporter.close()
+        folder.publish(record)
+        tracker.finish(record, predictions, {name: split.classes for name, split in episode.tests.items()})
+    return record
+
+
+def test(
+    spec: RunSpec, learner: Learner, tests: Mapping[str, Split], loader: Loader, reporter: Reporter
+) -> dict[str, Predictions]:
+    """Predictions on each test, in the words of its data set."""
+    wordings = {name: wording for name in tests if (wording := build.target_wording(spec, name))}
+    same = {name: split for name, split in tests.items() if name not in wordings}
+    predictions = evaluate(learner, same, loader, precision=spec.precision, reporter=reporter)
+    for name, wording in wordings.items():
+        reworded = build.reword_learner(spec, learner, wording)
+        predictions |= evaluate(reworded, {name: tests[name]}, loader, precision=spec.precision, reporter=reporter)
+    return {name: predictions[name] for name in tests}
+
+
+def test_again(spec: RunSpec, folder: Path, changed: Mapping[str, Any]) -> Scores:
+    """Scores on each test of the tensors in a run's folder, with settings replaced that need no training.
+
+    Raises:
+        UserError: an unknown setting, a wrong value, or one that other tensors belong to.
+    """
+    learner_class, arguments = locate({**spec.settings.method, **changed}, Learner, "method")
+    spec = replace(spec, learner=learner_class, arguments=arguments)
+    episode = build.make_episode(spec)
+    learner = build.make_learner(spec, build.make_clip(spec), episode)
+    learner_files.load_tensors(learner, folder)
+    predictions = test(spec, learner, episode.tests, build.make_loader(spec, learner), Reporter(aside=True))
+    return {name: score(of_split) for name, of_split in predictions.items()}
+
+
+def selection(learner: Learner, episode: Episode, fit: Fit | None) -> Literal["last", "val", "test"]:
+    """What the result was selected on: the best epoch, or what a method searches by itself."""
+    chosen = fit is not None and (fit.keep == "best" or learner.uses_validation)
+    return fit.select_on if fit and chosen and episode.selection_split(fit.select_on) else "last"
+
+
+def origin(spec: RunSpec) -> dict[str, Any]:
+    """What the record says of how it came about."""
+    return {
+        "weights": spec.settings.backbone.weights,
+        "precision": spec.precision,
+        "device": device_name(spec.device),
+        "config": spec.config,
+        "config_hash": spec.hash,
+        "recipe": spec.recipes,
+        "versions": versions(),
+        "git": git_commit(),
+        "split_hash": spec.dataset.fingerprint(),
+        "target_hashes": {name: target.fingerprint() for name, target in spec.targets.items()},
+    }
+
+
+def costs(spec: RunSpec, learner: Learner, episode: Episode, train_seconds: float) -> dict[str, Any]:
+    """Of a step, of the frozen model, and of use with the classes that were trained on."""
+    fit, clip = spec.settings.fit, learner.clip
+    steps = n_steps(len(episode.train), fit) if fit else 0
+    learner.bind(episode.train.classes)
+    return {
+        "steps": steps,
+        "seconds_per_step": train_seconds / steps if steps else None,
+        "backbone_bytes": clip.n_bytes,
+        "quantization_error": clip.quantization_error,
+        "mergeable": learner.mergeable if fit else None,
+        **costs_of_use(learner, autocast=partial(autocast, clip.device, spec.precision)),
+    }
+
+
+def features_used(loader: Loader) -> dict[str, Any]:
+    """What of the feature bank was used: k views an image (None: one for each epoch), read and computed features."""
+    if loader.features is None:
+        return {"test_features": False, "views": None}
+    return {"test_features": True, "views": loader.n_views, **asdict(loader.features.use)}
+
+
+def save_files(spec: RunSpec, learner: Learner, predictions: Mapping[str, Predictions], folder: Path) -> int:
+    """All files of the run but its record; -> bytes of the trained tensors."""
+    save_predictions(folder / PREDICTIONS, predictions)
+    config = yaml.safe_dump(spec.config, sort_keys=False, allow_unicode=True)
+    (folder / "config.yaml").write_text(config, encoding="utf-8")
+    if not spec.trained:
+        return 0
+    about = {
+        "method": spec.key.method,
+        "target": spec.settings.method["_target_"],
+        "arguments": spec.arguments,
+        "backbone": spec.settings.backbone.model_dump(exclude_none=True),
+        "dataset": spec.key.dataset,
+        "protocol": spec.key.protocol,
+        "split_hash": spec.dataset.fingerprint(),
+    }
+    return learner_files.save(learner, folder, about)
+
+
+def log_scores(scores: Mapping[str, Mapping[str, float]], reporter: Reporter) -> None:
+    """In the words of CoOp's logs, so that scripts which read those read these."""
+    for name, of_split in scores.items():
+        reporter.log(f"Evaluate on the *test* set ({name})")
+        for line in (
+            f"=> result\n* total: {of_split['total']:,}\n* correct: {of_split['correct']:,}",
+            f"* accuracy: {100 * of_split['accuracy']:.2f}%\n* error: {100 - 100 * of_split['accuracy']:.2f}%",
+            f"* macro_f1: {100 * of_split['macro_f1']:.2f}%",
+        ):
+            reporter.log(line)

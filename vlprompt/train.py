@@ -1,0 +1,124 @@
+"""THE training loop."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vlprompt.config.schema import Fit
+from vlprompt.data.loader import Batch, Loader
+from vlprompt.data.transforms import seed_of
+from vlprompt.errors import NonFiniteError, UserError
+from vlprompt.learners.base import Learner
+from vlprompt.protocols.base import Episode
+from vlprompt.training.averaging import make_keeper
+from vlprompt.training.device import autocast
+from vlprompt.training.optim import make_optimizer, n_epochs, n_steps, set_learning_rate, steps_per_epoch
+from vlprompt.training.progress import Reporter
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of the training curve: mean loss and accuracy over the epoch's batches, and its first learning rate."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+    lr: float
+
+
+def train(
+    learner: Learner, episode: Episode, loader: Loader, fit: Fit, *, precision: str, reporter: Reporter
+) -> list[Epoch]:
+    """Train on the episode's images; -> the curve.
+
+    Raises:
+        NonFiniteError: the loss, a gradient, or in the end a trained parameter is not finite.
+        UserError: an epoch is to be selected and there are no images to select it on.
+    """
+    selection = episode.selection_split(fit.select_on)
+    if fit.keep == "best" and not selection:
+        raise UserError("fit.keep=best needs validation images, and this data set has none: use fit.keep=last")
+    train_batches = loader.ordered(episode.train, augmented=learner.augmented)
+    val_batches = loader.ordered(selection) if selection else None
+    with torch.no_grad(), autocast(loader.clip.device, precision):
+        learner.eval().encode_classes()  # so that class features which are remembered have this precision
+    learner.prepare(train_batches, val_batches)  # caches and closed forms
+
+    n_images, curve = len(episode.train), list[Epoch]()
+    per_epoch, epochs, total = steps_per_epoch(n_images, fit), n_epochs(n_images, fit), n_steps(n_images, fit)
+    if total:
+        loader.read_views(episode.train, track=reporter.track)
+        keeper = make_keeper(fit, epochs, lambda: count_correct(learner, val_batches or (), precision))
+        optimizer = make_optimizer(learner, fit)
+        meter = Meter()
+        learner.train()
+        torch.manual_seed(seed_of("train", loader.seed))  # of dropout and the like
+        batches = loader.shuffled(episode.train, batch_size=fit.batch_size, per_epoch=per_epoch, total=total)
+        with reporter.track("training", total) as track:
+            for step, (images, labels) in enumerate(batches):
+                lr = set_learning_rate(optimizer, step, fit, per_epoch=per_epoch, total=total)
+                optimizer.zero_grad(set_to_none=True)
+                with autocast(loader.clip.device, precision):
+                    loss, logits = learner.backward(images, labels)  # leaves gradients
+                gradients = {f"the gradient of {name}": p.grad for name, p in learner.named_parameters()}
+                check_finite({"the loss": loss, **gradients}, step, lr)
+                optimizer.step()
+                meter.update(loss, logits, labels, lr)
+                track.advance(note=f"epoch {step // per_epoch + 1}/{epochs}  {meter}")
+                if (step + 1) % per_epoch == 0 or step + 1 == total:
+                    reporter.log(f"epoch {len(curve) + 1}  {meter}  lr {meter.lr:.3g}")
+                    curve.append(meter.close(len(curve)))
+                    keeper.update(learner, len(curve))
+        check_finite(dict(learner.named_parameters()), total - 1, lr)
+        keeper.restore(learner)
+    learner.eval()
+    learner.conclude(train_batches, val_batches)  # a search on validation images
+    return curve
+
+
+class Meter:
+    """Mean loss and accuracy over the epoch so far, and its first learning rate."""
+
+    def __init__(self) -> None:
+        self.loss = self.correct = self.images = self.lr = 0.0
+
+    def update(
+        self, loss: Float[Tensor, ""], logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"], lr: float
+    ) -> None:
+        self.lr = self.lr if self.images else lr
+        self.loss += loss.item() * len(labels)
+        self.correct += (logits.argmax(-1) == labels).sum().item()
+        self.images += len(labels)
+
+    def close(self, epoch: int) -> Epoch:
+        """The epoch, after which the next one starts."""
+        line = Epoch(epoch, self.loss / self.images, self.correct / self.images, self.lr)
+        self.loss = self.correct = self.images = 0.0
+        return line
+
+    def __str__(self) -> str:
+        return f"loss {self.loss / self.images:.3f}  accuracy {self.correct / self.images:.1%}"
+
+
+@torch.no_grad()
+def count_correct(learner: Learner, batches: Iterable[Batch], precision: str) -> int:
+    """Right answers of a learner in training."""
+    learner.eval()
+    with autocast(learner.clip.device, precision):
+        classes = learner.encode_classes()
+        correct = sum(int((learner.logits(x, classes).argmax(-1) == labels).sum()) for x, labels in batches)
+    learner.train()
+    return correct
+
+
+def check_finite(tensors: Mapping[str, Tensor | None], step: int, lr: float) -> None:
+    """Raises: NonFiniteError that names what is not finite, after a 0-based step."""
+    wrong = [name for name, tensor in tensors.items() if tensor is not None and not tensor.isfinite().all()]
+    if wrong:
+        raise NonFiniteError(
+            f"training stopped at step {step + 1} (learning rate {lr:.3g}): {', '.join(wrong[:3])} "
+            f"{'is' if len(wrong) == 1 else 'are'} not finite; lower fit.lr or use precision=fp32"
+        )
