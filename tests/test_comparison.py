@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from made_records import few_shot, save
 
 from vlprompt import cli
 from vlprompt.errors import UserError
@@ -18,7 +19,7 @@ from vlprompt.reports.averages import across_datasets
 from vlprompt.reports.significance import paired, rankings, runs_of
 from vlprompt.results.metrics import score
 from vlprompt.results.predictions import Predictions, save_predictions
-from vlprompt.results.record import FILE, Record
+from vlprompt.results.record import Record
 from vlprompt.results.store import find_runs
 
 IMAGES = [f"{i}.jpg" for i in range(40)]
@@ -31,14 +32,10 @@ def predictions(right: list[bool], images: list[str] = IMAGES, labels: list[int]
     return Predictions.from_logits(images, truth, torch.nn.functional.one_hot(predicted, 2) * 2.0)
 
 
-def write(root: Path, method: str, seed: int, kept: Predictions, dataset: str = "dtd", **fields: Any) -> Record:
-    known: dict[str, Any] = {"protocol": "few_shot", "backbone": "vit_b16", "weights": "openai", "precision": "bf16",
-                             "shots": 16, "status": "finished", "scores": {"test": score(kept)}}  # fmt: skip
-    record = Record(method=method, seed=seed, dataset=dataset, **{**known, **fields})
-    folder = record.folder(root)
-    folder.mkdir(parents=True)
-    save_predictions(folder / "predictions.npz", {"test": kept})
-    (folder / FILE).write_text(record.model_dump_json())
+def write(root: Path, method: str, seed: int, predicted: Predictions, dataset: str = "dtd", **fields: Any) -> Record:
+    record = few_shot(method, dataset, seed=seed, **{"scores": {"test": score(predicted)}, **fields})
+    save(root, [record])
+    save_predictions(record.folder(root) / "predictions.npz", {"test": predicted})
     return record
 
 
@@ -72,26 +69,21 @@ def test_two_learners_on_the_same_images(root: Path) -> None:
 def test_images_are_matched_by_name(root: Path) -> None:
     order = list(range(40))[::-1]
     right = [True] * 30 + [False] * 10
-    kept = predictions([right[i] for i in order], [IMAGES[i] for i in order], [i % 2 for i in order])
-    write(root, "lora", 1, kept)
+    predicted = predictions([right[i] for i in order], [IMAGES[i] for i in order], [i % 2 for i in order])
+    write(root, "lora", 1, predicted)
     runs = find_runs([root])
     table, _ = paired(runs_of(runs, "lora"), {f: r for f, r in runs_of(runs, "coop").items() if r.seed == 1})
     assert table["difference"].tolist() == [0.0]
     assert table["p"].tolist() == [1.0]
 
 
-@pytest.mark.parametrize(
-    ("kept", "words"),
-    [
-        (predictions([True] * 39, IMAGES[:39]), "not tested on the same images"),
-        (predictions([True] * 40, labels=[1] * 40), "other labels"),
-    ],
-)
-def test_other_images_or_labels_are_not_compared(root: Path, kept: Predictions, words: str) -> None:
-    write(root, "lora", 1, kept)
+def test_other_images_or_labels_are_not_compared(root: Path) -> None:
+    write(root, "lora", 1, predictions([True] * 39, IMAGES[:39]))
+    write(root, "maple", 1, predictions([True] * 40, labels=[1] * 40))
     runs = find_runs([root])
-    with pytest.raises(UserError, match=words):
-        paired(runs_of(runs, "lora"), runs_of(runs, "coop"))
+    for method, words in (("lora", "not tested on the same images"), ("maple", "other labels")):
+        with pytest.raises(UserError, match=words):
+            paired(runs_of(runs, method), runs_of(runs, "coop"))
 
 
 def test_learners_that_meet_nowhere_or_are_not_there(root: Path) -> None:
@@ -105,12 +97,12 @@ def test_learners_that_meet_nowhere_or_are_not_there(root: Path) -> None:
     assert list(runs_of(runs, str(folder))) == [folder]
 
 
-def many(scores: dict[str, list[float]], **fields: Any) -> list[Record]:
+def many(scores: dict[str, list[float]]) -> list[Record]:
     return [
-        Record(protocol="few_shot", dataset=f"d{i}", backbone="b", method=method, shots=16, seed=1, status="finished",
-               scores={"test": {"accuracy": value, "nll": value}}, **fields)
-        for method, values in scores.items() for i, value in enumerate(values)
-    ]  # fmt: skip
+        few_shot(method, f"d{i}", scores={"test": {"accuracy": value, "nll": value}})
+        for method, values in scores.items()
+        for i, value in enumerate(values)
+    ]
 
 
 def test_ranks_across_data_sets_leave_out_and_name() -> None:
@@ -202,7 +194,7 @@ def test_plot_without_matplotlib_says_what_to_install(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, out, err = ask("plot", "reliability", root, "--output", tmp_path / "x.png")
     assert (code, out) == (2, "")
-    assert err == "error: figures need matplotlib, which is not installed: pip install 'vlprompt[plots]'\n"
+    assert "pip install 'vlprompt[plots]'" in err
 
 
 def test_reliability_figure_shows_the_curve() -> None:
@@ -248,8 +240,8 @@ def test_table_command_next_to_published_numbers(root: Path, ask: Ask) -> None:
     assert "Distance to the papers" in out
     assert "97.74 (+0.26)" in out
     rows = [line for line in out.split("Distance")[1].splitlines() if line.startswith("caltech101")]
-    assert "as published (maple_base_to_novel)" in rows[0]
-    assert "settings differ from maple_base_to_novel: fit.epochs 50 (published 5)" in rows[1]
+    assert "as published (maple/base_to_novel)" in rows[0]
+    assert "settings differ from maple/base_to_novel: fit.epochs 50 (published 5)" in rows[1]
     assert "fit.lr 0.1 (published 0.0035)" in rows[2]
     assert "Distance" not in ask("table", root, "--published", "none")[1]
     assert "Distance" not in ask("table", root, "--metric", "ece")[1]

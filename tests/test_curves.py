@@ -1,6 +1,7 @@
 """Curves over a setting: which points, which reference, and the smallest value near it."""
 
 import pytest
+from made_records import few_shot, save
 
 from vlprompt import cli
 from vlprompt.errors import UserError
@@ -11,13 +12,11 @@ ACCURACIES = {10: 0.30, 50: 0.52, 200: 0.61, 1000: 0.59}  # 90 % of 0.66 is 0.59
 
 
 def record(method: str, accuracy: float, seed: int = 1, dimension: int | None = None, **fields: object) -> Record:
-    known = {"protocol": "few_shot", "dataset": "dtd", "backbone": "vit_b16", "weights": "openai", "precision": "fp32",
-             "shots": 16, "status": "finished", "scores": {"test": {"accuracy": accuracy, "ece": 0.1}},
-             "cost": {"trained_parameters": dimension}}  # fmt: skip
-    setting = {} if dimension is None else {"dimension": dimension}
-    variant = None if dimension in (None, 200) else f"d{dimension}"
-    config = {"method": {"_target_": method, **setting}}
-    return Record(**{**known, "method": method, "seed": seed, "config": config, "variant": variant, **fields})
+    scores = {"test": {"accuracy": accuracy, "ece": 0.1}}
+    config = {"method": {"_target_": method, **({} if dimension is None else {"dimension": dimension})}}
+    known = {"config": config, "variant": None if dimension in (None, 200) else f"d{dimension}"}
+    known |= {"cost": {"trained_parameters": dimension}, "precision": "fp32", "scores": scores}
+    return few_shot(method, seed=seed, **{**known, **fields})
 
 
 @pytest.fixture
@@ -44,10 +43,10 @@ def test_the_smallest_value_within_a_share_of_the_reference(records: list[Record
 
 def test_cells_have_curves_and_references_of_their_own(records: list[Record]) -> None:
     one = [record("intrinsic_dimension", 0.2, dimension=10, shots=1), record("full_finetune", 0.21, shots=1)]
-    found = {
+    by_shots = {
         curve.cell["shots"]: curve for curve in curves([*records, *one], "method.dimension", against="full_finetune")
     }
-    assert {shots: curve.smallest(0.9) for shots, curve in found.items()} == {16: 200, 1: 10}
+    assert {shots: curve.smallest(0.9) for shots, curve in by_shots.items()} == {16: 200, 1: 10}
 
 
 def test_mistakes_are_one_sentence(records: list[Record]) -> None:
@@ -66,16 +65,11 @@ def test_mistakes_are_one_sentence(records: list[Record]) -> None:
 
 
 def test_the_command(records: list[Record], tmp_path, capsys) -> None:
-    for one in records:
-        folder = one.folder(tmp_path)
-        folder.mkdir(parents=True)
-        (folder / "result.json").write_text(one.model_dump_json())
+    save(tmp_path, records)
     command = ["curve", "method.dimension", str(tmp_path), "--reference", "full_finetune"]
     assert cli.main(command) == 0
     out = capsys.readouterr().out
     assert "intrinsic_dimension, protocol few_shot, dataset dtd" in out
-    assert (
-        "The smallest method.dimension of intrinsic_dimension within 90% of full_finetune's 66.00 (test) is 200." in out
-    )
+    assert "within 90% of full_finetune's 66.00 (test) is 200." in out
     assert cli.main([*command, "--share", "2"]) == 2
     assert "allowed is above 0 to 1" in capsys.readouterr().err

@@ -35,25 +35,25 @@ def test_published_evaluator() -> None:
 
 def test_top5_and_accuracy_of_each_class() -> None:
     logits = torch.arange(7.0).repeat(3, 1)  # class 6 first, then 5, 4, 3, 2; 1 and 0 are not among the five
-    kept = predictions(logits.repeat(2, 1), [6, 2, 1, 0, 6, 5])
-    assert score(kept)["accuracy"] == pytest.approx(2 / 6)
-    assert score(kept)["top5"] == pytest.approx(4 / 6)
-    classes = per_class_accuracy(kept)
+    predicted = predictions(logits.repeat(2, 1), [6, 2, 1, 0, 6, 5])
+    assert score(predicted)["accuracy"] == pytest.approx(2 / 6)
+    assert score(predicted)["top5"] == pytest.approx(4 / 6)
+    classes = per_class_accuracy(predicted)
     assert classes.index.tolist() == [0, 1, 2, 5, 6]
     assert classes["images"].tolist() == [1, 1, 1, 1, 2]
     assert classes["accuracy"].tolist() == [0, 0, 0, 0, 1]
-    assert score(kept)["per_class"] == pytest.approx(1 / 5)
+    assert score(predicted)["per_class"] == pytest.approx(1 / 5)
     assert score(predictions(torch.randn(4, 5), [0, 1, 2, 3]))["top5"] == 1.0
 
 
 def test_reliability_curve_adds_up_to_the_calibration_error() -> None:
     generator = torch.Generator().manual_seed(3)
-    kept = predictions(torch.randn(500, 6, generator=generator) * 2, torch.randint(6, (500,)).tolist())
-    curve = reliability(kept)
+    predicted = predictions(torch.randn(500, 6, generator=generator) * 2, torch.randint(6, (500,)).tolist())
+    curve = reliability(predicted)
     assert (len(curve), curve["images"].sum()) == (15, 500)
     assert curve["low"].tolist()[1:] == curve["high"].tolist()[:-1]
     gaps = (curve["accuracy"] - curve["confidence"]).abs() * curve["images"] / 500
-    assert gaps.sum() == pytest.approx(score(kept)["ece"], abs=1e-6)
+    assert gaps.sum() == pytest.approx(score(predicted)["ece"], abs=1e-6)
     empty = curve[curve["images"] == 0]
     assert len(empty)
     assert empty[["confidence", "accuracy"]].isna().all(axis=None)
@@ -61,17 +61,17 @@ def test_reliability_curve_adds_up_to_the_calibration_error() -> None:
 
 def test_nll_is_cross_entropy_and_confidence_is_softmax() -> None:
     logits, labels = torch.randn(50, 7, generator=torch.Generator().manual_seed(0)) * 5, torch.arange(50) % 7
-    kept = predictions(logits, labels.tolist())
+    predicted = predictions(logits, labels.tolist())
     loss = torch.nn.functional.cross_entropy(logits, labels).item()
-    assert score(kept)["nll"] == pytest.approx(loss, rel=1e-6)
-    np.testing.assert_allclose(kept.confidence, logits.softmax(1).amax(1).numpy(), rtol=1e-5)
-    np.testing.assert_array_equal(kept.top5, logits.topk(5).indices.numpy())
+    assert score(predicted)["nll"] == pytest.approx(loss, rel=1e-6)
+    np.testing.assert_allclose(predicted.confidence, logits.softmax(1).amax(1).numpy(), rtol=1e-5)
+    np.testing.assert_array_equal(predicted.top5, logits.topk(5).indices.numpy())
 
 
 def test_ties_go_to_the_first_class_and_few_classes_give_a_short_top5() -> None:
-    kept = predictions(torch.tensor([[1.0, 2.0, 2.0], [0.0, 0.0, 0.0]]), [1, 0])
-    assert kept.top5.tolist() == [[1, 2, 0], [0, 1, 2]]
-    assert score(kept)["accuracy"] == 1.0
+    predicted = predictions(torch.tensor([[1.0, 2.0, 2.0], [0.0, 0.0, 0.0]]), [1, 0])
+    assert predicted.top5.tolist() == [[1, 2, 0], [0, 1, 2]]
+    assert score(predicted)["accuracy"] == 1.0
 
 
 def test_calibration_error() -> None:
@@ -104,8 +104,8 @@ def test_round_trip(tmp_path: Path) -> None:
     save_predictions(path, splits)
     back = load_predictions(path)
     assert list(back) == ["base", "novel"]
-    for name, kept in splits.items():
-        for field, array in vars(kept).items():
+    for name, predicted in splits.items():
+        for field, array in vars(predicted).items():
             np.testing.assert_array_equal(vars(back[name])[field], array)
             assert vars(back[name])[field].dtype == array.dtype
     with np.load(path) as file:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from running import SECONDS, VLPROMPT, Answer, ask, environment_in, start
 
-from vlprompt import cli
+from vlprompt import cli, run
 from vlprompt.config.spec import RunSpec
 from vlprompt.errors import UserError
 from vlprompt.reports.averages import ELEVEN
@@ -77,35 +77,32 @@ def test_the_larger_of_floor_and_seeds_is_allowed() -> None:
 @pytest.mark.parametrize(("value", "verdict"), [(80.9, "inside"), (81.1, "outside"), (78.9, "outside")])
 def test_inside_and_outside(value: float, verdict: str) -> None:
     row = published(value=value)
-    found = judge(row, {row.key("caltech101"): seeds((80.0, 60), (80.1, 70), (79.9, 80))})
-    assert (found.verdict, found.n, found.decided_by) == (verdict, 3, "floor")
-    assert (found.mean, found.deviation) == (pytest.approx(80), pytest.approx(0.1))
+    judged = judge(row, {row.key("caltech101"): seeds((80.0, 60), (80.1, 70), (79.9, 80))})
+    assert (judged.verdict, judged.n, judged.decided_by) == (verdict, 3, "floor")
+    assert (judged.mean, judged.deviation) == (pytest.approx(80), pytest.approx(0.1))
 
 
 def test_the_harmonic_mean_is_that_of_means() -> None:
     row = published(metric="H", value=66.67)
-    found = judge(row, {row.key("caltech101"): seeds((100, 40), (60, 80), (80, 51.43))})
-    assert found.mean == pytest.approx(2 * 80 * 57.1433 / (80 + 57.1433), abs=1e-3)
-    assert found.verdict == "inside"
-    assert found.decided_by == "seeds" or found.tolerance == 1.5
+    judged = judge(row, {row.key("caltech101"): seeds((100, 40), (60, 80), (80, 51.43))})
+    assert judged.mean == pytest.approx(2 * 80 * 57.1433 / (80 + 57.1433), abs=1e-3)
+    assert judged.verdict == "inside"
+    assert judged.decided_by == "seeds" or judged.tolerance == 1.5
 
 
 def test_a_printed_average_is_that_of_all_its_data_sets() -> None:
     row = published(dataset="average_11", metric="H", value=2 * 60 * 40 / 100)
     runs: dict[Any, Any] = {row.key(name): seeds((55 + i, 35 + i), (55 + i, 35 + i)) for i, name in enumerate(ELEVEN)}
-    found = judge(row, runs)
-    assert (found.verdict, found.mean, found.tolerance) == ("inside", pytest.approx(48), floor_of(row))
+    judged = judge(row, runs)
+    assert (judged.verdict, judged.mean, judged.tolerance) == ("inside", pytest.approx(48), floor_of(row))
     del runs[row.key("dtd")]
     assert judge(row, runs) == Verdict(row, "not run", "no result on 1 of 11 data sets")
 
 
 def test_an_average_of_what_ran_where_none_is_printed() -> None:
     numbers = {"base": 60.0, "novel": 40.0, "H": 48.0}
-    rows = [
-        published(dataset=dataset, metric=metric, value=value)
-        for dataset in ("dtd", "food101", "sun397")
-        for metric, value in numbers.items()
-    ]
+    names = ("dtd", "food101", "sun397")
+    rows = [published(dataset=name, metric=metric, value=v) for name in names for metric, v in numbers.items()]
     runs = {row.key(row.dataset): seeds((60, 40)) for row in rows if row.dataset != "sun397"}
     ours = unprinted_averages([judge(row, runs) for row in rows])
     assert [(row.dataset, row.metric, row.value) for row in ours] == [
@@ -118,8 +115,8 @@ def test_transfer_is_trained_on_imagenet_and_tested_by_name() -> None:
     row = published(protocol="cross_dataset", dataset="dtd", metric="accuracy", value=41.0)
     assert row.key("dtd").dataset == "imagenet"
     assert judge(row, {row.key("dtd"): [{"imagenet": 71.0, "dtd": 41.5}]}).verdict == "inside"
-    found = judge(row, {row.key("dtd"): [{"imagenet": 71.0}]})
-    assert (found.verdict, found.reason) == ("not judged", "runs have no score 'test'")
+    judged = judge(row, {row.key("dtd"): [{"imagenet": 71.0}]})
+    assert (judged.verdict, judged.reason) == ("not judged", "runs have no score 'test'")
 
 
 # The command
@@ -159,42 +156,30 @@ def row_of(shots: int, value: float, recipe: str = "coop/few_shot") -> str:
 def test_one_inside_one_outside_one_missing_one_unknown(reproduce: Reproduce, results: Path, tmp_path: Path) -> None:
     made = write(tmp_path / "made.csv", row_of(1, 0), row_of(2, 0))
     assert reproduce(made, "--seeds", "1,2").code == 1  # to learn what the tiny runs come to
-    accuracy = {
-        shots: [100 * r.scores["test"]["accuracy"] for r in find_records([results]) if r.shots == shots]
-        for shots in (1, 2)
-    }
-    assert [len(values) for values in accuracy.values()] == [2, 2]
-    right = sum(accuracy[1]) / 2
+    records = find_records([results])
+    assert sorted(record.shots for record in records) == [1, 1, 2, 2]
+    one, two = (50 * sum(r.scores["test"]["accuracy"] for r in records if r.shots == shots) for shots in (1, 2))
     made = write(
         tmp_path / "made.csv",
-        row_of(1, right + 0.3),
-        row_of(2, sum(accuracy[2]) / 2 + 50),
+        row_of(1, one + 0.3),
+        row_of(2, two + 50),
         "few_shot,caltech101,coop,vit_b16,16,accuracy,90,coop_few_shot",
         row_of(16, 50, ""),
         row_of(4, 50, "coop/unheard_of"),
     )
     answer = reproduce(made, "--seeds", "1,2")
-    assert answer.code == 1
-    assert answer.err == ""
+    assert (answer.code, answer.err) == (1, "")
     assert answer.out.count("is finished already") == 4
-    assert [line.split()[-3:] for line in lines(answer, "few_shot", "tiny", "finished")] == [
-        ["of", "2", "finished"]
-    ] * 2 or (len(lines(answer, "tiny", "finished")) == 2)
-    assert answer.out.count("caltech101 is not complete") == 1
-    assert answer.out.count("unknown recipe 'coop/unheard_of'") == 1
+    assert len(lines(answer, "tiny", "finished")) == 2
+    assert answer.out.count("caltech101 is not complete") == answer.out.count("'coop/unheard_of'") == 1
     (inside,) = lines(answer, "tiny", "inside")
-    assert {f"{right:.2f}", "-0.30", "2"} <= set(inside.split())
+    assert {f"{one:.2f}", "-0.30", "2"} <= set(inside.split())
     assert len(lines(answer, "tiny", "outside", "-50.00")) == 1
-    (missing,) = lines(answer, "caltech101", "90.00")
-    assert "not run" in missing
-    assert missing.rstrip().endswith("cannot run")
-    (unknown,) = lines(answer, "16", "50.00")
-    assert unknown.rstrip().endswith("setting unknown")
+    assert len(lines(answer, "caltech101", "90.00", "not", "run", "cannot")) == 1
+    assert len(lines(answer, "16", "50.00", "unknown")) == 1
     assert answer.out.rstrip().endswith("1 inside, 1 outside, 2 not run, 1 not judged")
-
     alone = reproduce(made, "--seeds", "1,2", "--shots", "1")
-    assert alone.code == 0
-    assert alone.out.rstrip().endswith("1 inside")
+    assert (alone.code, alone.out.rstrip()[-8:]) == (0, "1 inside")
 
 
 def check_the_rest(answer: Answer, results: Path, done: dict[Path, int]) -> None:
@@ -207,21 +192,21 @@ def check_the_rest(answer: Answer, results: Path, done: dict[Path, int]) -> None
     assert len(lines(answer, "tiny", "outside", "3")) == 1
 
 
-def test_an_interrupted_reproduction_goes_on(
+def test_an_interrupted_reproduction_resumes(
     reproduce: Reproduce, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, make = write(tmp_path / "made.csv", row_of(1, 99)), RunSpec._make
+    made, make_record = write(tmp_path / "made.csv", row_of(1, 99)), run.make_record
 
-    def stop_at_second(self: RunSpec, *others: Any) -> Any:
-        if self.key.seed == 2:
+    def stop_at_second(spec: RunSpec, *others: Any) -> Any:
+        if spec.key.seed == 2:
             raise KeyboardInterrupt
-        return make(self, *others)
+        return make_record(spec, *others)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunSpec, "_make", stop_at_second)
+        patch.setattr(run, "make_record", stop_at_second)
         stopped = reproduce(made)
     assert stopped.code == 130
-    assert stopped.err == "\ninterrupted: finished runs are kept, the same command goes on from them\n"
+    assert "interrupted" in stopped.err
     assert "verdict" not in stopped.out
     done = {path: path.stat().st_mtime_ns for path in results.rglob("result.json")}
     check_the_rest(reproduce(made), results, done)
@@ -229,7 +214,7 @@ def test_an_interrupted_reproduction_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_process_goes_on(
+def test_a_stopped_process_resumes(
     reproduce: Reproduce, tiny: list[str], results: Path, tmp_path: Path, sent: signal.Signals
 ) -> None:
     """Ctrl-C, or killed, in the middle of a run, in a process of its own."""
@@ -245,30 +230,27 @@ def test_a_stopped_process_goes_on(
     _, err = process.communicate(timeout=SECONDS)
     if sent == signal.SIGINT:
         assert process.returncode == 130
-        assert err.splitlines()[-1].startswith("interrupted: finished runs are kept, the same command goes on")
+        assert err.splitlines()[-1].startswith("interrupted")
     done = {path: path.stat().st_mtime_ns for path in results.rglob("result.json") if ".partial" not in str(path)}
     check_the_rest(reproduce(made), results, done)
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(
+def test_a_run_that_fails_is_named_and_the_others_run(
     reproduce: Reproduce, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = write(tmp_path / "made.csv", row_of(1, 10), row_of(2, 10))
-    make = RunSpec._make
+    make_record = run.make_record
 
-    def fail(self: RunSpec, *others: Any) -> Any:
-        if self.key.shots == 1:
+    def fail(spec: RunSpec, *others: Any) -> Any:
+        if spec.key.shots == 1:
             raise UserError("this one fails")
-        return make(self, *others)
+        return make_record(spec, *others)
 
-    monkeypatch.setattr(RunSpec, "_make", fail)
+    monkeypatch.setattr(run, "make_record", fail)
     answer = reproduce(made, "--seeds", "1", "fit.lr=0.01")
     assert answer.code == 1
     assert "failed on tiny (few_shot, 1 shots): this one fails" in answer.out
-    assert sorted((record.shots, record.status) for record in find_records([results])) == [
-        (1, "failed"),
-        (2, "finished"),
-    ]
+    assert {record.shots: record.status for record in find_records([results])} == {1: "failed", 2: "finished"}
 
 
 def test_a_plan_alone_runs_nothing(reproduce: Reproduce, results: Path, tmp_path: Path) -> None:

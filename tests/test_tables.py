@@ -3,11 +3,11 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from made_records import few_shot, record, save, transfer
 from rich.text import Text
 
 from vlprompt import cli
@@ -23,31 +23,20 @@ CSV_COLUMNS = (
 )
 
 
-def record(method: str, seed: int, base: float | None = 0.8, novel: float = 0.7, **fields: object) -> Record:
-    known = {
-        "protocol": "base_to_novel",
-        "dataset": "caltech101",
-        "backbone": "vit_b16",
-        "weights": "openai",
-        "precision": "bf16",
-        "shots": 16,
-        "status": "finished" if base is not None else "failed",
-        "scores": {} if base is None else {"base": {"accuracy": base}, "novel": {"accuracy": novel}},
-    }
-    return Record(method=method, seed=seed, **{**known, **fields})
+BASE, NOVEL = (0.876, 0.802, 0.839), (0.737, 0.673, 0.657)
 
 
 @pytest.fixture
 def records() -> list[Record]:
     return [
-        record("vpt_shallow", 1),
-        *(record("coop", s, b, n) for s, b, n in [(1, 0.876, 0.737), (2, 0.802, 0.673), (3, 0.839, 0.657)]),
-        record("coop", 4, None),
-        record("coop", 1, variant="long", shots="all"),
-        record("coop", 1, shots=2),
-        record("lora", 1, None, status="not_applicable"),
-        record("zero_shot", 0, 0.75, 0.72, shots=0),
-    ]
+        record("vpt_shallow"),
+        *(record("coop", seed=s, base=b, novel=n) for s, b, n in zip((1, 2, 3), BASE, NOVEL, strict=True)),
+        record("coop", seed=4, base=None),
+        record("coop", variant="long", shots="all"),
+        record("coop", shots=2),
+        record("lora", base=None, status="not_applicable"),
+        record("zero_shot", seed=0, base=0.75, novel=0.72, shots=0),
+    ]  # fmt: skip
 
 
 def test_mean_deviation_and_harmonic_mean_of_means(records: list[Record]) -> None:
@@ -63,21 +52,13 @@ def test_mean_deviation_and_harmonic_mean_of_means(records: list[Record]) -> Non
 
 def test_order_and_untrained_at_every_number_of_shots(records: list[Record]) -> None:
     table = summarise(records)
-    rows = list(table[["shots", "method"]].itertuples(index=False, name=None))
-    assert rows == [
-        (2, "zero_shot"),
-        (2, "coop"),
-        (16, "zero_shot"),
-        (16, "coop"),
-        (16, "lora"),
-        (16, "vpt_shallow"),
-        ("all", "zero_shot"),
-        ("all", "coop"),
-    ]
+    assert [f"{shots} {method}" for shots, method in zip(table["shots"], table["method"], strict=True)] == [
+        "2 zero_shot", "2 coop", "16 zero_shot", "16 coop", "16 lora", "16 vpt_shallow", "all zero_shot", "all coop"
+    ]  # fmt: skip
     assert (table[table.method == "zero_shot"].base == 75).all()
-    other = summarise([*records, record("coop", 1, dataset="digits", shots=4)])
+    other = summarise([*records, record("coop", "digits", shots=4)])
     assert not ((other.dataset == "digits") & (other.method == "zero_shot")).any()
-    alone = summarise([record("zero_shot", 0, shots=0)])
+    alone = summarise([record("zero_shot", seed=0, shots=0)])
     assert alone.shots.tolist() == [0]
 
 
@@ -87,14 +68,7 @@ def test_runs_without_a_result_are_counted_not_dropped(records: list[Record]) ->
     assert (lora.n, lora.failed) == (0, 1)
     assert lora[["base", "H"]].isna().all()
     assert "failed" in render(table)
-    assert "failed" not in render(summarise([record("coop", 1)]))
-
-
-def save(root: Path, made: Sequence[Record]) -> None:
-    for one in made:
-        folder = one.folder(root)
-        folder.mkdir(parents=True)
-        (folder / "result.json").write_text(one.model_dump_json())
+    assert "failed" not in render(summarise([record("coop")]))
 
 
 @pytest.mark.parametrize("layout", ["runs", "auto"])
@@ -102,18 +76,16 @@ def test_the_headline_of_a_strangers_protocol_has_its_columns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], layout: str
 ) -> None:
     """From the records alone: the protocol is not installed here."""
+    made = [transfer("coop", seed, "dtd", clean=0.8, noisy=noisy) for seed, noisy in ((1, 0.7), (2, 0.6))]
     made = [
-        record("coop", seed, protocol="label_noise", scores={"clean": {"accuracy": 0.8}, "noisy": {"accuracy": noisy}},
-               headline={"clean": 0.8, "drop": 0.8 - noisy})
-        for seed, noisy in ((1, 0.7), (2, 0.6))
-    ]  # fmt: skip
+        one.model_copy(update={"protocol": "label_noise", "headline": {"clean": 0.8, "drop": drop}})
+        for one, drop in zip(made, (0.1, 0.2), strict=True)
+    ]
     save(tmp_path, made)
     assert cli.main(["table", str(tmp_path), "--layout", layout, "--format", "markdown"]) == 0
     header, _, row = (line for line in capsys.readouterr().out.splitlines() if line.startswith("|"))
     cells = dict(zip(*([cell.strip() for cell in line.split("|")] for line in (header, row)), strict=True))
-    names = (
-        ("clean", "noisy", "drop") if layout == "runs" else [f"caltech101 ({n})" for n in ("clean", "noisy", "drop")]
-    )
+    names = ("clean", "noisy", "drop") if layout == "runs" else [f"dtd ({n})" for n in ("clean", "noisy", "drop")]
     assert [cells[name] for name in names] == ["80.00 ± 0.00", "65.00 ± 7.07", "15.00 ± 7.07"]
     errors = [r.model_copy(update={"scores": {"clean": {"accuracy": 0.8, "ece": 0.1}}}) for r in made]
     assert "drop" not in summarise(errors, metric="ece")  # it is one of accuracies
@@ -126,27 +98,26 @@ def test_columns_of_several_protocols_keep_their_order() -> None:
 
 
 def test_average_of_a_transfer_leaves_the_source_out(records: list[Record]) -> None:
-    scores = {name: {"accuracy": value} for name, value in {"caltech101": 0.9, "dtd": 0.4, "eurosat": 0.5}.items()}
-    transfer = [record("coop", s, protocol="cross_dataset", scores=scores) for s in (1, 2)]
-    table = summarise([*records, *transfer, record("lora", 1, None, protocol="cross_dataset")])
+    made = [transfer("coop", seed, "caltech101", caltech101=0.9, dtd=0.4, eurosat=0.5) for seed in (1, 2)]
+    table = summarise([*records, *made, record("lora", base=None, protocol="cross_dataset")])
     rows = table[table.protocol == "cross_dataset"].set_index("method")
     assert rows.average["coop"] == pytest.approx(45)
     assert pd.isna(rows.average["lora"])
     assert table[table.protocol == "base_to_novel"].average.isna().all()
-    header = next(line for line in render(summarise(transfer)).splitlines() if line.startswith("method"))
+    header = next(line for line in render(summarise(made)).splitlines() if line.startswith("method"))
     assert header.split()[3:7] == ["caltech101", "dtd", "eurosat", "average"]
 
 
 def test_each_protocol_has_a_table_of_its_own(records: list[Record]) -> None:
-    few = [record("coop", s, protocol="few_shot", scores={"test": {"accuracy": 0.6}}) for s in (1, 2)]
+    few = [few_shot("coop", seed=seed) for seed in (1, 2)]
     for format in ("terminal", "markdown", "latex"):
         first, second = (render(summarise(part), format) for part in (records, few))
         assert render(summarise([*records, *few]), format) == f"{first}\n{second}"
     assert "novel" not in second
 
 
-def test_precisions_and_weights_are_not_averaged_together() -> None:
-    mixed = [record("coop", 1), record("coop", 2, precision="fp32"), record("coop", 3, weights=None)]
+def test_precisions_and_weights_are_not_averaged() -> None:
+    mixed = [record("coop"), record("coop", seed=2, precision="fp32"), record("coop", seed=3, weights=None)]
     table = summarise(mixed)
     assert table.n.tolist() == [1, 1, 1]
     for format in ("terminal", "markdown", "latex"):
@@ -166,8 +137,8 @@ def test_the_tidy_frame_has_one_row_a_run_and_value(records: list[Record]) -> No
 def test_plain_output_is_never_wrapped_cut_or_coloured(records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     name = "a" * 90
-    lines = render(summarise([*records, record("coop", 1, variant=name)])).splitlines()
-    assert lines[0] == ("protocol base_to_novel, dataset caltech101, backbone vit_b16, weights openai, precision bf16")
+    lines = render(summarise([*records, record("coop", variant=name)])).splitlines()
+    assert lines[0] == ("protocol base_to_novel, dataset dtd, backbone vit_b16, weights openai, precision bf16")
     assert sum("coop" in line for line in lines) == 4
     line = next(line for line in lines if name in line)
     assert "80.00" in line
@@ -201,7 +172,7 @@ def test_csv_holds_raw_numbers(records: list[Record]) -> None:
 
 def test_markdown_and_latex(records: list[Record]) -> None:
     markdown, latex = (render(summarise(records), format) for format in ("markdown", "latex"))
-    assert markdown.startswith("protocol base_to_novel, dataset caltech101")
+    assert markdown.startswith("protocol base_to_novel, dataset dtd")
     assert "| method " in markdown
     assert "vpt_shallow" in markdown
     assert "\\toprule" in latex
@@ -212,7 +183,7 @@ def test_markdown_and_latex(records: list[Record]) -> None:
 
 @pytest.mark.parametrize("fields", [{"dataset": "shapes"}, {"dataset": "shapes_sketch"}, {"backbone": "shapes_vit"}])
 def test_the_demo_ranks_nothing(fields: dict[str, str]) -> None:
-    demo, real = summarise([record("coop", 1, **fields)]), summarise([record("coop", 1)])
+    demo, real = summarise([record("coop", **fields)]), summarise([record("coop")])
     for format in ("terminal", "markdown", "latex"):
         assert DEMO_NOTE in render(demo, format)
         assert DEMO_NOTE not in render(real, format)
@@ -229,8 +200,8 @@ def test_no_runs_and_unknown_format(records: list[Record]) -> None:
 
 def test_costs_and_missing_seeds_are_shown() -> None:
     cost = {"trained_parameters": 512, "train_seconds": 30.0, "test_seconds": 2.0, "peak_memory_bytes": 2**30}
-    made = [record("coop", seed, cost=cost) for seed in (1, 2, 3)]
-    made += [record("maple", 1), record("zero_shot", 0, shots=0)]
+    made = [record("coop", seed=seed, cost=cost) for seed in (1, 2, 3)]
+    made += [record("maple"), record("zero_shot", seed=0, shots=0)]
     table = summarise(made).set_index("method")
     assert table.loc["coop", ["parameters", "train_s", "missing"]].tolist() == [512, 30.0, 0]
     assert table.loc["maple", "missing"] == 2

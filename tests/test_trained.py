@@ -32,7 +32,7 @@ WORLD = [
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Two seeds of DyLoRA of four ranks, one run of P-tuning, zero-shot beside them."""
+    """Two seeds of DyLoRA of four ranks, one run of P-tuning, and zero-shot."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         set_up(patch, folder)
@@ -49,8 +49,8 @@ def run_of(results: Path, method: str, seed: int = 1) -> tuple[Path, Record]:
 
 def test_all_ranks_are_tested_without_training(results: Path, tmp_path: Path) -> None:
     table = tmp_path / "ranks.csv"
-    found = ["evaluate", "method.test_rank=1,2,4", "--results", str(results), "--format", "csv", "--output", str(table)]
-    assert ask(cli.main, found).code == 0
+    options = ["--results", str(results), "--format", "csv", "--output", str(table)]
+    assert ask(cli.main, ["evaluate", "method.test_rank=1,2,4", *options]).code == 0
     rows = pd.read_csv(table).set_index(["seed", "test_rank"])
     assert sorted(rows.index) == [(seed, rank) for seed in (1, 2) for rank in (1, 2, 4)]
     for seed in (1, 2):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PAIRED_NOTE = (
     "difference: first less second, in points; low, high: its 95 % interval by a paired bootstrap over images; p: "
-    "McNemar's exact test of one seed. Seeds share their images: their p-values are not to be combined."
+    "McNemar's exact test of one seed. Seeds share their images: their p-values must not be combined."
 )
 RANK_NOTE = (
     "wins, losses: data sets on which the first is better, worse; p_holm: Wilcoxon's signed-rank p, Holm's correction."

@@ -48,18 +48,18 @@ def across_datasets(
     for context, members in values.groupby(CONTEXT, sort=False):
         shared: dict[str, Any] = dict(zip(CONTEXT, context, strict=True))
         datasets = averaged(members)
-        average = average_name(datasets, shared["source"])
+        label = average_name(datasets, shared["source"])
         if len(datasets) > 1 and tuple(datasets) not in STANDARD_AVERAGES.values():
-            notes.append(f"{average} is over {', '.join(datasets)}.")
+            notes.append(f"{label} is over {', '.join(datasets)}.")
         for key, group in members.groupby(learner, sort=False):
             row = shared | dict(zip(learner, key, strict=True))
             by_test = group.groupby(["dataset", "part"], sort=False)["value"]
             spreads: Spreads = {(str(d), str(part)): spread(v, interval) for (d, part), v in by_test}
             if len(datasets) > 1:
                 averages, missing = _averages(group, datasets, interval)
-                spreads |= {(average, part): value for part, value in averages.items()}
-                notes += [f"No {average} of {row['learner']}, {lacking} missing." for lacking in missing]
-            spreads |= _harmonic(spreads, row, average, datasets)
+                spreads |= {(label, part): value for part, value in averages.items()}
+                notes += [f"No {label} of {row['learner']}, {lacking} missing." for lacking in missing]
+            spreads |= _harmonic(spreads, row, label, datasets)
             rows[group["run"].iloc[0]] = _long(row, spreads, group)
     types = {"n": int, "mean": float, "deviation": float, "half_width": float}
     ordered = [row for run in sorted(rows) for row in rows[run]]
@@ -100,7 +100,7 @@ def average(table: pd.DataFrame, interval: Interval = "none") -> Spread:
     return Spread(int(table.count().min()), sum(table.mean()) / table.shape[1])
 
 
-def _harmonic(spreads: Spreads, row: Mapping[str, Any], average: str, datasets: Sequence[str]) -> Spreads:
+def _harmonic(spreads: Spreads, row: Mapping[str, Any], label: str, datasets: Sequence[str]) -> Spreads:
     """H of the means, of each data set and of the averages, as published; and the mean over data sets."""
     harmonic: Spreads = {}
     for dataset in {name: None for name, _ in spreads if not row["source"]}:
@@ -111,7 +111,7 @@ def _harmonic(spreads: Spreads, row: Mapping[str, Any], average: str, datasets: 
     of_datasets = [harmonic[name, H] for name in datasets if (name, H) in harmonic]
     if len(of_datasets) == len(datasets) > 1:
         mean = sum(s.mean for s in of_datasets) / len(of_datasets)
-        harmonic[average, MEAN_OF_H] = Spread(min(s.n for s in of_datasets), mean)
+        harmonic[label, MEAN_OF_H] = Spread(min(s.n for s in of_datasets), mean)
     return harmonic
 
 
@@ -154,15 +154,14 @@ def average_name(datasets: Sequence[str], source: str) -> str:
     return f"{name}_other" if other else name
 
 
+def identity(results: pd.DataFrame) -> list[str]:
+    """The columns in which the learners of one table may differ: precision, method, variant and those asked for."""
+    names = list(map(str, results))
+    return names[names.index("precision") : names.index("given_shots")]
+
+
 def numbers(results: pd.DataFrame) -> pd.DataFrame:
     """All values, one row a learner, number of shots, data set and part: for CSV."""
     ends = {"low": results["mean"] - results["half_width"], "high": results["mean"] + results["half_width"]}
-    names = [
-        "protocol",
-        "source",
-        "backbone",
-        "weights",
-        *list(results)[list(results).index("precision") : list(results).index("given_shots")],
-    ]
-    names += ["shots", "metric", "dataset", "part", "n", "mean", "deviation", "low", "high"]
-    return results.assign(**ends)[names]
+    names = ["protocol", "source", "backbone", "weights", *identity(results), "shots", "metric"]
+    return results.assign(**ends)[[*names, "dataset", "part", "n", "mean", "deviation", "low", "high"]]

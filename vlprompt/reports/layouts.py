@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from vlprompt.errors import UserError, unknown
-from vlprompt.reports.averages import CONTEXT, in_papers_order, in_parts_order
+from vlprompt.reports.averages import CONTEXT, identity, in_papers_order, in_parts_order
 from vlprompt.reports.render import BEST, SECOND, Grid, spread_text
 from vlprompt.reports.summary import H, Interval, learner_order
 from vlprompt.results.metrics import Metric, find_metric
@@ -66,7 +66,7 @@ def grids(results: pd.DataFrame, metric: str = "accuracy") -> list[Grid]:
 def _grid(members: pd.DataFrame, shown: Metric, *, tall: bool) -> Grid:
     """Rows: the learners, in blocks of a data set each (`tall`; columns: the parts), or of a number of shots (columns:
     the data sets). Averages come last."""
-    names = list(members)[list(members).index("precision") : list(members).index("given_shots")]
+    names = identity(members)
     index = ["dataset" if tall else "shots", *names]
     order = list(map(learner_order, members.to_dict("records")))
     rows = members.iloc[sorted(range(len(members)), key=order.__getitem__)]

@@ -10,7 +10,7 @@ import pandas as pd
 from vlprompt.config import recipes
 from vlprompt.config.paths import published_dir
 from vlprompt.errors import UserError
-from vlprompt.reports.averages import in_papers_order, in_parts_order
+from vlprompt.reports.averages import identity, in_papers_order, in_parts_order
 from vlprompt.reports.filters import at_shots
 from vlprompt.reports.summary import UNTRAINED, is_transfer
 from vlprompt.results.record import Record
@@ -87,8 +87,7 @@ def distances(results: pd.DataFrame, rows: pd.DataFrame, settings_of: SettingsOf
     shown = results[(results["n"] > 0) & results["source"].isin(["", TRAINED_ON])]
     ours = shown.drop(columns=["shots", "source", "metric"]).rename(columns={"given_shots": "shots"})
     both = ours.merge(rows.drop(columns="metric"), on=["protocol", "backbone", "method", "shots", "dataset", "part"])
-    extra = list(ours)[list(ours).index("variant") + 1 : list(ours).index("shots")]
-    cell = ["protocol", "dataset", "backbone", "method", "variant", *extra, "shots"]
+    cell = ["protocol", "dataset", "backbone", *(name for name in identity(results) if name != "precision"), "shots"]
     last = ["recipe", "settings", "printed", "source"]
     table = []
     names = [*cell, "recipe", "printed", "source"]
