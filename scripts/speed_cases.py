@@ -22,6 +22,7 @@ from vlprompt.learners.maple import MaPLe
 from vlprompt.learners.vpt import VPT
 from vlprompt.learners.zero_shot import ZeroShot
 from vlprompt.towers import Clip, Images, ensemble, load_clip
+from vlprompt.towers.clip import build
 
 CASES = {
     "text": "text side alone, image features at hand on both sides",
@@ -124,7 +125,8 @@ def random_clip(backbone: str, device: torch.device) -> Clip:
             if p.ndim == 1:
                 p.add_(0.1 * torch.randn(p.shape, generator=generator))
         model.logit_scale.fill_(math.log(100))
-    return clip.to(device)
+    made = build(clip.weights, name=clip.name, preprocess=clip.preprocess, words=clip.words)  # of the new scale
+    return made.to(device)
 
 
 def class_names(n: int, backbone: str) -> list[str]:

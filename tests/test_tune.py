@@ -11,6 +11,7 @@ import pytest
 from running import SECONDS, VLPROMPT, Answer, ask, environment_in, set_up, start
 from tiny_world import RUN
 
+import vlprompt.run
 from vlprompt import cli
 from vlprompt.config.spec import RunSpec
 from vlprompt.results.record import Record
@@ -153,21 +154,21 @@ def test_test_labels_do_not_move_the_choice(tuned: tuple[Path, Answer], results:
 
 
 @pytest.mark.usefixtures("choice_alone")
-def test_an_interrupted_search_goes_on(
+def test_an_interrupted_search_resumes(
     tuned: tuple[Path, Answer], results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = RunSpec._make
+    make_record = vlprompt.run.make_record
     with monkeypatch.context() as patch:
 
-        def stop_at_third(self: RunSpec, *others: Any) -> Record:
+        def stop_at_third(spec: RunSpec, *others: Any) -> Record:
             if len(trials(results)) == 2:
                 raise KeyboardInterrupt
-            return made(self, *others)
+            return make_record(spec, *others)
 
-        patch.setattr(RunSpec, "_make", stop_at_third)
+        patch.setattr(vlprompt.run, "make_record", stop_at_third)
         answer = tune()
     assert answer.code == 130
-    assert answer.err.splitlines()[-1].startswith("interrupted: finished runs are kept")
+    assert answer.err.splitlines()[-1].startswith("interrupted: finished runs stay")
     half = study(results)
     assert (len(half.trials), half.chosen, half.status) == (2, None, "searching")
     before = {path: path.stat().st_mtime_ns for path in results.glob("tune/**/trials/*/*")}
