@@ -46,7 +46,7 @@ class PlainClip:
         return x[torch.arange(len(x), device=x.device), eot] @ model.text_projection
 
     def encode_image(self, pixels: Tensor, prompts: Sequence[Tensor] = ()) -> Tensor:
-        """Un-normalised image features; prompts behind the patches, `prompts[i]` written in layer i."""
+        """Un-normalised image features; prompts after the patches, `prompts[i]` written in layer i."""
         visual = self.model.visual
         x = visual.conv1(pixels).flatten(2).mT
         x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], 1) + visual.positional_embedding
@@ -85,9 +85,9 @@ class PaddedPrompts:
         before = n // 2 if position == "middle" else 0
         context = context.expand(len(self.tokens), -1, -1)
         rows = []
-        for row, own, length in zip(self.tokens, context, self.name_lengths, strict=True):
+        for row, words, length in zip(self.tokens, context, self.name_lengths, strict=True):
             name, rest = row[1 + n : 1 + n + length], row[1 + n + length :]
-            rows.append(torch.cat([row[:1], own[:before], name, own[before:], rest]))
+            rows.append(torch.cat([row[:1], words[:before], name, words[before:], rest]))
         return torch.stack(rows)
 
 
