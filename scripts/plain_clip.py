@@ -85,9 +85,9 @@ class PaddedPrompts:
         before = n // 2 if position == "middle" else 0
         context = context.expand(len(self.tokens), -1, -1)
         rows = []
-        for row, own, length in zip(self.tokens, context, self.name_lengths, strict=True):
+        for row, words, length in zip(self.tokens, context, self.name_lengths, strict=True):
             name, rest = row[1 + n : 1 + n + length], row[1 + n + length :]
-            rows.append(torch.cat([row[:1], own[:before], name, own[before:], rest]))
+            rows.append(torch.cat([row[:1], words[:before], name, words[before:], rest]))
         return torch.stack(rows)
 
 

@@ -22,7 +22,6 @@ from vlprompt.learners.maple import MaPLe
 from vlprompt.learners.vpt import VPT
 from vlprompt.learners.zero_shot import ZeroShot
 from vlprompt.towers import Clip, Images, ensemble, load_clip
-from vlprompt.towers.clip import build
 
 CASES = {
     "text": "text side alone, image features at hand on both sides",
@@ -62,8 +61,8 @@ class Case:
 
     def filled(self, **given: int) -> "Case":
         sizes = {name: getattr(DEFAULTS[self.method], name) for name in ("classes", "context", "batch")}
-        own = {name: getattr(self, name) for name in sizes if getattr(self, name)}
-        return replace(self, **{**sizes, **own, **given})
+        asked = {name: getattr(self, name) for name in sizes if getattr(self, name)}
+        return replace(self, **{**sizes, **asked, **given})
 
 
 DEFAULTS = {
@@ -125,8 +124,7 @@ def random_clip(backbone: str, device: torch.device) -> Clip:
             if p.ndim == 1:
                 p.add_(0.1 * torch.randn(p.shape, generator=generator))
         model.logit_scale.fill_(math.log(100))
-    made = build(clip.weights, name=clip.name, preprocess=clip.preprocess, words=clip.words)  # of the new scale
-    return made.to(device)
+    return replace(clip, scale=math.exp(float(model.logit_scale))).to(device)
 
 
 def class_names(n: int, backbone: str) -> list[str]:
@@ -140,8 +138,7 @@ def sides(case: Case, device: torch.device) -> Sides:
     clip = random_clip(case.backbone, device)
     torch.manual_seed(0)
     names = class_names(case.classes, case.backbone)
-    make = MAKE[case.case if case.case in MAKE else case.method]
-    learner = make(clip, names, case.context).to(device)
+    learner = MAKE[case.case if case.case in MAKE else case.method](clip, names, case.context).to(device)
     generator = torch.Generator().manual_seed(2)
     labels = torch.randint(case.classes, (case.batch,), generator=generator).to(device)
     wanted = given = draw_images(case, clip, generator)

@@ -62,7 +62,7 @@ def coop(clip: Clip, case: Mapping[str, Any]) -> Learner:
         case["config"]["classnames"],
         n_context=options["N_CTX"],
         ctx_init=phrase,
-        class_specific=options["CSC"] and not phrase,  # the original ignores CSC beside CTX_INIT
+        class_specific=options["CSC"] and not phrase,  # the original ignores CSC next to CTX_INIT
         position=options["CLASS_TOKEN_POSITION"],
     )
 

@@ -13,6 +13,7 @@ import torch
 
 from vlprompt.errors import UserError
 from vlprompt.towers import Images, load_clip
+from vlprompt.towers.loading import make_model
 
 
 def same(a, b):
@@ -36,7 +37,7 @@ def architectures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def state(architectures):
-    return tiny.make_model(tiny.CONFIGS["vit"], seed=5).state_dict()
+    return make_model(tiny.CONFIGS["vit"], seed=5).state_dict()
 
 
 def write_safetensors(state, path):
@@ -52,7 +53,7 @@ def write_openai_dict(state, path):
 
 
 def write_openai_archive(state, path):
-    net = tiny.make_model(tiny.CONFIGS["vit"], seed=5).eval()
+    net = make_model(tiny.CONFIGS["vit"], seed=5).eval()
     torch.jit.save(torch.jit.script(net), path)
 
 
@@ -177,14 +178,14 @@ def test_a_tag_that_cannot_be_fetched(architectures, tmp_path, monkeypatch):
 def test_a_folder_with_part_of_the_vocabulary(state, tmp_path):
     ids = torch.tensor([49406, 49407, *open_clip.SimpleTokenizer().encode("a photo of a cat dog.")]).unique()
     rows = state["token_embedding.weight"][ids].half()
-    kept = {**state, "token_embedding.weight": rows, "token_embedding.ids": ids.int()}
-    safetensors.torch.save_file(kept, tmp_path / "open_clip_model.safetensors")
+    partial = {**state, "token_embedding.weight": rows, "token_embedding.ids": ids.int()}
+    safetensors.torch.save_file(partial, tmp_path / "open_clip_model.safetensors")
     config = {"model_cfg": tiny.CONFIGS["vit"], "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "size": [32, 32]}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     clip = load_clip(str(tmp_path), "pretrained")
     assert clip.preprocess.size == 32
     assert clip.preprocess.mean == (0.1, 0.2, 0.3)
-    whole = tiny.make_model(tiny.CONFIGS["vit"], seed=5).eval()
+    whole = make_model(tiny.CONFIGS["vit"], seed=5).eval()
     prompts = clip.text.prompts(["cat", "dog"], template="a photo of a {}.")
     expected = whole.encode_text(open_clip.tokenize(["a photo of a cat.", "a photo of a dog."]))
     torch.testing.assert_close(clip.text(prompts), expected, atol=1e-3, rtol=1e-3)

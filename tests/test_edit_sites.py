@@ -20,11 +20,11 @@ def drawn() -> dict[str, dict[str, str]]:
     columns = {e.get("x"): e.text for e in texts if e.get("y") == top and e.get("class") == "site"}
     assert set(columns.values()) == {"context", *SITES}
     rows = {e.get("y"): e.text for e in texts if e.get("class") == "code"}
-    found: dict[str, dict[str, str]] = {name: {} for name in rows.values()}
+    towers: dict[str, dict[str, str]] = {name: {} for name in rows.values()}
     for e in texts:
         if e.get("class") == "cell":
-            found[rows[e.get("y")]][columns[e.get("x")]] = e.text
-    return found
+            towers[rows[e.get("y")]][columns[e.get("x")]] = e.text
+    return towers
 
 
 DRAWN = drawn()

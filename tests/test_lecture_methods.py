@@ -119,11 +119,11 @@ def test_features_of_a_class_are_phrased(tmp_path):
 
 
 def test_a_long_text_loses_its_last_words(tmp_path):
-    kept = " ".join(f"red{i % 10}" for i in range(37))  # two tokens a word; 75 fit
-    file = descriptions(tmp_path, {name: [f"{kept} red1 red2 red3"] for name in CLASSES})
+    fitting = " ".join(f"red{i % 10}" for i in range(37))  # two tokens a word; 75 fit
+    file = descriptions(tmp_path, {name: [f"{fitting} red1 red2 red3"] for name in CLASSES})
     hard = learner(HardPrompts, templates=None, descriptions=file)
-    assert CLIP.text.count(kept) == 74
-    assert hard.texts() == [[kept]] * 3
+    assert CLIP.text.count(fitting) == 74
+    assert hard.texts() == [[fitting]] * 3
 
 
 def test_wordings_that_cannot_be_used_are_refused(tmp_path):
@@ -224,12 +224,13 @@ def by_hand(model: torch.nn.Module, tokens: Tensor, gates: Tensor) -> Tensor:
         q, k, v = ((u @ w.T + b).unflatten(-1, (h, -1)) for w, b in zip(weights, biases, strict=True))
         scale = q.shape[-1] ** -0.5
         out = torch.einsum("bhnm,bmhc->bnhc", (torch.einsum("bnhc,bmhc->bhnm", q, k) * scale).softmax(-1), v)
-        if (own := layer - len(blocks) + len(tokens)) >= 0:
+        if (prompted := layer - len(blocks) + len(tokens)) >= 0:
             pk, pv = (
-                (tokens[own] @ w.T + b).unflatten(-1, (h, -1)) for w, b in zip(weights[1:], biases[1:], strict=True)
+                (tokens[prompted] @ w.T + b).unflatten(-1, (h, -1))
+                for w, b in zip(weights[1:], biases[1:], strict=True)
             )
             shares = (torch.einsum("bnhc,phc->bhnp", q, pk) * scale).softmax(-1)
-            out = out + torch.einsum("bhnp,phc->bnhc", shares * gates[own].tanh()[:, None, None], pv)
+            out = out + torch.einsum("bhnp,phc->bnhc", shares * gates[prompted].tanh()[:, None, None], pv)
         x = x + attn.out_proj(out.flatten(-2))
         x = x + block.mlp(block.ln_2(x))
     return visual.ln_post(x[:, 0]) @ visual.proj
@@ -247,8 +248,8 @@ def test_a_closed_gate_is_the_frozen_model_whatever_the_prompts():
     for towers in ("image", "text", "both"):
         adapter = learner(LlamaAdapter, n_tokens=4, depth=3, towers=towers, std=3.0)
         assert close(logits(adapter), logits(learner(ZeroShot)))
-        found = gradients(adapter)
-        assert all(bool(g.any()) == name.endswith("gates") for name, g in found.items())  # only they can open it
+        of_each = gradients(adapter)
+        assert all(bool(g.any()) == name.endswith("gates") for name, g in of_each.items())  # only they can open it
         with torch.no_grad():
             for name, p in adapter.named_parameters():
                 if name.endswith("gates"):
@@ -305,11 +306,11 @@ def test_dylora_at_full_rank_is_lora():
     settings = {"rank": 4, "alpha": 2.0, "sites": ["q", "v", "o", "fc2"]}
     plain, dynamic = (scatter(learner(kind, **settings)) for kind in (LoRA, DyLoRA))
     assert close(logits(dynamic), logits(plain))
-    found = gradients(dynamic, mode=False)
-    assert all(close(found[name], g) for name, g in gradients(plain, mode=False).items())
+    ours = gradients(dynamic, mode=False)
+    assert all(close(ours[name], g) for name, g in gradients(plain, mode=False).items())
     always = scatter(learner(DyLoRA, min_rank=4, **settings))  # trains nothing but the full rank
-    found = gradients(always)
-    assert all(close(found[name], g) for name, g in gradients(plain).items())
+    ours = gradients(always)
+    assert all(close(ours[name], g) for name, g in gradients(plain).items())
 
 
 def test_each_rank_is_lora_of_the_first_rows_and_columns():
@@ -364,7 +365,7 @@ def test_frozen_trains_the_last_rank_alone_and_computes_the_same():
 def transformers_clip() -> torch.nn.Module:
     """The tiny CLIP as a `transformers.CLIPModel`, with the same weights."""
     transformers = pytest.importorskip("transformers")
-    text, vision = tiny.TEXT, tiny.VIT
+    text, vision = tiny.TEXT, tiny.VISION
     shape = {"hidden_act": "quick_gelu", "projection_dim": 24}
     config = transformers.CLIPConfig(
         text_config={
@@ -386,7 +387,7 @@ def transformers_clip() -> torch.nn.Module:
 
 def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """open_clip's state under the names of `transformers.CLIPModel`."""
-    found = {
+    theirs_by_name = {
         "logit_scale": state["logit_scale"],
         "visual_projection.weight": state["visual.proj"].T,
         "text_projection.weight": state["text_projection"].T,
@@ -398,16 +399,18 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
     norms = {"vision_model.pre_layrnorm": "visual.ln_pre", "vision_model.post_layernorm": "visual.ln_post",
              "text_model.final_layer_norm": "ln_final"}  # fmt: skip
-    for tower, prefix, layers in (("vision", "visual.", tiny.VIT["layers"]), ("text", "", tiny.TEXT["layers"])):
+    for tower, prefix, layers in (("vision", "visual.", tiny.VISION["layers"]), ("text", "", tiny.TEXT["layers"])):
         for layer in range(layers):
             ours, theirs = f"{prefix}transformer.resblocks.{layer}", f"{tower}_model.encoder.layers.{layer}"
             for kind in ("weight", "bias"):
                 parts = state[f"{ours}.attn.in_proj_{kind}"].chunk(3)
-                found |= {f"{theirs}.self_attn.{n}_proj.{kind}": t for n, t in zip("qkv", parts, strict=True)}
+                theirs_by_name |= {f"{theirs}.self_attn.{n}_proj.{kind}": t for n, t in zip("qkv", parts, strict=True)}
             norms |= {f"{theirs}.layer_norm1": f"{ours}.ln_1", f"{theirs}.layer_norm2": f"{ours}.ln_2",
                       f"{theirs}.mlp.fc1": f"{ours}.mlp.c_fc", f"{theirs}.mlp.fc2": f"{ours}.mlp.c_proj",
                       f"{theirs}.self_attn.out_proj": f"{ours}.attn.out_proj"}  # fmt: skip
-    return found | {f"{a}.{kind}": state[f"{b}.{kind}"] for a, b in norms.items() for kind in ("weight", "bias")}
+    return theirs_by_name | {
+        f"{a}.{kind}": state[f"{b}.{kind}"] for a, b in norms.items() for kind in ("weight", "bias")
+    }
 
 
 @pytest.mark.parametrize(

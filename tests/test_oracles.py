@@ -55,7 +55,7 @@ def gradients(learner: Learner, images: Images, labels: Tensor = LABELS) -> dict
 
 def by_hand(learner: ProGrad, images: Images, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """The gradients of cross-entropy and of the divergence from zero-shot predictions, each from a pass of its own."""
-    clip, found = learner.clip, []
+    clip, gradients_by_part = learner.clip, []
     for part in ("domain", "general"):
         context = learner.context.detach().clone().requires_grad_()
         texts = clip.text.prompts(CLASSES, n_context=learner.n_context).with_context(context)
@@ -69,8 +69,8 @@ def by_hand(learner: ProGrad, images: Images, labels: Tensor) -> tuple[np.ndarra
         else:
             loss = F.kl_div(F.log_softmax(logits / T, -1), F.softmax(frozen / T, -1), reduction="batchmean") * T**2
         loss.backward()
-        found.append(context.grad.numpy().copy())
-    return found[0], found[1]
+        gradients_by_part.append(context.grad.numpy().copy())
+    return gradients_by_part[0], gradients_by_part[1]
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.8])

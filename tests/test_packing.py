@@ -57,12 +57,12 @@ def plain_block(block, x, mask, edit):
 
 def plain_attention(attn, q, k, v, mask, prefix):
     heads = [t.chunk(attn.num_heads, -1) for t in (q, k, v)]
-    found = []
+    heads_out = []
     for i, (q_i, k_i, v_i) in enumerate(zip(*heads, strict=True)):
         scale = q_i.shape[-1] ** -0.5
         scores = q_i @ k_i.mT * scale + (0 if mask is None else mask)
         if prefix is None:
-            found.append(scores.softmax(-1) @ v_i)
+            heads_out.append(scores.softmax(-1) @ v_i)
             continue
         if prefix.tokens is not None:
             _, key, value = F.linear(prefix.tokens, attn.in_proj_weight, attn.in_proj_bias).chunk(3, -1)
@@ -72,10 +72,10 @@ def plain_attention(attn, q, k, v, mask, prefix):
         to_prefix = q_i @ key.T * scale
         if prefix.gate is None:
             p = torch.cat([to_prefix, scores], -1).softmax(-1)
-            found.append(p[..., : len(key)] @ value + p[..., len(key) :] @ v_i)
+            heads_out.append(p[..., : len(key)] @ value + p[..., len(key) :] @ v_i)
         else:
-            found.append(scores.softmax(-1) @ v_i + prefix.gate[i] * (to_prefix.softmax(-1) @ value))
-    return torch.cat(found, -1)
+            heads_out.append(scores.softmax(-1) @ v_i + prefix.gate[i] * (to_prefix.softmax(-1) @ value))
+    return torch.cat(heads_out, -1)
 
 
 def plain_text(tokens, eot, edits, image=0, *, slot=True):
@@ -379,5 +379,5 @@ def test_sharing_is_as_documented(method, monkeypatch):
     first = " and ".join(sorted(set(seen)))
     seen.clear()
     learner.loss(images, LABELS)
-    found = f"{first}; computed once" if first and not seen else first or "no text"
-    assert documented().get(method) == found, f"docs/speed.md has to say of {method}: {found}"
+    sharing = f"{first}; computed once" if first and not seen else first or "no text"
+    assert documented().get(method) == sharing, f"docs/speed.md has to say of {method}: {sharing}"

@@ -124,11 +124,11 @@ def check_run(clip, original, case, tensors, run):
     told = case["runs"][run]
     learner = original.build(tensors if original.own_backbone else clip, case).train()
     start = {original.ours(k.removeprefix("init.")): v for k, v in tensors.items() if k.startswith("init.")}
-    own = dict(learner.named_parameters())
+    parameters = dict(learner.named_parameters())
     with torch.no_grad():
         for name, value in start.items():
-            part(own, name).copy_(value)
-    assert sum(value.numel() for value in start.values()) == sum(p.numel() for p in own.values())
+            part(parameters, name).copy_(value)
+    assert sum(value.numel() for value in start.values()) == sum(p.numel() for p in parameters.values())
     images, labels = Images(tensors["inputs.images"].float()), tensors["inputs.labels"]
     check_start(learner, original, tensors, images)
     fit, per_epoch, total = settings(case, told)
@@ -154,14 +154,18 @@ def check_run(clip, original, case, tensors, run):
         optimizer.zero_grad()
         loss, _ = learner.backward(images, labels)
         assert loss.item() == pytest.approx(expected, abs=2e-5, rel=1e-5)
-        checked += compare(own, original, tensors, f"{run}.grad{step + 1}.", 1e-4, lambda p: p.grad)
+        checked += compare(parameters, original, tensors, f"{run}.grad{step + 1}.", 1e-4, lambda p: p.grad)
         optimizer.step()
         keeper.update(learner, step + 1)
         if step + 1 == total:
             keeper.restore(learner)
-        checked += compare(own, original, tensors, f"{run}.param{step + 1}.", original.parameters, lambda p: p.data)
+        checked += compare(
+            parameters, original, tensors, f"{run}.param{step + 1}.", original.parameters, lambda p: p.data
+        )
     if averaged:
-        checked += compare(own, original, tensors, f"{run}.final_averaged.", original.parameters, lambda p: p.data)
+        checked += compare(
+            parameters, original, tensors, f"{run}.final_averaged.", original.parameters, lambda p: p.data
+        )
     assert checked >= 2 * len(start)
     learner.eval()
     with torch.no_grad():
@@ -205,7 +209,7 @@ def check_cache(clip, original, case, tensors):
         fit, _, total = settings({"config": {**told, "sched": told["sched"]}}, {"steps": len(results["losses"])})
         fit = fit.model_copy(update={"schedule": fit.schedule.model_copy(update={"floor": 0.0})})
         optimizer = make_optimizer(learner, fit)
-        own, start, ends = dict(learner.named_parameters()), 0, []
+        parameters, start, ends = dict(learner.named_parameters()), 0, []
         for step, (size, expected) in enumerate(zip(case["train_step_batch_sizes"], results["losses"], strict=True)):
             rate = learning_rate(step, fit, per_epoch=1, total=total)
             assert rate == pytest.approx(results["lr_used"][step], rel=1e-9)
@@ -215,9 +219,9 @@ def check_cache(clip, original, case, tensors):
             images = Images(features=tensors["train_step_features_concat"][batch])
             loss, _ = learner.backward(images, tensors["train_step_labels_concat"][batch])
             assert loss.item() == pytest.approx(expected, abs=1e-4, rel=1e-5)
-            checked = compare(own, original, tensors, f"run.grad{step + 1}.", 1e-4, lambda p: p.grad)
+            checked = compare(parameters, original, tensors, f"run.grad{step + 1}.", 1e-4, lambda p: p.grad)
             optimizer.step()
-            checked += compare(own, original, tensors, f"run.param{step + 1}.", 1e-5, lambda p: p.data)
+            checked += compare(parameters, original, tensors, f"run.param{step + 1}.", 1e-5, lambda p: p.data)
             assert checked == (2 if step < 3 else step == total - 1)
             if (step + 1) % (total // told["cfg"]["train_epoch"]) == 0:
                 with torch.no_grad():
@@ -264,12 +268,12 @@ def part(tensors, name):
     return tensors[name][slice(int(first), int(last) if last else None) if colon else int(first)]
 
 
-def compare(own, original, tensors, prefix, bound, kind):
-    found = {key: value for key, value in tensors.items() if key.startswith(prefix)}
-    now = {name: kind(parameter) for name, parameter in own.items()}
-    for key, value in found.items():
+def compare(parameters, original, tensors, prefix, bound, kind):
+    expected = {key: value for key, value in tensors.items() if key.startswith(prefix)}
+    now = {name: kind(parameter) for name, parameter in parameters.items()}
+    for key, value in expected.items():
         near(part(now, original.ours(key.removeprefix(prefix))), value, bound)
-    return len(found)
+    return len(expected)
 
 
 def settings(case, told):

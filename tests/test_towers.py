@@ -1,5 +1,7 @@
 """The towers against open_clip's own forward passes, and each edit site against an independent oracle, in fp64."""
 
+from dataclasses import FrozenInstanceError
+
 import open_clip
 import pytest
 import tiny
@@ -8,8 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from vlprompt.errors import UserError
-from vlprompt.towers import Edit, Images, NeedsPixels, Prefix, TextTower, merge
+from vlprompt.towers import Edit, Images, NeedsPixels, Prefix, Preprocess, TextTower, merge
 from vlprompt.towers.image import write
+from vlprompt.towers.loading import clip_of, make_model
 
 CLASSES = ["cat", "golden_retriever", "St. Bernard's dog", "hot air balloon"]
 TEMPLATE = "a photo of a {}, in colour."
@@ -57,6 +60,33 @@ def test_banked_features_replace_the_unedited_tower_only():
     assert clip.image(Images(features=features)) is features
     with pytest.raises(NeedsPixels):
         clip.image(Images(features=features), {0: Edit(tokens=torch.zeros(1, 48))})
+
+
+@pytest.mark.parametrize("kind", ["vit", "vit_avg", "timm"])
+def test_tokens_and_their_projection_are_the_call(kind):
+    clip, model = tiny.clip(kind)
+    images, tower = Images(tiny.pixels(model)), clip.image
+    edits = {layer: Edit(tokens=leaf(2, tower.width, seed=layer)) for layer in range(tower.depth)}
+    table = tower.tokens(images, edits)
+    assert table.shape[1] == tower.tokens(images).shape[1] + 2
+    close(tower.project(table, 2), tower(images, edits))
+    at = tower.n_prefix_tokens
+    nothing = {"attn": lambda h, x: h * 0, "mlp": lambda h, x: h * 0}
+    zeroed = {**edits, tower.depth - 1: Edit(tokens=torch.zeros(2, tower.width), **nothing)}
+    assert not tower.tokens(images, zeroed)[:, at : at + 2].any()
+    if tower.projection is not None:
+        close(tower.norm_out(table[:, 0]) @ tower.projection, tower(images, edits))
+
+
+def test_towers_are_immutable_and_built_once():
+    clip, _ = tiny.clip()
+    with pytest.raises(FrozenInstanceError):
+        clip.image.frozen = False
+    chunked, moved = clip.with_text_chunk(2), clip.to("cpu")
+    merged = clip.with_weights({"ln_final.bias": torch.ones(32)})
+    assert chunked.image is moved.image is merged.image is clip.image
+    assert merged.text is not clip.text
+    assert not clip.with_weights({"visual.ln_post.bias": torch.ones(48)}).with_text_chunk(2).to("cpu").image.frozen
 
 
 def test_resnet_takes_no_edits():
@@ -234,16 +264,16 @@ def written_out(block, x, mask, prefix_k, prefix_v, gate=None):
     for h in range(heads):
         c = slice(h * q.shape[-1] // heads, (h + 1) * q.shape[-1] // heads)
         scale = (q.shape[-1] / heads) ** -0.5
-        own = q[..., c] @ k[..., c].mT * scale
+        scores = q[..., c] @ k[..., c].mT * scale
         if mask is not None:
-            own = own + mask
+            scores = scores + mask
         pre = q[..., c] @ prefix_k[h].T * scale
         if gate is None:
-            p = torch.softmax(torch.cat([pre, own], -1), -1)
+            p = torch.softmax(torch.cat([pre, scores], -1), -1)
             n = pre.shape[-1]
             out.append(p[..., :n] @ prefix_v[h] + p[..., n:] @ v[..., c])
         else:
-            out.append(torch.softmax(own, -1) @ v[..., c] + gate[h] * (torch.softmax(pre, -1) @ prefix_v[h]))
+            out.append(torch.softmax(scores, -1) @ v[..., c] + gate[h] * (torch.softmax(pre, -1) @ prefix_v[h]))
     x = x + block.ls_1(a.out_proj(torch.cat(out, -1)))
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
@@ -335,14 +365,14 @@ def sequences(clip, context, position, names=CLASSES):
     """Prompts put together by hand, class after class: start, context around the name, rest."""
     rows, eots = [], []
     for i, name in enumerate(names):
-        own = context[i] if context.ndim == 3 else context
-        n = len(own)
+        words = context[i] if context.ndim == 3 else context
+        n = len(words)
         ids = clip.text.tokenize(["X " * n + name.replace("_", " ") + "."])[0]
         tokens = clip.text.embed(ids)
         length = clip.text.count(name.replace("_", " "))
         name_tokens, rest = tokens[1 + n : 1 + n + length], tokens[1 + n + length :]
         before = {"end": n, "middle": n // 2, "front": 0}[position]
-        rows.append(torch.cat([tokens[:1], own[:before], name_tokens, own[before:], rest])[:77])
+        rows.append(torch.cat([tokens[:1], words[:before], name_tokens, words[before:], rest])[:77])
         eots.append(int(ids.argmax()))
     return torch.stack(rows), torch.tensor(eots)
 
@@ -363,10 +393,10 @@ def test_contexts_per_image_equal_one_by_one():
     clip, _ = tiny.clip()
     context = leaf(3, 4, 32)
     prompts = clip.text.prompts(CLASSES, n_context=4)
-    together = clip.text(prompts.with_context(context))
-    assert together.shape == (3, len(CLASSES), 24)
+    at_once = clip.text(prompts.with_context(context))
+    assert at_once.shape == (3, len(CLASSES), 24)
     alone = torch.stack([clip.text(prompts.with_context(c)) for c in context])
-    check_gradients(together, alone, [context])
+    check_gradients(at_once, alone, [context])
 
 
 def test_deep_text_prompts_replace_and_leave_fixed_words():
@@ -438,6 +468,6 @@ def test_text_errors(call, message):
 def test_unsupported_towers_are_refused():
     config = {**tiny.CONFIGS["vit"], "vision_cfg": {"timm_model_name": "test_resnet", "image_size": 160}}
     config["vision_cfg"]["timm_pool"], config["vision_cfg"]["timm_proj"] = "", "linear"
-    model = tiny.make_model({**config, "vision_cfg": {**config["vision_cfg"], "timm_pool": "avg"}})
+    model = make_model({**config, "vision_cfg": {**config["vision_cfg"], "timm_pool": "avg"}})
     with pytest.raises(UserError, match="not supported"):
-        tiny.clip_of(model, name="x", preprocess=tiny.Preprocess(), tokenizer=open_clip.SimpleTokenizer())
+        clip_of(model, name="x", preprocess=Preprocess(), tokenizer=open_clip.SimpleTokenizer())

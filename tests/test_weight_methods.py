@@ -53,17 +53,17 @@ def evaluate(learner: Learner, images: Images) -> Tensor:
 def test_full_fine_tuning_has_the_gradients_of_open_clip_s_own_model(kind: str) -> None:
     clip, model = tiny.clip(kind)
     images = Images(tiny.pixels(model, len(LABELS)))
-    found = gradients(FullFinetune(clip, CLASSES), images)
+    ours = gradients(FullFinetune(clip, CLASSES), images)
 
-    _, own = tiny.clip(kind)
-    own.requires_grad_(True)
+    _, theirs = tiny.clip(kind)
+    theirs.requires_grad_(True)
     texts = clip.text.tokenize([TEMPLATE.format(name.replace("_", " ")) for name in CLASSES])
-    image, text = F.normalize(own.encode_image(images.pixels)), F.normalize(own.encode_text(texts))
-    F.cross_entropy(own.logit_scale.exp().detach() * image @ text.T, LABELS).backward()
-    expected = {name: p.grad for name, p in own.named_parameters() if p.grad is not None}
-    assert set(found) == set(expected)
+    image, text = F.normalize(theirs.encode_image(images.pixels)), F.normalize(theirs.encode_text(texts))
+    F.cross_entropy(theirs.logit_scale.exp().detach() * image @ text.T, LABELS).backward()
+    expected = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    assert set(ours) == set(expected)
     for name, gradient in expected.items():
-        assert (found[name] - gradient).norm() <= 1e-8 * gradient.norm() + 1e-12, name
+        assert (ours[name] - gradient).norm() <= 1e-8 * gradient.norm() + 1e-12, name
 
 
 def test_bitfit_is_full_fine_tuning_restricted_to_the_biases() -> None:
@@ -142,15 +142,15 @@ def test_fastfood_s_columns_have_unit_length_and_are_nearly_orthogonal(d: int) -
 def test_theta_moves_the_weights_linearly_and_not_at_zero() -> None:
     clip, model = tiny.clip()
     images, learner = Images(tiny.pixels(model)), IntrinsicDimension(clip, CLASSES, dimension=20).double()
-    own = {name: t for tower in ("image", "text") for name, t in learner.frozen(tower).items()}
-    assert set(own) == {name for name, _ in model.named_parameters()} - {"logit_scale", "token_embedding.weight"}
+    frozen = {name: t for tower in ("image", "text") for name, t in learner.frozen(tower).items()}
+    assert set(frozen) == {name for name, _ in model.named_parameters()} - {"logit_scale", "token_embedding.weight"}
     torch.testing.assert_close(evaluate(learner, images), evaluate(Learner(clip, CLASSES), images), rtol=1e-12, atol=0)
 
     def moved(theta: Tensor) -> dict[str, Tensor]:
         learner.theta.data = theta
         with torch.no_grad():
             changed = {name: t for tower in ("image", "text") for name, t in learner.changed(tower).items()}
-        return {name: t - own[name] for name, t in changed.items()}
+        return {name: t - frozen[name] for name, t in changed.items()}
 
     a, b = torch.randn(2, 20, dtype=torch.float64)
     of_a, of_b = moved(a), moved(b)
@@ -164,13 +164,13 @@ def test_intrinsic_gradient_is_the_projection_s_transpose_times_the_full_gradien
     clip, model = tiny.clip()
     images = Images(tiny.pixels(model, len(LABELS)))
     learner = IntrinsicDimension(clip, CLASSES, dimension=7).double()
-    found = gradients(learner, images)["theta"].clone()
+    gradient = gradients(learner, images)["theta"].clone()
     whole = gradients(FullFinetune(clip, CLASSES), images)
     expected = sum(
         dense(learner.projections[tower]).T @ torch.cat([whole[name].flatten() for name in learner.frozen(tower)])
         for tower in ("image", "text")
     )
-    assert torch.allclose(found, expected, rtol=1e-8)
+    assert torch.allclose(gradient, expected, rtol=1e-8)
 
     def loss(i: int, step: float) -> float:
         with torch.no_grad():
@@ -178,7 +178,7 @@ def test_intrinsic_gradient_is_the_projection_s_transpose_times_the_full_gradien
             return learner.loss(images, LABELS)[0].item()
 
     for i in (0, 6):
-        assert (loss(i, 1e-5) - loss(i, -1e-5)) / 2e-5 == pytest.approx(found[i].item(), rel=1e-4)
+        assert (loss(i, 1e-5) - loss(i, -1e-5)) / 2e-5 == pytest.approx(gradient[i].item(), rel=1e-4)
 
 
 def test_the_projection_takes_the_memory_of_the_weights_whatever_d_is() -> None:
@@ -189,10 +189,10 @@ def test_the_projection_takes_the_memory_of_the_weights_whatever_d_is() -> None:
         assert sum(t.nbytes for t in learner.buffers()) < 2 * weights
         assert {name: t.numel() for name, t in learner.state_dict().items()} == {"theta": d}
 
-        kept: list[int] = []
-        with saved_tensors_hooks(lambda t, kept=kept: (kept.append(t.nbytes), t)[1], lambda t: t):
+        saved: list[int] = []
+        with saved_tensors_hooks(lambda t, saved=saved: (saved.append(t.nbytes), t)[1], lambda t: t):
             learner.changed("image")
-        assert sum(kept) == 0  # for the way back
+        assert sum(saved) == 0  # for the way back
 
 
 def test_seed_and_dimension_of_the_projection_are_settings() -> None:
@@ -228,13 +228,13 @@ def nearest(matrix: Tensor) -> Tensor:
 
 def test_dequantisation_error_is_that_of_the_paper_s_code() -> None:
     matrix = torch.randn(96, 128, generator=torch.Generator().manual_seed(0)) * 0.02
-    found, error = quantize({"w": matrix}, "nf4")
+    quantized, error = quantize({"w": matrix}, "nf4")
     tables = 4 * (16 + 256)
-    plain = found["w"].plain()
+    plain = quantized["w"].plain()
     assert error == pytest.approx(((plain - matrix).norm() / matrix.norm()).item(), rel=1e-5)
     assert (plain - nearest(matrix)).norm() < 0.02 * matrix.norm()  # quantising the scales, too, costs little
     assert 0.08 < error < 0.11
-    assert found["w"].stored() < matrix.nbytes / 7 + tables
+    assert quantized["w"].stored() < matrix.nbytes / 7 + tables
 
 
 def test_a_product_with_a_matrix_in_4_bits() -> None:
@@ -278,11 +278,13 @@ def lora(clip: Clip) -> LoRA:
 
 def test_qlora_is_lora_on_the_dequantised_weights() -> None:
     (four, full), images = quantized(), Images(torch.randn(len(LABELS), 3, 32, 32))
-    own, plain = lora(four), lora(full)
-    assert torch.allclose(evaluate(own, images), evaluate(plain, images), atol=1e-4)
-    for (name, a), b in zip(gradients(own, images).items(), gradients(plain, images).values(), strict=True):
+    quantized_lora, plain = lora(four), lora(full)
+    assert torch.allclose(evaluate(quantized_lora, images), evaluate(plain, images), atol=1e-4)
+    for (name, a), b in zip(gradients(quantized_lora, images).items(), gradients(plain, images).values(), strict=True):
         assert (a - b).norm() <= 1e-4 * b.norm(), name
-    assert torch.allclose(evaluate(Learner(own.merged(), CLASSES), images), evaluate(own, images), atol=1e-4)
+    assert torch.allclose(
+        evaluate(Learner(quantized_lora.merged(), CLASSES), images), evaluate(quantized_lora, images), atol=1e-4
+    )
 
 
 def test_a_backbone_in_4_bits_is_small_at_rest_and_in_training() -> None:
@@ -301,10 +303,10 @@ def test_a_backbone_in_4_bits_is_small_at_rest_and_in_training() -> None:
     matrices = {tuple(w.shape) for w in clip.weights.replaced.values()}
     matrices |= {shape[::-1] for shape in matrices}
     for model, expected in ((clip, False), (tiny.clip("vit", torch.float32)[0], True)):
-        kept: list[tuple[int, ...]] = []
-        with saved_tensors_hooks(lambda t, kept=kept: (kept.append(tuple(t.shape)), t)[1], lambda t: t):
+        saved: list[tuple[int, ...]] = []
+        with saved_tensors_hooks(lambda t, saved=saved: (saved.append(tuple(t.shape)), t)[1], lambda t: t):
             lora(model).loss(Images(torch.randn(len(LABELS), 3, 32, 32)), LABELS)[0].backward()
-        assert bool(matrices & set(kept)) == expected
+        assert bool(matrices & set(saved)) == expected
 
 
 def test_without_bitsandbytes_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,9 +321,9 @@ def test_a_run_in_4_bits_says_so_in_its_record(results: Path) -> None:
     start("method=qlora", "name=four", *common, base=TINY)
     start("method=qlora", "backbone.quantize=null", "name=full", *common, base=TINY)
     records = find_records([results])
-    found = {record.learner: record for record in records}
+    by_name = {record.learner: record for record in records}
     zero_shot = next(record for record in records if record.method == "zero_shot")
-    four, full = found["qlora@four"], found["qlora@full"]
+    four, full = by_name["qlora@four"], by_name["qlora@full"]
     assert 0.08 < four.cost["quantization_error"] < 0.11
     assert full.cost["quantization_error"] is None
     assert four.cost["backbone_bytes"] < full.cost["backbone_bytes"] - 1e6
