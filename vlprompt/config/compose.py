@@ -23,14 +23,14 @@ from vlprompt.config.spec import RunSpec, read_spec
 from vlprompt.errors import UserError, unknown
 
 GROUPS = ("method", "dataset", "protocol", "backbone")
-SHARED = (
+SHARED_WITH_REFERENCE = (
     *("dataset", "protocol", "backbone", "precision", "device", "threads", "text_chunk", "workers", "data", "cache"),
     *("bank", "force", "wandb", "hydra"),
 )
 """What a run has in common with the zero-shot run that it is compared with."""
 WORDING = ("template", "templates")  # arguments of a method that may be those of the data set
-UNLIKE_DEFAULT = ("seed", "shots", "hydra")
-"""What a run has in common with its default: seed and shots, and the folders that they are composed from."""
+SHARED_WITH_DEFAULT = ("seed", "shots", "hydra")
+"""What a run has in common with its default: seed and shots, and the folders that both are composed from."""
 SINGLE = ("seed", "fit.lr")  # of which lists used to be allowed
 NULL_GROUP = "Config group override must be"  # how Hydra's ValueError for method=null begins
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
@@ -72,7 +72,7 @@ def spec_of(config: Any, choices: Choices, overrides: list[str]) -> RunSpec:
 def zero_shot_reference(choices: Choices, overrides: list[str]) -> RunSpec:
     """The zero-shot run that a trained one is compared with."""
     wanted = [f"{group}={choices[group]}" for group in GROUPS if group != "method"]
-    wanted += ["method=zero_shot", *chosen(overrides, SHARED)]
+    wanted += ["method=zero_shot", *chosen(overrides, SHARED_WITH_REFERENCE)]
     choices = {**choices, "method": "zero_shot"}
     return read_spec(compose(wanted), choices=choices, default=lambda: default(choices, []))
 
@@ -104,7 +104,7 @@ def compose(overrides: list[str]) -> Any:
 
 def default(choices: Choices, overrides: list[str]) -> Any:
     """The configuration of these groups' choices, with nothing else changed but the seed and the shots."""
-    return compose([f"{group}={choices[group]}" for group in GROUPS] + chosen(overrides, UNLIKE_DEFAULT))
+    return compose([f"{group}={choices[group]}" for group in GROUPS] + chosen(overrides, SHARED_WITH_DEFAULT))
 
 
 def chosen(overrides: list[str], names: tuple[str, ...]) -> list[str]:
