@@ -21,13 +21,13 @@ from vlprompt.evaluate import evaluate
 from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import Episode
 from vlprompt.results import learner_files
-from vlprompt.results.costs import costs_of_use
+from vlprompt.results.costs import costs_of_use, timed
 from vlprompt.results.metrics import score
 from vlprompt.results.predictions import PREDICTIONS, Predictions, save_predictions
 from vlprompt.results.record import Record, git_commit, versions
 from vlprompt.results.store import OpenRun, open_run
 from vlprompt.train import Epoch, train
-from vlprompt.training.device import autocast, device_name, peak_memory, reset_peak_memory, timed
+from vlprompt.training.device import autocast, device_name, peak_memory, reset_peak_memory
 from vlprompt.training.optim import n_steps
 from vlprompt.training.progress import Reporter
 from vlprompt.training.tracking import track

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlprompt.learners.base import Learner
 from vlprompt.towers import Clip, Images
-from vlprompt.training.device import timed
 
 TIMED_IMAGES, TIMES, ENOUGH_SECONDS = 4, 3, 1.0
+Result = TypeVar("Result")
 
 
 @torch.no_grad()
@@ -74,3 +74,12 @@ def blank(clip: Clip, n: int) -> Images:
     """n images of the mean colour."""
     size = clip.preprocess.size
     return Images(torch.zeros(n, 3, size, size, device=clip.device))
+
+
+def timed(function: Callable[..., Result], *args: Any, **keywords: Any) -> tuple[Result, float]:
+    """A call's result and its wall time in seconds."""
+    start = time.perf_counter()
+    result = function(*args, **keywords)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - start

@@ -6,18 +6,15 @@ import gc
 import os
 import re
 import sys
-import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from vlprompt.errors import UserError
 
 MAX_WORKERS = 8
-Result = TypeVar("Result")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -38,15 +35,6 @@ def resolve_precision(name: str, device: torch.device) -> str:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """The arithmetic of a run: bfloat16 where it loses nothing that matters, or float32 throughout."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def timed(function: Callable[..., Result], *args: Any, **keywords: Any) -> tuple[Result, float]:
-    """A call's result and its wall time in seconds."""
-    start = time.perf_counter()
-    result = function(*args, **keywords)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return result, time.perf_counter() - start
 
 
 def device_name(device: torch.device) -> str:
