@@ -1,4 +1,4 @@
-"""Options for test data that is too large to be kept here, or that comes from elsewhere."""
+"""Options for test data that is too large for this repository, or that comes from elsewhere."""
 
 import gc
 import os
