@@ -1,5 +1,6 @@
-"""Options for test data that is too large to be kept here, or that comes from elsewhere."""
+"""Options for test data that is too large for this repository, or that comes from elsewhere."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,13 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     threads = torch.get_num_threads()
     yield tmp_path / "results"
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_collections() -> None:
+    """Each run collects garbage before it measures memory; what the imports made is none of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

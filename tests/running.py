@@ -54,9 +54,9 @@ def set_up(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def environment_in(folder: Path) -> dict[str, str]:
-    """Results and data in `folder`; modules beside this file can be named in settings."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "HYDRA", "VLPROMPT"))}
-    return kept | {
+    """Results and data in `folder`; modules next to this file can be named in settings."""
+    others = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "HYDRA", "VLPROMPT"))}
+    return others | {
         "VLPROMPT_RESULTS": str(folder / "results"),
         "VLPROMPT_DATA": str(folder / "datasets"),
         "WANDB_MODE": "disabled",

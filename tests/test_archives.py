@@ -127,11 +127,8 @@ def test_a_deep_target_replaces_itself_only(tmp_path: Path) -> None:
     for name in ("images/old/file", "images/a/gone"):
         (into / name).parent.mkdir(parents=True)
         (into / name).write_text("x")
-    assert unpack(tmp_path, tar_of(TREE), members={"top/a": "images/a"}).keys() == {
-        "images/old/file",
-        "images/a/1.txt",
-        "images/a/2.txt",
-    }
+    expected = {"images/old/file", "images/a/1.txt", "images/a/2.txt"}
+    assert unpack(tmp_path, tar_of(TREE), members={"top/a": "images/a"}).keys() == expected
 
 
 @pytest.mark.parametrize(
@@ -171,13 +168,10 @@ def test_nested(tmp_path: Path) -> None:
         "show.m": b"m",
     }
     assert names(tmp_path) == {"archive", "into"}
-
-
-def test_refusal_within_a_nested_archive(tmp_path: Path) -> None:
     content = {"a.tar": tar_of({"x": b"", "../evil": b"e"}), "b": b"b"}
     with pytest.raises(UserError, match=r"/archive!a\.tar' is refused: its member '\.\./evil' leads out"):
-        unpack(tmp_path, make_zip(content), members={"b": "b", "a.tar!x": "x"})
-    assert names(tmp_path) == {"archive"}
+        unpack(tmp_path, make_zip(content), "other", members={"b": "b", "a.tar!x": "x"})
+    assert names(tmp_path) == {"archive", "into"}
 
 
 def zip_link(target: bytes, kind: int = stat.S_IFLNK) -> bytes:
@@ -257,7 +251,7 @@ def test_no_hard_links_on_the_file_system(tmp_path: Path, monkeypatch: pytest.Mo
     assert unpack(tmp_path, tar_link("file")) == {"d/file": b"f", "d/odd": b"f"}
 
 
-def test_permissions_stay_out(tmp_path: Path) -> None:
+def test_permissions_are_not_taken_over(tmp_path: Path) -> None:
     folder, file = entry("d", type=tarfile.DIRTYPE, mode=0o7000), entry("d/f", b"f", mode=0o6777, uid=1)
     unpack(tmp_path, make_tar(folder, file))
     (tmp_path / "plain").touch()
@@ -269,11 +263,10 @@ def test_permissions_stay_out(tmp_path: Path) -> None:
 def test_names_that_differ_in_case_only(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
     insensitive = (tmp_path / "X").exists()
-    unpack(tmp_path, make_zip({"a/F": b"1", "a/f": b"2"}))
-    assert len(files(tmp_path / "into")) == (1 if insensitive else 2)
+    assert len(unpack(tmp_path, make_zip({"a/F": b"1", "a/f": b"2"}))) == (1 if insensitive else 2)
 
 
-def test_rubbish_stays_out(tmp_path: Path) -> None:
+def test_rubbish_is_left_out(tmp_path: Path) -> None:
     assert unpack(tmp_path, tar_of({"a/f": b"f", "a/._f": b"x", "._a/g": b"x", "__MACOSX/a/f": b"x"})) == {"a/f": b"f"}
 
 
@@ -298,8 +291,8 @@ def test_absurd_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_more_than_was_declared(tmp_path: Path) -> None:
     """A zip whose stream is longer than both of its headers say."""
     content = bytearray(make_zip({"f": bytes(100_000)}))
-    for mark, place in ((b"PK\3\4", 22), (b"PK\1\2", 24)):
-        start = content.index(mark) + place
+    for mark, offset in ((b"PK\3\4", 22), (b"PK\1\2", 24)):
+        start = content.index(mark) + offset
         assert struct.unpack_from("<I", content, start) == (100_000,)
         struct.pack_into("<I", content, start, 10)
     check_refused(tmp_path, bytes(content))
@@ -308,7 +301,7 @@ def test_more_than_was_declared(tmp_path: Path) -> None:
 def test_too_large_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=15_003))
-    with pytest.raises(UserError, match=r"unpacking archive needs 15\.0 kB, but 15\.0 kB are free"):
+    with pytest.raises(UserError, match=r"needs 15\.0 kB"):
         unpack(tmp_path, tar_of(TREE))
     assert names(tmp_path) == {"archive"}
 
@@ -344,14 +337,11 @@ def test_one_wrong_byte(tmp_path: Path, kind: str) -> None:
     check_refused(tmp_path, bytes(broken))
 
 
-def test_a_header_without_end(tmp_path: Path) -> None:
-    """tarfile would read it into memory."""
-    header = tarfile.TarInfo("long")
-    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 1 << 40
-    check_refused(tmp_path, header.tobuf() + bytes(10_000))
+ENDLESS, _ = entry("long", type=tarfile.GNUTYPE_LONGNAME)
+ENDLESS.size = 1 << 40  # tarfile would read it into memory
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>login</html>", b"PK", b"x" * 2000])
+@pytest.mark.parametrize("content", [b"", b"<html>login</html>", b"PK", b"x" * 2000, ENDLESS.tobuf() + bytes(10_000)])
 def test_no_archive(tmp_path: Path, content: bytes) -> None:
     check_refused(tmp_path, content)
 
@@ -394,9 +384,9 @@ def test_killed(tmp_path: Path, moment: str, older: bool) -> None:
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     # each thing is whole, old or absent
     top = {name: data for name, data in TREE.items() if name.startswith("top/")}
-    found = files(into) if into.exists() else {}
-    assert {name: data for name, data in found.items() if name.startswith("top/")} in ({}, top, {"top/old": b"o"})
-    assert found.get("read me.txt", b"r") == b"r"
+    left = files(into) if into.exists() else {}
+    assert {name: data for name, data in left.items() if name.startswith("top/")} in ({}, top, {"top/old": b"o"})
+    assert left.get("read me.txt", b"r") == b"r"
     assert (tmp_path / ".into.unpacking").exists()
     extract(archive, into)
     assert files(into) == TREE
@@ -484,6 +474,6 @@ def test_any_mapping_stays_in_the_folder(members: dict[str, str]) -> None:
 @given(st.sampled_from(sorted(FORMATS)), st.lists(st.tuples(st.integers(0, 10**4), st.integers(1, 255)), max_size=5))
 def test_any_damage_is_told(kind: str, flips: list[tuple[int, int]]) -> None:
     content = bytearray(FORMATS[kind]({"a/b": b"b" * 700, "a/c": b"c" * 20}))
-    for place, mask in flips:
-        content[place % len(content)] ^= mask
+    for offset, mask in flips:
+        content[offset % len(content)] ^= mask
     check_confined(bytes(content))

@@ -15,6 +15,7 @@ from vlprompt.config.schema import Settings, check_arguments, read_settings
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import Protocol
+from vlprompt.tuning.space import read_space, value_at
 
 CONF = config_dir()
 
@@ -42,18 +43,27 @@ def settings(*overrides: str) -> Settings:
 
 
 def check(*overrides: str) -> None:
-    """What a run checks before it loads anything."""
+    """What a run checks before it loads anything, and that a default lies in the method's search space."""
     read = settings(*overrides)
     locate(read.method, Learner, "method")
     locate(read.protocol, Protocol, "protocol")
+    space, values = read_space(read), read.model_dump()
+    assert bool(space) == (read.fit is not None)
+    if not any(override.startswith("recipe=") for override in overrides):  # not every recipe for a purpose is in it
+        assert not [name for name in space if value_at(values, name) not in space[name]]
 
 
-@pytest.mark.parametrize("choice", [f"method={m}" for m in METHODS] + [f"dataset={d}" for d in DATASETS]
-                         + [f"backbone={b}" for b in BACKBONES])  # fmt: skip
+CHOICES = [f"{group}={name}" for group, names in
+           zip(("method", "dataset", "protocol", "backbone"), (METHODS, DATASETS, PROTOCOLS, BACKBONES), strict=True)
+           for name in names]  # fmt: skip
+
+
+@pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes(choice: str) -> None:
     """Groups meet in recipes only, and each recipe has a test of its own: all pairs are left to the slow test."""
-    for protocol in PROTOCOLS if choice.startswith("method=") else PROTOCOLS[:1]:
-        check(choice, f"protocol={protocol}")
+    check(choice)
+    if choice.startswith("method="):
+        check(choice, "dataset=caltech101")
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from vlprompt.training.progress import Reporter
 MB = 1 << 20
 DATA = bytes(range(256)) * (MB // 256)
 SHA = f"sha256:{hashlib.sha256(DATA).hexdigest()}"
+REST = f"bytes={MB // 2}-"  # the range that is asked for after half of it came
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_resume_asks_for_the_rest_only(
     interrupted(server, path, "/f", **validator)
     download(server.put("/f", DATA, **validator), path, checksum=checksum)
     assert path.read_bytes() == DATA
-    assert [asked.range for asked in server.asked] == [f"bytes={MB // 2}-"]
+    assert [asked.range for asked in server.asked] == [REST]
     assert server.asked[0].headers["if-range"] in validator.values()
     assert names(path) == {"file.bin"}
 
@@ -158,7 +159,7 @@ def test_a_server_that_gets_no_further_is_given_up(server: Server, path: Path) -
     assert len(server.asked) == 1 + module.TRIES
 
 
-def test_no_server_and_no_host(server: Server, path: Path) -> None:
+def test_no_server(server: Server, path: Path) -> None:
     server.shutdown()
     server.server_close()
     with pytest.raises(UserError, match="/f: no connection"):
@@ -202,7 +203,7 @@ def test_a_changed_file_is_not_glued(server: Server, path: Path, checks: bool) -
     new = DATA[::-1]
     download(server.put("/f", new, etag='"2"', checks_if_range=checks), path)
     assert path.read_bytes() == new
-    assert [asked.range for asked in server.asked] == ([f"bytes={MB // 2}-"] if checks else [f"bytes={MB // 2}-", None])
+    assert [asked.range for asked in server.asked] == ([REST] if checks else [REST, None])
 
 
 @pytest.mark.parametrize("etag", [None, 'W/"1"'])
@@ -213,7 +214,7 @@ def test_only_a_checksum_vouches_for_the_first_half(
     interrupted(server, path, "/f", etag=etag)
     download(server.put("/f", DATA, etag=etag), path, checksum=checksum)
     assert path.read_bytes() == DATA
-    assert [asked.range for asked in server.asked] == [f"bytes={MB // 2}-" if checksum else None]
+    assert [asked.range for asked in server.asked] == [REST if checksum else None]
 
 
 @pytest.mark.parametrize("checksum", [None, SHA])
@@ -229,35 +230,32 @@ def test_what_came_from_another_address_is_not_taken(
     assert [asked.range for asked in server.asked] == [None]
 
 
-def test_halves_that_do_not_fit_are_fetched_again(server: Server, path: Path) -> None:
+@pytest.mark.parametrize(
+    ("half", "note", "ranges"),
+    [
+        (DATA[1 : MB // 2 + 1], None, [REST, None]),  # a disk's fault
+        (DATA, None, []),  # killed just before the rename
+        (None, '{"url": "ht', None),
+    ],
+)
+def test_a_first_half_that_is_not_as_it_was(
+    server: Server, path: Path, half: bytes | None, note: str | None, ranges: list[str | None] | None
+) -> None:
     interrupted(server, path, "/f")
-    PartialFile(path).file.write_bytes(DATA[1 : MB // 2 + 1])  # a disk's fault
-    download(server.put("/f", DATA, etag='"1"'), path, checksum=SHA)
-    assert path.read_bytes() == DATA
-    assert [asked.range for asked in server.asked] == [f"bytes={MB // 2}-", None]
+    if half is not None:
+        PartialFile(path).file.write_bytes(half)
+    if note is not None:
+        PartialFile(path).note.write_text(note)
+    assert download(server.put("/f", DATA, etag='"1"'), path, checksum=SHA).read_bytes() == DATA
+    assert ranges is None or [asked.range for asked in server.asked] == ranges
 
 
 def test_a_longer_part_than_the_file(server: Server, path: Path) -> None:
     interrupted(server, path, "/f")
     with pytest.raises(UserError, match="HTTP 416"):
         download(server.put("/f", b"short", etag='"1"', status=416), path)
-    assert [asked.range for asked in server.asked] == [f"bytes={MB // 2}-", None]
+    assert [asked.range for asked in server.asked] == [REST, None]
     assert download(server.put("/f", b"short"), path).read_bytes() == b"short"
-
-
-def test_a_whole_part_is_not_asked_for(server: Server, path: Path) -> None:
-    interrupted(server, path, "/f")
-    PartialFile(path).file.write_bytes(DATA)  # killed just before the rename
-    download(server.url("/f"), path)
-    assert path.read_bytes() == DATA
-    assert server.asked == []
-
-
-def test_a_damaged_note(server: Server, path: Path) -> None:
-    interrupted(server, path, "/f")
-    PartialFile(path).note.write_text('{"url": "ht')
-    download(server.put("/f", DATA, etag='"1"'), path, checksum=SHA)
-    assert path.read_bytes() == DATA
 
 
 def test_compressed_files_stay_as_they_are(server: Server, path: Path) -> None:
@@ -313,9 +311,9 @@ def test_not_enough_space(server: Server, path: Path, monkeypatch: pytest.Monkey
     usage = shutil.disk_usage(path.parents[1])
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=MB))
     url = server.put("/f", DATA + b"1")
-    with pytest.raises(UserError, match=r"^file\.bin needs 1\.0 MB, but 1\.0 MB are free"):
+    with pytest.raises(UserError, match=r"^file\.bin needs 1\.0 MB"):
         download(url, path)
-    with pytest.raises(UserError, match=r"file\.bin, with what is unpacked from it, needs 3\.1 MB, but 1\.0 MB"):
+    with pytest.raises(UserError, match=r"needs 3\.1 MB"):
         download(url, path, also_needed=2 * MB)
     with pytest.raises(UserError, match=r"needs 5\.0 MB"):
         download(server.put("/g", DATA, length=False), path, size=5_000_000)
@@ -328,7 +326,7 @@ def test_not_enough_space(server: Server, path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("kind", ["mounted", "limited"])
 def test_full_disk_and_resume(server: Server, path: Path, kind: str) -> None:
-    """On a small file system of its own where that may be mounted, and with a file that stops taking bytes."""
+    """On a small file system where one may be mounted, and with a file that stops taking bytes."""
     path.parent.mkdir()
     if kind == "mounted":
         mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(path.parent)]
@@ -375,20 +373,19 @@ HUB_URL = "hf://datasets/owner/repo.x@abc123/folder/a file.bin"
 
 
 def test_the_hub(server: Server, path: Path) -> None:
-    """An endpoint of one's own, a redirect to another host as large files have it, the token for the hub alone."""
+    """Another endpoint, a redirect to another host as large files have it, the token for the hub alone."""
     with serving() as storage:
         stored = storage.put("/blob", DATA, etag='"1"').replace("127.0.0.1", "localhost")
         server.put(HUB_FILE, b"", status=302, headers={"Location": stored})
-        process = start(
-            HUB_URL, path, HF_ENDPOINT=server.url(""), HF_TOKEN="hf_secret", HF_HOME=str(path.parents[1] / "hf")
-        )
+        hub = {"HF_ENDPOINT": server.url(""), "HF_HOME": str(path.parents[1] / "hf")}
+        process = start(HUB_URL, path, HF_TOKEN="hf_secret", **hub)
         said = process.communicate(timeout=60)[0]
         assert process.returncode == 0, said
         assert path.read_bytes() == DATA
         assert [asked.path for asked in server.asked] == [HUB_FILE]
         assert server.asked[0].headers["authorization"] == "Bearer hf_secret"
         assert "authorization" not in storage.asked[0].headers
-    assert not [found for found in (path.parents[1] / "hf").rglob("*") if found.is_file()]  # no second copy
+    assert not [file for file in (path.parents[1] / "hf").rglob("*") if file.is_file()]  # no second copy
 
 
 def test_the_hub_resumes(server: Server, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,16 +395,15 @@ def test_the_hub_resumes(server: Server, path: Path, monkeypatch: pytest.MonkeyP
     PartialFile(path).note.write_text(PartialFile(path).note.read_text().replace(server.url("/f"), HUB_URL))
     server.put("/f", DATA, etag='"1"')
     assert download(HUB_URL, path).read_bytes() == DATA
-    assert [asked.range for asked in server.asked] == [f"bytes={MB // 2}-"]
+    assert [asked.range for asked in server.asked] == [REST]
 
 
 def test_a_gated_repository(server: Server, path: Path) -> None:
     server.put("/owner/repo/resolve/main/f", b"", status=401)
-    process = start(
-        "hf://models/owner/repo@main/f", path, HF_ENDPOINT=server.url(""), HF_HOME=str(path.parents[1] / "hf")
-    )
-    said = process.communicate(timeout=60)[0]
-    assert "HTTP 401 Unauthorized (a gated or private repository needs HF_TOKEN)" in said
+    hub = {"HF_ENDPOINT": server.url(""), "HF_HOME": str(path.parents[1] / "hf")}
+    said = start("hf://models/owner/repo@main/f", path, **hub).communicate(timeout=60)[0]
+    assert "HTTP 401" in said
+    assert "HF_TOKEN" in said
 
 
 @pytest.mark.parametrize("value", ["1", "on"])
@@ -446,10 +442,7 @@ def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     with Reporter().track("f.zip", None, in_bytes=True) as track:
         for _ in range(150):
             track.advance(500_000)
-    assert capsys.readouterr().out.splitlines() == [
-        "f.zip: 30.0 MB 500.0 kB/s",
-        "f.zip: 60.0 MB 500.0 kB/s",
-    ]
+    assert capsys.readouterr().out.splitlines() == ["f.zip: 30.0 MB 500.0 kB/s", "f.zip: 60.0 MB 500.0 kB/s"]
     with Reporter().track("training", 20) as steps:
         for _ in range(20):
             steps.advance(note="loss 1.0")

@@ -1,13 +1,13 @@
 """Which runs are the same: finished ones are found, whatever settings came later."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-from running import ROOT, set_up
+from running import ROOT
 
 from vlprompt.config.compose import read_run
 from vlprompt.config.identity import first_hash, is_same_run, settings_hash
+from vlprompt.config.spec import RunSpec
 from vlprompt.learners.coop import CoOp
 from vlprompt.results.record import Record
 from vlprompt.results.store import find_records
@@ -15,10 +15,12 @@ from vlprompt.results.store import find_records
 DEMO = ROOT / "results" / "demo"
 COMMITTED = {
     f"{record.protocol} {record.method}": record
-    for protocol in ("few_shot", "cross_dataset")
+    for protocol, methods in (("few_shot", None), ("cross_dataset", ("coop", "zero_shot")))
     for record in find_records([DEMO / protocol / "shapes"])
     if record.variant is None and (record.shots, record.seed) in ((16, 1), (0, 0))
+    if methods is None or record.method in methods
 }
+"""Of every method, and two that have their targets in their identity."""
 
 
 class Younger(CoOp):
@@ -43,14 +45,21 @@ def test_committed_records_are_of_all_methods() -> None:
     assert len(COMMITTED) > 33
 
 
+def run_of(record: Record, *more: str) -> RunSpec:
+    groups = ("method", "protocol", "dataset", "backbone")
+    return read_run([*(f"{group}={getattr(record, group)}" for group in groups), *more])
+
+
+@pytest.mark.usefixtures("results")
 @pytest.mark.parametrize("name", COMMITTED)
-def test_runs_of_earlier_versions_are_found(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_up(monkeypatch, tmp_path)
-    record = COMMITTED[name]
-    groups = [f"{group}={getattr(record, group)}" for group in ("method", "protocol", "dataset", "backbone")]
-    assert read_run(groups).made(record)
-    if record.shots:
-        assert not read_run([*groups, "seed=2"]).made(record)
+def test_runs_of_earlier_versions_are_found(name: str) -> None:
+    assert run_of(COMMITTED[name]).made(COMMITTED[name])
+
+
+@pytest.mark.usefixtures("results")
+def test_another_seed_is_another_run() -> None:
+    record = COMMITTED["few_shot coop"]
+    assert not run_of(record, "seed=2").made(record)
 
 
 def test_a_later_setting_at_its_default_changes_no_hash() -> None:

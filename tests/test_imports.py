@@ -121,28 +121,22 @@ TRIALS = [
 ]  # fmt: skip
 
 
-def original_tensors(
-    clip: Any, case: Mapping[str, Any], tensors: Mapping[str, Tensor], *, suffix: bool = True
-) -> dict[str, Tensor]:
+def original_tensors(clip: Any, case: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the original would save after the run `paper`: the prompt learner alone, or the whole model."""
     method = case["config"]["method"]
     last = f"paper.param{case['runs']['paper']['steps']}."
-    own = {name.removeprefix(last): tensor for name, tensor in tensors.items() if name.startswith(last)}
-    if suffix and (context := own.get("prompt_learner.ctx")) is not None:
+    saved = {name.removeprefix(last): tensor for name, tensor in tensors.items() if name.startswith(last)}
+    if (context := saved.get("prompt_learner.ctx")) is not None:
         embedded = clip.text.embed(tensors["inputs.token_ids"].long())
-        own["prompt_learner.token_prefix"] = embedded[:, :1]
-        own["prompt_learner.token_suffix"] = embedded[:, 1 + context.shape[-2] :]
+        saved["prompt_learner.token_prefix"] = embedded[:, :1]
+        saved["prompt_learner.token_suffix"] = embedded[:, 1 + context.shape[-2] :]
     if method in ("CoOp", "CoCoOp", "KgCoOp"):
-        own = {name.removeprefix("prompt_learner."): tensor for name, tensor in own.items()}
-        return own | ({"bias_vectors": torch.zeros(1, 8)} if method == "KgCoOp" else {})
+        saved = {name.removeprefix("prompt_learner."): tensor for name, tensor in saved.items()}
+        return saved | ({"bias_vectors": torch.zeros(1, 8)} if method == "KgCoOp" else {})
     frozen = {"image_encoder.conv1.weight": torch.zeros(2), "text_encoder.positional_embedding": torch.zeros(2)}
     if method == "PromptSRC":
         frozen["prompt_learner.ZS_image_encoder.proj"] = torch.zeros(2)
-    return own | frozen | {"logit_scale": torch.zeros(())}
-
-
-def load_case(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    return json.loads((CASES / f"{name}.json").read_text()), safetensors.torch.load_file(CASES / f"{name}.safetensors")
+    return saved | frozen | {"logit_scale": torch.zeros(())}
 
 
 def rebuild(clip: Any, folder: Path) -> Learner:
@@ -157,7 +151,8 @@ def rebuild(clip: Any, folder: Path) -> Learner:
 @pytest.mark.usefixtures("tiny_backbone")
 @pytest.mark.parametrize("trial", TRIALS, ids=[trial.case for trial in TRIALS])
 def test_imported_prompts_give_the_original_logits(trial: Trial, here: Path, tiny_clip: Any) -> None:  # noqa: F811
-    case, tensors = load_case(trial.case)
+    case = json.loads((CASES / f"{trial.case}.json").read_text())
+    tensors = safetensors.torch.load_file(CASES / f"{trial.case}.safetensors")
     state = original_tensors(tiny_clip, case, tensors)
     path = dassl.write_checkpoint(here / trial.folder / "model.pth.tar-7", state, epoch=7)
     classes = dassl.write(here / "classes.txt", "\n".join(case["config"]["classnames"]) + "\n")
@@ -165,12 +160,8 @@ def test_imported_prompts_give_the_original_logits(trial: Trial, here: Path, tin
     assert answer.code == 0, answer.err
     config = saved.read_config(here / "out")
     assert (config["method"], config["arguments"]) == (trial.method, trial.arguments)
-    assert config["origin"] == {
-        "file": str(path),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "epoch": 7,
-        "form": case["config"]["method"],
-    }
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert config["origin"] == {"file": str(path), "sha256": digest, "epoch": 7, "form": case["config"]["method"]}
     learner = rebuild(tiny_clip, here / "out")
     assert {p.dtype for p in learner.parameters()} == {torch.float32}
     with torch.no_grad():
@@ -182,9 +173,7 @@ def test_imported_prompts_give_the_original_logits(trial: Trial, here: Path, tin
 
 COOP_STATE = {"ctx": torch.randn(4, 512).half(), "token_prefix": torch.randn(3, 1, 512).half(),
               "token_suffix": torch.randn(3, 72, 512).half()}  # fmt: skip
-PUBLISHED = (
-    "output/base2new/train_base/oxford_flowers/shots_16/CoOp/vit_b16_ctxv1/seed1/prompt_learner/model.pth.tar-50"
-)
+PUBLISHED = "base2new/train_base/oxford_flowers/shots_16/CoOp/vit_b16_ctxv1/seed1/prompt_learner/model.pth.tar-50"
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -232,36 +221,38 @@ def test_an_ambiguous_checkpoint_names_its_candidates(here: Path) -> None:
     assert saved.read_config(here / "coop")["method"] == "coop"
 
 
-def test_prompts_that_make_no_learner_are_refused(here: Path) -> None:
-    def refused(**tensors: Tensor) -> str:
-        state = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
-        answer = ask(
-            dassl.write_checkpoint(here / "model.pth.tar-1", state), "--backbone", "vit_b16", "--output", "out"
-        )
-        assert answer.code == 2
-        return answer.err
+CONTEXT, PROJECTION = torch.zeros(2, 512), torch.zeros(768, 512)
+MAPLE = {"ctx": CONTEXT, "proj.weight": PROJECTION, "proj.bias": torch.zeros(768)}
+DEEPER = {"compound_prompt_projections.0.weight": PROJECTION, "compound_prompt_projections.0.bias": torch.zeros(768),
+          "compound_prompts_text.0": torch.zeros(2, 300)}  # fmt: skip
+WIDE = {"ctx": torch.zeros(2, 768), "proj.weight": torch.zeros(768, 768), "proj.bias": torch.zeros(768)}
+FIRST = {"image_encoder.VPT": torch.zeros(2, 768)}
+LAYER = "image_encoder.transformer.resblocks.{}.VPT_shallow"
 
-    context, projection = torch.zeros(2, 512), torch.zeros(768, 512)
-    assert "no method" in refused(ctx=context, prefix_MLP__weight=projection)
-    assert "'coupling.0.bias' is missing" in refused(ctx=context, proj__weight=projection)
-    maple = {"ctx": context, "proj.weight": projection, "proj.bias": torch.zeros(768)}
-    later = {
-        f"compound_prompt_projections.0.{name.split('.')[1]}": maple[name] for name in ("proj.weight", "proj.bias")
-    }
-    wrong = {"compound_prompts_text.0": torch.zeros(2, 300)}
-    assert "[2, 300], needed [2, 512]" in refused(**maple, **later, **wrong)
-    assert "not finite" in refused(ctx=context * float("nan"))
-    assert "claims more" in refused(ctx=torch.zeros(1, 1).expand(10**6, 512))
-    assert "real numbers" in refused(ctx=context.long())
-    wide = {"ctx": torch.zeros(2, 768), "proj.weight": torch.zeros(768, 768), "proj.bias": torch.zeros(768)}
-    assert "text width 768, vit_b16" in refused(**wide)
-    assert "image width 768, vit_l14" in ask(here / "model.pth.tar-1", "--backbone", "vit_l14").err
-    assert "has none" in ask(dassl.write_checkpoint(here / "m.pth", maple), "--backbone", "rn50").err
-    first = {"image_encoder.VPT": torch.zeros(2, 768)}
-    third = {"image_encoder.transformer.resblocks.2.VPT_shallow": torch.zeros(2, 768)}
-    assert "for the layers [0, 2]" in refused(**first, **third)
-    many = {f"image_encoder.transformer.resblocks.{i}.VPT_shallow": torch.zeros(2, 768) for i in range(1, 14)}
-    assert "14 layers of the image tower, vit_b16 has 12" in refused(**first, **many)
+
+@pytest.mark.parametrize(
+    ("state", "words", "backbone"),
+    [
+        ({"ctx": CONTEXT, "prefix_MLP.weight": PROJECTION}, "no method", "vit_b16"),
+        ({"ctx": CONTEXT, "proj.weight": PROJECTION}, "'coupling.0.bias' is missing", "vit_b16"),
+        (MAPLE | DEEPER, "[2, 300], needed [2, 512]", "vit_b16"),
+        ({"ctx": CONTEXT * float("nan")}, "not finite", "vit_b16"),
+        ({"ctx": torch.zeros(1, 1).expand(10**6, 512)}, "claims more", "vit_b16"),
+        ({"ctx": CONTEXT.long()}, "real numbers", "vit_b16"),
+        (WIDE, "text width 768, vit_b16", "vit_b16"),
+        (WIDE, "image width 768, vit_l14", "vit_l14"),
+        (MAPLE, "has none", "rn50"),
+        (FIRST | {LAYER.format(2): torch.zeros(2, 768)}, "for the layers [0, 2]", "vit_b16"),
+        (FIRST | {LAYER.format(i): torch.zeros(2, 768) for i in range(1, 14)}, "14 layers", "vit_b16"),
+    ],
+)
+def test_prompts_that_make_no_learner_are_refused(
+    here: Path, state: dict[str, Tensor], words: str, backbone: str
+) -> None:
+    path = dassl.write_checkpoint(here / "model.pth.tar-1", state)
+    answer = ask(path, "--backbone", backbone, "--output", "out")
+    assert answer.code == 2
+    assert words in answer.err
     assert not (here / "out").exists()
 
 
@@ -272,7 +263,9 @@ def test_the_initial_phrase_is_read_off_the_text_or_the_log_or_asked_for(here: P
 
     def phrase(common: int | None, *flags: str, log: str = "") -> str:
         suffix = (
-            {} if common is None else {"prompt_learner.token_suffix": torch.cat([same[:, :common], rest], 1)[:, :74]}
+            {"prompt_learner.token_suffix": torch.cat([same[:, :common], rest], 1)[:, :74]}
+            if common is not None
+            else {}
         )
         path = dassl.write_checkpoint(here / "seed1" / "MultiModalPromptLearner" / "model.pth.tar-5", maple | suffix)
         dassl.write(here / "seed1" / "log.txt", log)
@@ -320,53 +313,42 @@ def test_class_names_come_from_a_data_set_and_its_half(here: Path) -> None:
 
 # Results
 
-TREE = "base2new/{}/oxford_pets/shots_16/MaPLe/vit_b16_c2_ep5_batch4_2ctx/seed{}/log.txt"
+LOG = "base2new/{}/oxford_pets/shots_16/MaPLe/vit_b16_c2_ep5_batch4_2ctx/seed{}/log.txt"
 
 
 def test_base_and_novel_logs_make_one_record(here: Path) -> None:
     head = dassl.head(trainer="MaPLe", dataset="OxfordPets", seed=2)
     val = dassl.result("12.3", part="val")
-    dassl.write(here / TREE.format("train_base", 2), head + val + dassl.TRAINING + dassl.END + dassl.result("97.3"))
+    dassl.write(here / LOG.format("train_base", 2), head + val + dassl.TRAINING + dassl.END + dassl.result("97.3"))
     test = dassl.head(trainer="MaPLe", dataset="OxfordPets", seed=2, half="new", eval_only=True)
     dassl.write(
-        here / TREE.format("test_new", 2),
+        here / LOG.format("test_new", 2),
         test + dassl.result("97.65", total="1,788", correct="1,746", macro_f1="97.60"),
     )
-    dassl.write(here / TREE.format("train_base", 3), dassl.TRAINING + dassl.result("90.0"))  # stopped half way
+    dassl.write(here / LOG.format("train_base", 3), dassl.TRAINING + dassl.result("90.0"))  # stopped half way
     answer = ask(here)
     assert answer.code == 0, answer.err
     assert "did not finish" in answer.err
     folder = here / "results/runs/base_to_novel/oxford_pets/vit_b16/maple@imported/shots16/seed2"
     record = Record.read(folder)
     assert record is not None
-    assert (record.status, record.weights, record.precision, record.variant) == (
-        "finished",
-        "openai",
-        "fp16",
-        "imported",
-    )
+    assert (record.status, record.weights, record.precision) == ("finished", "openai", "fp16")
+    assert (record.variant, record.config_hash) == ("imported", "")  # and so never our finished run
+    assert not record.key.model_copy(update={"variant": None}).folder(here / "results").exists()
     assert record.scores == {
         "base": {"accuracy": 1507 / 1549, "total": 1549, "correct": 1507, "macro_f1": pytest.approx(0.957)},
         "novel": {"accuracy": 1746 / 1788, "total": 1788, "correct": 1746, "macro_f1": pytest.approx(0.976)},
     }
     assert {split: source["decimals"] for split, source in record.imported.items()} == {"base": 1, "novel": 2}
-    log = here / TREE.format("train_base", 2)
+    log = here / LOG.format("train_base", 2)
     assert record.imported["base"]["sha256"] == hashlib.sha256(log.read_bytes()).hexdigest()
     assert len(find_records([here / "results"])) == 1
-
-
-def test_an_imported_record_is_never_our_finished_run(here: Path) -> None:
-    path = dassl.write(here / TREE.format("train_base", 1), dassl.head() + dassl.result("97.3"))
-    assert ask(path).code == 0
-    (record,) = find_records([here / "results"])
-    assert record.config_hash == ""
-    assert not record.key.model_copy(update={"variant": None}).folder(here / "results").exists()
 
 
 def test_the_table_shows_imported_rows_as_such(here: Path) -> None:
     for seed in (1, 2):
         log = dassl.head(seed=seed) + dassl.result(f"9{seed}.0", total="100", correct=f"9{seed}")
-        assert ask(dassl.write(here / TREE.format("train_base", seed), log)).code == 0
+        assert ask(dassl.write(here / LOG.format("train_base", seed), log)).code == 0
     out = running.ask(cli.main, ["table", "--format", "markdown"]).out
     row = next(line for line in out.splitlines() if line.startswith("| coop"))
     assert "imported" in row
@@ -374,11 +356,11 @@ def test_the_table_shows_imported_rows_as_such(here: Path) -> None:
     assert "read from logs" in out
 
 
-def test_a_novel_test_alone_comes_before_its_base_in_no_table(here: Path) -> None:
+def test_base_comes_before_novel_whichever_is_imported_first(here: Path) -> None:
     novel = dassl.head(half="new", eval_only=True) + dassl.result("60.0", total="10", correct="6")
-    assert ask(dassl.write(here / TREE.format("test_new", 1), novel)).code == 0
+    assert ask(dassl.write(here / LOG.format("test_new", 1), novel)).code == 0
     base = dassl.head(seed=2) + dassl.result("80.0", total="10", correct="8")
-    assert ask(dassl.write(here / TREE.format("train_base", 2), base)).code == 0
+    assert ask(dassl.write(here / LOG.format("train_base", 2), base)).code == 0
     out = running.ask(cli.main, ["table", "--format", "csv"]).out
     header, row = (line.split(",") for line in out.splitlines())
     assert header.index("base") < header.index("novel")
@@ -432,11 +414,15 @@ def test_logs_without_a_final_result_are_refused(here: Path, text: str, reason: 
     assert files(here) == {"log.txt"}
 
 
-def test_other_results_of_the_same_cell_are_kept_apart(here: Path) -> None:
-    first = dassl.write(here / "a" / TREE.format("train_base", 1), dassl.head() + dassl.result("97.3"))
-    second = dassl.write(
-        here / "b" / TREE.format("train_base", 1), dassl.head() + dassl.result("90.0", correct="1,394")
-    )
+def test_a_log_next_to_its_record_is_not_read_back(here: Path) -> None:
+    path = dassl.write(here / "run" / "log.txt", dassl.result("97.3"))
+    dassl.write(here / "run" / "result.json", "{}")
+    assert ask(path).code == 2
+
+
+def test_other_results_of_the_same_cell_stay_separate(here: Path) -> None:
+    first = dassl.write(here / "a" / LOG.format("train_base", 1), dassl.head() + dassl.result("97.3"))
+    second = dassl.write(here / "b" / LOG.format("train_base", 1), dassl.head() + dassl.result("90.0", correct="1,394"))
     assert "--name" in ask(here).err
     assert ask(first).code == ask(first).code == 0  # the same log again is no conflict
     assert "--force" in ask(second).err
@@ -465,12 +451,6 @@ def test_methods_and_protocols_are_recognised(here: Path) -> None:
     xd = {"half": "all", "eval_only": True, "model_dir": "output/imagenet/CoOp/vit_b16_ep50/seed1"}
     assert cell(dataset="OxfordFlowers", **xd) == ("cross_dataset", "imagenet", "coop", 16, 1, "flowers102")
     assert cell(dataset="ImageNetV2", **xd)[::5] == ("domain_generalization", "imagenet_v2")
-
-
-def test_own_logs_are_not_read_back(here: Path) -> None:
-    path = dassl.write(here / "run" / "log.txt", dassl.result("97.3"))
-    dassl.write(here / "run" / "result.json", "{}")
-    assert "has its record already" in ask(path).err
 
 
 def test_heads_and_paths_are_read_as_published() -> None:
@@ -541,45 +521,40 @@ def bomb(marker: Path) -> Any:
     return dassl.Payload(builtins.exec, f"open({str(marker)!r}, 'w').close()")
 
 
-def legacy(path: Path, content: Any) -> None:
-    """As torch.save wrote before 1.6."""
-    torch.save(content, path, _use_new_zipfile_serialization=False)
+def check_refused(path: Path, marker: Path, *flags: str) -> None:
+    answer = ask(path, *flags)
+    assert answer.code == 2
+    assert "nothing of it was executed" in answer.err
+    assert not marker.exists()
+    assert files(path.parent) == {path.name}
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-@pytest.mark.parametrize("place", ["state_dict", "epoch", "val_result"])
-def test_a_checkpoint_with_a_payload_is_refused(here: Path, tmp_path: Path, zipped: bool, place: str) -> None:
+@pytest.mark.parametrize("where", ["state_dict", "epoch", "val_result"])
+def test_a_checkpoint_with_a_payload_is_refused(here: Path, tmp_path: Path, zipped: bool, where: str) -> None:
     marker = tmp_path / "executed"
-    content = {"state_dict": COOP_STATE, "epoch": 50, place: bomb(marker)}
+    content = {"state_dict": COOP_STATE, "epoch": 50, where: bomb(marker)}
     torch.save(content, here / "model.pth.tar-50", _use_new_zipfile_serialization=zipped)
     torch.load(here / "model.pth.tar-50", weights_only=False)
     assert marker.exists()  # it would have been
     marker.unlink()
-    answer = ask(here / "model.pth.tar-50", "--backbone", "vit_b16")
-    assert answer.code == 2
-    assert "nothing of it was executed" in answer.err
-    assert not marker.exists()
-    assert files(here) == {"model.pth.tar-50"}
+    check_refused(here / "model.pth.tar-50", marker, "--backbone", "vit_b16")
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize("place", ["whole", "list", "datum"])
-def test_a_pickle_with_a_payload_is_refused(here: Path, tmp_path: Path, protocol: int, place: str) -> None:
+@pytest.mark.parametrize("where", ["whole", "list", "datum"])
+def test_a_pickle_with_a_payload_is_refused(here: Path, tmp_path: Path, protocol: int, where: str) -> None:
     marker = tmp_path / "executed"
-    shots = {"train": [bomb(marker)]} if place == "list" else {"train": [], "val": [], "x": bomb(marker)}
-    content = pickle.dumps(bomb(marker) if place == "whole" else shots, protocol=protocol)
-    if place == "datum":  # among a file's honest objects: the payload's opcodes without their frame
+    shots = {"train": [bomb(marker)]} if where == "list" else {"train": [], "val": [], "x": bomb(marker)}
+    content = pickle.dumps(bomb(marker) if where == "whole" else shots, protocol=protocol)
+    if where == "datum":  # among a file's honest objects: the payload's opcodes without their frame
         honest, inner = dassl.few_shot_pickle(LISTS), pickle.dumps(bomb(marker), protocol=2)[2:-1]
         content = honest[:-1] + inner + b"0."
-    if place != "datum":
+    if where != "datum":
         pickle.loads(content)
         assert marker.exists()  # it would have been
         marker.unlink()
-    answer = ask(write_pickle(here, content))
-    assert answer.code == 2
-    assert "nothing of it was executed" in answer.err
-    assert not marker.exists()
-    assert files(here) == {"shot_16-seed_1.pkl"}
+    check_refused(write_pickle(here, content), marker)
 
 
 @pytest.mark.parametrize(
@@ -628,9 +603,9 @@ EDITS = st.lists(
 
 
 def damage(content: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
-    """Overwrites, inserts, removes or cuts at some places."""
-    for place, kind, new in edits:
-        at = place % (len(content) + 1)
+    """Overwrites, inserts, removes or cuts at some offsets."""
+    for offset, kind, new in edits:
+        at = offset % (len(content) + 1)
         tail = {0: content[at + len(new) :], 1: content[at:], 2: content[at + len(new) :], 3: b""}[kind]
         content = content[:at] + (b"" if kind > 1 else new) + tail
     return content

@@ -29,15 +29,6 @@ def test_every_method_has_an_entry():
     assert sorted(linked) == [(name, name) for name in METHODS]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_an_entry_says_what_it_has_to(method):
-    words, marker, made = ENTRIES[method].partition(f"<!-- generated: {method} -->\n")
-    assert marker
-    assert made.rstrip().endswith("<!-- end -->")
-    assert re.search(r"^\$\$.+\$\$$", words, re.MULTILINE)
-    assert [name for name in ("**Attached:**", "**Trained:**", "**Cost:**") if name not in words] == []
-
-
 def test_the_generated_parts_are_what_the_script_writes(script):
     assert script.fill(PAGE) == PAGE, "run scripts/describe_methods.py"
     emptied = script.PART.sub(r"\1\3", PAGE)

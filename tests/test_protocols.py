@@ -11,7 +11,6 @@ from PIL import Image
 
 from vlprompt.data.dataset import Dataset, Item, Split
 from vlprompt.data.sampling import Shots, sample_few_shot
-from vlprompt.data.sources import split_file
 from vlprompt.errors import UserError
 from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, Protocol
 from vlprompt.protocols.base_to_novel import BaseToNovel, halves, harmonic_mean
@@ -49,10 +48,10 @@ def run(dataset: Dataset, shots: int, seed: int) -> Episode:
 
 
 def indices(split: Split | None, part: str) -> list[list[int]]:
-    """[place in the published input list, label], as the fixture has them."""
+    """[index in the published input list, label], as the fixture has them."""
     assert split is not None
-    places = {path: place for place, (path, _, _) in enumerate(PUBLISHED["input"][part])}
-    return [[places[item.image], item.label] for item in split.items]
+    index = {path: i for i, (path, _, _) in enumerate(PUBLISHED["input"][part])}
+    return [[index[item.image], item.label] for item in split.items]
 
 
 @pytest.mark.parametrize(("seed", "shots"), sorted({key[:2] for key in RECORDS}))
@@ -69,9 +68,9 @@ def test_base_to_novel_equals_the_published_selection(seed: int, shots: int) -> 
 
 
 def test_no_validation_images_means_no_validation_split() -> None:
-    dataset = make_dataset()
-    without = Dataset(dataset.name, dataset.classes, dataset.train, (), dataset.test, dataset.open_image)
+    without = replace(make_dataset(), val=())
     assert run(without, 1, 1).val is None
+    assert episode_of(FewShot(), without, 1).val is None
 
 
 @pytest.mark.parametrize(("seed", "shots"), sorted({key[:2] for key in RECORDS}))
@@ -90,15 +89,7 @@ def test_few_shot_equals_the_published_selection(seed: int, shots: int) -> None:
 def test_few_shot_uses_the_images_of_base_to_novel() -> None:
     dataset = make_dataset()
     episode = episode_of(FewShot(), dataset, 1)
-    base = run(dataset, 1, 1).train
-    assert base == episode.train.select(halves(dataset)[0])
-
-
-def test_few_shot_without_validation_images_and_its_summary() -> None:
-    dataset = make_dataset()
-    without = Dataset(dataset.name, dataset.classes, dataset.train, (), dataset.test, dataset.open_image)
-    episode = episode_of(FewShot(), without, 1)
-    assert episode.val is None
+    assert run(dataset, 1, 1).train == episode.train.select(halves(dataset)[0])
     assert FewShot().summary({"test": 0.25}) == {"test": 0.25}
 
 
@@ -119,31 +110,6 @@ def test_summary_names_the_headline_numbers_in_order() -> None:
 )
 def test_harmonic_mean(a: float, b: float, mean: float) -> None:
     assert harmonic_mean(a, b) == pytest.approx(mean, abs=5e-5)
-
-
-# classes, base classes, images of train, val, test, and of the tests base and novel
-COUNTS = {
-    "Caltech101": (100, 50, 4128, 1649, 2465, 1549, 916),
-    "OxfordPets": (37, 19, 2944, 736, 3669, 1881, 1788),
-    "StanfordCars": (196, 98, 6509, 1635, 8041, 4002, 4039),
-    "OxfordFlowers": (102, 51, 4093, 1633, 2463, 1053, 1410),
-    "DescribableTextures": (47, 24, 2820, 1128, 1692, 864, 828),
-    "EuroSAT": (10, 5, 13500, 5400, 8100, 4200, 3900),
-    "UCF101": (101, 51, 7639, 1898, 3783, 1934, 1849),
-}
-
-
-@pytest.mark.parametrize("name", COUNTS)
-def test_splits_give_the_published_counts(splits_folder: Path, name: str) -> None:
-    path = splits_folder / f"split_zhou_{name}.json"
-    content = split_file.read(path)
-    parts = {part: tuple(Item(path, label) for path, label, _ in getattr(content, part)) for part in PARTS}
-    dataset = Dataset(name=name, classes=split_file.check(path, content), open_image=no_image, **parts)
-    episode = run(dataset, 16, 1)
-    sizes = [len(getattr(dataset, part)) for part in PARTS]
-    tests = [len(episode.tests[half]) for half in ("base", "novel")]
-    assert (len(dataset.classes), len(halves(dataset)[0]), *sizes, *tests) == COUNTS[name]
-    assert len(episode.train) == 16 * COUNTS[name][1]
 
 
 def make_world(name: str, classes: str = "ab", rows: tuple[int, ...] | None = None) -> Dataset:

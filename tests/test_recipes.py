@@ -123,7 +123,7 @@ def test_a_recipe_of_ones_own_applies(tmp_path: Path) -> None:
 
 def test_recipes_of_a_sweep_and_what_records_say(results: Path) -> None:
     arguments = [argument for argument in RUN if not argument.startswith("method.")]
-    answer = ask(run.main, ["-m", *arguments, "recipe=coop_ijcv,coop/base_to_novel"])
+    answer = ask(run.main, ["-m", *arguments, "fit.epochs=1", "recipe=coop_ijcv,coop/base_to_novel"])
     (notice,) = answer.err.splitlines()
     assert (answer.code, "recipe=coop/ijcv,coop/base_to_novel" in notice) == (0, True)
     records = [record for record in find_records([results]) if record.method == "coop"]

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,7 @@ from vlprompt.errors import UserError
 from vlprompt.results.record import Record, RunKey, git_commit, versions
 from vlprompt.results.store import find_records, open_run
 
-KEY = {
-    "protocol": "base_to_novel",
-    "dataset": "shapes",
-    "backbone": "tiny",
-    "method": "coop",
-    "shots": 16,
-    "seed": 1,
-}
+KEY = {"protocol": "base_to_novel", "dataset": "shapes", "backbone": "tiny", "method": "coop", "shots": 16, "seed": 1}
 
 
 def record(name: str = "a", **fields: Any) -> Record:
@@ -43,7 +37,7 @@ def is_finished(folder: Path, name: str) -> bool:
 
 
 def names(folder: Path) -> set[str]:
-    """What lies beside a run, the lock aside."""
+    """What lies next to a run, the lock excepted."""
     return {path.name for path in folder.parent.iterdir() if not path.name.endswith(".lock")}
 
 
@@ -52,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
     return RunKey(**KEY).folder(tmp_path)
 
 
-def test_places(tmp_path: Path) -> None:
+def test_folders(tmp_path: Path) -> None:
     assert RunKey(**KEY).folder(tmp_path) == tmp_path / "runs/base_to_novel/shapes/tiny/coop/shots16/seed1"
     other = RunKey(**{**KEY, "variant": "lr=0.1", "shots": "all"})
     assert other.folder(tmp_path) == tmp_path / "runs/base_to_novel/shapes/tiny/coop@lr=0.1/shotsall/seed1"
@@ -79,15 +73,12 @@ def test_hash_stays_the_same_over_versions() -> None:
 
 
 def test_variant() -> None:
-    default = {"fit": {"lr": 0.002, "epochs": 50, "average": {}}, "method": {"init": None}}
-    assert variant_of({"method": {"init": None}, "fit": {"average": {}, "lr": 2e-3, "epochs": 50.0}}, default) is None
-    changed = [
-        {"fit": {"lr": 0.01, "epochs": 50, "average": {}}, "method": {"init": None}},
-        {"fit": {"lr": 0.002, "epochs": 50, "average": {"mu": 1}}, "method": {"init": None}},
-        {"fit": {"lr": 0.002, "epochs": 50, "average": {}}, "method": {}},
-        {"fit": {"lr": 0.002, "epochs": 50, "average": {}}, "method": {"init": None, "depth": None}},
-    ]
-    variants = [variant_of(settings, default) for settings in changed]
+    fit, method = {"lr": 0.002, "epochs": 50, "average": {}}, {"init": None}
+    default = {"fit": fit, "method": method}
+    assert variant_of({"method": method, "fit": {"average": {}, "lr": 2e-3, "epochs": 50.0}}, default) is None
+    fits = [{"fit": fit | change} for change in ({"lr": 0.01}, {"average": {"mu": 1}})]
+    methods: list[Any] = [{"method": {}}, {"method": {"init": None, "depth": None}}]
+    variants = [variant_of(default | change, default) for change in fits + methods]
     assert len(set(variants)) == 4
     assert all(len(variant or "") == 8 for variant in variants)
 
@@ -129,24 +120,21 @@ def test_damaged_or_newer_records_are_named(folder: Path) -> None:
     assert is_finished(folder, "b")
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, None])
-def test_an_unfinished_run_leaves_the_older_one(folder: Path, error: type[BaseException] | None) -> None:
-    write(folder, record(), "old")
-
-    def interrupted() -> None:
-        with open_run(folder) as run:
-            (run.path / "log.txt").write_text("half")
-            if error is not None:
-                raise error
-
-    if error is None:
-        interrupted()
-    else:
-        with pytest.raises(error):
-            interrupted()
+def check_old(folder: Path) -> None:
+    """The run that was there first is as it was, and nothing lies next to it."""
     assert is_finished(folder, "a")
     assert (folder / "log.txt").read_text() == "old"
     assert names(folder) == {"seed1"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, None])
+def test_an_unfinished_run_leaves_the_older_one(folder: Path, error: type[BaseException] | None) -> None:
+    write(folder, record(), "old")
+    with pytest.raises(error) if error else nullcontext(), open_run(folder) as run:
+        (run.path / "log.txt").write_text("half")
+        if error:
+            raise error
+    check_old(folder)
 
 
 def test_a_failed_run_never_replaces_a_finished_one(folder: Path) -> None:
@@ -202,9 +190,9 @@ def test_killed_at_any_moment(folder: Path, moment: str, published: bool, older:
     command = [sys.executable, "-c", KILLED, str(folder), moment, record("new").model_dump_json()]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     # a reader sees the old run, the new one, or for a moment none: never a half-written one
-    found = Record.read(folder)
-    text = (folder / "log.txt").read_text() if found else None
-    assert (found.config_hash if found else None) == text
+    seen = Record.read(folder)
+    text = (folder / "log.txt").read_text() if seen else None
+    assert (seen.config_hash if seen else None) == text
     listed = find_records([folder.parents[5]])
     assert [done.config_hash for done in listed] == ([text] if text else [])
     # the next run finds what was complete, and can write
@@ -226,7 +214,7 @@ from vlprompt.results.store import open_run
 folder = Path(sys.argv[1])
 with open_run(folder, on_wait=lambda: print("waited")) as run:
     if Record.read(folder):
-        print("found")
+        print("read")
     else:
         (run.path / "log.txt").write_text("x")
         time.sleep(1)
@@ -239,7 +227,7 @@ def test_two_processes_on_one_cell(folder: Path) -> None:
     command = [sys.executable, "-c", SECOND, str(folder), record().model_dump_json()]
     pair = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     answers = sorted(process.communicate(timeout=30)[0].split() for process in pair)
-    assert answers == [["waited", "found"], ["wrote"]]
+    assert answers == [["waited", "read"], ["wrote"]]
     assert is_finished(folder, "a")
     assert names(folder) == {"seed1"}
 
@@ -249,8 +237,7 @@ def test_full_disk_while_training(folder: Path) -> None:
     write(folder, record(), "old")
     with pytest.raises(UserError, match="no space left on the disk"), open_run(folder):
         Path("/dev/full").write_text("x")
-    assert (folder / "log.txt").read_text() == "old"
-    assert names(folder) == {"seed1"}
+    check_old(folder)
 
 
 def test_full_disk_while_publishing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,8 +249,7 @@ def test_full_disk_while_publishing(folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match="VLPROMPT_RESULTS"):
         write(folder, record("b"), "new")
-    assert is_finished(folder, "a")
-    assert (folder / "log.txt").read_text() == "old"
+    check_old(folder)
 
 
 def test_full_disk_in_a_library_that_raises_its_own_error(folder: Path) -> None:
@@ -274,19 +260,19 @@ def test_full_disk_in_a_library_that_raises_its_own_error(folder: Path) -> None:
 
 
 def test_find_records(tmp_path: Path) -> None:
-    def place(part: str, done: Record) -> Path:
+    def put(part: str, done: Record) -> Path:
         target = tmp_path / part / done.folder(tmp_path).relative_to(tmp_path / "runs")
         write(target, done)
         return target
 
-    place("demo", record("demo"))
-    place("demo", record("demo", method="zero_shot", shots=0, seed=0))
-    run = place("runs", record("run"))
-    place("runs", record("other", seed=2))
+    put("demo", record("demo"))
+    put("demo", record("demo", method="zero_shot", shots=0, seed=0))
+    run = put("runs", record("run"))
+    put("runs", record("other", seed=2))
     (run.parent / ".seed3.partial").mkdir()
     (run.parent / ".seed3.partial" / "result.json").write_text(record(seed=3).model_dump_json())
-    found = {(done.method, done.seed): done.config_hash for done in find_records([tmp_path])}
-    assert found == {("coop", 1): "run", ("coop", 2): "other", ("zero_shot", 0): "demo"}
+    hashes = {(done.method, done.seed): done.config_hash for done in find_records([tmp_path])}
+    assert hashes == {("coop", 1): "run", ("coop", 2): "other", ("zero_shot", 0): "demo"}
     assert len(find_records([tmp_path / "demo"])) == 2
     assert [done.seed for done in find_records([run])] == [1]
     assert find_records([tmp_path / "absent"]) == []

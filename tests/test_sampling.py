@@ -15,7 +15,7 @@ from vlprompt.data.lists import ListSampler, make_lines
 from vlprompt.data.sampling import SAMPLERS, draw, sample_clip_lora, sample_few_shot
 from vlprompt.data.sources import split_file
 from vlprompt.errors import UserError
-from vlprompt.protocols.base_to_novel import halves
+from vlprompt.protocols.base_to_novel import BaseToNovel, halves
 
 DATA = Path(__file__).parent / "fixtures" / "data"
 DIRECT = json.loads((DATA / "fewshot_direct.json").read_text())
@@ -26,9 +26,9 @@ def no_image(image: str) -> Image.Image:
 
 
 def make_dataset(train: list[int], val: list[int] | None = None) -> Dataset:
-    """A data set with these labels; images are named by part and place."""
+    """A data set with these labels; images are named by part and index."""
     parts = {
-        part: tuple(Item(f"{part}{place}", label) for place, label in enumerate(labels))
+        part: tuple(Item(f"{part}{i}", label) for i, label in enumerate(labels))
         for part, labels in (("train", train), ("val", val or []), ("test", train))
     }
     classes = tuple(f"class {label}" for label in range(max(train) + 1))
@@ -41,7 +41,7 @@ def make_dataset(train: list[int], val: list[int] | None = None) -> Dataset:
     ids=lambda r: f"seed{r['seed']}-shots{r['shots']}-{'repeat' if r['repeat'] else 'whole'}",
 )
 def test_draw_equals_the_published_sampler(record: dict) -> None:
-    items = [Item(str(place), label) for place, (label) in enumerate(DIRECT["input_labels"])]
+    items = [Item(str(i), label) for i, label in enumerate(DIRECT["input_labels"])]
     picked = draw(items, record["shots"], random.Random(record["seed"]), repeat=record["repeat"])
     assert [int(item.image) for item in picked] == record["picked"]
 
@@ -152,14 +152,15 @@ def test_splits_have_the_published_sizes(splits_folder: Path, name: str) -> None
     dataset = read_split(splits_folder, name)
     assert len(dataset.classes) == n_classes
     assert tuple(len(part) for part in (dataset.train, dataset.val, dataset.test)) == parts
-    both = halves(dataset)
-    assert tuple(map(len, both)) == n_halves
-    assert tuple(sum(item.label in half for item in dataset.test) for half in map(set, both)) == tests
+    assert tuple(map(len, halves(dataset))) == n_halves
+    episode = BaseToNovel().episode(dataset, sample_few_shot(dataset, shots=16, seed=1))
+    assert (len(episode.tests["base"]), len(episode.tests["novel"])) == tests
+    assert len(episode.train) == 16 * n_halves[0]
 
 
 BASE_NEW = json.loads((DATA / "fewshot_base_new.json").read_text())["input"]
 INPUT_PARTS = [
-    tuple(Item(str(place), label) for place, (_, label, _) in enumerate(BASE_NEW[p])) for p in ("train", "val", "test")
+    tuple(Item(str(i), label) for i, (_, label, _) in enumerate(BASE_NEW[p])) for p in ("train", "val", "test")
 ]
 INPUT = Dataset("made", tuple(map(str, range(7))), *INPUT_PARTS, no_image)
 

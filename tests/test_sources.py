@@ -1,5 +1,6 @@
 """Where data sets come from: split files, image files, digits."""
 
+import io
 import json
 import pickle
 from collections import Counter
@@ -25,8 +26,8 @@ def make_content() -> dict[str, Any]:
     """Two classes, one image of each in each part."""
     labels = (("Faces", 0, "face"), ("airplanes", 1, "airplane"))
     return {
-        part: [[f"{folder}/image_000{place}.jpg", label, name] for folder, label, name in labels]
-        for place, part in enumerate(("train", "val", "test"))
+        part: [[f"{folder}/image_000{i}.jpg", label, name] for folder, label, name in labels]
+        for i, part in enumerate(("train", "val", "test"))
     }
 
 
@@ -43,6 +44,12 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def make_noise(suffix: str) -> bytes:
+    file = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(file, suffix)
+    return file.getvalue()
+
+
 def load(root: Path | str) -> Dataset:
     config = OmegaConf.load(CONF / "dataset" / "caltech101.yaml").dataset
     source = instantiate(config.source, _partial_=True, name=config.name, root=root)
@@ -53,10 +60,8 @@ def test_caltech101_is_read_as_published(root: Path) -> None:
     dataset = load(str(root))
     assert dataset.name == "caltech101"
     assert dataset.classes == ("face", "airplane")
-    assert [(item.image, item.label) for item in dataset.train] == [
-        ("Faces/image_0000.jpg", 0),
-        ("airplanes/image_0000.jpg", 1),
-    ]
+    images = [(item.image, item.label) for item in dataset.train]
+    assert images == [("Faces/image_0000.jpg", 0), ("airplanes/image_0000.jpg", 1)]
     assert [item.image[-5] for item in (*dataset.val, *dataset.test)] == ["1", "1", "2", "2"]
 
 
@@ -79,7 +84,6 @@ def test_what_is_missing_is_named(root: Path, tmp_path_factory: pytest.TempPathF
         load(empty)
     for part in (str(empty / SPLIT), str(empty / IMAGES), "vlprompt data get caltech101", "data.root"):
         assert part in str(caught.value)
-    assert "\n" not in str(caught.value)
     (root / SPLIT).unlink()
     with pytest.raises(UserError) as caught:
         load(root)
@@ -87,9 +91,9 @@ def test_what_is_missing_is_named(root: Path, tmp_path_factory: pytest.TempPathF
     assert IMAGES not in str(caught.value)
 
 
-def change(part: str, place: int, entry: list[Any]) -> dict[str, Any]:
+def change(part: str, index: int, entry: list[Any]) -> dict[str, Any]:
     content = make_content()
-    content[part][place] = entry
+    content[part][index] = entry
     return content
 
 
@@ -111,15 +115,9 @@ NO_CLASS_1 = {part: entries[:1] if part == "train" else entries for part, entrie
         (change("test", 0, ["a.jpg", 0]), r"test\[0\]\[2\]: Field required"),
         (change("test", 0, ["a.jpg", 0, ""]), r"test\[0\]\[2\]: .*at least 1 character"),
         (change("test", 1, ["a.jpg", 1, "plane"]), r"test\[1\] calls label 1 'plane', but it is 'airplane'"),
-        (
-            change("test", 1, ["a.jpg", 10**12, "plane"]),
-            "labels go from 0 to 1000000000000, but train has no image of",
-        ),
+        (change("test", 1, ["a.jpg", 10**12, "plane"]), "labels go from 0 to 1000000000000"),
         (NO_CLASS_1, "train has no image of label 1"),
-        (
-            change("train", 0, ["/etc/a.jpg", 0, "face"]),
-            r"train\[0\] has the path '/etc/a.jpg', which is not below",
-        ),
+        (change("train", 0, ["/etc/a.jpg", 0, "face"]), r"train\[0\] has the path '/etc/a.jpg'"),
         (change("train", 0, ["Faces/../../a.jpg", 0, "face"]), r"train\[0\] has the path .* not below"),
         (change("train", 0, ["C:\\a.jpg", 0, "face"]), r"train\[0\] has the path .* not below"),
         (change("train", 0, ["", 0, "face"]), r"train\[0\] has the path '', .* not below"),
@@ -149,15 +147,17 @@ def test_an_incomplete_archive_is_noticed_when_loading(root: Path, part: int) ->
         load(root)
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "gif"])
-@pytest.mark.parametrize("keep", [0, 40, 0.6])
-def test_a_damaged_image_is_named(tmp_path: Path, suffix: str, keep: float) -> None:
-    path = tmp_path / f"a.{suffix}"
-    Image.effect_noise((64, 64), 90).save(path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(keep if keep >= 1 else keep * len(whole))])
-    with pytest.raises(UserError, match=rf"a\.{suffix} cannot be read"):
-        Files(tmp_path)(path.name)
+NO_IMAGES = [b"", b"GIF89a", b"BM", b"no image", b"\x89PNG\r\n\x1a\n" + bytes(9), b"\xff\xd8\xff\xe0" + bytes(9)]
+NO_IMAGES += [make_noise(suffix)[:end] for suffix in ("jpeg", "png", "gif") for end in (40, -2000)]
+
+
+@pytest.mark.parametrize("content", NO_IMAGES)
+@pytest.mark.parametrize("as_shown", [False, True])
+def test_a_damaged_image_is_named(tmp_path: Path, content: bytes, as_shown: bool) -> None:
+    (tmp_path / "a b.jpg").write_bytes(content)
+    with pytest.raises(UserError, match=r"a b\.jpg cannot be read") as caught:
+        Files(tmp_path, as_shown=as_shown)("a b.jpg")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_missing_image_and_a_folder_are_named(tmp_path: Path) -> None:
@@ -170,16 +170,9 @@ def test_a_missing_image_and_a_folder_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "colour", "suffix"),
-    [
-        ("L", 200, "jpg"),
-        ("L", 200, "png"),
-        ("1", 1, "png"),
-        ("P", 3, "png"),
-        ("LA", (200, 255), "png"),
-        ("RGBA", (200, 10, 10, 255), "png"),
-        ("CMYK", (10, 200, 10, 10), "jpg"),
-    ],
-)
+    [("L", 200, "jpg"), ("L", 200, "png"), ("1", 1, "png"), ("P", 3, "png"), ("LA", (200, 255), "png"),
+     ("RGBA", (200, 10, 10, 255), "png"), ("CMYK", (10, 200, 10, 10), "jpg")],
+)  # fmt: skip
 @pytest.mark.parametrize("as_shown", [False, True])
 def test_other_modes_become_rgb(tmp_path: Path, mode: str, colour: Any, suffix: str, as_shown: bool) -> None:
     stored = Image.new(mode, (8, 8), colour)

@@ -22,7 +22,7 @@ GROUP = "base_to_novel-shapes-tiny-coop@long-shots16"
 
 
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
 
@@ -38,11 +38,11 @@ def read(folder: Path) -> dict[str, Any]:
             pytest.skip("this version of wandb has no reader for offline runs")
         assert answer.returncode == 0, answer.stderr
         answers.append(answer.stdout)
-    kept: dict[str, Any] = json.loads(answers[1])
+    run: dict[str, Any] = json.loads(answers[1])
     for line in answers[0].splitlines():
         entry = json.loads(line)
-        kept.setdefault("records", {}).setdefault(entry["type"], []).append(entry.get(entry["type"]))
-    return kept
+        run.setdefault("records", {}).setdefault(entry["type"], []).append(entry.get(entry["type"]))
+    return run
 
 
 def test_an_offline_run_is_read_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -57,17 +57,17 @@ def test_an_offline_run_is_read_back(tmp_path: Path, capfd: pytest.CaptureFixtur
         tracker.finish(record, {"base": three, "novel": three}, {"base": ["x", "y", "z"], "novel": many})
     assert capfd.readouterr() == ("", "")
 
-    kept = read(tmp_path)
-    assert (kept["state"], kept["exit_code"]) == ("finished", 0)
-    assert (kept["project"], kept["name"]) == ("vlprompt", f"{GROUP}-seed1")
-    assert kept["config"] == {"fit": {"epochs": {"1": 50, "16": 200}, "lr": 0.002}, "init": None}
-    run = kept["records"]["run"][0]
-    assert (run["run_group"], run["job_type"]) == (GROUP, "train")
-    curve = [entry["item"] for entry in kept["records"]["history"]]
+    run = read(tmp_path)
+    assert (run["state"], run["exit_code"]) == ("finished", 0)
+    assert (run["project"], run["name"]) == ("vlprompt", f"{GROUP}-seed1")
+    assert run["config"] == {"fit": {"epochs": {"1": 50, "16": 200}, "lr": 0.002}, "init": None}
+    entry = run["records"]["run"][0]
+    assert (entry["run_group"], entry["job_type"]) == (GROUP, "train")
+    curve = [entry["item"] for entry in run["records"]["history"]]
     assert [point["loss"] for point in curve[:3]] == pytest.approx([1, 1 / 2, 1 / 3])
     assert [point["_step"] for point in curve[:3]] == [0, 1, 2]
     assert "accuracy" not in curve[0]
-    summary = kept["summary"]
+    summary = run["summary"]
     assert (summary["base/accuracy"], summary["novel/correct"]) == (0.5, 1)
     assert summary["H"] == pytest.approx(1 / 3)
     assert summary["novel/confusion"] == "not drawn: 101 classes"
@@ -83,9 +83,9 @@ def test_an_exception_ends_the_run_as_failed(tmp_path: Path, error: type[BaseExc
     untrained = KEY.model_copy(update={"shots": 0, "seed": 0})
     with pytest.raises(error), track("offline", key=untrained, config={}, folder=tmp_path):
         raise error
-    kept = read(tmp_path)
-    assert kept["exit_code"] == 1
-    assert kept["records"]["run"][0]["job_type"] == "eval"
+    run = read(tmp_path)
+    assert run["exit_code"] == 1
+    assert run["records"]["run"][0]["job_type"] == "eval"
 
 
 @pytest.mark.parametrize(
@@ -136,21 +136,15 @@ except UserError as error:
 
 @pytest.mark.parametrize("key", ["", "0123456789" * 4])
 def test_online_without_account_or_network_is_one_sentence(tmp_path: Path, key: str) -> None:
-    environment = {
-        **os.environ,
-        "HOME": str(tmp_path),
-        "WANDB_API_KEY": key,
-        "WANDB_BASE_URL": "http://127.0.0.1:9",
-    }
+    environment = {**os.environ, "HOME": str(tmp_path), "WANDB_API_KEY": key, "WANDB_BASE_URL": "http://127.0.0.1:9"}
     command = [sys.executable, "-c", ONLINE, str(tmp_path), KEY.model_dump_json()]
     answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=60)
     (line,) = answer.stdout.splitlines()
-    assert line.startswith("Weights & Biases cannot start online (")
-    assert line.endswith("use wandb=offline.")
+    assert "wandb=offline" in line
     assert "Traceback" not in answer.stderr
 
 
-def test_offline_goes_on_where_nothing_can_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_offline_continues_where_nothing_can_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "wandb").write_text("in the way")
     with caplog.at_level(logging.WARNING), track("offline", key=KEY, config={}, folder=tmp_path) as tracker:
         tracker.log({"loss": 1.0}, step=0)

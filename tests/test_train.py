@@ -44,9 +44,9 @@ def fit(loader: Loader, learner: Learner, episode: Episode, settings: Fit) -> li
 
 
 def test_gaussian_weights() -> None:
-    found = GaussianMean(Average(mu=15, sigma=1), 20).weights
+    weights = GaussianMean(Average(mu=15, sigma=1), 20).weights
     expected = norm.pdf(range(1, 21), 15, 1)
-    assert found == pytest.approx((expected / expected.sum()).tolist(), rel=1e-9)
+    assert weights == pytest.approx((expected / expected.sum()).tolist(), rel=1e-9)
     assert sum(GaussianMean(Average(mu=500, sigma=1), 3).weights) == pytest.approx(1)  # far from all epochs
     assert GaussianMean(Average(mu=2, sigma=1e9), 4).weights == pytest.approx([0.25] * 4)
 
@@ -115,16 +115,11 @@ def test_preparing_meets_another_view_at_each_pass(loader: Loader, episode: Epis
 def test_what_the_selection_was_on_stands_in_the_record(tmp_path: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("VLPROMPT_RESULTS", str(tmp_path))
     world = [*tiny_world.RUN[:3], "shots=2", "protocol=few_shot", "method.n_views=1", "method.search_steps=[3,3]"]
-    found = {}
-    for method, choice in (("tip_adapter", "val"), ("tip_adapter", "test"), ("tip_adapter_f", "val")):
-        record = run(read_run([f"method={method}", f"fit.select_on={choice}", *world]))
-        found[record.method, choice] = record
-        assert record.cost["stored_bytes"] > 0
-        assert record.shots == 2
-    assert {key: record.selection for key, record in found.items()} == {
-        ("tip_adapter", "val"): "val", ("tip_adapter", "test"): "test", ("tip_adapter_f", "val"): "val",
-    }  # fmt: skip
-    val, test = (found["tip_adapter", choice] for choice in ("val", "test"))
+    choices = [("tip_adapter", "val"), ("tip_adapter", "test"), ("tip_adapter_f", "val")]
+    runs = [run(read_run([f"method={m}", f"fit.select_on={choice}", *world])) for m, choice in choices]
+    assert [(record.method, record.selection) for record in runs] == choices
+    assert all(record.shots == 2 and record.cost["stored_bytes"] > 0 for record in runs)
+    val, test, _ = runs
     assert val.cost["trained_parameters"] == 0
     assert val.config_hash != test.config_hash
-    assert test.variant  # a row of its own
+    assert test.variant  # a row for itself

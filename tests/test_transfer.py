@@ -18,7 +18,7 @@ from vlprompt.results.store import find_records
 
 CONF = Path(__file__).parent / "fixtures" / "conf"
 TINY = ["--config-dir", str(CONF), "dataset=tiny", "backbone.weights=random"]
-SHORT = ["fit.epochs=2", "bank.views=1", "shots=2"]
+SHORT = ["fit.epochs=1", "bank.views=1", "shots=2"]
 RUN = [*TINY, *SHORT, "method.ctx_init=''", "method.n_context=4"]
 CROSS = ["protocol=cross_dataset", "protocol.targets=[tiny_other]"]
 DOMAINS = ["protocol=domain_generalization", "protocol.targets=[tiny_sketch,tiny_part]"]
@@ -35,19 +35,23 @@ def by_method(root: Path) -> dict[str, Record]:
     return {record.method: record for record in find_records([root])}
 
 
+def totals(record: Record) -> dict[str, float]:
+    return {name: scores["total"] for name, scores in record.scores.items()}
+
+
 def test_cross_dataset_is_one_record_that_is_found_again(results: Path) -> None:
     answer = start(*CROSS)
-    found = by_method(results)
-    assert set(found) == {"coop", "zero_shot"}
-    for record in found.values():
-        assert {name: kept["total"] for name, kept in record.scores.items()} == {"tiny": N_TEST, "tiny_other": N_TEST}
+    records = by_method(results)
+    assert set(records) == {"coop", "zero_shot"}
+    for record in records.values():
+        assert totals(record) == {"tiny": N_TEST, "tiny_other": N_TEST}
         assert list(record.target_hashes) == ["tiny_other"]
         assert record.config["targets"]["tiny_other"]["dataset"]["template"] == "the {}."
     header = next(line for line in answer.out.splitlines() if line.startswith("method"))
     assert header.split()[-8:-5] == ["tiny", "tiny_other", "average"]
     assert start(*CROSS).out.count("is finished already") == 2
 
-    zero_shot = found["zero_shot"].scores["tiny_other"]
+    zero_shot = records["zero_shot"].scores["tiny_other"]
     alone = [*TINY, "dataset=tiny_other", "method=zero_shot", "protocol=few_shot"]
     assert ask(sweep.main, alone).code == 0  # in the target's own template, on its own images
     (record,) = (r for r in find_records([results]) if r.protocol == "few_shot")
@@ -58,18 +62,15 @@ def test_class_specific_contexts_meet_variants(results: Path) -> None:
     """A variant with two of the classes, whose images are the source's, and one with the source's names of images."""
     start(*DOMAINS, "method.class_specific=true")
     record = by_method(results)["coop"]
-    assert [(name, kept["total"]) for name, kept in record.scores.items()] == [
-        ("tiny", N_TEST),
-        ("tiny_sketch", N_TEST),
-        ("tiny_part", 2 * PER_CLASS["test"]),
-    ]
+    assert list(totals(record).items()) == [
+        ("tiny", N_TEST), ("tiny_sketch", N_TEST), ("tiny_part", 2 * PER_CLASS["test"])
+    ]  # fmt: skip
     assert record.bank["test_features"]
-    kept = load_predictions(record.folder(results) / "predictions.npz")
-    source, sketch, part = kept.values()
+    source, sketch, part = load_predictions(record.folder(results) / "predictions.npz").values()
     assert (source.images == sketch.images).all()
     assert not np.isclose(source.label_logit, sketch.label_logit).any()
-    place = {image: i for i, image in enumerate(source.images)}
-    same = source.label_logit[[place[image] for image in part.images]]
+    row = {image: i for i, image in enumerate(source.images)}
+    same = source.label_logit[[row[image] for image in part.images]]
     np.testing.assert_allclose(part.label_logit, same, rtol=1e-5)
     assert set(part.labels) == {0, 1}
 
@@ -122,7 +123,7 @@ def plan(targets: str, *overrides: str) -> tuple[RunSpec, RunSpec]:
 
 @pytest.mark.usefixtures("results")
 def test_a_run_is_what_it_is_tested_on() -> None:
-    """Zero-shot, too. The order of targets changes nothing, nor does the place of the data."""
+    """Zero-shot, too. The order of targets changes nothing, nor does the folder of the data."""
     one, both = plan("tiny_other"), plan("tiny_sketch,tiny_other")
     other = plan("tiny_other,tiny,tiny_sketch", "data.root=elsewhere")
     for few, more, same in zip(one, both, other, strict=True):
@@ -132,13 +133,13 @@ def test_a_run_is_what_it_is_tested_on() -> None:
 
 @pytest.mark.usefixtures("results")
 def test_how_a_method_words_the_classes_of_a_target_is_part_of_a_run() -> None:
-    """A template of the method's own is none of the data set, even where the two are equal on the source."""
-    own, _ = plan("tiny_other", "method=lora")
+    """A template that the method names is none of the data set, even where the two are equal on the source."""
+    default, _ = plan("tiny_other", "method=lora")
     fixed, _ = plan("tiny_other", "method=lora", "method.template='a photo of a {}.'")
-    assert own.arguments == fixed.arguments
-    wordings = [run.settings.targets["tiny_other"].method["template"] for run in (own, fixed)]
+    assert default.arguments == fixed.arguments
+    wordings = [run.settings.targets["tiny_other"].method["template"] for run in (default, fixed)]
     assert wordings == ["the {}.", "a photo of a {}."]
-    assert own.hash != fixed.hash
+    assert default.hash != fixed.hash
 
 
 def test_choosing_settings_leaves_the_targets_alone(results: Path) -> None:
@@ -146,7 +147,7 @@ def test_choosing_settings_leaves_the_targets_alone(results: Path) -> None:
     assert [list(record.scores) for record in find_records([results])] == [["tiny"], ["tiny"]]
 
 
-def test_features_of_two_data_sets_are_kept_apart_and_shared_between_runs(results: Path) -> None:
+def test_features_of_two_data_sets_are_separate_and_shared_between_runs(results: Path) -> None:
     clip_at.cache_clear()
     features_at.cache_clear()
     arguments = ["-m", *RUN, CROSS[0], "protocol.targets=[tiny_sketch,tiny_other]", "seed=1,2"]
