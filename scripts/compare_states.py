@@ -4,9 +4,9 @@
     python scripts/compare_states.py run after
     python scripts/compare_states.py compare before after
 
-`run` leaves results below the folder that it is given, as `python run.py` does there with one thread; `compare` holds
-status, settings' hash, scores, curves, predictions and trained tensors against each other, bit for bit, prints each run
-that differs and exits with 1 if any does. Both states have to be run on one machine.
+`run` leaves results below the folder that it is given, as `python run.py` does there with one thread; `compare` compares
+status, selection, split, scores, curves, counted costs, predictions and trained tensors, bit for bit, prints each run that
+differs and exits with 1 if any does. Both states have to be run on one machine.
 """
 
 import argparse
@@ -49,6 +49,7 @@ def sweeps() -> Iterator[tuple[str, list[str]]]:
     yield "average", ["method=coop,ivlp", *average]
     yield "bf16", [trained, *STEPS, "precision=bf16", "protocol=few_shot"]
     yield "bf16 without steps", [others, "precision=bf16", "protocol=few_shot"]
+    yield "bf16 from pixels", ["method=coop,tip_adapter,lp_plus_plus", "precision=bf16", "protocol=few_shot", SLOW_BANK]
     yield "two banked views", ["method=coop,kgcoop", *STEPS, "bank.views=2", "protocol=few_shot"]
     yield "text in parts", ["method=coop,cocoop", *STEPS, "text_chunk=3", "protocol=few_shot", "name=chunk"]
     yield "last batches", ["method=coop,vpt_deep", "++fit.epochs=2", "++fit.drop_last=false", "protocol=few_shot"]

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from running import ROOT
 
+from vlprompt.config import identity
 from vlprompt.config.compose import read_run
 from vlprompt.config.identity import first_hash, is_same_run, settings_hash
 from vlprompt.config.spec import RunSpec
@@ -37,6 +38,7 @@ def settings(**method: Any) -> dict[str, Any]:
         "dataset": {"name": "x", "source": {"_target_": "tiny_world.load", "style": 0}},
         "fit": {"lr": 0.1, "epochs": 2, "steps": None, "schedule": {"shape": "cosine", "warmup_epochs": 1}},
         "bank": {"views": None},
+        "augment": {"scale": [0.08, 1.0], "flip": 0.5},
         "seed": 1,
     }
 
@@ -53,13 +55,15 @@ def run_of(record: Record, *more: str) -> RunSpec:
 @pytest.mark.usefixtures("results")
 @pytest.mark.parametrize("name", COMMITTED)
 def test_runs_of_earlier_versions_are_found(name: str) -> None:
-    assert run_of(COMMITTED[name]).made(COMMITTED[name])
+    spec, record = run_of(COMMITTED[name]), COMMITTED[name]
+    assert spec.matches(record)
+    assert spec.key == record.key  # so that it is looked for where it lies
 
 
 @pytest.mark.usefixtures("results")
 def test_another_seed_is_another_run() -> None:
     record = COMMITTED["few_shot coop"]
-    assert not run_of(record, "seed=2").made(record)
+    assert not run_of(record, "seed=2").matches(record)
 
 
 def test_a_later_setting_at_its_default_changes_no_hash() -> None:
@@ -73,6 +77,22 @@ def test_a_later_setting_at_its_default_changes_no_hash() -> None:
     )  # fmt: skip
     assert is_same_run(old, default)
     assert not is_same_run(old, other)
+
+
+def with_leaf(tree: dict[str, Any], path: str, value: int) -> dict[str, Any]:
+    name, _, rest = path.partition(".")
+    return {**tree, name: with_leaf(tree[name], rest, value) if rest else value}
+
+
+@pytest.mark.parametrize("path", ["fit.x", "fit.schedule.x", "bank.x", "augment.x", "dataset.x", "dataset.source.x"])
+def test_a_later_setting_of_any_section_changes_no_hash(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults_of, before = identity.defaults_of, settings()
+    hashes = settings_hash(before), first_hash(before, {})
+    monkeypatch.setattr(identity, "defaults_of", lambda relevant: with_leaf(defaults_of(relevant), path, 3))
+    default, other = with_leaf(before, path, 3), with_leaf(before, path, 4)
+    assert (settings_hash(default), first_hash(default, {})) == hashes
+    assert settings_hash(other) != hashes[0]
+    assert first_hash(other, {}) != hashes[1]
 
 
 @pytest.mark.parametrize(

@@ -42,13 +42,13 @@ def evaluate(
 
 
 def shared_images(learner: Learner, tests: Mapping[str, Split], loader: Loader) -> Shared:
-    """The images whose features are worth remembering, still without them: none where features are read anyway, or
-    where logits need more than these.
+    """Images of several tests, without a feature until one is encoded; none where cached features are read anyway, or
+    where a learner has logits of its own.
     """
     if loader.features is not None or type(learner).logits is not Learner.logits:
         return {}
     counts = Counter(image for split in tests.values() for image in image_names(split))
-    return {image: None for image, n_tests in counts.items() if n_tests > 1}
+    return {image: None for image, count in counts.items() if count > 1}
 
 
 def image_names(split: Split) -> list[ImageName]:

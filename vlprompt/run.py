@@ -54,7 +54,7 @@ def run(spec: RunSpec) -> Record:
 def existing_record(spec: RunSpec) -> Record | None:
     """The record of this run, if it is finished and not to be made again; what was imported is no run."""
     record = None if spec.settings.force else Record.read(spec.folder)
-    done = record is not None and record.status == "finished" and not record.imported and spec.made(record)
+    done = record is not None and record.status == "finished" and not record.imported and spec.matches(record)
     return record if done else None
 
 
@@ -86,7 +86,7 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
         record = Record(
             **spec.key.model_dump(),
             status="finished",
-            **origin(spec),
+            **provenance(spec),
             selection=selection(learner, episode, fit),
             scores=scores,
             headline=spec.protocol.summary({name: of_split["accuracy"] for name, of_split in scores.items()}),
@@ -102,7 +102,7 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
             },
         )
         reporter.log(f"finished; record of {spec.folder}")
-        reporter.close()
+        reporter.close()  # its file is among those that are published
         folder.publish(record)
         tracker.finish(record, predictions, {name: split.classes for name, split in episode.tests.items()})
     return record
@@ -122,7 +122,7 @@ def test(
 
 
 def test_again(spec: RunSpec, folder: Path, changed: Mapping[str, Any]) -> Scores:
-    """Scores on each test of the tensors in a run's folder, with settings replaced that need no training.
+    """Scores on each test of a saved run, with some settings changed that need no training.
 
     Raises:
         UserError: an unknown setting, a wrong value, or one that other tensors belong to.
@@ -142,8 +142,8 @@ def selection(learner: Learner, episode: Episode, fit: Fit | None) -> Literal["l
     return fit.select_on if fit and chosen and episode.selection_split(fit.select_on) else "last"
 
 
-def origin(spec: RunSpec) -> dict[str, Any]:
-    """What the record says of how it came about."""
+def provenance(spec: RunSpec) -> dict[str, Any]:
+    """Where a record comes from: settings, versions, hashes of the data."""
     return {
         "weights": spec.settings.backbone.weights,
         "precision": spec.precision,
@@ -159,7 +159,7 @@ def origin(spec: RunSpec) -> dict[str, Any]:
 
 
 def costs(spec: RunSpec, learner: Learner, episode: Episode, train_seconds: float) -> dict[str, Any]:
-    """Of a step, of the frozen model, and of use with the classes that were trained on."""
+    """Costs of a step, of the frozen model, and of use. Binds the learner to the classes that it was trained on."""
     fit, clip = spec.settings.fit, learner.clip
     steps = n_steps(len(episode.train), fit) if fit else 0
     learner.bind(episode.train.classes)

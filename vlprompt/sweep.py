@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -9,17 +10,25 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vlprompt.config import recipes
-from vlprompt.config.compose import COMPOSITION_ERRORS, config_dirs, explained, plain, spec_of, zero_shot_reference
+from vlprompt.config.compose import (
+    COMPOSITION_ERRORS,
+    config_dirs,
+    explained,
+    modernized,
+    plain,
+    spec_of,
+    zero_shot_reference,
+)
 from vlprompt.config.paths import config_dir, results_root
 from vlprompt.errors import ClassBoundError, UserError
 
@@ -27,7 +36,7 @@ if TYPE_CHECKING:
     from vlprompt.config.spec import RunSpec
     from vlprompt.results.record import Record
 
-SWEEP_DIR = "hydra.sweep.dir="
+SWEEP_DIR, OUTCOMES = "hydra.sweep.dir", "jobs"  # a file for each job, below the sweep's folder
 Errors = tuple[type[Exception], ...]
 
 
@@ -35,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run what the arguments ask for; -> exit code (0 done, 1 a job of a sweep failed, 2 a mistake, 130 Ctrl-C)."""
     trace = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach this function whole
-    mistakes: list[UserError] = []  # of a single run; raised within Hydra, it would print them its own way
+    mistakes: list[UserError] = []  # of a single run; Hydra would reformat what is raised within a job
 
     def job(config: DictConfig) -> None:
         """One run as composed by Hydra, in a sweep perhaps in another process."""
@@ -48,15 +57,12 @@ def main(arguments: Sequence[str]) -> int:
             mistakes.append(error)
 
     try:
-        arguments, notices = recipes.modernize(arguments)
-        for notice in notices:
-            print(notice, file=sys.stderr)  # noqa: T201
-        arguments, folder = with_sweep_folder(arguments)
+        arguments, folder = with_sweep_folder(modernized(arguments))
         sys.argv = ["run.py", *arguments]
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
         if mistakes:
             raise mistakes[0]
-        return summarise_sweep(folder)
+        return summarise_sweep(folder) if folder else 0
     except KeyboardInterrupt:
         print("\ninterrupted: this run left no record, earlier ones are untouched", file=sys.stderr)  # noqa: T201
         return 130
@@ -73,19 +79,25 @@ def main(arguments: Sequence[str]) -> int:
         os.environ["HYDRA_FULL_ERROR"] = str(int(trace))
 
 
-def with_sweep_folder(arguments: list[str]) -> tuple[list[str], Path]:
-    """Arguments that say where a sweep's jobs leave their outcomes, in whatever process or machine they run."""
-    given = [argument for argument in arguments if argument.startswith(SWEEP_DIR)]
-    arguments = [argument for argument in arguments if argument not in given]
-    folder = results_root().absolute() / "multirun" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-    if given:  # resolved here, so that a time in it is the same for all
+def with_sweep_folder(arguments: list[str]) -> tuple[list[str], Path | None]:
+    """Arguments that say where a sweep's jobs leave their outcomes, in whatever process or machine they run.
+
+    -> these and the folder, emptied of earlier outcomes; None for a single run.
+    """
+    parsed = get_args_parser().parse_args(arguments)
+    keys = {text.lstrip("+").partition("=")[0]: text for text in parsed.overrides}
+    if not (parsed.multirun or keys.get("hydra.mode", "").endswith("=MULTIRUN")):
+        return arguments, None
+    if given := keys.get(SWEEP_DIR):  # resolved here, so that a time in it is the same for all
         setup_globals()
-        value = OverridesParser.create().parse_override(given[-1]).value()
+        value = OverridesParser.create().parse_override(given).value()
         folder = Path(OmegaConf.create({"dir": value})["dir"])
-    elif not any(argument in ("-m", "--multirun") or argument.startswith("hydra.mode=") for argument in arguments):
-        return arguments, folder
-    first = next((i for i, argument in enumerate(arguments) if "=" in argument and argument[0] != "-"), len(arguments))
-    return [*arguments[:first], f"{SWEEP_DIR}{json.dumps(str(folder))}", *arguments[first:]], folder
+    else:
+        folder = results_root().absolute() / "multirun" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    shutil.rmtree(folder / OUTCOMES, ignore_errors=True)
+    literal, others = f"{SWEEP_DIR}={json.dumps(str(folder))}", [text for text in arguments if text != given]
+    first = next((i for i, text in enumerate(others) if text in parsed.overrides), len(others))
+    return [*others[:first], literal, *others[first:]], folder
 
 
 def single_job(config: DictConfig) -> None:
@@ -95,40 +107,48 @@ def single_job(config: DictConfig) -> None:
     from vlprompt.run import run
     from vlprompt.training.progress import Reporter
 
-    now = HydraConfig.get()
-    overrides, choices = list(now.overrides.task), dict(now.runtime.choices)
+    overrides, choices = asked_for()
     spec = spec_of(plain(config, config_dirs()), choices, overrides)
+    reference = zero_shot_reference(choices, overrides) if spec.trained else None
     record = run(spec)  # first: a mistake in it shows before the reference is computed
-    references = [run(zero_shot_reference(choices, overrides))] if spec.trained else []
+    references = [run(reference)] if reference else []
     Reporter().say("\n" + render(summarise([*references, record])).rstrip())
+
+
+def asked_for() -> tuple[list[str], dict[str, Any]]:
+    """The overrides of this job, the folders of settings among them, and the chosen names of groups."""
+    now = HydraConfig.get()
+    searched = [text for text in now.overrides.hydra if text.startswith("hydra.searchpath")]
+    return [*now.overrides.task, *searched], dict(now.runtime.choices)
 
 
 def sweep_job(config: DictConfig) -> None:
     """One job of a sweep, whose outcome is left as a file where the whole sweep is summed up."""
     now = HydraConfig.get()
-    overrides, choices = list(now.overrides.task), dict(now.runtime.choices)
-    resolved = plain(config, config_dirs())
+    overrides, choices = asked_for()
     record = run_or_record_failure(
-        lambda: spec_of(resolved, choices, overrides), key=key_of(resolved, choices), config=resolved
+        lambda: spec_of(plain(config, config_dirs()), choices, overrides),
+        key=key_of(config, choices),
+        config=cast("dict[str, Any]", OmegaConf.to_container(config)),
     )
     records = [record]
     if record.status == "finished" and record.shots:  # 0: a learner that is not trained
         records.append(run_or_record_failure(lambda: zero_shot_reference(choices, overrides)))
     folders = [str(one.folder(results_root())) for one in reversed(records) if one.status == "finished"]
-    outcome: dict[str, Any] = {"job": " ".join(overrides), "folders": folders}
+    outcome: dict[str, Any] = {"job": " ".join(now.overrides.task), "folders": folders}
     for one in records:
         if one.status != "finished":
             outcome |= {"status": one.status, "reason": one.reason}
-    path = Path(now.sweep.dir, "jobs", f"{now.job.num:06d}.json")
+    path = Path(now.sweep.dir, OUTCOMES, f"{now.job.num:06d}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(outcome), encoding="utf-8")
 
 
 def key_of(config: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is called, as far as its configuration tells before it is checked."""
-    shots = config["shots"] if config.get("fit") else 0
-    names = {group: choices[group] for group in ("protocol", "dataset", "backbone", "method")}
-    return names | {"variant": config["name"], "shots": shots, "seed": config["seed"] if shots else 0}
+    """The key of a run, as far as its configuration tells before it is checked."""
+    shots = config.get("shots") if config.get("fit") else 0
+    names = {group: choices.get(group) for group in ("protocol", "dataset", "backbone", "method")}
+    return names | {"variant": config.get("name"), "shots": shots, "seed": config.get("seed") if shots else 0}
 
 
 def run_or_record_failure(
@@ -138,7 +158,7 @@ def run_or_record_failure(
     config: Mapping[str, Any] = MappingProxyType({}),
     caught: Errors = (Exception,),
 ) -> "Record":
-    """The finished record of a run, found or made; or, where one of the errors came, one that says why not.
+    """The record of a run, or, if one of the exceptions in `caught` is raised, a failed record with the reason.
 
     `asked` may be a function that reads the run; `key` and `config` are for one that cannot be read.
     """
@@ -165,7 +185,7 @@ def run_or_record_failure(
 
 
 def write_failure(fields: Mapping[str, Any], folder: Path | None) -> "Record":
-    """Leave the record of a run that did not finish, if it can be told what it is a run of."""
+    """Leave the record of a run that did not finish, if its key is a valid one."""
     from vlprompt.results.record import Record
     from vlprompt.results.store import open_run
 
@@ -179,12 +199,12 @@ def write_failure(fields: Mapping[str, Any], folder: Path | None) -> "Record":
 
 
 def summarise_sweep(folder: Path) -> int:
-    """Show what the jobs of a sweep came to (nothing for a single run); -> 1 if one failed."""
+    """Show what the jobs of a sweep came to; -> 1 if one failed."""
     from vlprompt.reports.render import render
     from vlprompt.reports.summary import summarise
     from vlprompt.results.record import Record
 
-    outcomes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("jobs/*.json"))]
+    outcomes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{OUTCOMES}/*.json"))]
     folders = dict.fromkeys(run for outcome in outcomes for run in outcome["folders"])
     records = [record for run in folders if (record := Record.read(Path(run)))]
     if records:

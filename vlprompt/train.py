@@ -1,4 +1,4 @@
-"""THE training loop."""
+"""The training loop, the one of all methods."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from vlprompt.training.progress import Reporter
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of the training curve: mean loss and accuracy over the epoch's batches, and its first learning rate."""
+    """One line of the training curve: mean loss and accuracy over the epoch's images, and its first learning rate."""
 
     epoch: int
     loss: float
@@ -42,16 +42,16 @@ def train(
     if fit.keep == "best" and not selection:
         raise UserError("fit.keep=best needs validation images, and this data set has none: use fit.keep=last")
     train_batches = loader.ordered(episode.train, augmented=learner.augmented)
-    val_batches = loader.ordered(selection) if selection else None
+    selection_batches = loader.ordered(selection) if selection else None
     with torch.no_grad(), autocast(loader.clip.device, precision):
-        learner.eval().encode_classes()  # so that class features which are remembered have this precision
-    learner.prepare(train_batches, val_batches)  # caches and closed forms
+        learner.eval().encode_classes()  # cached class features have the precision of the run
+    learner.prepare(train_batches, selection_batches)  # caches and closed forms
 
     n_images, curve = len(episode.train), list[Epoch]()
     per_epoch, epochs, total = steps_per_epoch(n_images, fit), n_epochs(n_images, fit), n_steps(n_images, fit)
     if total:
         loader.read_views(episode.train, track=reporter.track)
-        keeper = make_keeper(fit, epochs, lambda: count_correct(learner, val_batches or (), precision))
+        keeper = make_keeper(fit, epochs, lambda: count_correct(learner, selection_batches or (), precision))
         optimizer = make_optimizer(learner, fit)
         meter = Meter()
         learner.train()
@@ -62,7 +62,7 @@ def train(
                 lr = set_learning_rate(optimizer, step, fit, per_epoch=per_epoch, total=total)
                 optimizer.zero_grad(set_to_none=True)
                 with autocast(loader.clip.device, precision):
-                    loss, logits = learner.backward(images, labels)  # leaves gradients
+                    loss, logits = learner.backward(images, labels)  # sets the gradients
                 gradients = {f"the gradient of {name}": p.grad for name, p in learner.named_parameters()}
                 check_finite({"the loss": loss, **gradients}, step, lr)
                 optimizer.step()
@@ -75,7 +75,7 @@ def train(
         check_finite(dict(learner.named_parameters()), total - 1, lr)
         keeper.restore(learner)
     learner.eval()
-    learner.conclude(train_batches, val_batches)  # a search on validation images
+    learner.conclude(train_batches, selection_batches)  # a search on these images
     return curve
 
 
@@ -105,7 +105,7 @@ class Meter:
 
 @torch.no_grad()
 def count_correct(learner: Learner, batches: Iterable[Batch], precision: str) -> int:
-    """Right answers of a learner in training."""
+    """Number of correct predictions of a learner in training, which it stays in."""
     learner.eval()
     with autocast(learner.clip.device, precision):
         classes = learner.encode_classes()

@@ -106,10 +106,16 @@ def read_features(spec: "RunSpec") -> tuple["Loader", "Parts"]:
 
     Raises: UserError for a method that reads pixels.
     """
+    import torch
+
     from vlprompt.config import build
     from vlprompt.training.progress import Reporter
 
-    episode, reporter = build.make_episode(spec), Reporter()
+    reporter = Reporter()
+    reporter.say(str(spec))
+    if spec.settings.threads:
+        torch.set_num_threads(spec.settings.threads)
+    episode = build.make_episode(spec)
     learner = build.make_learner(spec, build.make_clip(spec), episode)
     if learner.edits_image:
         raise UserError(f"{spec.key.method} edits the image tower, so that it cannot use features of images")

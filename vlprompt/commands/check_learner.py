@@ -12,7 +12,7 @@ from vlprompt.errors import UserError
 
 def register(commands: Any) -> None:
     """Add `check-learner` to the sub-commands."""
-    text = "hold a learner against the contract that all methods keep, on a small random model"
+    text = "check a learner against the contract that all methods keep, on a small random model"
     parser = commands.add_parser("check-learner", help=text, description=text)
     parser.add_argument("path", metavar="CLASS", help="its import path: my_methods.x.X")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="arguments of its constructor: depth=3")

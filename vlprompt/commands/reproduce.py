@@ -76,7 +76,7 @@ def select(rows: Sequence["Published"], options: argparse.Namespace) -> list["Pu
 
 
 @dataclass
-class Cell:
+class Request:
     """All seeds of what published numbers ask for."""
 
     key: "RunRequest"
@@ -100,12 +100,12 @@ class Cell:
         return [] if self.failed else [scores_of(record) for record in records]
 
 
-def plan(rows: Sequence["Published"], seeds: Sequence[int], overrides: Sequence[str]) -> list[Cell]:
+def plan(rows: Sequence["Published"], seeds: Sequence[int], overrides: Sequence[str]) -> list[Request]:
     """What has to run, one backbone after the other; what cannot is planned with its reason."""
     keys = dict.fromkeys(row.key(member) for row in rows if row.recipe for member in row.members)
     cells = []
     for key in sorted(keys, key=lambda key: (key.protocol, key.backbone)):
-        cell = Cell(key)
+        cell = Request(key)
         try:
             prepared = [prepare_seed(rows[0].method, key, seed, overrides) for seed in seeds]
             cell.specs = list({spec.folder: spec for spec in prepared}.values())
@@ -125,7 +125,7 @@ def prepare_seed(method: str, key: "RunRequest", seed: int, overrides: Sequence[
     return read_run([f"method={method}", *groups, *recipe, *shots, f"seed={seed}", *overrides])
 
 
-def check_weights(cells: Sequence[Cell]) -> None:
+def check_weights(cells: Sequence[Request]) -> None:
     """Load each backbone that is needed once, so that missing weights are named before the first run."""
     from vlprompt.config.build import clip_at
 
@@ -142,7 +142,7 @@ def check_weights(cells: Sequence[Cell]) -> None:
             cell.missing = missing[model, weights]
 
 
-def show_plan(method: str, cells: Sequence[Cell]) -> None:
+def show_plan(method: str, cells: Sequence[Request]) -> None:
     rows = []
     for cell in cells:
         n, left = len(cell.specs), len(cell.left())
@@ -154,7 +154,7 @@ def show_plan(method: str, cells: Sequence[Cell]) -> None:
         say(f"cannot run {', '.join(names)}: {reason}")
 
 
-def show_verdicts(verdicts: Sequence["Verdict"], cells: Sequence[Cell], *, unjudged: Sequence["Published"]) -> None:
+def show_verdicts(verdicts: Sequence["Verdict"], cells: Sequence[Request], *, unjudged: Sequence["Published"]) -> None:
     states = {cell.key: "failed" if cell.failed else "cannot run" for cell in cells if cell.failed or cell.missing}
     rows = []
     for one in verdicts:

@@ -17,7 +17,6 @@ from vlprompt.data.cache.feature_files import FeatureFiles
 from vlprompt.data.cache.features import FeatureCache, tower_key
 from vlprompt.data.cache.images import ImageCache
 from vlprompt.data.loader import Loader
-from vlprompt.data.sampling import sample_few_shot
 from vlprompt.data.transforms import Augment, seed_of
 from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import FEW_SHOT_VAL, Episode
@@ -36,7 +35,7 @@ def make_episode(spec: RunSpec) -> Episode:
     if spec.trained:
         sample = make_sampler(settings)(dataset, shots=settings.shots, seed=settings.seed)
     else:
-        sample = sample_few_shot(dataset, shots="all", seed=settings.seed)  # none is drawn
+        sample = list(dataset.train), list(dataset.val)  # nothing is trained
     return spec.protocol.episode(dataset, sample, targets=spec.targets)
 
 
@@ -77,7 +76,7 @@ def make_learner(spec: RunSpec, clip: Clip, episode: Episode) -> Learner:
 
 
 def target_wording(spec: RunSpec, target: str) -> dict[str, Any]:
-    """The arguments of the method that are other ones on a target: it may word classes as their data set does."""
+    """Arguments of the method that differ on a target, e.g. its template."""
     described = spec.settings.targets.get(target)
     wording = described.method if described else {}
     return {} if wording.items() <= spec.arguments.items() else wording

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -31,7 +32,7 @@ SHARED_WITH_REFERENCE = (
 WORDING = ("template", "templates")  # arguments of a method that may be those of the data set
 SHARED_WITH_DEFAULT = ("seed", "shots", "hydra")
 """What a run has in common with its default: seed and shots, and the folders that both are composed from."""
-SINGLE = ("seed", "fit.lr")  # of which lists used to be allowed
+SINGLE = ("seed", "fit.lr")  # earlier versions took lists of them
 NULL_GROUP = "Config group override must be"  # how Hydra's ValueError for method=null begins
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 
@@ -44,20 +45,33 @@ def read_run(overrides: Sequence[str]) -> RunSpec:
     Raises:
         UserError: what `python run.py` would answer.
     """
-    overrides, _ = recipes.modernize(overrides)
+    overrides = modernized(overrides)
     with composed(overrides) as (config, choices):
         return spec_of(config, choices, overrides)
 
 
 def read_reference(overrides: Sequence[str]) -> RunSpec:
     """The zero-shot run that the run with these overrides is compared with."""
-    overrides, _ = recipes.modernize(overrides)
+    overrides = modernized(overrides)
     with composed(overrides) as (_, choices):
         return zero_shot_reference(choices, overrides)
 
 
+def modernized(overrides: Sequence[str]) -> list[str]:
+    """Overrides with recipes as they are spelled today; what is spelled otherwise is told once."""
+    overrides, notices = recipes.modernize(overrides)
+    for notice in notices:
+        tell(notice)
+    return overrides
+
+
+@cache
+def tell(notice: str) -> None:
+    print(notice, file=sys.stderr)  # noqa: T201
+
+
 def spec_of(config: Any, choices: Choices, overrides: list[str]) -> RunSpec:
-    """The run that a composed configuration asks for, checked and not begun."""
+    """The run that a composed configuration asks for, validated and not started."""
     check_single(overrides)
     recipes.check(overrides, config_dirs())
     check_targets(config)
@@ -74,21 +88,26 @@ def zero_shot_reference(choices: Choices, overrides: list[str]) -> RunSpec:
     wanted = [f"{group}={choices[group]}" for group in GROUPS if group != "method"]
     wanted += ["method=zero_shot", *chosen(overrides, SHARED_WITH_REFERENCE)]
     choices = {**choices, "method": "zero_shot"}
-    return read_spec(compose(wanted), choices=choices, default=lambda: default(choices, []))
+    return read_spec(compose(wanted), choices=choices, default=lambda: default(choices, chosen(overrides, ("hydra",))))
 
 
 @contextmanager
 def composed(overrides: Sequence[str]) -> Iterator[tuple[Any, Choices]]:
-    """The plain configuration and the choices of groups; Hydra stands as within a run."""
+    """The plain configuration and the choices of groups, with Hydra's global state set as inside a run."""
     before = HydraConfig.instance().cfg
     try:
         with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-            whole = hydra.compose("config", list(overrides), return_hydra_config=True)
-            HydraConfig.instance().set_config(whole)
-            ours = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-            yield plain(ours, config_dirs()), dict(whole.hydra.runtime.choices)
-    except COMPOSITION_ERRORS as error:
-        raise explained(error, overrides) from error
+            try:
+                whole = hydra.compose("config", list(overrides), return_hydra_config=True)
+                HydraConfig.instance().set_config(whole)
+                config = plain(
+                    OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"]), config_dirs()
+                )
+            except COMPOSITION_ERRORS as error:
+                if (mistake := explained(error, overrides)) is error:
+                    raise
+                raise mistake from error
+            yield config, dict(whole.hydra.runtime.choices)
     finally:
         HydraConfig.instance().cfg = before
 
@@ -136,7 +155,7 @@ def names(group: str, folders: Sequence[Path]) -> list[str]:
 
 
 def plain(config: DictConfig, folders: Sequence[Path]) -> Any:
-    """The resolved configuration, and in its `targets` what it is about the data sets that `protocol.targets` names."""
+    """The resolved configuration, with `targets` filled in: the data sets that `protocol.targets` names."""
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     known = names("dataset", folders)
     if targets := [name for name in named_targets(config) if name in known]:
@@ -184,7 +203,7 @@ def check_targets(config: Any) -> None:
 
 
 def explained(error: Exception, arguments: Sequence[str]) -> Exception:
-    """Hydra's complaint about a command line as one sentence; an error that is none of that kind as it is."""
+    """Hydra's complaint about a command line as one sentence; other errors unchanged."""
     if isinstance(error, ValueError) and not isinstance(error, HydraException | OmegaConfBaseException):
         if not str(error).startswith(NULL_GROUP):
             return error

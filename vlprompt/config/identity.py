@@ -7,21 +7,30 @@ import pydoc
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+from pydantic import BaseModel
 
 from vlprompt import demo
 from vlprompt.config.datasets import dataset_identity, target_names
 from vlprompt.config.hashing import canonical, config_hash
-from vlprompt.config.schema import Bank, Fit, Settings
+from vlprompt.config.schema import Augmentation, Bank, DataSource, Fit, Settings
 from vlprompt.data.dataset import Dataset
 from vlprompt.results.record import Record
 from vlprompt.towers import RANDOM, WEIGHTS_FILE
 
-FIRST_FIT_SETTINGS = (
-    *("optimizer", "lr", "momentum", "betas", "eps", "weight_decay", "batch_size", "drop_last", "epochs", "steps"),
-    "schedule",
-)
-"""Those that the first hashes held even at their defaults."""
+FIRST: dict[str, dict[str, Any]] = {
+    "fit": {
+        **dict.fromkeys(("optimizer", "lr", "momentum", "betas", "eps", "weight_decay", "batch_size", "drop_last")),
+        **dict.fromkeys(("epochs", "steps")),
+        "schedule": dict.fromkeys(("shape", "every", "warmup", "warmup_epochs", "warmup_lr", "period", "floor")),
+    },
+    "bank": {"views": None},
+    "augment": {"scale": None, "flip": None},
+    "dataset": {"name": None, "template": None},
+}
+"""The settings that the first hashes held even at their defaults."""
 
 
 def result_settings(
@@ -43,9 +52,9 @@ def result_settings(
         chosen["targets"] = {name: target_identity(settings, name, targets) for name in names}
     if settings.fit is not None:
         fit = settings.fit.model_dump()
-        defaults = Fit.model_fields
-        fit = {k: v for k, v in fit.items() if k in FIRST_FIT_SETTINGS or v != defaults[k].default}
-        chosen |= {"fit": fit, "bank": settings.bank.model_dump(), "augment": settings.augment.model_dump()}
+        later = {name: default for name, default in model_defaults(Fit).items() if name not in FIRST["fit"]}
+        chosen["fit"] = {name: v for name, v in fit.items() if name not in later or v != later[name]}
+        chosen |= {"bank": settings.bank.model_dump(), "augment": settings.augment.model_dump()}
         chosen |= {"seed": settings.seed, "shots": settings.shots}
         if settings.sampler.name != "coop":
             file = settings.sampler.file
@@ -54,19 +63,30 @@ def result_settings(
 
 
 def settings_hash(relevant: Mapping[str, Any]) -> str:
-    """The hash of `result_settings` that are not at their default: later settings change no hash of earlier runs.
+    """The hash of `result_settings` without those at their default, so that a later setting changes no earlier hash.
 
-    A default therefore never changes its value: a better one is a recipe, or the YAML of a method.
+    So never change a default here: a better value belongs into a recipe, or into the YAML of a method.
     """
-    defaults = {
-        "fit": {name: field.default for name, field in Fit.model_fields.items() if not field.is_required()},
-        "bank": {name: field.default for name, field in Bank.model_fields.items()},
-        "method": argument_defaults(relevant["method"]),
-        "protocol": argument_defaults(relevant["protocol"]),
-        "dataset": {"source": argument_defaults(relevant["dataset"]["source"])},
-    }
-    defaults["fit"]["schedule"] = defaults["fit"]["schedule"].model_dump()
-    return config_hash(without_defaults(relevant, defaults))
+    return config_hash(without_defaults(relevant, defaults_of(relevant)))
+
+
+def defaults_of(relevant: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of `result_settings`, in the same tree, of what has one."""
+    defaults: dict[str, Any] = {name: argument_defaults(relevant[name]) for name in ("method", "protocol")}
+    defaults |= {"fit": model_defaults(Fit), "bank": model_defaults(Bank), "augment": model_defaults(Augmentation)}
+
+    def of_source(dataset: Mapping[str, Any]) -> dict[str, Any]:
+        return model_defaults(DataSource) | {"source": argument_defaults(dataset["source"])}
+
+    targets = {name: target for name, target in relevant.get("targets", {}).items() if "dataset" in target}
+    defaults["targets"] = {name: {"dataset": of_source(target["dataset"])} for name, target in targets.items()}
+    return defaults | {"dataset": of_source(relevant["dataset"])}
+
+
+def model_defaults(model: type[BaseModel]) -> dict[str, Any]:
+    """The defaults of a part of the settings, models within it as trees."""
+    values = {name: field.get_default() for name, field in model.model_fields.items() if not field.is_required()}
+    return {name: v.model_dump() if isinstance(v, BaseModel) else v for name, v in values.items()}
 
 
 def argument_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,15 +95,17 @@ def argument_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
 
 
-def without_defaults(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that differ from their defaults, as far as there are any."""
+def without_defaults(
+    settings: Mapping[str, Any], defaults: Mapping[str, Any], known: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The settings that differ from their defaults, that have none, or whose names are known."""
     changed: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping):
-            changed[name] = without_defaults(value, defaults[name])
-        elif name not in defaults or canonical(value) != canonical(defaults[name]):
+            changed[name] = without_defaults(value, defaults[name], known.get(name) or {})
+        elif name in known or name not in defaults or canonical(value) != canonical(defaults[name]):
             changed[name] = value
-    return changed
+    return {name: value for name, value in changed.items() if value != {} or name in known or name not in defaults}
 
 
 def is_same_run(record: Record, relevant: Mapping[str, Any]) -> bool:
@@ -92,19 +114,14 @@ def is_same_run(record: Record, relevant: Mapping[str, Any]) -> bool:
 
 
 def first_hash(relevant: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """The hash of the first versions, of all settings that existed: those at their default included.
+    """The hash as the first versions computed it: of all settings that existed then, those at their default included.
 
-    `config` is the record's configuration, by which it is known what existed.
+    `config` is the record's configuration, which tells the arguments that existed.
     """
-    past: dict[str, Any] = dict(relevant)
-    for section in ("method", "protocol"):
-        settings, known = relevant[section], config.get(section) or {}
-        defaults = argument_defaults(settings)
-        past[section] = {
-            name: value
-            for name, value in settings.items()
-            if name in known or name not in defaults or canonical(value) != canonical(defaults[name])
-        }
+    known: dict[str, Any] = {**FIRST, **{name: config.get(name) or {} for name in ("method", "protocol")}}
+    known["dataset"] = {**FIRST["dataset"], "source": (config.get("dataset") or {}).get("source") or {}}
+    known["targets"] = config.get("targets") or {}
+    past = without_defaults(relevant, defaults_of(relevant), known)
     if "fit" in past and past["fit"]["lr"] is None:  # closed forms had to have one
         past["fit"] = past["fit"] | {"lr": (config.get("fit") or {}).get("lr")}
     return config_hash(past)

@@ -23,6 +23,10 @@ def locate(config: Mapping[str, Any], kind: type, where: str) -> tuple[Any, dict
         located = pydoc.locate(target)
     except pydoc.ErrorDuringImport as error:
         raise UserError(f"{where}._target_={target} cannot be imported: {error}") from error
+    if located is None:
+        raise UserError(
+            f"{where}._target_={target} cannot be imported: correct its name, or put its folder into PYTHONPATH"
+        )
     if not (isinstance(located, type) and issubclass(located, kind)):
         raise UserError(f"{where}._target_ is '{target}', allowed is the import path of a {kind.__name__}")
     arguments = {key: value for key, value in config.items() if key != "_target_"}

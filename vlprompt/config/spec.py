@@ -25,7 +25,7 @@ from vlprompt.training.device import device_name, resolve_device, resolve_precis
 
 @dataclass(frozen=True)
 class RunSpec:
-    """A run to be made, or found."""
+    """A validated run, not started."""
 
     settings: Settings
     config: dict[str, Any]  # as composed, resolved; without what only a search for settings reads
@@ -49,7 +49,7 @@ class RunSpec:
     def hash(self) -> str:
         return settings_hash(self.result_settings)
 
-    def made(self, record: Record) -> bool:
+    def matches(self, record: Record) -> bool:
         """Whether a record is this run's."""
         return is_same_run(record, self.result_settings)
 
@@ -83,13 +83,13 @@ def read_spec(
     protocol = make_protocol(settings)
     dataset, targets = load_datasets(settings)
     relevant = result_settings(settings, precision, dataset, targets)
-    usual = result_settings(read_settings(default()), resolve_precision("auto", device), dataset, targets)
+    by_default = result_settings(read_settings(default()), resolve_precision("auto", device), dataset, targets)
     key = RunKey(
         protocol=choices["protocol"],
         dataset=dataset.name,
         backbone=choices["backbone"],
         method=choices["method"],
-        variant=settings.name or variant_of(relevant, usual),
+        variant=settings.name or variant_of(relevant, by_default),
         shots=settings.shots if settings.fit else 0,
         seed=settings.seed if settings.fit else 0,
     )
@@ -111,7 +111,7 @@ def read_spec(
 
 
 def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration as records keep it: without what changes no run."""
+    """A configuration as records keep it: without keys that affect no run."""
     config = {name: value for name, value in config.items() if name != "search"}
     return config | {"dataset": {name: value for name, value in config["dataset"].items() if name != "about"}}
 
@@ -120,7 +120,7 @@ def spec_of_record(folder: Path, record: Record, *, device: str = "auto") -> Run
     """The run that a record is of, to be tested once more.
 
     Raises:
-        UserError: its configuration is gone, or its data set is another one now.
+        UserError: its configuration is gone, or its data set has changed.
     """
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))

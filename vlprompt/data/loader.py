@@ -25,7 +25,7 @@ EPOCHS_AHEAD = 4  # whose views are read at once, where each epoch has its own
 
 @dataclass(frozen=True)
 class Loader:
-    """Reads images for one learner; whether as features or as pixels is its secret.
+    """Reads images for one learner, as features or as pixels: callers cannot tell.
 
     `features` are those of the unedited image tower, for a learner that leaves it alone; None: pixels are read. A
     training image has a view of its own for each epoch, as published, or `n_views` in turn.
@@ -49,7 +49,8 @@ class Loader:
         batches = self._pixels(split, order, batch_size) if self.features is None else None
         labels = torch.tensor([item.label for item in split.items], device=self.clip.device)
         for epoch in range(math.ceil(total / per_epoch)):
-            order.epoch, left = epoch, total - epoch * per_epoch
+            order.epoch = epoch
+            left = total - epoch * per_epoch
             if batches is not None:
                 yield from itertools.islice(batches, left)
                 continue
@@ -59,7 +60,7 @@ class Loader:
                 yield Images(features=features[index]), labels[index]
 
     def read_views(self, split: Split, *, track: Callable[[str, int], AbstractContextManager[Any]]) -> None:
-        """Compute the features of training views that recur before the first step, so that the time left is known."""
+        """Before the first step, compute the features of views that recur, so that the time left is known."""
         if self.features is not None and self.n_views is not None:
             with track(f"reading {self.n_views} views an image", len(split) * self.n_views) as bar:
                 views = range(self.n_views)

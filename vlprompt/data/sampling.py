@@ -95,9 +95,7 @@ def group_by_label(items: Iterable[Item]) -> dict[int, list[Item]]:
 
 def check_shots(dataset: Dataset, shots: Shots, *, repeat: bool = False) -> int:
     """`shots` as a number (ALL for "all"), after a warning that names the classes with fewer images."""
-    if shots == "all":
-        return ALL
-    if type(shots) is not int or shots < 1:  # True is an int too
+    if shots != "all" and (type(shots) is not int or shots < 1):  # True is an int too
         raise UserError(f"shots={shots}: allowed is a positive whole number or 'all'.")
     sizes = {label: len(group) for label, group in group_by_label(dataset.train).items()}
     largest = max(sizes.values(), default=0)
@@ -106,6 +104,8 @@ def check_shots(dataset: Dataset, shots: Shots, *, repeat: bool = False) -> int:
             f"{dataset.name} has no training images, it is a test set: train on another one "
             "(protocol=domain_generalization), or use method=zero_shot."
         )
+    if shots == "all":
+        return ALL
     if shots > largest:
         raise UserError(
             f"shots={shots}, but the largest class of {dataset.name} has {largest} training images: "

@@ -107,7 +107,7 @@ class Learner(nn.Module):
         self.forget()
 
     def forget(self) -> None:
-        """Drop what is computed once a bind."""
+        """Drop what is computed once per bind."""
         self._prompts, self._cache = None, {}
 
     def select(self, x: Tensor, dim: int = 0) -> Tensor:
@@ -122,7 +122,7 @@ class Learner(nn.Module):
 
     @property
     def prompts(self) -> Prompts:
-        """The bound classes' embedded prompts; made once a bind."""
+        """The bound classes' embedded prompts; made once per bind."""
         if self._prompts is None:
             self._prompts = self.make_prompts()
         return self._prompts
@@ -134,7 +134,7 @@ class Learner(nn.Module):
     def zero_shot_features(self, templates: Sequence[str], *, normalize: bool = True) -> Float[Tensor, "C e"]:
         """Class features of the frozen text tower, averaged over templates (after they are normalised, or as they are).
 
-        Computed once a bind: a teacher, or a classifier that is not trained.
+        Computed once per bind: a teacher, or a classifier that is not trained.
         """
         key = (*templates, normalize)
         if key not in self._cache:
@@ -152,7 +152,7 @@ class Learner(nn.Module):
 
     def encode_classes(self) -> Float[Tensor, "C e"] | None:
         """Un-normalised class features; None where they depend on the image. Here those of the frozen text tower."""
-        if () not in self._cache:  # computed once a bind, as nothing in them is trained
+        if () not in self._cache:  # computed once per bind, as nothing in them is trained
             with torch.no_grad():
                 self._cache[()] = self.text(self.prompts)
         return self._cache[()]

@@ -53,12 +53,12 @@ class PromptSRC(IVLP):
         features, classes = self.encode_images(images), self.encode_classes()
         logits = self.compare(features, classes)
         with torch.no_grad():
-            frozen, frozen_classes = self.clip.image(images), self.zero_shot_features(self.templates, normalize=False)
-            expected = scaled_cosine(frozen, frozen_classes, self.clip.scale).log_softmax(-1)
+            frozen, zero_shot = self.clip.image(images), self.zero_shot_features(self.templates, normalize=False)
+            expected = scaled_cosine(frozen, zero_shot, self.clip.scale).log_softmax(-1)
         divergence = F.kl_div(logits.log_softmax(-1), expected, reduction="sum", log_target=True) / logits.numel()
         loss = (
             F.cross_entropy(logits, labels)
-            + self.text_weight * F.l1_loss(normalize(classes), normalize(frozen_classes))
+            + self.text_weight * F.l1_loss(normalize(classes), normalize(zero_shot))
             + self.image_weight * F.l1_loss(normalize(features), normalize(frozen))
             + self.logit_weight * divergence
         )

@@ -66,7 +66,8 @@ class Protocol(ABC):
 
     def test_of(self, dataset: Dataset, val: Split | None) -> Split:
         """The images of `part`, all of them; `val` is the few-shot validation sample. Raises: UserError without any."""
-        return require_val(dataset, val) if self.part == FEW_SHOT_VAL else dataset.split(self.part)
+        images = val if self.part == FEW_SHOT_VAL else dataset.split(self.part)
+        return require_val(dataset, images if images else None) if self.part != "test" else dataset.split("test")
 
     @classmethod
     def summary(cls, accuracies: Mapping[str, float]) -> dict[str, float]:

@@ -27,7 +27,7 @@ class BaseToNovel(Protocol):
         if self.part == FEW_SHOT_VAL:  # no look at a novel label either
             tests = {"base": require_val(dataset, base_val)}
         else:
-            test = dataset.split(self.part)
+            test = self.test_of(dataset, base_val)
             tests = {"base": test.select(base), "novel": test.select(novel), "all": test}
         return Episode(train=train.select(base), val=base_val, tests=tests)
 

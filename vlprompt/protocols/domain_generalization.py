@@ -24,7 +24,7 @@ class DomainGeneralization(Transfer):
 
 
 def rows_in(variant: Dataset, source: Dataset) -> tuple[int, ...]:
-    """The place of each class of a variant among the source's; a variant that tells none has them all, in order.
+    """The row of each class of a variant among the source's; a variant that names none has them all, in order.
 
     Raises: UserError where these are not the source's classes.
     """

@@ -17,7 +17,7 @@ from vlprompt.results.record import Record
 
 COLUMNS = ("source", "protocol", "dataset", "method", "backbone", "shots", "metric", "value")  # recipe, printed: or ""
 SECTIONS = ("method", "fit", "bank", "augment", "backbone", "protocol")
-"""The parts of a configuration that a published setting is held against; precision and device are no part of it."""
+"""The parts of a configuration that a published setting is compared with; precision and device are no part of it."""
 UNKNOWN, SAME, DIFFER = "setting unknown", "as published", "settings differ"
 TRAINED_ON = "imagenet"  # by what is published of transfer to other data sets
 SHOWN = 6  # differences named in one cell

@@ -48,7 +48,6 @@ def make_optimizer(learner: Learner, fit: Fit) -> torch.optim.Optimizer:
     """The optimiser over the learner's parameter groups; groups keep the rates and decays that they bring."""
     assert fit.lr is not None
     groups: list[dict[str, Any]] = learner.param_groups(fit)
-    assert fit.lr is not None
     if fit.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=fit.lr, momentum=fit.momentum, weight_decay=fit.weight_decay)
     kind = torch.optim.Adam if fit.optimizer == "adam" else torch.optim.AdamW

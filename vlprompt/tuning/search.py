@@ -85,7 +85,7 @@ class Search:
         """Try one setting. What fails in the first trial alone is a mistake, unless it is the loss."""
         spec = self.trial(setting)
         record = Record.read(spec.folder)
-        failed = record is not None and record.status != "finished" and spec.made(record)
+        failed = record is not None and record.status != "finished" and spec.matches(record)
         if record is None or not failed or spec.settings.force:
             caught = (OutOfMemoryError, UserError if number else NonFiniteError)
             record = run_or_record_failure(spec, caught=caught)
