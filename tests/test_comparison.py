@@ -192,9 +192,8 @@ def test_plot_without_matplotlib_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    code, out, err = ask("plot", "reliability", root, "--output", tmp_path / "x.png")
-    assert (code, out) == (2, "")
-    assert "pip install 'vlprompt[plots]'" in err
+    code, _, err = ask("plot", "reliability", root, "--output", tmp_path / "x.png")
+    assert (code, "pip install 'vlprompt[plots]'" in err) == (2, True)
 
 
 def test_reliability_figure_shows_the_curve() -> None:
@@ -207,22 +206,18 @@ def test_reliability_figure_shows_the_curve() -> None:
 
 
 def test_table_command_in_a_papers_layout(root: Path, ask: Ask) -> None:
-    code, out, err = ask("table", root, "--layout", "few_shot", "--metric", "nll", "--interval", "t")
-    assert (code, err) == (0, "")
-    assert "negative log-likelihood (nats)" in out
+    assert ask("table", root, "--layout", "few_shot", "--metric", "nll", "--interval", "t")[::2] == (0, "")
     code, out, err = ask("table", root, "--layout", "auto", "--format", "csv", "--where", "method=coop")
-    assert err == "note: Only method=coop: 2 of 3 runs.\n"
+    assert "method=coop: 2 of 3 runs" in err
     assert out.splitlines()[0].startswith("protocol,source,backbone")
     assert len(out.splitlines()) == 2
     code, out, err = ask("table", root, "--layout", "base_to_novel")
     assert (code, out) == (2, "")
     assert "no runs of base_to_novel (but of few_shot)" in err
-    code, out, err = ask("table", root, "--layout", "published", "--where", "shots=16", "method=zero_shot")
-    assert code == 2
-    assert "no published number" in err
-    code, out, err = ask("table", root, "--layout", "published", "--metric", "ece")
-    assert code == 2
-    assert "published numbers are accuracies" in err
+    for options, words in ((("--where", "shots=16", "method=zero_shot"), "no published number"),
+                           (("--metric", "ece"), "published numbers are accuracies")):  # fmt: skip
+        code, _, err = ask("table", root, "--layout", "published", *options)
+        assert (code, words in err) == (2, True)
 
 
 def test_table_command_next_to_published_numbers(root: Path, ask: Ask) -> None:

@@ -111,7 +111,7 @@ def test_transfer_from_imagenet_as_published(protocol: str) -> None:
     assert len(coop.protocol["targets"]) == targets[protocol]
 
 
-def test_targets_of_the_demo_and_of_ones_own() -> None:
+def test_targets_of_the_demo_and_of_a_user() -> None:
     def targets(*overrides: str) -> list[str]:
         return settings(*overrides).protocol["targets"]
 

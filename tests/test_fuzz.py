@@ -61,10 +61,10 @@ def test_lists(tmp_path: Path, content: bytes) -> None:
 
 
 @QUICK
-@given(place=st.integers(0, 600), value=st.integers(0, 255), end=st.integers(1, 700))
-def test_images(tmp_path: Path, place: int, value: int, end: int) -> None:
+@given(offset=st.integers(0, 600), value=st.integers(0, 255), end=st.integers(1, 700))
+def test_images(tmp_path: Path, offset: int, value: int, end: int) -> None:
     content = bytearray(picture(3))
-    content[place % len(content)] = value
+    content[offset % len(content)] = value
     (tmp_path / "image.jpg").write_bytes(content[:end])
     image = refused_or_read(Files(tmp_path), "image.jpg")
     assert image is None or image.mode == "RGB"

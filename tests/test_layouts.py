@@ -81,7 +81,7 @@ def test_transfer_averages_leave_the_source_out() -> None:
 
 
 def test_average_of_as_many_other_data_sets_has_another_name() -> None:
-    made = [few_shot("coop", f"own{i}", 0.5) for i in range(11)]
+    made = [few_shot("coop", f"mine{i}", 0.5) for i in range(11)]
     names = set(across_datasets(made)[0]["dataset"])
     assert "average_11_other" in names
     assert "average_11" not in names

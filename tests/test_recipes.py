@@ -1,4 +1,4 @@
-"""Recipes: each can be selected and takes effect; how they are left out; a user's own; how they were spelled before."""
+"""Recipes: each can be selected and takes effect; how they are left out; those of a user; their former spelling."""
 
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def test_spelling_of_before() -> None:
         "recipe=coop_ijcv": ["recipe=coop/ijcv"],
         "recipe=tip_adapter_f_original,tip_adapter_original": ["recipe=tip_adapter_f/original,tip_adapter/original"],
         "recipe=vpt_linear": ["recipe=vpt/linear"],
-        "recipe=mine": ["recipe=mine"],  # a user's own
+        "recipe=mine": ["recipe=mine"],  # of a user
         "recipe=null": ["~recipe"],
         "~recipe/dataset": ["~demo", "~recipe@_global_"],
         "recipe/dataset=null": ["~demo", "~recipe@_global_"],
@@ -95,8 +95,8 @@ def test_left_out_recipes() -> None:
         ("recipe/mine_too_few_shot.yaml", "recipe/mine_too/few_shot.yaml"),
     ],
 )
-def test_recipes_of_ones_own(tmp_path: Path, old: str, new: str) -> None:
-    """One that would not apply any more is refused with the place that it has to move to."""
+def test_recipes_of_a_user(tmp_path: Path, old: str, new: str) -> None:
+    """One that would not apply any more is refused with the path that it has to move to."""
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "mine_too.yaml").touch()
     for name in (new, old):
@@ -107,7 +107,7 @@ def test_recipes_of_ones_own(tmp_path: Path, old: str, new: str) -> None:
         recipes.check([], [CONF, tmp_path])
 
 
-def test_a_recipe_of_ones_own_applies(tmp_path: Path) -> None:
+def test_a_recipe_of_a_user_applies(tmp_path: Path) -> None:
     for name, text in {"few_shot_shapes": "epochs: 77", "base_to_novel": "lr: 0.5", "fast": "lr: 0.25"}.items():
         path = tmp_path / "recipe" / "taskres" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)

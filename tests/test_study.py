@@ -53,7 +53,7 @@ def test_the_default_comes_first_and_all_stays_in_the_space() -> None:
 
 
 def test_a_longer_search_begins_as_the_shorter_one_did() -> None:
-    """And so the trials of an interrupted search are asked for again, and found."""
+    """And so the trials of an interrupted search are asked for again, and need not be run."""
     assert searched(12)[:5] == searched(5)
     assert searched(12) == searched(12)
 
