@@ -4,9 +4,9 @@
     python scripts/compare_states.py run after
     python scripts/compare_states.py compare before after
 
-`run` leaves results below the folder that it is given, as `python run.py` does there with one thread. `compare` compares
-status, selection, split, scores, curves, counted costs, predictions and trained tensors, bit for bit; it prints each run
-that differs and exits with 1 if any does. Both states have to be run on one machine.
+`run` leaves results below the folder that it is given, as `python run.py` does there with one thread. `compare`
+compares status, selection, split, scores, curves, counted costs, predictions and trained tensors, bit for bit; it
+prints each run that differs and exits with 1 if any does. Both states have to be run on one machine.
 """
 
 import argparse
