@@ -1,6 +1,5 @@
 """Reading other people's checkpoints: tensors and plain values only, and nothing of a file is ever executed."""
 
-import hashlib
 import re
 import warnings
 import zipfile
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlprompt.config.identity import file_hash
 from vlprompt.errors import UserError
 
 
@@ -80,7 +80,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         tensors=named,
         epoch=epoch if isinstance(epoch, int) else None,
         whole=any(name.startswith(parts[1:]) or name == "logit_scale" for name in named),
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        sha256=file_hash(path),
     )
 
 
