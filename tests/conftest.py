@@ -55,10 +55,12 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_collections() -> None:
-    """Each run collects garbage before it measures memory; what the imports made is none of it."""
+def short_waits() -> None:
+    """Each run collects garbage before it measures memory, and what the imports made is none; a loader whose iteration
+    ended in an error waits this long for its workers."""
     gc.collect()
     gc.freeze()
+    torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
 
 
 @pytest.fixture(scope="session", autouse=True)

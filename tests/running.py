@@ -34,6 +34,12 @@ def ask(main: Callable[[list[str]], int], arguments: list[str]) -> Answer:
     return Answer(code, out.getvalue(), err.getvalue())
 
 
+def succeed(main: Callable[[list[str]], int], arguments: list[str]) -> Answer:
+    answer = ask(main, arguments)
+    assert (answer.code, answer.err) == (0, ""), answer
+    return answer
+
+
 @cache
 def composed(config: str, overrides: tuple[str, ...], whole: bool) -> Any:
     return COMPOSE(config, list(overrides), return_hydra_config=whole)

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 import yaml
 from PIL import Image
-from running import Answer, ask, check_mistake, set_up
+from running import Answer, ask, check_mistake, set_up, succeed
 from tiny_world import CLASSES, PER_CLASS, RUN, load
 
 import vlprompt.run
@@ -53,9 +53,7 @@ def again(finished: tuple[Path, Answer], results: Path) -> Path:
 
 def start(*overrides: str) -> Answer:
     """The tiny run with overrides; it has to succeed."""
-    answer = ask(sweep.main, [*RUN, *overrides])
-    assert (answer.code, answer.err) == (0, ""), answer
-    return answer
+    return succeed(sweep.main, [*RUN, *overrides])
 
 
 def cells(root: Path) -> dict[str, Record]:
@@ -138,8 +136,7 @@ def test_zero_shot_is_stored_once_and_shown_next_to_it(finished: tuple[Path, Ans
 def test_the_same_command_finds_the_finished_run(finished: tuple[Path, Answer], again: Path) -> None:
     """Also as `vlprompt run`."""
     before = {path: path.stat().st_mtime_ns for path in again.rglob("*") if path.is_file()}
-    answer = ask(cli.main, ["run", *RUN])
-    assert (answer.code, answer.err) == (0, "")
+    answer = succeed(cli.main, ["run", *RUN])
     assert answer.out.count("is finished already (force=true runs it again)") == 2
     assert answer.out.split("\n\n", 1)[1] == finished[1].out.split("\n\n", 1)[1]  # the same table
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -242,8 +239,7 @@ def test_a_small_class_is_warned_about(results: Path) -> None:
 
 def test_untrained_runs_need_no_shots(results: Path) -> None:
     arguments = [a for a in RUN if not a.startswith(("fit", "method", "shots"))]
-    answer = ask(sweep.main, [*arguments, "method=zero_shot"])  # 16 shots, where classes have 4 images
-    assert (answer.code, answer.err) == (0, "")
+    succeed(sweep.main, [*arguments, "method=zero_shot"])  # 16 shots, where classes have 4 images
     assert [(r.method, r.shots) for r in find_records([results])] == [("zero_shot", 0)]
 
 
@@ -467,8 +463,7 @@ def made(root: Path) -> None:
 @pytest.mark.parametrize("format", ["terminal", "markdown", "latex", "csv"])
 def test_table(results: Path, tmp_path: Path, format: str) -> None:
     made(results)
-    answer = ask(cli.main, ["table", "--format", format])
-    assert (answer.code, answer.err) == (0, "")
+    answer = succeed(cli.main, ["table", "--format", format])
     assert "zero_shot" in answer.out.replace("\\", "")
     assert "85.0" in next(line for line in answer.out.splitlines() if "coop" in line)
 

@@ -2,15 +2,16 @@
 
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import running
 import torch
 from made_records import few_shot, save
+from running import Answer
 
 from vlprompt import cli
 from vlprompt.errors import UserError
@@ -124,20 +125,12 @@ def test_stretches_of_ranks_that_do_not_differ() -> None:
 
 # The commands
 
-Ask = Callable[..., tuple[int, str, str]]
+
+def ask(*arguments: object) -> Answer:
+    return running.ask(cli.main, [str(argument) for argument in arguments])
 
 
-@pytest.fixture
-def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
-    def ask(*arguments: object) -> tuple[int, str, str]:
-        code = cli.main([str(argument) for argument in arguments])
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return ask
-
-
-def test_compare_command(root: Path, ask: Ask) -> None:
+def test_compare_command(root: Path) -> None:
     code, out, err = ask("compare", "coop", "zero_shot", "--results", root)
     assert (code, err) == (0, "")
     assert out.startswith("first: coop, second: zero_shot")
@@ -154,7 +147,7 @@ def test_compare_command(root: Path, ask: Ask) -> None:
         assert words in err
 
 
-def test_compare_command_across_data_sets(root: Path, ask: Ask) -> None:
+def test_compare_command_across_data_sets(root: Path) -> None:
     write(root, "coop", 1, predictions([True] * 30 + [False] * 10), dataset="eurosat")
     write(root, "zero_shot", 0, predictions([True] * 20 + [False] * 20), dataset="eurosat", shots=0)
     code, out, _ = ask("compare", "--results", root)
@@ -164,7 +157,7 @@ def test_compare_command_across_data_sets(root: Path, ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("name", ["reliability", "critical-difference", "few-shot"])
-def test_plot_command(root: Path, tmp_path: Path, ask: Ask, name: str) -> None:
+def test_plot_command(root: Path, tmp_path: Path, name: str) -> None:
     pytest.importorskip("matplotlib")
     if name == "critical-difference":
         write(root, "coop", 1, predictions([True] * 40), dataset="eurosat")
@@ -178,7 +171,7 @@ def test_plot_command(root: Path, tmp_path: Path, ask: Ask, name: str) -> None:
     assert ".pdf, .png, .svg" in err
 
 
-def test_plots_refuse_what_they_cannot_show(root: Path, tmp_path: Path, ask: Ask) -> None:
+def test_plots_refuse_what_they_cannot_show(root: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     write(root, "coop", 1, predictions([True] * 40), dataset="eurosat")
     for name, words in (("reliability", "choose one with --where dataset=dtd"), ("critical-difference", "shows one")):
@@ -188,7 +181,7 @@ def test_plots_refuse_what_they_cannot_show(root: Path, tmp_path: Path, ask: Ask
 
 
 def test_plot_without_matplotlib_says_what_to_install(
-    root: Path, tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -205,7 +198,7 @@ def test_reliability_figure_shows_the_curve() -> None:
     assert drawn.get_xydata().tolist() == [[0.4, 0.3]]  # the empty bin has no point
 
 
-def test_table_command_in_a_papers_layout(root: Path, ask: Ask) -> None:
+def test_table_command_in_a_papers_layout(root: Path) -> None:
     assert ask("table", root, "--layout", "few_shot", "--metric", "nll", "--interval", "t")[::2] == (0, "")
     code, out, err = ask("table", root, "--layout", "auto", "--format", "csv", "--where", "method=coop")
     assert "method=coop: 2 of 3 runs" in err
@@ -220,7 +213,7 @@ def test_table_command_in_a_papers_layout(root: Path, ask: Ask) -> None:
         assert (code, words in err) == (2, True)
 
 
-def test_table_command_next_to_published_numbers(root: Path, ask: Ask) -> None:
+def test_table_command_next_to_published_numbers(root: Path) -> None:
     """The settings of a run are compared with those that the recipe composes to."""
     from vlprompt.config.compose import compose
 

@@ -88,11 +88,8 @@ def test_average_of_as_many_other_data_sets_has_another_name() -> None:
 
 
 def test_failed_runs_are_named_and_have_a_row() -> None:
-    made = [
-        record("coop", "dtd"),
-        record("linear_head", "dtd", status="not_applicable", reason="owns classes", scores={}),
-    ]
-    text = drawn(made)
+    failed = record("linear_head", "dtd", status="not_applicable", reason="owns classes", scores={})
+    text = drawn([record("coop", "dtd"), failed])
     assert "linear_head on dtd, base_to_novel, 16 shots, seed 1: not applicable, owns classes" in text
     (row,) = (row for row in text.splitlines() if "linear_head" in row and row.startswith("|"))
     assert "| 0 " in row
@@ -121,12 +118,8 @@ def test_best_is_bold_and_second_underlined_within_a_block() -> None:
 
 
 def test_lower_is_better_for_errors() -> None:
-    def made(method: str, ece: float) -> Record:
-        return record(
-            method, "dtd", protocol="few_shot", scores={"test": {"accuracy": 0.5, "ece": ece, "nll": 2 * ece}}
-        )
-
-    both = [made("coop", 0.1), made("lora", 0.05)]
+    errors = (("coop", 0.1), ("lora", 0.05))
+    both = [few_shot(m, scores={"test": {"accuracy": 0.5, "ece": ece, "nll": 2 * ece}}) for m, ece in errors]
     assert "**5.00**" in drawn(both, metric="ece")
     assert "**0.100**" in drawn(both, metric="nll")
     halves = [record("coop", "dtd", scores={"base": {"ece": 0.1}, "novel": {"ece": 0.2}})]
@@ -212,9 +205,8 @@ def test_layout_of_one_protocol_says_what_it_leaves_out() -> None:
 
 def test_metrics_come_from_the_predictions_next_to_a_record(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    predicted = Predictions.from_logits(
-        [str(i) for i in range(40)], torch.arange(40) % 8, torch.randn(40, 8, generator=generator)
-    )
+    logits = torch.randn(40, 8, generator=generator)
+    predicted = Predictions.from_logits([str(i) for i in range(40)], torch.arange(40) % 8, logits)
     save_predictions(tmp_path / "predictions.npz", {"test": predicted})
     old = few_shot("coop", "dtd", 0.125)
     runs = {tmp_path: old, tmp_path / "imported": few_shot("lora", "dtd", 0.5)}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from running import Answer, ask, check_mistake
+from running import Answer, ask, check_mistake, succeed
 from tiny_world import CLASSES, PER_CLASS
 
 import vlprompt.run
@@ -25,10 +25,8 @@ DOMAINS = ["protocol=domain_generalization", "protocol.targets=[tiny_sketch,tiny
 N_TEST = len(CLASSES) * PER_CLASS["test"]
 
 
-def start(*overrides: str, base: list[str] = RUN) -> Answer:
-    answer = ask(sweep.main, [*base, *overrides])
-    assert (answer.code, answer.err) == (0, ""), answer
-    return answer
+def start(*overrides: str) -> Answer:
+    return succeed(sweep.main, [*RUN, *overrides])
 
 
 def by_method(root: Path) -> dict[str, Record]:
