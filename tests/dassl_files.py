@@ -16,7 +16,7 @@ DATUM_MODULES = ("dassl.data.datasets.base_dataset", "dassl.data.datasets", "dat
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], *, epoch: int = 50, zipped: bool = True) -> Path:
-    """A checkpoint with all that Dassl puts into one: momentum, and a warm-up that holds the schedule behind it."""
+    """A checkpoint with all that Dassl puts into one: momentum, and a warm-up that holds the schedule after it."""
     parameter = torch.nn.Parameter(torch.zeros(2, 3))
     optimizer = torch.optim.SGD([parameter], lr=0.002, momentum=0.9)
     later = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50.0)

@@ -151,7 +151,7 @@ def test_tcp_writes_tokens_that_are_made_of_each_class_alone(world: Any) -> None
 
 
 def text_with_inserted(model: Any, ids: Tensor, tokens: dict[int, Tensor]) -> Tensor:
-    """The library's blocks over 77 tokens and those inserted behind the start token, new ones at each layer."""
+    """The library's blocks over 77 tokens and those inserted after the start token, new ones at each layer."""
     x, width = model.token_embedding(ids) + model.positional_embedding, 0
     for layer, block in enumerate(model.transformer.resblocks):
         if layer in tokens:
