@@ -49,7 +49,8 @@ def sweeps() -> Iterator[tuple[str, list[str]]]:
     yield "average", ["method=coop,ivlp", *average]
     yield "bf16", [trained, *STEPS, "precision=bf16", "protocol=few_shot"]
     yield "bf16 without steps", [others, "precision=bf16", "protocol=few_shot"]
-    yield "bf16 from pixels", ["method=coop,tip_adapter,lp_plus_plus", "precision=bf16", "protocol=few_shot", SLOW_BANK]
+    closed = ["method=zero_shot,tip_adapter,lp_plus_plus", "precision=bf16", "protocol=few_shot", SLOW_BANK]
+    yield "bf16 from pixels", [*closed, "name=bf16_pixels"]  # named, as `bank.use` makes no run another
     yield "two banked views", ["method=coop,kgcoop", *STEPS, "bank.views=2", "protocol=few_shot"]
     yield "text in parts", ["method=coop,cocoop", *STEPS, "text_chunk=3", "protocol=few_shot", "name=chunk"]
     yield "last batches", ["method=coop,vpt_deep", "++fit.epochs=2", "++fit.drop_last=false", "protocol=few_shot"]

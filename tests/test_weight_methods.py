@@ -10,11 +10,13 @@ import scipy.linalg
 import tiny
 import torch
 import torch.nn.functional as F
+from running import succeed
 from sklearn.linear_model import LogisticRegression
-from test_transfer import TINY, start
+from test_transfer import TINY
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from vlprompt import sweep
 from vlprompt.config.schema import Fit
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
@@ -318,8 +320,8 @@ def test_without_bitsandbytes_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch
 
 def test_a_run_in_4_bits_says_so_in_its_record(results: Path) -> None:
     common = ["protocol=few_shot", "fit.epochs=1", "shots=2"]
-    start("method=qlora", "name=four", *common, base=TINY)
-    start("method=qlora", "backbone.quantize=null", "name=full", *common, base=TINY)
+    succeed(sweep.main, [*TINY, "method=qlora", "name=four", *common])
+    succeed(sweep.main, [*TINY, "method=qlora", "backbone.quantize=null", "name=full", *common])
     records = find_records([results])
     by_name = {record.learner: record for record in records}
     zero_shot = next(record for record in records if record.method == "zero_shot")
@@ -391,7 +393,7 @@ def test_the_probe_says_what_it_lacks() -> None:
 
 
 def test_the_probe_runs_without_a_step(results: Path) -> None:
-    start("method=linear_probe", "protocol=few_shot", "shots=2", base=TINY)
+    succeed(sweep.main, [*TINY, "method=linear_probe", "protocol=few_shot", "shots=2"])
     record = next(record for record in find_records([results]) if record.method == "linear_probe")
     assert record.curve == []
     assert (record.cost["steps"], record.cost["seconds_per_step"]) == (0, None)
