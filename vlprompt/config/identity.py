@@ -52,6 +52,7 @@ def result_settings(
         chosen["targets"] = {name: target_identity(settings, name, targets) for name in names}
     if settings.fit is not None:
         fit = settings.fit.model_dump()
+        # settings that came later count where they are set, so that variants and their folders keep their names
         later = {name: default for name, default in model_defaults(Fit).items() if name not in FIRST["fit"]}
         chosen["fit"] = {name: v for name, v in fit.items() if name not in later or v != later[name]}
         chosen |= {"bank": settings.bank.model_dump(), "augment": settings.augment.model_dump()}

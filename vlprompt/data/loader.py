@@ -2,13 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlprompt.data.cache.features import FeatureCache
@@ -46,15 +46,16 @@ class Loader:
     def shuffled(self, split: Split, *, batch_size: int, per_epoch: int, total: int) -> Iterator[Batch]:
         """Random views of a split in random order: `total` batches, of which `per_epoch` make an epoch."""
         order = Shuffled(len(split), min(len(split), per_epoch * batch_size), seed=self.seed)
-        batches = self._pixels(split, order, batch_size) if self.features is None else None
+        pixels = self._pixels(split, order, batch_size) if self.features is None else None
+        n_epochs = math.ceil(total / per_epoch)
         labels = torch.tensor([item.label for item in split.items], device=self.clip.device)
-        for epoch in range(math.ceil(total / per_epoch)):
+        for epoch in range(n_epochs):
             order.epoch = epoch
             left = total - epoch * per_epoch
-            if batches is not None:
-                yield from itertools.islice(batches, left)
+            if pixels is not None:
+                yield from as_images(itertools.islice(pixels, left))
                 continue
-            features = self._features(split, epoch, n_epochs=math.ceil(total / per_epoch))
+            features = self._features(split, epoch, n_epochs=n_epochs)
             for chosen in itertools.islice(torch.tensor(order.indices()).split(batch_size), left):
                 index = chosen.to(self.clip.device)
                 yield Images(features=features[index]), labels[index]
@@ -66,7 +67,7 @@ class Loader:
                 views = range(self.n_views)
                 self.features.fill(split, views, seed=self.seed, augment=self.augment, done=bar.advance)
 
-    def _features(self, split: Split, epoch: int, *, n_epochs: int) -> Tensor:
+    def _features(self, split: Split, epoch: int, *, n_epochs: int) -> Float[Tensor, "N e"]:
         """Features of the epoch's view of all images. A few epochs ahead are computed at once: workers start rarely."""
         assert self.features is not None
         drawn: Any = {"seed": self.seed, "augment": self.augment}
@@ -75,19 +76,15 @@ class Loader:
             self.features.fill(split, range(epoch, min(epoch + EPOCHS_AHEAD, n_epochs)), **drawn)
         return self.features.features(split, epoch % (self.n_views or n_epochs), **drawn)
 
-    def _pixels(self, split: Split, order: Any, batch_size: int) -> "PixelBatches":
+    def _pixels(self, split: Split, order: Any, batch_size: int) -> Batches:
+        """Batches of pixels, as often as one iterates over them; the workers persist from one epoch to the next."""
         views = Views(split, self.clip.preprocess, seed=self.seed, augment=self.augment, cache=self.images)
-        return PixelBatches(Batches(views, order, batch_size=batch_size, workers=self.workers, device=self.clip.device))
+        return Batches(views, order, batch_size=batch_size, workers=self.workers, device=self.clip.device)
 
 
-@dataclass(frozen=True)
-class PixelBatches:
-    """Batches of pixels as images; the workers persist from one epoch to the next."""
-
-    batches: Batches
-
-    def __iter__(self) -> Iterator[Batch]:
-        return ((Images(pixels), labels) for pixels, labels in self.batches)
+def as_images(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Batch]:
+    """(pixels [B, 3, H, W], labels [B]) as batches for a learner."""
+    return ((Images(pixels), labels) for pixels, labels in batches)
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ class Passes:
     def __iter__(self) -> Iterator[Batch]:
         loader, split, view = self.loader, self.split, None if self.views is None else next(self.views)
         if loader.features is None:
-            yield from loader._pixels(split, [(view, index) for index in range(len(split))], TEST_BATCH)
+            yield from as_images(loader._pixels(split, [(view, i) for i in range(len(split))], TEST_BATCH))
             return
         labels = torch.tensor([item.label for item in split.items], device=loader.clip.device)
         features = loader.features.features(split, view, seed=loader.seed, augment=loader.augment)
