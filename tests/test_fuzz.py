@@ -12,7 +12,7 @@ from vlprompt.data.lists import read_list
 from vlprompt.data.sources import split_file
 from vlprompt.data.sources.files import Files
 from vlprompt.data.sources.layouts import read_table
-from vlprompt.errors import UserError
+from vlprompt.errors import UserError, printable
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 VALUES = st.recursive(
@@ -68,3 +68,10 @@ def test_images(tmp_path: Path, offset: int, value: int, end: int) -> None:
     (tmp_path / "image.jpg").write_bytes(content[:end])
     image = refused_or_read(Files(tmp_path), "image.jpg")
     assert image is None or image.mode == "RGB"
+
+
+@given(st.text())
+def test_no_text_steers_a_terminal(text: str) -> None:
+    shown = printable(text)
+    assert not any((ord(c) < 32 and c not in "\n\t") or 127 <= ord(c) < 160 or c in "\u202e\u2066\u2028" for c in shown)
+    assert text != text.encode("ascii", "replace").decode() or not text.isprintable() or shown == text

@@ -8,7 +8,7 @@ from vlprompt import __version__
 from vlprompt.commands import bank, check_learner, comparisons, curves, reproduce, tables, trained, tune
 from vlprompt.commands.arguments import is_override
 from vlprompt.commands.data import add_commands as add_data_commands
-from vlprompt.errors import UserError
+from vlprompt.errors import UserError, printable
 from vlprompt.interop.dassl.command import add_parser as add_import
 
 
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.command(options))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print(printable(f"error: {error}"), file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted: finished runs stay, the same command resumes from there", file=sys.stderr)  # noqa: T201

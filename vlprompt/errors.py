@@ -1,6 +1,7 @@
 """Errors that a user can mend. Each message is one sentence or two: what, got, allowed, do."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 
@@ -28,3 +29,12 @@ def first_names(names: Sequence[str], most: int = 10) -> str:
     """A list for a message: the first `most` names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def printable(text: str) -> str:
+    """A text for the terminal: escape sequences and marks that reorder text show as what they are, \\x1b or \\u202e."""
+
+    def harmless(character: str) -> bool:  # joiners belong to the spelling of Persian and Hindi
+        return character in "\n\t\u200c\u200d" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+    return "".join(c if harmless(c) else c.encode("unicode_escape").decode() for c in text)

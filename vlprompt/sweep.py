@@ -30,7 +30,7 @@ from vlprompt.config.compose import (
     zero_shot_reference,
 )
 from vlprompt.config.paths import config_dir, results_root
-from vlprompt.errors import ClassBoundError, UserError
+from vlprompt.errors import ClassBoundError, UserError, printable
 
 if TYPE_CHECKING:
     from vlprompt.config.spec import RunSpec
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
         if trace:
             traceback.print_exc()
         else:
-            print(f"error: {mistake}", file=sys.stderr)  # noqa: T201
+            print(printable(f"error: {mistake}"), file=sys.stderr)  # noqa: T201
         return 2
     finally:
         os.environ["HYDRA_FULL_ERROR"] = str(int(trace))
@@ -213,5 +213,6 @@ def summarise_sweep(folder: Path) -> int:
     if stopped:
         print(f"{len(stopped)} of {len(outcomes)} runs did not finish:", file=sys.stderr)  # noqa: T201
         for outcome in stopped:
-            print(f"  {outcome['job']} ({outcome['status']}): {outcome['reason']}", file=sys.stderr)  # noqa: T201
+            line = f"  {outcome['job']} ({outcome['status']}): {outcome['reason']}"
+            print(printable(line), file=sys.stderr)  # noqa: T201
     return int(any(outcome["status"] == "failed" for outcome in stopped))

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import shutil
@@ -59,15 +60,38 @@ def writing(what: str, do: str) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A draft next to `path`, which takes its name at the end: a file appears whole or not at all."""
+    """A draft next to `path`, which takes its name at the end: a file appears whole or not at all, and stays there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield draft
+        sync(draft)
         draft.replace(path)
+        sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Have the content of a file, or the names in a folder, on the disk itself, so that a power cut keeps them."""
+    windows = os.name == "nt"
+    if windows and path.is_dir():  # which it does not open
+        return
+    number = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file's content. Raises: OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @cache

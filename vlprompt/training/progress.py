@@ -21,6 +21,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from vlprompt.errors import printable
+
 PLAIN_LINES = 10  # of a long stretch of work, where there is no terminal
 LONG = 2.0  # seconds: shorter stretches leave no plain lines
 MINUTE = 60.0  # seconds between plain lines where the total is not known
@@ -47,7 +49,7 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """Show a line and log it."""
-        self.console.print(line, markup=False)
+        self.console.print(printable(line), markup=False)
         self.log(line)
 
     def log(self, line: str) -> None:
@@ -110,7 +112,7 @@ class Track:
         spent = time.monotonic() - self.start
         if spent > LONG and self._part(spent) > self.told:
             self.told = self._part(spent)
-            self.reporter.console.print(self._line(spent, note), markup=False)
+            self.reporter.console.print(printable(self._line(spent, note)), markup=False)
 
     def _part(self, spent: float) -> int:
         """How many plain lines are due."""
