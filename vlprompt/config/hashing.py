@@ -13,7 +13,7 @@ def config_hash(settings: Mapping[str, Any]) -> str:
 
 def variant_of(settings: Mapping[str, Any], default_settings: Mapping[str, Any]) -> str | None:
     """8 hex digits that stand for every setting that differs from the default; None where none does."""
-    new, old = _flat(settings), _flat(default_settings)
+    new, old = flat(settings), flat(default_settings)
     changed = {
         key: new.get(key, "(absent)")
         for key in new.keys() | old.keys()
@@ -33,9 +33,10 @@ def canonical(value: object) -> str:
     return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted names."""
+    values: dict[str, Any] = {}
     for key, value in settings.items():
         nested = isinstance(value, Mapping) and bool(value)
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
+        values |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return values
