@@ -15,7 +15,7 @@ METHODS: tuple[str, ...] = ("learners",)
 PROTOCOLS: tuple[str, ...] = ("protocols",)
 SOURCES: tuple[str, ...] = ("data.sources", "demo")
 """Rooms of the package: any file may name the classes and the readers of data sets that their modules define."""
-HUB = r"hf-hub:[\w.-]+/[\w.-]+"
+HUB = r"hf-hub:\w[\w.-]*/\w[\w.-]*"
 Named = tuple[object, tuple[str, ...]]  # an import path as a file has it, and the rooms that it may lie in
 
 
