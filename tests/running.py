@@ -54,6 +54,7 @@ def set_up(patch: pytest.MonkeyPatch, folder: Path) -> None:
     patch.setenv("VLPROMPT_RESULTS", str(folder / "results"))
     patch.setenv("VLPROMPT_DATA", str(folder / "datasets"))
     patch.setenv("WANDB_MODE", "disabled")
+    patch.setenv("VLPROMPT_ALLOW", "tiny_world")  # which records of these tests name
     patch.setenv("HYDRA_FULL_ERROR", "0")
     patch.setattr(sys, "argv", sys.argv)
     patch.chdir(folder)
@@ -66,6 +67,7 @@ def environment_in(folder: Path) -> dict[str, str]:
         "VLPROMPT_RESULTS": str(folder / "results"),
         "VLPROMPT_DATA": str(folder / "datasets"),
         "WANDB_MODE": "disabled",
+        "VLPROMPT_ALLOW": "tiny_world",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
     }

@@ -10,7 +10,7 @@ from rich.filesize import decimal
 
 from vlprompt.config.paths import config_dir, data_root
 from vlprompt.data.dataset import PARTS
-from vlprompt.errors import UserError
+from vlprompt.errors import UserError, printable
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +96,7 @@ def get_data(options: argparse.Namespace) -> int:
         except UserError as error:
             if len(entries) == 1:
                 raise
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(printable(f"error: {error}\n"))
             failed.append(entry.name)
     return 1 if failed else 0
 
@@ -142,7 +142,7 @@ def check_data(options: argparse.Namespace) -> int:
         except UserError as error:
             problems = [str(error).removeprefix(f"{name} ")]
         for problem in problems:
-            sys.stderr.write(f"{name}: {problem}\n")
+            sys.stderr.write(printable(f"{name}: {problem}\n"))
         if not problems:
             reporter.say(f"{name}: {len(dataset.classes)} classes, {total} images, all there"
                          + (" and readable" if options.decode else ""))  # fmt: skip

@@ -1,6 +1,7 @@
 """`vlprompt reproduce`: run what a paper ran, with its settings, and compare the results with its numbers."""
 
 import argparse
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -116,9 +117,12 @@ def plan(rows: Sequence["Published"], seeds: Sequence[int], overrides: Sequence[
 
 
 def prepare_seed(method: str, key: "RunRequest", seed: int, overrides: Sequence[str]) -> "RunSpec":
-    """A seed's run, in the words of `python run.py`."""
+    """A seed's run, in the words of `python run.py`. Raises: UserError for a name that is none of `conf/`."""
     from vlprompt.config.compose import read_run
 
+    for name in (key.protocol, key.dataset, key.backbone, key.recipe):  # Hydra would read files outside its folders
+        if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", name):
+            raise UserError(f"a published number is of '{name[:100]}', which cannot be a name in conf/")
     groups = [f"{name}={getattr(key, name)}" for name in ("protocol", "dataset", "backbone")]
     recipe = [] if key.recipe == f"{method}/{key.protocol}" else [f"recipe={key.recipe}"]  # else the default
     shots = [f"shots={key.shots}"] if key.shots else []  # 0: nothing is trained

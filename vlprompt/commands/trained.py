@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.commands.tables import FORMATS, add_selection, selected, write
-from vlprompt.errors import UserError
+from vlprompt.errors import UserError, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +30,7 @@ def register(commands: Any) -> None:
     parser = commands.add_parser("export", help=text, description=text)
     parser.add_argument("run", type=Path, help="the folder of a finished run, with learner.safetensors")
     parser.add_argument("folder", type=Path, help="where the adapter goes")
+    parser.add_argument("--force", action="store_true", help="replace an adapter that is there")
     parser.set_defaults(command=export)
 
 
@@ -41,8 +42,8 @@ def export(options: argparse.Namespace) -> int:
     learner = restore_learner(options.run)
     if not isinstance(learner, LoRA):
         raise UserError(f"{options.run} holds a {type(learner).__name__}: only low-rank updates have a form in PEFT")
-    write_peft(learner, options.folder)
-    print(f"{options.folder}: adapter_config.json, adapter_model.safetensors")  # noqa: T201
+    write_peft(learner, options.folder, force=options.force)
+    print(printable(f"{options.folder}: adapter_config.json, adapter_model.safetensors"))  # noqa: T201
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlprompt.commands.arguments import add_config_dir, is_override, positive, refuse, searched, whole_numbers
 from vlprompt.config.recipes import modernize
-from vlprompt.errors import UserError
+from vlprompt.errors import UserError, printable
 
 if TYPE_CHECKING:
     from vlprompt.results.record import Record
@@ -77,4 +77,4 @@ def show(studies: Sequence["Study"], records: Sequence["Record"]) -> None:
     for record in records:
         if record.status != "finished":
             line = f"{record.learner}, seed {record.seed} ({record.status}): {record.reason}"
-            print(line, file=sys.stderr)  # noqa: T201
+            print(printable(line), file=sys.stderr)  # noqa: T201

@@ -1,6 +1,6 @@
 """From a run's settings to its objects: the frozen model, the learner, the episode, the loader."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from vlprompt import demo
+from vlprompt.config.allowed import METHODS, check_names
 from vlprompt.config.locate import locate, make_sampler
 from vlprompt.config.paths import bank_folder, data_root
 from vlprompt.config.schema import Settings
@@ -126,13 +127,17 @@ def features_at(
     return FeatureCache(clip, precision=precision, workers=workers, cache=images, files=files)
 
 
-def restore_learner(folder: Path) -> Learner:
+def restore_learner(folder: Path, allow: Sequence[str] = ()) -> Learner:
     """The trained learner in a run's folder, on the CPU and bound to the classes it was trained on.
 
+    `allow`: modules that its file may name in addition to the package's own, as in the environment's VLPROMPT_ALLOW.
+
     Raises:
-        UserError: no saved learner there, or one that does not fit its own settings.
+        UserError: no saved learner there, one whose class is not allowed, or that does not fit its own settings.
     """
     about = learner_files.read_config(folder)
+    target = {"target": (about["target"], METHODS)}
+    check_names(target, about["backbone"]["model"], folder / learner_files.CONFIG, allow)
     kind, arguments = locate({"_target_": about["target"], **about["arguments"]}, Learner, "method")
     clip = clip_at(about["backbone"]["model"], about["backbone"]["weights"], torch.device("cpu"))
     learner: Learner = kind(clip, about["classes"], **arguments)

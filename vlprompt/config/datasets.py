@@ -1,14 +1,13 @@
 """From a data set's settings to the data set."""
 
 import inspect
-import pydoc
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vlprompt.config.hashing import config_hash
-from vlprompt.config.locate import make_protocol
+from vlprompt.config.locate import import_named, make_protocol
 from vlprompt.config.paths import bank_folder, data_root
 from vlprompt.config.schema import DataSource, Settings, check_arguments
 from vlprompt.data.cache.portable import DATASETS
@@ -86,7 +85,7 @@ def load_source(name: str, source: Mapping[str, Any], root: Path, **more: Any) -
     """The data set that `_target_` of a source reads; `more` are arguments that no configuration gives."""
     arguments = {key: value for key, value in source.items() if key != "_target_"} | {"root": root}
     target = source.get("_target_", "")
-    load = pydoc.locate(target)
+    load = import_named(target, "dataset.source")
     if not callable(load):
         raise UserError(f"dataset.source._target_ is '{target}', allowed is the import path of a function")
     check_arguments(load, arguments, "dataset.source")

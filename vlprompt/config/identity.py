@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import mmap
-import pydoc
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic import BaseModel
 from vlprompt import demo
 from vlprompt.config.datasets import dataset_identity, target_names
 from vlprompt.config.hashing import canonical, config_hash
+from vlprompt.config.locate import import_named
 from vlprompt.config.schema import Augmentation, Bank, DataSource, Fit, Settings
 from vlprompt.data.dataset import Dataset
 from vlprompt.results.record import Record
@@ -92,7 +92,7 @@ def model_defaults(model: type[BaseModel]) -> dict[str, Any]:
 
 def argument_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults of what `_target_` names."""
-    parameters = inspect.signature(pydoc.locate(config["_target_"])).parameters  # type: ignore[arg-type]
+    parameters = inspect.signature(import_named(config["_target_"], "setting")).parameters
     return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
 
 
@@ -103,10 +103,15 @@ def without_defaults(
     changed: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping) and isinstance(defaults.get(name), Mapping):
-            changed[name] = without_defaults(value, defaults[name], known.get(name) or {})
+            changed[name] = without_defaults(value, defaults[name], part(known, name))
         elif name in known or name not in defaults or canonical(value) != canonical(defaults[name]):
             changed[name] = value
     return {name: value for name, value in changed.items() if value != {} or name in known or name not in defaults}
+
+
+def part(whole: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of a configuration from a file; empty where there is none."""
+    return value if isinstance(value := whole.get(name), Mapping) else {}
 
 
 def is_same_run(record: Record, relevant: Mapping[str, Any]) -> bool:
@@ -119,12 +124,11 @@ def first_hash(relevant: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 
     `config` is the record's configuration, which tells the arguments that existed.
     """
-    known: dict[str, Any] = {**FIRST, **{name: config.get(name) or {} for name in ("method", "protocol")}}
-    known["dataset"] = {**FIRST["dataset"], "source": (config.get("dataset") or {}).get("source") or {}}
-    known["targets"] = config.get("targets") or {}
+    known: dict[str, Any] = {**FIRST, **{name: part(config, name) for name in ("method", "protocol", "targets")}}
+    known["dataset"] = {**FIRST["dataset"], "source": part(part(config, "dataset"), "source")}
     past = without_defaults(relevant, defaults_of(relevant), known)
     if "fit" in past and past["fit"]["lr"] is None:  # closed forms had to have one
-        past["fit"] = past["fit"] | {"lr": (config.get("fit") or {}).get("lr")}
+        past["fit"] = past["fit"] | {"lr": part(config, "fit").get("lr")}
     return config_hash(past)
 
 

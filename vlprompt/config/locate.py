@@ -19,19 +19,25 @@ def locate(config: Mapping[str, Any], kind: type, where: str) -> tuple[Any, dict
         UserError: nothing importable of that name, something of another kind, or a wrong argument.
     """
     target = config.get("_target_", "")
+    located = import_named(target, where)
+    if not (isinstance(located, type) and issubclass(located, kind)):
+        raise UserError(f"{where}._target_ is '{target}', allowed is the import path of a {kind.__name__}")
+    arguments = {key: value for key, value in config.items() if key != "_target_"}
+    check_arguments(located, arguments, where)
+    return located, arguments
+
+
+def import_named(target: object, where: str) -> Any:
+    """What a dotted name stands for. Raises: UserError where that cannot be imported."""
     try:
-        located = pydoc.locate(target)
+        located = pydoc.locate(target) if isinstance(target, str) else None
     except pydoc.ErrorDuringImport as error:
         raise UserError(f"{where}._target_={target} cannot be imported: {error}") from error
     if located is None:
         raise UserError(
             f"{where}._target_={target} cannot be imported: correct its name, or put its folder into PYTHONPATH"
         )
-    if not (isinstance(located, type) and issubclass(located, kind)):
-        raise UserError(f"{where}._target_ is '{target}', allowed is the import path of a {kind.__name__}")
-    arguments = {key: value for key, value in config.items() if key != "_target_"}
-    check_arguments(located, arguments, where)
-    return located, arguments
+    return located
 
 
 def make_protocol(settings: Settings) -> Protocol:

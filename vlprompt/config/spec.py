@@ -1,14 +1,15 @@
 """One run: everything that it is asked for, checked, with nothing heavy loaded."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from vlprompt.config.allowed import from_file
 from vlprompt.config.datasets import load_datasets
 from vlprompt.config.hashing import variant_of
 from vlprompt.config.identity import is_same_run, result_settings, settings_hash
@@ -68,15 +69,17 @@ def read_spec(
     choices: Mapping[str, str],
     default: Callable[[], Mapping[str, Any]],
     recipes: list[str] | None = None,
+    held: Callable[[Settings], Settings] = lambda settings: settings,
 ) -> RunSpec:
     """Check a composed configuration.
 
-    `choices` are the names of the chosen groups; `default()` is the configuration that these choices alone give.
+    `choices` are the names of the chosen groups; `default()` is the configuration that these choices alone give;
+    `held` is asked before anything that the settings name is imported.
 
     Raises:
         UserError: a wrong setting, a missing data set, a device that this machine lacks.
     """
-    settings = read_settings(config)
+    settings = held(read_settings(config))
     device = resolve_device(settings.device)
     precision = resolve_precision(settings.precision, device)
     learner, arguments = locate(settings.method, Learner, "method")
@@ -116,11 +119,12 @@ def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
     return config | {"dataset": {name: value for name, value in config["dataset"].items() if name != "about"}}
 
 
-def spec_of_record(folder: Path, record: Record, *, device: str = "auto") -> RunSpec:
-    """The run that a record is of, to be tested once more.
+def spec_of_record(folder: Path, record: Record, *, device: str = "auto", allow: Sequence[str] = ()) -> RunSpec:
+    """The run that a record is of, to be tested once more. `allow`: modules that it may name, as in VLPROMPT_ALLOW.
 
     Raises:
-        UserError: its configuration is gone, or its data set has changed.
+        UserError: its configuration is gone, names what is neither the package's own nor allowed, or its data set has
+            changed.
     """
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
@@ -128,7 +132,8 @@ def spec_of_record(folder: Path, record: Record, *, device: str = "auto") -> Run
         raise UserError(f"{folder} cannot be tested again: {error.filename} is missing") from None
     config |= {"device": device, "precision": record.precision}
     choices = record.model_dump(include={"protocol", "backbone", "method"})
-    spec = read_spec(config, choices=choices, default=lambda: config)
+    held = partial(from_file, file=folder / "config.yaml", allow=allow)
+    spec = read_spec(config, choices=choices, default=lambda: config, held=held)
     if spec.dataset.fingerprint() != record.split_hash:
         raise UserError(f"{folder} was trained on another split of {record.dataset}: run it again with force=true")
     return spec

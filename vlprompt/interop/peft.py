@@ -1,12 +1,14 @@
 """Trained learners in the format of other libraries."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
+from vlprompt.data.disk import whole_file
 from vlprompt.errors import UserError
 from vlprompt.learners.lora import LoRA
 
@@ -18,20 +20,30 @@ MODULES = {
 """By tower and by edit site: names within `transformers.CLIPModel`."""
 
 
-def write_peft(learner: LoRA, folder: Path) -> None:
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def write_peft(learner: LoRA, folder: Path, *, force: bool = False) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors`, which PEFT reads onto `transformers.CLIPModel`.
 
     PEFT names the three projections one by one, as Transformers does; open_clip stacks them, so that PEFT cannot name
     its modules. Where ranks are nested, the one in use is written.
 
     Raises:
-        UserError: a model that is no `transformers.CLIPModel` (open_clip's plain CLIP with a ViT is one).
+        UserError: a model that is no `transformers.CLIPModel` (open_clip's plain CLIP with a ViT is one), an adapter
+            that is there already and not to be replaced (`force`), or a folder that cannot be written.
     """
     check_names(learner)
     config, tensors = peft_files(learner)
-    folder.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if not force and (there := [name for name in (CONFIG, TENSORS) if os.path.lexists(folder / name)]):
+        raise UserError(f"{folder} holds {' and '.join(there)}: --force replaces them, or choose another folder")
+    try:
+        with whole_file(folder / TENSORS) as draft:
+            draft.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+        with whole_file(folder / CONFIG) as draft:
+            draft.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write the adapter to {folder}: {error.strerror or error}") from None
 
 
 def peft_files(learner: LoRA) -> tuple[dict[str, Any], dict[str, Tensor]]:

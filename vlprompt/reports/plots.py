@@ -23,9 +23,11 @@ MARKERS = "osD^vP*Xh<>p"
 def new_figure(width: float, height: float) -> "Figure":
     """An empty figure, in inches. Raises: UserError where matplotlib is missing."""
     try:
+        from matplotlib import rcParams
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("figures need matplotlib, which is not installed: pip install 'vlprompt[plots]'") from None
+    rcParams["text.usetex"] = False  # a `matplotlibrc` in the working directory could have LaTeX run
     return Figure(figsize=(width, height), layout="constrained")
 
 

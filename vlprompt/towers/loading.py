@@ -76,6 +76,8 @@ def make_model(config: Mapping[str, Any], seed: int = 0) -> Any:
         raise UserError("models with a captioner (CoCa) or a Hugging Face text tower are not supported: choose another")
     custom = config.pop("custom_text", False)
     if "timm_model_name" in config["vision_cfg"]:
+        if not timm.is_model(name := config["vision_cfg"]["timm_model_name"]):  # such as one of a hub, to be fetched
+            raise UserError(f"the image tower is '{name}', allowed is a name that timm.list_models() has")
         config["vision_cfg"]["timm_model_pretrained"] = False
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -168,7 +170,10 @@ def _fetch(get: Callable[[], Any], what: str) -> Any:
 
 def _tokenizer(model: str) -> Any:
     try:
-        return open_clip.get_tokenizer(model)
+        text = (open_clip.get_model_config(model) or {}).get("text_cfg", {})
+        # a folder's or a hub's configuration could have Transformers run code that lies next to it
+        more = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
+        return open_clip.get_tokenizer(model, **more)
     except Exception as error:  # as above
         raise UserError(f"the tokenizer of {model} could not be fetched ({type(error).__name__})") from error
 

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from vlprompt.errors import UserError
+from vlprompt.towers.pickles import check_pickles
 
 OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
 """Entries that OpenAI's files have next to the weights."""
@@ -54,6 +55,7 @@ def _read(path: Path) -> Any:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", FutureWarning)  # deprecated, but these files stay as they are
                     return torch.jit.load(path, map_location="cpu")
+    check_pickles(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from vlprompt.errors import UserError, first_names
+from vlprompt.errors import UserError, first_names, printable
 
 CHECKPOINTS = "model*.pth.tar*"
 FLAGS = {
@@ -150,4 +150,4 @@ def import_list(options: Namespace) -> None:
 
 
 def say(*lines: str, file: Any = None) -> None:
-    (file or sys.stdout).write("".join(f"{line}\n" for line in lines))
+    (file or sys.stdout).write("".join(f"{printable(line)}\n" for line in lines))

@@ -13,6 +13,7 @@ from vlprompt.errors import UserError
 from vlprompt.interop.dassl.loading import read_small
 
 MOST = 2**31  # classes
+MOST_OPCODES = 2**22  # each can make an object of 100 bytes; 16 shots of ImageNet take 200,000
 DATUM = (
     ("dassl.data.datasets.base_dataset", "Datum"),
     ("dassl.data.datasets", "Datum"),
@@ -23,10 +24,13 @@ OPCODES = {
     "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1",
     "BININT2", "LONG", "LONG1", "LONG4", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "STRING",
     "BINSTRING", "SHORT_BINSTRING", "EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_DICT", "DICT", "SETITEM",
-    "SETITEMS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT",
+    "SETITEMS", "EMPTY_TUPLE", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT",
     "GET", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "NEWOBJ", "BUILD",
 }  # fmt: skip
-"""What such lists are made of. None of these calls anything but the constructor of what `find_class` gives."""
+"""What such lists are made of. None of these calls anything but the constructor of what `find_class` gives.
+
+Tuples with something in them are not: deep ones as keys overflow the stack, and they can set a class's attributes.
+"""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def read_pickle(path: Path) -> list[Shot]:
     """
     content = read_small(path)
     try:
-        check_opcodes(content)
+        check_opcodes(content, path)
         unpickler = _Unpickler(io.BytesIO(content))
         return _shots(unpickler.load(), unpickler.datum, path)
     except Refused as error:
@@ -78,13 +82,15 @@ def read_pickle(path: Path) -> list[Shot]:
         raise UserError(f"{path} is no pickle of a few-shot list, or a damaged one ({type(error).__name__})") from None
 
 
-def check_opcodes(content: bytes) -> None:
-    """Refuse what would call something, and memo indices that would make the unpickler allocate memory.
+def check_opcodes(content: bytes, path: Path) -> None:
+    """Refuse what would call something, and what would make the unpickler allocate memory: memo indices, many objects.
 
     Raises:
-        Refused: naming the opcode. ValueError: no pickle.
+        Refused: naming the opcode. UserError: too many of them. ValueError: no pickle.
     """
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content), start=1):
+        if count > MOST_OPCODES:
+            raise UserError(f"{path} has more than {MOST_OPCODES:,} instructions, so it is no few-shot list")
         if opcode.name not in OPCODES:
             raise Refused(opcode.name)
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= count:

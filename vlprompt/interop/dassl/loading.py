@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlprompt.config.identity import file_hash
 from vlprompt.errors import UserError
+from vlprompt.towers.pickles import check_pickles
 
 
 class Ignored:
@@ -90,6 +91,7 @@ def _load(path: Path) -> Any:
             with zipfile.ZipFile(path) as archive:
                 if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:  # would grow in memory
                     raise UserError(f"{path} is a compressed archive, and PyTorch writes none: give the file as it was")
+        check_pickles(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(STAND_INS)):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
