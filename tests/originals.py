@@ -60,7 +60,7 @@ def coop(clip: Clip, case: Mapping[str, Any]) -> Learner:
     return CoOp(
         clip,
         case["config"]["classnames"],
-        n_context=options["N_CTX"],
+        n_context=None if phrase else options["N_CTX"],  # the original's phrase sets the length, whatever N_CTX says
         ctx_init=phrase,
         class_specific=options["CSC"] and not phrase,  # the original ignores CSC next to CTX_INIT
         position=options["CLASS_TOKEN_POSITION"],
@@ -84,7 +84,7 @@ def kgcoop(clip: Clip, case: Mapping[str, Any]) -> Learner:
     return KgCoOp(
         clip,
         case["config"]["classnames"],
-        n_context=options["N_CTX"],
+        n_context=None if options["CTX_INIT"] else options["N_CTX"],
         ctx_init="a photo of a" if options["CTX_INIT"] else "",
         template=template_of(case),
         weight=options["W"],
@@ -130,7 +130,9 @@ def tip_adapter(clip: Clip, case: Mapping[str, Any], *, finetune: bool = False) 
 
 def cocoop(clip: Clip, case: Mapping[str, Any]) -> Learner:
     options = case["config"]["trainer_options"]
-    return CoCoOp(clip, case["config"]["classnames"], n_context=options["N_CTX"], ctx_init=options["CTX_INIT"])
+    phrase = options["CTX_INIT"] or ""
+    n_context = None if phrase else options["N_CTX"]
+    return CoCoOp(clip, case["config"]["classnames"], n_context=n_context, ctx_init=phrase)
 
 
 def short_phrase(options: Mapping[str, Any], n_context: int) -> str:

@@ -85,7 +85,7 @@ def test_coop_as_published() -> None:
     few_shot = settings("method=coop", "recipe=coop/ijcv", "dataset=caltech101")
     assert (few_shot.method["n_context"], few_shot.method["ctx_init"]) == (16, "")
     generalise = settings("method=coop", "protocol=base_to_novel", "dataset=caltech101")
-    assert (generalise.method["n_context"], generalise.method["ctx_init"]) == (4, "a photo of a")
+    assert (generalise.method["n_context"], generalise.method["ctx_init"]) == (None, "a photo of a")
     assert (generalise.shots, generalise.fit.epochs, generalise.bank.views) == (16, 200, None)
     assert generalise.backbone.model == "ViT-B-16-quickgelu"
     for fit in (few_shot.fit, generalise.fit):
@@ -103,8 +103,8 @@ def test_transfer_from_imagenet_as_published(protocol: str) -> None:
         m: settings(f"method={m}", f"protocol={protocol}", "dataset=caltech101") for m in ("coop", "cocoop", "maple")
     }
     coop, cocoop, maple = chosen.values()
-    assert (coop.method["n_context"], coop.method["ctx_init"], coop.fit.epochs) == (4, "a photo of a", 50)
-    assert (cocoop.method["n_context"], cocoop.fit.epochs, cocoop.fit.batch_size) == (4, 10, 1)
+    assert (coop.method["n_context"], coop.method["ctx_init"], coop.fit.epochs) == (None, "a photo of a", 50)
+    assert (cocoop.method["ctx_init"], cocoop.fit.epochs, cocoop.fit.batch_size) == ("a photo of a", 10, 1)
     assert (maple.method["depth"], maple.fit.lr, maple.fit.epochs, maple.fit.batch_size) == (3, 0.0026, 2, 4)
     assert {s.shots for s in chosen.values()} == {16}
     targets = {"cross_dataset": 10, "domain_generalization": 4}

@@ -13,6 +13,10 @@ class ClassBoundError(UserError):
     """A learner that owns one parameter per class was asked for classes it was not trained on."""
 
 
+class OverriddenError(UserError):
+    """A setting was given that another one leaves without effect."""
+
+
 class NonFiniteError(UserError):
     """A loss or a gradient became NaN or infinite."""
 

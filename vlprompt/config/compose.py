@@ -80,7 +80,20 @@ def spec_of(config: Any, choices: Choices, overrides: list[str]) -> RunSpec:
         choices=choices,
         default=lambda: default(choices, overrides),
         recipes=recipes.applied(choices, config_dirs()),
+        given=given(overrides),
+        origin=lambda name: recipes.origin(name, choices, config_dirs()),
     )
+
+
+def given(overrides: list[str]) -> list[str]:
+    """The settings that these overrides give, by dotted names; of a tree its leaves."""
+
+    def leaves(name: str, value: Any) -> list[str]:
+        tree = isinstance(value, dict) and value and all(isinstance(key, str) for key in value)
+        return [leaf for key in value for leaf in leaves(f"{name}.{key}", value[key])] if tree else [name]
+
+    parsed = [one for one in OverridesParser.create().parse_overrides(overrides) if not one.is_delete()]
+    return [name for one in parsed for name in leaves(one.key_or_group, one.value())]
 
 
 def zero_shot_reference(choices: Choices, overrides: list[str]) -> RunSpec:

@@ -6,6 +6,9 @@ where they are asked for. `conf/demo/METHOD/` holds what the demo needs: BACKBON
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from vlprompt.config.paths import config_dir
 from vlprompt.errors import UserError, unknown
@@ -71,6 +74,24 @@ def applied(choices: Mapping[str, str], folders: Iterable[Path]) -> list[str]:
     folders = list(folders)
     names = [f"{_folder(group)}/{choices[group]}" for group in GROUPS if choices.get(group)]
     return [name for name in names if any((folder / f"{name}.yaml").is_file() for folder in folders)]
+
+
+def origin(name: str, choices: Mapping[str, str], folders: Iterable[Path]) -> str | None:
+    """The file that a setting of a run comes from, of those of its method and its recipes; the last one wins."""
+    folders = list(folders)
+    files = [f"method/{choices['method']}", *applied(choices, folders)]
+    return next((file for file in reversed(files) if _sets(file, name, folders)), None)
+
+
+def _sets(file: str, name: str, folders: Sequence[Path]) -> bool:
+    """Whether a file of settings, or one that it is based on, has this setting."""
+    path = next((path for folder in reversed(folders) if (path := folder / f"{file}.yaml").is_file()), None)
+    node: Any = yaml.safe_load(path.read_text(encoding="utf-8")) if path else {}
+    bases = [base for base in (node or {}).get("defaults", ()) if isinstance(base, str) and base != "_self_"]
+    for part in name.split("."):
+        node = node.get(part, {}) if isinstance(node, Mapping) else {}
+    group = file.rpartition("/")[0]
+    return node != {} or any(_sets(b[1:] if b[0] == "/" else f"{group}/{b}", name, folders) for b in bases)
 
 
 def known(group: str, folders: Iterable[Path]) -> list[str]:

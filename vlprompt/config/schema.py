@@ -194,14 +194,19 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     Raises:
         UserError: naming the first key that is unknown, or has a wrong type or range.
     """
+    try:
+        return Settings.model_validate(at_these_shots(config))
+    except ValidationError as error:
+        raise explain(error) from None
+
+
+def at_these_shots(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration whose settings of the method and the fitting are those at its number of shots."""
     config = dict(config)
     for part in ("fit", "method"):
         if isinstance(config.get(part), Mapping):
             config[part] = {k: at_shots(v, config.get("shots"), f"{part}.{k}") for k, v in config[part].items()}
-    try:
-        return Settings.model_validate(config)
-    except ValidationError as error:
-        raise explain(error) from None
+    return config
 
 
 def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> None:

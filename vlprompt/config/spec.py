@@ -1,6 +1,6 @@
 """One run: everything that it is asked for, checked, with nothing heavy loaded."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,10 +14,11 @@ from vlprompt.config.datasets import load_datasets
 from vlprompt.config.hashing import variant_of
 from vlprompt.config.identity import is_same_run, result_settings, settings_hash
 from vlprompt.config.locate import locate, make_protocol
+from vlprompt.config.overridden import Origin, complete, overridden, refuse, without
 from vlprompt.config.paths import results_root
-from vlprompt.config.schema import Settings, read_settings
+from vlprompt.config.schema import Settings, at_these_shots, read_settings
 from vlprompt.data.dataset import Dataset
-from vlprompt.errors import UserError
+from vlprompt.errors import OverriddenError, UserError
 from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import Protocol
 from vlprompt.results.record import Record, RunKey
@@ -69,24 +70,35 @@ def read_spec(
     choices: Mapping[str, str],
     default: Callable[[], Mapping[str, Any]],
     recipes: list[str] | None = None,
+    given: Collection[str] = (),
+    origin: Origin = lambda name: None,
     held: Callable[[Settings], Settings] = lambda settings: settings,
 ) -> RunSpec:
     """Check a composed configuration.
 
-    `choices` are the names of the chosen groups; `default()` is the configuration that these choices alone give;
+    `choices` are the names of the chosen groups; `default()` is the configuration that these choices alone give. Of the
+    settings in `given`, by dotted names, none may be without effect; `origin` names the file that another comes from.
     `held` is asked before anything that the settings name is imported.
 
     Raises:
         UserError: a wrong setting, a missing data set, a device that this machine lacks.
+        OverriddenError: a setting in `given` that another one overrides.
     """
+    check_steps(config)
     settings = held(read_settings(config))
     device = resolve_device(settings.device)
     precision = resolve_precision(settings.precision, device)
     learner, arguments = locate(settings.method, Learner, "method")
     protocol = make_protocol(settings)
     dataset, targets = load_datasets(settings)
+    rules = overridden(settings, learner, val=protocol.has_validation(dataset))
+    refuse(rules, given, settings, origin=origin)
+    settings = resolve(settings, learner)
+    config = without(config, rules, given)
+    config["method"] = learner.resolved(config["method"])
     relevant = result_settings(settings, precision, dataset, targets)
-    by_default = result_settings(read_settings(default()), resolve_precision("auto", device), dataset, targets)
+    settings_by_default = resolve(read_settings(default()), learner)
+    by_default = result_settings(settings_by_default, resolve_precision("auto", device), dataset, targets)
     key = RunKey(
         protocol=choices["protocol"],
         dataset=dataset.name,
@@ -111,6 +123,27 @@ def read_spec(
         device=device,
         precision=precision,
     )
+
+
+def resolve(settings: Settings, learner: type[Learner]) -> Settings:
+    """The settings with those of the method filled in that others of them set."""
+    return settings.model_copy(update={"method": learner.resolved(settings.method)})
+
+
+def check_steps(config: Mapping[str, Any]) -> None:
+    """Refuse steps of an optimiser where there are none to take, before their learning rate is asked for."""
+    config = at_these_shots(config)
+    method, fit = config.get("method"), config.get("fit")
+    if not isinstance(method, Mapping) or not isinstance(fit, Mapping):
+        return
+    asked = [f"fit.{name}={fit[name]}" for name in ("epochs", "steps") if fit.get(name)]
+    learner, _ = locate(method, Learner, "method")
+    if asked and not learner.takes_steps(complete(learner, method)):
+        other = f", or method={learner.with_steps}" if learner.with_steps else ""
+        raise OverriddenError(
+            f"{asked[0]} asks for steps of an optimiser, and {learner.__name__} as it is set here has nothing that one "
+            f"trains: use fit.epochs=0{other}"
+        )
 
 
 def recorded(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from vlprompt.towers import PLAIN, Clip, Images, Prompts, TextTower
 Batch: TypeAlias = tuple[Images, Int[Tensor, "_"]]
 Batches: TypeAlias = Iterable[Batch]
 """Labelled images, batch after batch; can be iterated over several times."""
+Overridden: TypeAlias = dict[str, tuple[str, str]]
+"""Settings that have no effect: by name, the setting next to which they have none, and a clause that says why."""
 
 
 class Learner(nn.Module):
@@ -38,6 +40,8 @@ class Learner(nn.Module):
     """Whether `merged()` gives a model that does the same without the learner."""
     neutral_settings: ClassVar[Mapping[str, Any] | None] = MappingProxyType({})
     """Settings with which it starts as zero-shot CLIP; None: with none does it."""
+    with_steps: ClassVar[str | None] = None
+    """The method that is trained by an optimiser, where this one is its closed form."""
     uses_validation: bool = False
     """Whether `prepare` or `conclude` choose something on the validation images; the record says so."""
     augmented: ClassVar[bool] = False
@@ -65,6 +69,30 @@ class Learner(nn.Module):
             return None
         settings = {name: value for name, value in settings.items() if name not in ("template", "templates")}
         return cls(clip, classes, **settings | dict(cls.neutral_settings))
+
+    @classmethod
+    def resolved(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """A run's settings of the method, those filled in that others of them set."""
+        return dict(settings)
+
+    @classmethod
+    def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
+        """Which of its settings, all of them given, have no effect next to others of them.
+
+        A user who gives one of these is told so; where a file of settings has it, the record does not. `val`: whether
+        there are images to select on; `steps`: whether an optimiser takes any.
+        """
+        return {}
+
+    @classmethod
+    def searches(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether it chooses something on validation images with these settings."""
+        return cls.uses_validation
+
+    @classmethod
+    def takes_steps(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether an optimiser trains it with these settings; it does not where `prepare` fits it, or nothing does."""
+        return cls.closed_form is not True
 
     @property
     def edits_image(self) -> bool:

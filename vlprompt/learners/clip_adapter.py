@@ -1,13 +1,13 @@
 """CLIP-Adapter: a small network on the image feature."""
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Learner
+from vlprompt.learners.base import Learner, Overridden
 from vlprompt.towers import PLAIN, Clip, Images
 
 
@@ -41,6 +41,12 @@ class CLIPAdapter(Learner):
         e, self.ratio = clip.image.embed_dim, ratio
         layers = (nn.Linear(e, e // reduction, bias=False), nn.Linear(e // reduction, e, bias=False))
         self.adapter = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU())
+
+    @classmethod
+    def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
+        if settings["ratio"]:
+            return {}
+        return {"reduction": ("method.ratio", "so that its network has no share: drop it, or give another ratio")}
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
         return self.zero_shot_features([self.template], normalize=False)

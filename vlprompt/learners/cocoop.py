@@ -22,19 +22,21 @@ class CoCoOp(ContextLearner):
     context(x) = [v_1 + h(f), ..., v_n + h(f)], with h(f) = W2 relu(W1 f)
 
     Args:
-        n_context: context tokens.
+        n_context: context tokens; with `ctx_init` None or its number of words.
         ctx_init: a phrase whose word embeddings start the context; empty: N(0, 0.02^2).
         reduction: the network's hidden layer has 1/reduction of the embedding's width.
 
     Source: Zhou et al., CVPR 2022, https://arxiv.org/abs/2203.05557, section 3.2.
     """
 
+    whole_phrase = True
+
     def __init__(
         self,
         clip: Clip,
         classes: Sequence[str],
         *,
-        n_context: int = 4,
+        n_context: int | None = 4,
         ctx_init: str = "a photo of a",
         reduction: int = 16,
     ) -> None:

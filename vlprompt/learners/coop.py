@@ -1,13 +1,15 @@
 """CoOp: a learned context before, around or after the class name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.context import WORDS, ContextLearner
+from vlprompt.learners.base import Overridden
+from vlprompt.learners.context import WORDS, ContextLearner, words_of
 from vlprompt.towers import Clip, Position
 
 
@@ -17,7 +19,7 @@ class CoOp(ContextLearner):
     prompt of a class = [v_1, ..., v_n, name]
 
     Args:
-        n_context: context tokens; not used with `ctx_init`, which sets it to its number of words.
+        n_context: context tokens; with `ctx_init` None or its number of words.
         ctx_init: a phrase whose word embeddings start the context ("a photo of a"); empty: N(0, 0.02^2).
         class_specific: a context for each class, which then works for the training classes only.
         position: where the class name stands: at the "end", in the "middle" or at the "front" of the context.
@@ -25,6 +27,7 @@ class CoOp(ContextLearner):
     Source: Zhou et al., IJCV 2022, https://arxiv.org/abs/2109.01134, section 3.2.
     """
 
+    whole_phrase = True
     neutral_settings = WORDS | {"class_specific": False, "position": "end"}
 
     def __init__(
@@ -32,19 +35,29 @@ class CoOp(ContextLearner):
         clip: Clip,
         classes: Sequence[str],
         *,
-        n_context: int = 16,
+        n_context: int | None = 16,
         ctx_init: str = "",
         class_specific: bool = False,
         position: Position = "end",
     ) -> None:
-        if ctx_init and class_specific:
-            raise UserError("method.ctx_init starts one context for all classes: drop it or method.class_specific")
-        n_words = len(ctx_init.replace("_", " ").split())
-        super().__init__(clip, classes, n_context=n_words or n_context, ctx_init=ctx_init)
+        super().__init__(clip, classes, n_context=n_context, ctx_init=ctx_init)
+        if self.ctx_init and class_specific:
+            raise UserError(
+                f"method.ctx_init='{ctx_init}' starts one context for all classes, method.class_specific=true asks for "
+                "one each: use method.ctx_init='' and a number in method.n_context, or method.class_specific=false"
+            )
         self.position, self.class_specific = position, class_specific
         if class_specific:
-            context = torch.randn(len(self.classes), n_context, self.text.width) * 0.02
+            context = torch.randn(len(self.classes), self.n_context, self.text.width) * 0.02
             self.context = nn.Parameter(context)  # [C, n, d]
+
+    @classmethod
+    def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
+        overridden = super().overridden(settings, val=val, steps=steps)
+        if settings.get("class_specific") and words_of(settings.get("ctx_init", "")):
+            why = "which starts one context for all classes: give method.ctx_init='' and method.n_context=16, too"
+            overridden["class_specific"] = ("method.ctx_init", why)
+        return overridden
 
     @property
     def class_bound(self) -> bool:

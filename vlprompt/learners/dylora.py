@@ -1,12 +1,14 @@
 """DyLoRA: LoRA of all ranks at once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlprompt.errors import UserError
+from vlprompt.learners.base import Overridden
 from vlprompt.learners.lora import LoRA, LowRank
 from vlprompt.learners.sites import Towers
 from vlprompt.towers import Clip, Images
@@ -65,6 +67,12 @@ class DyLoRA(LoRA):
         for update in self.updates():
             update.alone = frozen
         self.use_rank(rank if test_rank is None else test_rank)
+
+    @classmethod
+    def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
+        if settings["rank"] != 1:
+            return {}
+        return {"frozen": ("method.rank", "whose only rank is the last one: drop it, or use a higher rank")}
 
     def updates(self) -> list[NestedLowRank]:
         return [module for module in self.modules() if isinstance(module, NestedLowRank)]

@@ -1,8 +1,9 @@
 """Hard prompts: the wording of the class names as a choice; nothing is trained."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Learner
+from vlprompt.learners.base import Learner, Overridden
 from vlprompt.towers import Clip, expand_templates
 
 TEXTS_AT_ONCE = 1024  # in one pass of the text tower
@@ -57,6 +58,16 @@ class HardPrompts(Learner):
         self.described = {} if descriptions is None else read_descriptions(Path(descriptions).expanduser())
         if not self.templates and descriptions is None:
             raise UserError("no wording: give method.templates, method.descriptions or both")
+
+    @classmethod
+    def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
+        if settings["descriptions"] is not None:
+            return {}
+        return {"phrase": ("method.descriptions", "whose texts it is for: drop it, or give a file")}
+
+    @classmethod
+    def takes_steps(cls, settings: Mapping[str, Any]) -> bool:
+        return False
 
     def texts(self) -> list[list[str]]:
         """The texts of each bound class, as they are encoded."""

@@ -1,13 +1,14 @@
 """Independent prompts in both towers, or in the text tower alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import check_depth
+from vlprompt.learners.base import Overridden, check_depth
 from vlprompt.learners.context import WORDS, ContextLearner
 from vlprompt.towers import Clip, Edit, Images
 
@@ -47,6 +48,14 @@ class IVLP(ContextLearner):
             if n_tokens < 1:
                 raise UserError(f"method.n_tokens is {n_tokens}: at least 1 is needed, or method.image_depth=0")
         self.image_tokens = nn.ParameterList(torch.randn(n_tokens, clip.image.width) * 0.02 for _ in range(image_depth))
+
+    @classmethod
+    def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
+        overridden = super().overridden(settings, val=val, steps=steps)
+        if not settings["image_depth"]:
+            why = "which leaves the image tower alone: drop it, or give image layers"
+            overridden["n_tokens"] = ("method.image_depth", why)
+        return overridden
 
     @property
     def edits_image(self) -> bool:

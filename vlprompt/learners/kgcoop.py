@@ -1,12 +1,13 @@
 """KgCoOp: CoOp whose classes stay near those of the frozen model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vlprompt.learners.base import at_least_single
+from vlprompt.learners.base import Overridden, at_least_single
 from vlprompt.learners.context import WORDS
 from vlprompt.learners.coop import CoOp
 from vlprompt.towers import PLAIN, Clip, Images
@@ -32,13 +33,21 @@ class KgCoOp(CoOp):
         clip: Clip,
         classes: Sequence[str],
         *,
-        n_context: int = 4,
+        n_context: int | None = 4,
         ctx_init: str = "a photo of a",
         template: str = PLAIN,
         weight: float = 8.0,
     ) -> None:
         super().__init__(clip, classes, n_context=n_context, ctx_init=ctx_init)
         self.template, self.weight = template, weight
+
+    @classmethod
+    def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
+        overridden = super().overridden(settings, val=val, steps=steps)
+        if not settings["weight"]:
+            why = "so that nothing is held near the frozen features: drop it, or give another weight"
+            overridden["template"] = ("method.weight", why)
+        return overridden
 
     def loss(self, images: Images, labels: Int[Tensor, " B"]) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         classes = self.encode_classes()

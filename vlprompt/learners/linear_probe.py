@@ -32,6 +32,7 @@ class LinearProbe(LinearHead):
     ICML 2021, https://arxiv.org/abs/2103.00020, appendix A.
     """
 
+    with_steps = "linear_head"
     uses_validation = True
     closed_form = True
 

@@ -1,14 +1,15 @@
 """LoRA: low-rank updates of the frozen linear maps."""
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
+from vlprompt.learners.base import Overridden
 from vlprompt.learners.sites import SiteLearner, Towers
 from vlprompt.towers import Clip, ImageTower, TextTower
 
@@ -74,6 +75,8 @@ class LoRA(SiteLearner):
         sites = ["q", "k", "v"] if sites is None else list(sites)
         if not sites or not set(sites) <= set(MAPS):
             raise UserError(f"method.sites is {sites}, allowed are one or more of {', '.join(MAPS)}")
+        if not alpha:
+            raise UserError("method.alpha is 0, which makes every update zero: give another number")
         if rank < 1 or not 0 <= dropout < 1:
             raise UserError(f"method.rank={rank}, dropout={dropout}: allowed are at least 1, and 0 to below 1")
         factor = alpha / (rank if scaling == "alpha/r" else math.sqrt(rank))
@@ -83,6 +86,12 @@ class LoRA(SiteLearner):
             return {site: self.update(m.n_in, m.n_out, rank, factor, dropout) for site, m in matrices.items()}
 
         self.fill(make)
+
+    @classmethod
+    def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
+        if settings["rank"] != 1:
+            return {}
+        return {"scaling": ("method.rank", "whose root is 1, too: drop it, or use a higher rank")}
 
     def updates_by_site(self) -> dict[tuple[str, int, str], LowRank]:
         """The updates by tower, layer and site."""

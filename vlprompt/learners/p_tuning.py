@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Batches
+from vlprompt.learners.base import Batches, Overridden
 from vlprompt.learners.sites import BlockLearner, Towers
 from vlprompt.towers import Clip, Edit, Images, Prompts
 
@@ -59,6 +59,18 @@ class PTuning(BlockLearner):
                 start = self.text.embed_phrase(self.ctx_init).float().clone()
             self.tokens[name] = VirtualTokens(start, make_encoder(encoder, tower.width, hidden))
         self._n_trained: int | None = None  # once the encoders are gone
+
+    @classmethod
+    def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
+        overridden: Overridden = {}
+        n_words = len(settings["ctx_init"].replace("_", " ").split())
+        if settings["towers"] == "text" and n_words and settings["n_tokens"] != n_words:
+            overridden["n_tokens"] = ("method.ctx_init", f"whose words, {n_words}, are the tokens: drop one of the two")
+        if settings["towers"] != "image":
+            overridden["template"] = ("method.towers", "where virtual tokens stand before the class name: drop it")
+        if settings["encoder"] == "none":
+            overridden["hidden"] = ("method.encoder", "which has no network: drop it, or use mlp or lstm")
+        return overridden
 
     @property
     def n_trained(self) -> int:

@@ -1,12 +1,14 @@
 """Prefix tuning: learned keys and values that every token attends to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
+from vlprompt.learners.base import Overridden
 from vlprompt.learners.sites import BlockLearner, Towers
 from vlprompt.towers import Clip, Edit, Edits, ImageTower, Prefix, TextTower
 
@@ -47,6 +49,12 @@ class PrefixTuning(BlockLearner):
             raise UserError(f"method.n_tokens={n_tokens}, hidden={hidden}, std={std}: all have to be positive")
         kind = Reparameterised if reparameterise else Direct
         self.prefixes = nn.ModuleDict({name: kind(t, n_tokens, hidden, std) for name, t in self.towers.items()})
+
+    @classmethod
+    def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
+        if settings["reparameterise"]:
+            return {}
+        return {"hidden": ("method.reparameterise", "which has no network: drop it, or use true")}
 
     def edits(self, tower: str) -> Edits:
         if tower not in self.towers:

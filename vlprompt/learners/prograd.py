@@ -1,6 +1,6 @@
 """ProGrad: CoOp whose updates never oppose what the frozen model knows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vlprompt.learners.base import scaled_cosine
+from vlprompt.learners.base import Overridden, scaled_cosine
 from vlprompt.learners.coop import CoOp
 from vlprompt.towers import PLAIN, Clip, Images, Position
 
@@ -47,6 +47,14 @@ class ProGrad(CoOp):
         self.template, self.strength, self.temperature = template, strength, temperature
         words = self.text.embed_phrase(template.partition("{}")[0].strip())[-n_context:].float()
         self.context = nn.Parameter(F.pad(words, (0, 0, n_context - len(words), 0)))
+
+    @classmethod
+    def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
+        overridden = super().overridden(settings, val=val, steps=steps)
+        if not settings["strength"]:
+            why = "so that nothing is removed from the gradient: drop it, or give another strength"
+            overridden["temperature"] = ("method.strength", why)
+        return overridden
 
     def backward(self, images: Images, labels: Int[Tensor, " B"]) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         features, classes = self.encode_images(images), self.encode_classes()

@@ -1,13 +1,14 @@
 """PromptSRC: prompts in both towers, held near the frozen model in three ways."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vlprompt.learners.base import normalize, scaled_cosine
+from vlprompt.learners.base import Overridden, normalize, scaled_cosine
 from vlprompt.learners.ivlp import IVLP
 from vlprompt.towers import Clip, Images, expand_templates
 
@@ -48,6 +49,17 @@ class PromptSRC(IVLP):
         super().__init__(clip, classes, ctx_init=ctx_init, **shape)
         self.templates = expand_templates(templates)
         self.text_weight, self.image_weight, self.logit_weight = text_weight, image_weight, logit_weight
+
+    @classmethod
+    def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
+        overridden = super().overridden(settings, val=val, steps=steps)
+        if not settings["image_depth"]:
+            why = "which leaves image features as they are: drop it, or give image layers"
+            overridden["image_weight"] = ("method.image_depth", why)
+        if not settings["text_weight"] and not settings["logit_weight"]:
+            why = "as is method.logit_weight, so that nothing is held near the frozen text: drop it"
+            overridden["templates"] = ("method.text_weight", why)
+        return overridden
 
     def loss(self, images: Images, labels: Int[Tensor, " B"]) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         features, classes = self.encode_images(images), self.encode_classes()

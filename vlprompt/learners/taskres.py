@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
 from vlprompt.towers import PLAIN, Clip, expand_templates
 
@@ -34,6 +35,8 @@ class TaskRes(Learner):
         scale: float = 0.5,
     ) -> None:
         super().__init__(clip, classes)
+        if not scale:
+            raise UserError("method.scale is 0, which makes every residual zero: give another number")
         self.templates, self.scale = expand_templates(templates), scale
         self.residual = nn.Parameter(torch.zeros(len(self.classes), clip.image.embed_dim))
 

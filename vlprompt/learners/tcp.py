@@ -1,12 +1,13 @@
 """TCP: class-aware tokens, made of the frozen class features, in a later layer of the text tower."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import at_least_single, check_depth, normalize
+from vlprompt.learners.base import Overridden, at_least_single, check_depth, normalize
 from vlprompt.learners.context import WORDS
 from vlprompt.learners.kgcoop import KgCoOp
 from vlprompt.towers import PLAIN, Clip, Edit
@@ -34,7 +35,7 @@ class TCP(KgCoOp):
         clip: Clip,
         classes: Sequence[str],
         *,
-        n_context: int = 4,
+        n_context: int | None = 4,
         ctx_init: str = "a photo of a",
         template: str = PLAIN,
         weight: float = 8.0,
@@ -50,6 +51,15 @@ class TCP(KgCoOp):
             raise UserError(f"method.layer={layer}, reduction={reduction}: at least 1 is needed of each")
         n_in, n_out = self.text.embed_dim, self.n_context * self.text.width
         self.down, self.up = nn.Linear(n_in, n_in // reduction), nn.Linear(n_in // reduction, n_out)
+
+    @classmethod
+    def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
+        overridden = super().overridden(settings, val=val, steps=steps)
+        if settings["layer"] is None:
+            overridden["reduction"] = ("method.layer", "so that there is no network: drop it, or give a layer")
+        else:  # its tokens are made of the features of the template
+            overridden.pop("template", None)
+        return overridden
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
         if self.layer is None:

@@ -1,6 +1,6 @@
 """Tip-Adapter: a cache of the training images next to the class names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Batches, Learner, normalize, scaled_cosine
+from vlprompt.learners.base import Batches, Learner, Overridden, normalize, scaled_cosine
 from vlprompt.towers import PLAIN, Clip, expand_templates
 
 
@@ -32,6 +32,7 @@ class TipAdapter(Learner):
     Differs: the model's own scale instead of 100; of the epochs, `fit.keep` chooses on validation images.
     """
 
+    with_steps = "tip_adapter_f"
     augmented = True
     class_bound = True
     keys: Tensor  # [N, e]
@@ -64,6 +65,26 @@ class TipAdapter(Learner):
         self.register_buffer("alpha", torch.tensor(alpha))
         self.register_buffer("beta", torch.tensor(beta))
         self._set_cache(torch.empty(0, clip.image.embed_dim), torch.empty(0, dtype=torch.long))
+
+    @classmethod
+    def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
+        if settings["finetune"] and not steps:
+            return {"finetune": ("fit.epochs", "which takes no step of an optimiser: use method=tip_adapter_f")}
+        if not settings["search_scale"]:
+            return {"search_steps": ("method.search_scale", "which means no search: drop it")}
+        if not val:
+            why = "of which there are no images here: drop it, or use fit.select_on=test"
+            return dict.fromkeys(("search_scale", "search_steps"), ("fit.select_on", why))
+        why = "whose search replaces it: drop it, or use method.search_scale=null"
+        return {} if settings["finetune"] else dict.fromkeys(("alpha", "beta"), ("method.search_scale", why))
+
+    @classmethod
+    def searches(cls, settings: Mapping[str, Any]) -> bool:
+        return bool(settings["search_scale"])
+
+    @classmethod
+    def takes_steps(cls, settings: Mapping[str, Any]) -> bool:
+        return bool(settings["finetune"])
 
     @property
     def closed_form(self) -> bool:

@@ -1,7 +1,7 @@
 """VPT: learned tokens next to the image's patches."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Learner, check_depth
+from vlprompt.learners.base import Learner, Overridden, check_depth
 from vlprompt.learners.linear_head import make_head, without_decay_on_bias
 from vlprompt.towers import Clip, Edit, Images
 
@@ -67,6 +67,12 @@ class VPT(Learner):
         elif clip.text is None:
             raise UserError(f"{clip.name} has no text tower: use method.head=linear")
         self.head_kind = head
+
+    @classmethod
+    def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
+        if settings["head"] != "linear":
+            return {}
+        return {"template": ("method.head", "which knows no names: drop it, or use text")}
 
     @property
     def class_bound(self) -> bool:

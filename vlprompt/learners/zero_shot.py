@@ -1,6 +1,7 @@
 """Zero-shot CLIP."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -24,6 +25,10 @@ class ZeroShot(Learner):
     def __init__(self, clip: Clip, classes: Sequence[str], *, templates: str | list[str] = "a photo of a {}.") -> None:
         super().__init__(clip, classes)
         self.templates = expand_templates(templates)
+
+    @classmethod
+    def takes_steps(cls, settings: Mapping[str, Any]) -> bool:
+        return False
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
         return self.zero_shot_features(self.templates)

@@ -64,6 +64,10 @@ class Protocol(ABC):
         `targets` are the data sets that `self.targets` names, except `dataset` itself.
         """
 
+    def has_validation(self, dataset: Dataset) -> bool:
+        """Whether the episode has validation images to select on."""
+        return bool(dataset.val)
+
     def test_of(self, dataset: Dataset, val: Split | None) -> Split:
         """The images of `part`, all of them; `val` is the few-shot validation sample. Raises: UserError without any."""
         images = val if self.part == FEW_SHOT_VAL else dataset.split(self.part)

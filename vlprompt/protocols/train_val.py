@@ -21,6 +21,9 @@ class TrainVal(Protocol):
 
     name: ClassVar[str] = "train_val"
 
+    def has_validation(self, dataset: Dataset) -> bool:
+        return self.part != "test" and super().has_validation(dataset)
+
     def episode(self, dataset: Dataset, sample: Sample, *, targets: Mapping[str, Dataset] = {}) -> Episode:
         """There is no validation split where its images are trained on."""
         if {item.image for item in dataset.val} & {item.image for item in dataset.test}:
