@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.commands.tables import FORMATS, add_selection, selected, write
-from vlprompt.errors import DamagedError, UserError, printable
+from vlprompt.errors import DamagedError, UserError, first_names, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,14 +65,16 @@ def evaluate(options: argparse.Namespace) -> int:
         raise UserError(f"{next(iter(runs))} holds no {TENSORS}, so it cannot be tested: run it again with force=true")
     if len(testable) < len(runs):
         notes = [*notes, f"{len(runs) - len(testable)} of {len(runs)} runs hold no {TENSORS} and are left out."]
-    scored: list[dict[str, Any]] = []
+    scored, left_out = list[dict[str, Any]](), list[str]()
     for folder, run in testable.items():
         try:
             scored += tested(folder, run, name, values, options)
         except DamagedError as error:
-            print(printable(f"note: left out: {error}"), file=sys.stderr)  # noqa: T201
+            left_out.append(str(error))
     if not scored:
-        raise UserError("none of these runs can be tested again: make them again with force=true")
+        raise UserError(f"no run can be tested again: {first_names(left_out, 3)}")
+    for text in left_out:
+        print(printable(f"note: left out: {text}"), file=sys.stderr)  # noqa: T201
     rows = pd.DataFrame(scored)
     if options.format == "csv":
         write(rows.to_csv(index=False), options.output)

@@ -115,6 +115,10 @@ class Record(RunKey):
             raise damaged(path, f"it is no JSON: {error}" if content.strip() else "it is empty") from error
         if fields.pop(CHECKSUM, None) not in (None, checksum(fields)):
             raise damaged(path, "it does not have its checksum")
+        for name, scores in record.scores.items():  # which holds without a checksum, too
+            correct, total, accuracy = (scores.get(key, 0) for key in ("correct", "total", "accuracy"))
+            if total and not record.imported and not abs(accuracy - correct / total) < 1e-6:
+                raise damaged(path, f"{name} has an accuracy of {accuracy}, and {correct} of {total} images right")
         return record
 
     def text(self) -> str:

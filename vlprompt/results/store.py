@@ -55,7 +55,8 @@ def _targets(root: Path, say: Callable[[str], object]) -> set[Path]:
     """The folders of runs below a folder, even if a draft of one is all that there is."""
 
     def unreadable(error: OSError) -> None:
-        say(f"left out: '{error.filename}' cannot be read ({error.strerror}).")
+        if not isinstance(error, FileNotFoundError):
+            say(f"left out: '{error.filename}' cannot be read ({error.strerror}).")
 
     targets = set()
     for name, folders, files in os.walk(root, onerror=unreadable):
