@@ -444,10 +444,16 @@ def test_results_that_cannot_be_written(results: Path) -> None:
     check_stop(ask(sweep.main, RUN), "VLPROMPT_RESULTS")
 
 
-def test_a_damaged_record_is_named(again: Path) -> None:
+def test_a_damaged_record_is_named_and_made_again(again: Path) -> None:
     path = trained(again).folder(again) / "result.json"
     path.write_text("{")
-    check_stop(ask(sweep.main, RUN), str(path))
+    answer = ask(cli.main, ["table"])
+    assert (answer.code, answer.err.count("\n")) == (0, 1)
+    assert str(path) in answer.err
+    assert "zero_shot" in answer.out
+    assert "coop" not in answer.out
+    assert ask(sweep.main, RUN).code == 0
+    assert trained(again).status == "finished"
 
 
 # The other commands

@@ -211,7 +211,7 @@ def test_two_at_once_fetch_once(server: Server, root: Path, tmp_path: Path) -> N
         time.sleep(0.02)
     other = start(arguments, root)
     assert other.stdout is not None
-    assert other.stdout.readline().strip() == "caltech101: waiting for another process that fetches it"
+    assert f"caltech101: another process ({one.pid} on " in other.stdout.readline()
     served.pause = 0.0
     assert [process.wait(timeout=120) for process in (one, other)] == [0, 0]
     assert len(server.asked) == len(node["dataset"]["about"]["parts"])

@@ -98,7 +98,7 @@ def test_another_split_or_a_missing_file_is_refused(results: Path, tmp_path: Pat
     folder, record = run_of(results, "dylora")
     with pytest.raises(UserError, match="was trained on another split of digits"):
         spec_of_record(folder, record.model_copy(update={"split_hash": "0"}))
-    with pytest.raises(UserError, match=r"config\.yaml is missing"):
+    with pytest.raises(UserError, match=r"config\.yaml: No such file"):
         spec_of_record(tmp_path, record)
 
 

@@ -9,6 +9,10 @@ class UserError(Exception):
     """A mistake in what was asked for: shown as its message alone, without a traceback, with exit code 2."""
 
 
+class DamagedError(UserError):
+    """A file of a run is not what was written: the run is left out, the others stand."""
+
+
 class ClassBoundError(UserError):
     """A learner that owns one parameter per class was asked for classes it was not trained on."""
 

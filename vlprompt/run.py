@@ -16,7 +16,9 @@ from vlprompt.config.paths import results_root
 from vlprompt.config.schema import Fit
 from vlprompt.config.spec import RunSpec
 from vlprompt.data.dataset import Split
+from vlprompt.data.disk import complain
 from vlprompt.data.loader import Loader
+from vlprompt.errors import DamagedError
 from vlprompt.evaluate import evaluate
 from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import Episode
@@ -25,7 +27,7 @@ from vlprompt.results.costs import costs_of_use, timed
 from vlprompt.results.metrics import score
 from vlprompt.results.predictions import PREDICTIONS, Predictions, save_predictions
 from vlprompt.results.record import Record, git_commit, versions
-from vlprompt.results.store import OpenRun, open_run
+from vlprompt.results.store import OpenRun, open_run, stored_run, tidy
 from vlprompt.train import Epoch, train
 from vlprompt.training.device import autocast, device_name, peak_memory, reset_peak_memory
 from vlprompt.training.optim import n_steps
@@ -41,21 +43,34 @@ def run(spec: RunSpec) -> Record:
     Raises:
         UserError: more shots than images, a class-bound method, a loss that is not finite, a full disk, ...
     """
-    wait = f"another process is running {spec.folder}: waiting for it"
-    with open_run(spec.folder, on_wait=lambda: Reporter().say(wait)) as folder:
+    if record := existing_record(spec):  # without the lock: it may lie where nothing can be written
+        tidy(spec.folder.parent)
+        return told(spec, record)
+    with open_run(spec.folder, on_wait=Reporter().say) as folder:
         if record := existing_record(spec):
-            Reporter().say(f"{spec.folder} is finished already (force=true runs it again)")
-            return record
-        with closing(Reporter(folder.path / "log.txt")) as reporter:
+            return told(spec, record)
+        with closing(folder.write(lambda: Reporter(folder.path / "log.txt"))) as reporter:
             reporter.say(str(spec))
             return make_record(spec, folder, reporter)
 
 
 def existing_record(spec: RunSpec) -> Record | None:
     """The record of this run, if it is finished and not to be made again; what was imported is no run."""
-    record = None if spec.settings.force else Record.read(spec.folder)
-    done = record is not None and record.status == "finished" and not record.imported and spec.matches(record)
+    if spec.settings.force:
+        return None
+    try:
+        run = stored_run(spec.folder)
+    except DamagedError as error:
+        complain(str(error))
+        return None
+    record = run and run[1]
+    done = record and record.status == "finished" and not record.imported and spec.matches(record)
     return record if done else None
+
+
+def told(spec: RunSpec, record: Record) -> Record:
+    Reporter().say(f"{spec.folder} is finished already (force=true runs it again)")
+    return record
 
 
 def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
@@ -82,7 +97,6 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
         scores = {name: score(of_split) for name, of_split in predictions.items()}
         log_scores(scores, reporter)
 
-        stored_bytes = save_files(spec, learner, predictions, folder.path)
         record = Record(
             **spec.key.model_dump(),
             status="finished",
@@ -94,7 +108,6 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
             bank=features_used(loader),
             cost={
                 "trained_parameters": learner.n_trained,
-                "stored_bytes": stored_bytes,
                 "train_seconds": train_seconds,
                 "test_seconds": test_seconds,
                 "peak_memory_bytes": peak,
@@ -103,7 +116,7 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
         )
         reporter.log(f"finished; record of {spec.folder}")
         reporter.close()  # its file is among those that are published
-        folder.publish(record)
+        record = folder.write(lambda: save(spec, learner, predictions, record, folder, reporter))
         tracker.finish(record, predictions, {name: split.classes for name, split in episode.tests.items()})
     return record
 
@@ -178,6 +191,22 @@ def features_used(loader: Loader) -> dict[str, Any]:
     if loader.features is None:
         return {"test_features": False, "views": None}
     return {"test_features": True, "views": loader.n_views, **asdict(loader.features.use)}
+
+
+def save(
+    spec: RunSpec,
+    learner: Learner,
+    predictions: Mapping[str, Predictions],
+    record: Record,
+    folder: OpenRun,
+    reporter: Reporter,
+) -> Record:
+    """Write all files of the run and publish them; -> the record, with what the learner takes on the disk."""
+    reporter.restore_log()
+    stored_bytes = save_files(spec, learner, predictions, folder.path)
+    record = record.model_copy(update={"cost": {**record.cost, "stored_bytes": stored_bytes}})
+    folder.publish(record)
+    return record
 
 
 def save_files(spec: RunSpec, learner: Learner, predictions: Mapping[str, Predictions], folder: Path) -> int:

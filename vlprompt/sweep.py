@@ -30,6 +30,7 @@ from vlprompt.config.compose import (
     zero_shot_reference,
 )
 from vlprompt.config.paths import config_dir, results_root
+from vlprompt.data.disk import whole_file, writing
 from vlprompt.errors import ClassBoundError, UserError, printable
 
 if TYPE_CHECKING:
@@ -140,8 +141,8 @@ def sweep_job(config: DictConfig) -> None:
         if one.status != "finished":
             outcome |= {"status": one.status, "reason": one.reason}
     path = Path(now.sweep.dir, OUTCOMES, f"{now.job.num:06d}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(outcome), encoding="utf-8")
+    with writing(f"'{path}'", "and run the sweep again: finished runs are read"), whole_file(path) as draft:
+        draft.write_text(json.dumps(outcome), encoding="utf-8")
 
 
 def key_of(config: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,7 +193,7 @@ def write_failure(fields: Mapping[str, Any], folder: Path | None) -> "Record":
     try:
         record = Record(**fields)
         with open_run(folder or record.folder(results_root())) as run:
-            run.publish(record)
+            run.write(lambda: run.publish(record))
     except (ValueError, UserError):  # a value that no run can have, a name that no folder can
         return Record.model_construct(**fields)
     return record
@@ -202,11 +203,11 @@ def summarise_sweep(folder: Path) -> int:
     """Show what the jobs of a sweep came to; -> 1 if one failed."""
     from vlprompt.reports.render import render
     from vlprompt.reports.summary import summarise
-    from vlprompt.results.record import Record
+    from vlprompt.results.store import stored_run
 
     outcomes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{OUTCOMES}/*.json"))]
-    folders = dict.fromkeys(run for outcome in outcomes for run in outcome["folders"])
-    records = [record for run in folders if (record := Record.read(Path(run)))]
+    folders = dict.fromkeys(name for outcome in outcomes for name in outcome["folders"])
+    records = [run[1] for folder in folders if (run := stored_run(Path(folder)))]
     if records:
         print("\n" + render(summarise(records)).rstrip())  # noqa: T201
     stopped = [outcome for outcome in outcomes if "status" in outcome]

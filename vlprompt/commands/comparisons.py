@@ -1,12 +1,13 @@
 """`vlprompt compare` and `vlprompt plot`: which learner is better, and figures."""
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.commands.tables import FORMATS, add_selection, selected, write
-from vlprompt.errors import UserError
+from vlprompt.errors import DamagedError, UserError, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,11 +134,17 @@ def _reliability(runs: Mapping[Path, "Record"], options: argparse.Namespace) -> 
     of_learners: dict[str, list[Any]] = {}
     split = options.split
     for folder, record in runs.items():
-        splits = load_predictions(folder / PREDICTIONS)
+        try:
+            splits = load_predictions(folder / PREDICTIONS)
+        except DamagedError as error:
+            print(printable(f"note: left out: {error}"), file=sys.stderr)  # noqa: T201
+            continue
         split = split or next((name for name in ("all", "test") if name in splits), next(iter(splits)))
         if split not in splits:
             raise UserError(f"there is no test split '{split}': known are {', '.join(splits)}")
         of_learners.setdefault(record.learner, []).append(splits[split])
+    if not of_learners:
+        raise UserError("the predictions of all these runs are damaged: make the runs again with force=true")
     first = next(iter(runs.values()))
     curves = {}
     for name, predictions in sorted(of_learners.items()):

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlprompt.errors import UserError
+from vlprompt.errors import UserError, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,7 +66,11 @@ def selected(options: argparse.Namespace) -> tuple[dict[Path, "Record"], list[st
     missing = [str(root) for root in options.folders if not root.is_dir()]
     if missing:
         raise UserError(f"no such folder of results: {', '.join(missing)}")
-    return select(find_runs(options.folders or [results_root()]), options.where)
+    left_out: list[str] = []
+    runs = find_runs(options.folders or [results_root()], left_out.append)
+    for note in left_out:
+        print(printable(f"note: {note}"), file=sys.stderr)  # noqa: T201
+    return select(runs, options.where)
 
 
 def write(text: str, output: Path | None) -> None:

@@ -1,12 +1,13 @@
 """`vlprompt evaluate` and `vlprompt export`: what can be done with a trained learner without training it again."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.commands.tables import FORMATS, add_selection, selected, write
-from vlprompt.errors import UserError, printable
+from vlprompt.errors import DamagedError, UserError, first_names, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,13 +37,15 @@ def register(commands: Any) -> None:
 
 def export(options: argparse.Namespace) -> int:
     from vlprompt.config.build import restore_learner
+    from vlprompt.data.disk import writing
     from vlprompt.interop.peft import write_peft
     from vlprompt.learners.lora import LoRA
 
     learner = restore_learner(options.run)
     if not isinstance(learner, LoRA):
         raise UserError(f"{options.run} holds a {type(learner).__name__}: only low-rank updates have a form in PEFT")
-    write_peft(learner, options.folder, force=options.force)
+    with writing(f"'{options.folder}'", "and export again"):
+        write_peft(learner, options.folder, force=options.force)
     print(printable(f"{options.folder}: adapter_config.json, adapter_model.safetensors"))  # noqa: T201
     return 0
 
@@ -63,7 +66,17 @@ def evaluate(options: argparse.Namespace) -> int:
         raise UserError(f"{next(iter(runs))} holds no {TENSORS}, so it cannot be tested: run it again with force=true")
     if len(testable) < len(runs):
         notes = [*notes, f"{len(runs) - len(testable)} of {len(runs)} runs hold no {TENSORS} and are left out."]
-    rows = pd.DataFrame([row for folder, run in testable.items() for row in tested(folder, run, name, values, options)])
+    scored, left_out = list[dict[str, Any]](), list[str]()
+    for folder, run in testable.items():
+        try:
+            scored += tested(folder, run, name, values, options)
+        except DamagedError as error:
+            left_out.append(str(error))
+    if not scored:
+        raise UserError(f"no run can be tested again: {first_names(left_out, 3)}")
+    for text in left_out:
+        print(printable(f"note: left out: {text}"), file=sys.stderr)  # noqa: T201
+    rows = pd.DataFrame(scored)
     if options.format == "csv":
         write(rows.to_csv(index=False), options.output)
         return 0

@@ -18,10 +18,10 @@ from vlprompt.config.overridden import Origin, complete, overridden, refuse, wit
 from vlprompt.config.paths import results_root
 from vlprompt.config.schema import Settings, at_these_shots, read_settings
 from vlprompt.data.dataset import Dataset
-from vlprompt.errors import OverriddenError, UserError
+from vlprompt.errors import DamagedError, OverriddenError, UserError
 from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import Protocol
-from vlprompt.results.record import Record, RunKey
+from vlprompt.results.record import Record, RunKey, checked, damaged
 from vlprompt.training.device import device_name, resolve_device, resolve_precision
 
 
@@ -156,17 +156,29 @@ def spec_of_record(folder: Path, record: Record, *, device: str = "auto", allow:
     """The run that a record is of, to be tested once more. `allow`: modules that it may name, as in VLPROMPT_ALLOW.
 
     Raises:
-        UserError: its configuration is gone, names what is neither the package's own nor allowed, or its data set has
-            changed.
+        DamagedError: its configuration is gone, or is none.
+        UserError: it names what is neither the package's own nor allowed, or its data set has changed.
     """
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be tested again: {error.filename} is missing") from None
-    config |= {"device": device, "precision": record.precision}
+    config = read_config(folder / "config.yaml") | {"device": device, "precision": record.precision}
     choices = record.model_dump(include={"protocol", "backbone", "method"})
     held = partial(from_file, file=folder / "config.yaml", allow=allow)
     spec = read_spec(config, choices=choices, default=lambda: config, held=held)
     if spec.dataset.fingerprint() != record.split_hash:
         raise UserError(f"{folder} was trained on another split of {record.dataset}: run it again with force=true")
     return spec
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration of a run as it lies next to its record. Raises: DamagedError."""
+    try:
+        config = yaml.safe_load(checked(path).read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise damaged(path, f"it holds {config!r}, not settings by name")
+        read_settings(config)
+    except DamagedError:
+        raise
+    except OSError as error:
+        raise DamagedError(f"{path.parent} cannot be tested again: {path.name}: {error.strerror}") from None
+    except (UserError, ValueError, yaml.YAMLError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        raise damaged(path, str(error)) from None
+    return config

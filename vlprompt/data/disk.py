@@ -5,30 +5,91 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import shutil
+import socket
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from rich.filesize import decimal
 
-from vlprompt.errors import UserError
+from vlprompt.errors import UserError, printable
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 logger = logging.getLogger(__name__)
 
 
+class Lock:
+    """A lock file that one process holds at a time, and a note next to it that says who.
+
+    The lock alone decides: a note may be that of a process that was killed, and is for people.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = FileLock(path)
+        self._note = path.with_name(f"{path.name}.holder")
+        self._text = ""
+
+    def acquire(self, on_wait: Callable[[str], object]) -> None:
+        """Hold it. While another process does, `on_wait` hears once which, and this one waits. Raises: OSError."""
+        if not self.try_acquire():
+            on_wait(self._holder())
+            self._lock.acquire()
+            self._sign()
+
+    def try_acquire(self) -> bool:
+        """Hold it if no other process does; -> whether it is held. Raises: OSError."""
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        self._sign()
+        return True
+
+    def is_lost(self) -> bool:
+        """Whether somebody deleted its folder, so that others may hold a file of the same name."""
+        return _read_note(self._note) != self._text
+
+    def release(self) -> None:
+        if not self.is_lost():
+            with contextlib.suppress(OSError):
+                self._note.unlink()
+        self._text = ""
+        self._lock.release()
+
+    def _sign(self) -> None:
+        self._text = f"{os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M}"
+        with contextlib.suppress(OSError):  # on a full disk, say: the lock holds without it
+            self._note.write_text(self._text, encoding="utf-8")
+
+    def _holder(self) -> str:
+        """Who holds it, as far as one can know: another process (4711 on node3, since 2026-01-31 12:03)."""
+        for _ in range(3):
+            text = _read_note(self._note)
+            named = re.fullmatch(r"(\d+) on (\S+), since [\d :-]+", text)
+            if named and not (named[2] == socket.gethostname() and not _is_alive(int(named[1]))):
+                return f"another process ({text})"
+            time.sleep(0.05)  # it may be about to sign
+        return "another process"
+
+
+def _read_note(path: Path) -> str:
+    with contextlib.suppress(OSError, UnicodeDecodeError), path.open(encoding="utf-8") as file:
+        return file.read(200)
+    return ""
+
+
 @contextmanager
-def locked(path: Path, on_wait: Callable[[], object]) -> Iterator[None]:
-    """Hold a lock file. While another process holds it, `on_wait` is called once and this one waits."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        on_wait()
-        lock.acquire()
+def locked(path: Path, on_wait: Callable[[str], object]) -> Iterator[None]:
+    """Hold a lock file. While another process holds it, `on_wait` hears once which, and this one waits."""
+    lock = Lock(path)
+    lock.acquire(on_wait)
     try:
         yield
     finally:
@@ -50,19 +111,33 @@ def writing(what: str, do: str) -> Iterator[None]:
     """What the system refuses, as a `UserError`: a full disk above all. `do` says what to do after freeing some."""
     try:
         yield
-    except OSError as error:
-        if error.errno in FULL:
+    except Exception as error:
+        if is_full(error):
             raise UserError(f"no space left on the disk while writing {what}: free some, {do}.") from error
-        if error.errno is None:
+        if not isinstance(error, OSError) or error.errno is None:
             raise
         raise UserError(f"cannot write {what} ({os.strerror(error.errno)}).") from error
+
+
+def is_full(error: Exception) -> bool:
+    """Whether a disk or a quota is full: libraries raise errors of their own, with the system's text in them."""
+    return getattr(error, "errno", None) in FULL or os.strerror(errno.ENOSPC) in str(error)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents, if need be, and have their names on the disk. Raises: OSError."""
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in new:
+        sync(folder.parent)
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A draft next to `path`, which takes its name at the end: a file appears whole or not at all, and stays there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    make_folder(path.parent)
+    _clear_drafts(path.parent)
+    draft = path.with_name(f".{path.name}.{_process()}")
     try:
         yield draft
         sync(draft)
@@ -73,16 +148,70 @@ def whole_file(path: Path) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder below TMPDIR, for as long as it is needed; what processes that were killed left there goes first."""
+    for path in Path(tempfile.gettempdir()).glob("vlprompt-*"):
+        if _is_left_behind(path):
+            shutil.rmtree(path, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{_process()}.") as folder:
+        yield Path(folder)
+
+
+@cache
+def _clear_drafts(folder: Path) -> None:
+    """Delete, once in a process, what others that were killed left half written in a folder."""
+    for path in folder.glob(".*"):
+        if _is_left_behind(path):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _process() -> str:
+    """This process in the name of what it is writing: its host, hashed, and its number there."""
+    return f"vlprompt-{_host()}-{os.getpid()}"
+
+
+@cache
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _is_left_behind(path: Path) -> bool:
+    """Whether the process in the name is gone; of another host's one knows only that drafts take less than a day."""
+    named = re.search(r"\bvlprompt-([0-9a-f]{8})-(\d{1,10})(\.\w+)?$", path.name)
+    if not named:
+        return False
+    if named[1] == _host():
+        return not _is_alive(int(named[2]))
+    with contextlib.suppress(OSError):
+        return time.time() - path.stat().st_mtime > 24 * 3600
+    return False
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name == "nt":  # where the question would end the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
 def sync(path: Path) -> None:
     """Have the content of a file, or the names in a folder, on the disk itself, so that a power cut keeps them."""
-    windows = os.name == "nt"
-    if windows and path.is_dir():  # which it does not open
+    windows, folder = os.name == "nt", path.is_dir()
+    if windows and folder:  # which it does not open
         return
-    number = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+    with contextlib.suppress(OSError) if folder else contextlib.nullcontext():  # some network drives refuse it
+        number = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def sha256_of(path: Path) -> str:
@@ -111,4 +240,4 @@ def size_of(path: Path) -> int:
 @cache
 def complain(text: str) -> None:
     """Warn, once in a process."""
-    logger.warning("%s", text)
+    logger.warning("%s", printable(text))

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from vlprompt import __version__
-from vlprompt.errors import UserError
+from vlprompt.errors import DamagedError, UserError
 from vlprompt.learners.base import Learner
+from vlprompt.results.record import checked, damaged
 
 TENSORS, CONFIG = "learner.safetensors", "learner_config.json"
 
@@ -34,26 +36,63 @@ def write(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any])
     return path.stat().st_size
 
 
+class Backbone(BaseModel):
+    """The frozen model that a learner was trained on."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str
+    weights: str
+    quantize: str | None = None
+
+
+class About(BaseModel):
+    """What `learner_config.json` has to say; the rest of it is for people, or of a later version."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    target: str  # the import path of the learner's class
+    arguments: dict[str, Any]
+    backbone: Backbone
+    classes: list[str]
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """What `learner_config.json` says.
 
     Raises:
-        UserError: no such file, or a damaged one.
+        DamagedError: no such file, or a damaged one.
     """
+    path = folder / CONFIG
     try:
-        return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no saved learner: {CONFIG} cannot be read ({error})") from None
+        about = json.loads(checked(path).read_text(encoding="utf-8"))
+        About.model_validate(about)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise damaged(path, f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}") from None
+    except OSError as error:
+        raise DamagedError(f"{folder} holds no saved learner: {CONFIG} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, f"it is no JSON: {error}") from None
+    return about
 
 
 def load_tensors(learner: Learner, folder: Path) -> None:
     """Put saved tensors into a learner built alike; every name and shape has to match.
 
     Raises:
-        UserError: a missing or damaged file, or tensors of another learner.
+        DamagedError: a missing or damaged file, or values that are not finite.
+        UserError: tensors of another learner.
     """
+    path = folder / TENSORS
     try:
-        learner.load_state_dict(safetensors.torch.load_file(folder / TENSORS), strict=True)
-    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder / TENSORS} does not fit {type(learner).__name__}: {reason}") from None
+        tensors = safetensors.torch.load_file(checked(path))
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise damaged(path, str(error)) from None
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise damaged(path, f"'{name}' holds NaN or infinite values")
+    try:
+        learner.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit {type(learner).__name__}: {' '.join(str(error).split())[:300]}") from None

@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from vlprompt.errors import UserError, unknown
+from vlprompt.data.disk import complain
+from vlprompt.errors import DamagedError, UserError, unknown
 from vlprompt.results.predictions import PREDICTIONS, Predictions, load_predictions
 from vlprompt.results.record import Record
 
@@ -111,7 +112,7 @@ def complete(runs: Mapping[Path, Record], metric: str) -> list[Record]:
     """The records of these folders, with the metric in the scores of every split that has predictions.
 
     What a record has stays; what it lacks comes from the `predictions.npz` next to it. Without that it stays absent.
-    Raises: UserError where the predictions are damaged.
+    Predictions that are damaged are named, and as if they were not there.
     """
     find_metric(metric)
     return [_completed(record, folder / PREDICTIONS, metric) for folder, record in runs.items()]
@@ -120,7 +121,11 @@ def complete(runs: Mapping[Path, Record], metric: str) -> list[Record]:
 def _completed(record: Record, path: Path, metric: str) -> Record:
     if all(metric in scores for scores in record.scores.values()) or not path.exists():
         return record
-    computed = {split: score(predictions) for split, predictions in load_predictions(path).items()}
+    try:
+        computed = {split: score(predictions) for split, predictions in load_predictions(path).items()}
+    except DamagedError as error:
+        complain(f"left out: {error}")
+        return record
     scores = {split: computed.get(split, {}) | scores for split, scores in record.scores.items()}
     return record.model_copy(update={"scores": scores})
 

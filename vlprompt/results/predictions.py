@@ -1,6 +1,5 @@
 """What stays of a test split's logits."""
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,6 +10,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from vlprompt.errors import NonFiniteError, UserError
+from vlprompt.results.record import checked, damaged
 
 PREDICTIONS = "predictions.npz"  # next to the record
 ROWS_AT_ONCE = 4096  # sorting 50,000 x 1,000 logits at once would take 400 MB of indices
@@ -70,15 +70,29 @@ def save_predictions(path: Path, predictions: Mapping[str, Predictions]) -> None
 
 
 def load_predictions(path: Path) -> dict[str, Predictions]:
-    """The splits of a run, by name. Raises: UserError where the file is missing or damaged."""
+    """The splits of a run, by name. Raises: DamagedError where the file is missing or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(checked(path), allow_pickle=False) as file:
             splits = dict.fromkeys(key.rpartition("/")[0] for key in file.files)
-            return {
-                split: Predictions(**{field.name: file[f"{split}/{field.name}"] for field in fields(Predictions)})
-                for split in splits
+            arrays = {
+                split: {field.name: file[f"{split}/{field.name}"] for field in fields(Predictions)} for split in splits
             }
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"cannot read the predictions '{path}' ({error}): run this cell again with force=true."
-        ) from error
+        for of_split in arrays.values():
+            _check_arrays(of_split)
+    except UserError:
+        raise
+    except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a file that is damaged
+        raise damaged(path, str(error) or type(error).__name__) from error
+    return {split: Predictions(**of_split) for split, of_split in arrays.items()}
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises: ValueError where shapes or types are not those of predictions."""
+    kinds = {"images": "U", "labels": "iu", "top5": "iu"}  # the others are floats
+    n = len(arrays["labels"])
+    for name, array in arrays.items():
+        shape = (n, *array.shape[1:2]) if name == "top5" else (n,)
+        if array.shape != shape or array.dtype.kind not in kinds.get(name, "f"):
+            raise ValueError(
+                f"{name} is {array.dtype.name} {list(array.shape)}, one row for each of {n} labels is needed"
+            )

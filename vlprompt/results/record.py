@@ -1,8 +1,11 @@
 """What is known about one run: the content of its `result.json`."""
 
 import contextlib
+import hashlib
+import json
 import re
 import subprocess
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -11,10 +14,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import vlprompt
-from vlprompt.errors import UserError
+from vlprompt.data.disk import sha256_of
+from vlprompt.errors import DamagedError, UserError
 
 SCHEMA_VERSION = 1
 FILE = "result.json"
+CHECKSUM = "checksum"  # its last field: of all others
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "hydra-core", "numpy", "vlprompt")
 
 
@@ -76,6 +81,7 @@ class Record(RunKey):
     bank: dict[str, Any] = {}
     curve: list[dict[str, int | float | None]] = []  # epoch, loss, accuracy, lr
     imported: dict[str, dict[str, str | int]] = {}  # by test split: the log it was read from, its sha256, its decimals
+    files: dict[str, str] = {}  # sha256 of the other files of the run; earlier records have none
     created: str = Field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     @property
@@ -84,17 +90,67 @@ class Record(RunKey):
 
     @classmethod
     def read(cls, folder: Path) -> "Record | None":
-        """The record in a run's folder, None where there is none. Raises: UserError where it is damaged."""
+        """The record in a run's folder, None where there is none.
+
+        Raises: DamagedError; UserError where this version, or this user, cannot read it.
+        """
         path = folder / FILE
         try:
-            record = cls.model_validate_json(path.read_bytes())
+            content = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValidationError) as error:
-            raise UserError(f"cannot read the record '{path}': delete its folder and run this cell again.") from error
-        if record.schema_version > SCHEMA_VERSION:
-            raise UserError(f"'{path}' was written by a newer vlprompt: update vlprompt to read it.")
+        except PermissionError as error:
+            raise UserError(f"the record '{path}' cannot be read ({error.strerror}): ask its owner.") from error
+        except OSError as error:
+            raise damaged(path, error.strerror or str(error)) from error
+        try:
+            if _is_newer(fields := json.loads(content)):
+                raise UserError(f"'{path}' was written by a newer vlprompt: update vlprompt to read it.")
+            record = cls.model_validate_json(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
+            raise damaged(path, reason) from error
+        except (ValueError, RecursionError) as error:
+            raise damaged(path, f"it is no JSON: {error}" if content.strip() else "it is empty") from error
+        if fields.pop(CHECKSUM, None) not in (None, checksum(fields)):
+            raise damaged(path, "it does not have its checksum")
+        for name, scores in record.scores.items():  # which holds without a checksum, too
+            correct, total, accuracy = (scores.get(key, 0) for key in ("correct", "total", "accuracy"))
+            if total and not record.imported and not abs(accuracy - correct / total) < 1e-6:
+                raise damaged(path, f"{name} has an accuracy of {accuracy}, and {correct} of {total} images right")
         return record
+
+    def text(self) -> str:
+        """The content of `result.json`: the fields, last their checksum."""
+        fields = json.loads(self.model_dump_json())
+        return json.dumps(fields | {CHECKSUM: checksum(fields)}, indent=2, ensure_ascii=False) + "\n"
+
+
+def checksum(fields: Mapping[str, Any]) -> str:
+    """sha256 of the fields of a record, whatever their order and the space between them."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def checked(path: Path) -> Path:
+    """A file of a run, once it is what the record next to it says. Records of earlier versions say nothing.
+
+    Raises: DamagedError; OSError where it cannot be read.
+    """
+    for _ in range(2):  # again: a new run may have come between the two
+        record = Record.read(path.parent)
+        if record is None or not record.files or record.files.get(path.name) == sha256_of(path):
+            return path
+    raise damaged(path, "it is not the file that its record was written with")
+
+
+def damaged(path: Path, reason: str) -> DamagedError:
+    return DamagedError(f"'{path}' is damaged ({' '.join(reason.split())[:200]}): its run has to be made again.")
+
+
+def _is_newer(fields: object) -> bool:
+    version = fields.get("schema_version") if isinstance(fields, dict) else None
+    return isinstance(version, int) and version > SCHEMA_VERSION
 
 
 def versions() -> dict[str, str]:

@@ -1,18 +1,29 @@
-"""The folders of runs: listed, held by one process, and written so that nothing half done reads as finished."""
+"""The folders of runs: listed, held by one process, and written so that nothing half done reads as finished.
+
+A run is made in `.NAME.partial`, whose record is written last. Then NAME, if there is one, becomes `.NAME.old`, and the
+new folder takes its name: two renames, which no file system joins into one. So whoever reads looks at all three.
+"""
 
 import contextlib
 import errno
+import logging
 import os
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from filelock import FileLock, Timeout
-
-from vlprompt.errors import UserError
+from vlprompt.data.disk import Lock, is_full, make_folder, sha256_of, sync
+from vlprompt.errors import DamagedError, UserError
 from vlprompt.results.record import FILE, Record, RunKey
 
 TRIALS = "tune"  # the folder of searches for settings, next to runs/
+DRAFT = re.compile(r"\.(.+)\.(partial|old)")
+ATTEMPTS = 5  # where somebody deletes folders meanwhile
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 def find_records(roots: Sequence[Path]) -> list[Record]:
@@ -20,102 +31,211 @@ def find_records(roots: Sequence[Path]) -> list[Record]:
     return list(find_runs(roots).values())
 
 
-def find_runs(roots: Sequence[Path]) -> dict[Path, Record]:
+def find_runs(roots: Sequence[Path], say: Callable[[str], object] = logger.warning) -> dict[Path, Record]:
     """All runs below results roots (their `demo/` and `runs/`) or below any other folders: folder -> record.
 
-    Of several runs with one key the last counts: `runs/` before `demo/`, a later root before an earlier one.
+    Of several runs with one key the last counts: `runs/` before `demo/`, a later root before an earlier one. `say`
+    hears of each record that cannot be read and is left out.
     """
     runs: dict[RunKey, tuple[Path, Record]] = {}
     for root in roots:
         parts = [root / name for name in ("demo", "runs") if (root / name).is_dir()] or [root]
-        for path in (path for part in parts for path in sorted(part.rglob(FILE))):
-            names = path.relative_to(root).parts
-            hidden = any(name.startswith(".") for name in names)  # a run in the making
-            trial = names[0] == TRIALS  # shown where its own folder is asked for
-            if not (hidden or trial) and (record := Record.read(path.parent)) is not None:
-                runs[record.key] = path.parent, record
+        for target in (target for part in parts for target in sorted(_targets(part, say))):
+            if target.relative_to(root).parts[:1] == (TRIALS,):  # shown where its own folder is asked for
+                continue
+            try:
+                if run := stored_run(target):
+                    runs[run[1].key] = run
+            except UserError as error:
+                say(f"left out: {error}")
     return dict(runs.values())
+
+
+def _targets(root: Path, say: Callable[[str], object]) -> set[Path]:
+    """The folders of runs below a folder, even if a draft of one is all that there is."""
+
+    def unreadable(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            say(f"left out: '{error.filename}' cannot be read ({error.strerror}).")
+
+    targets = set()
+    for name, folders, files in os.walk(root, onerror=unreadable):
+        if FILE in files or FILE in folders:
+            targets.add(Path(name))
+        targets |= {Path(name, draft[1]) for folder in folders if (draft := DRAFT.fullmatch(folder))}
+        folders[:] = [folder for folder in folders if not folder.startswith(".") and folder != FILE]
+    return targets
+
+
+def stored_run(target: Path) -> tuple[Path, Record] | None:
+    """A run's folder and its record, wherever a process that was killed left them; None where there is none.
+
+    Raises: UserError where all that is there is damaged, or of a newer version.
+    """
+    mistakes: list[UserError] = []
+    for folder in (target, *_drafts(target), target):  # again: a process at work may have put it there meanwhile
+        try:
+            if record := Record.read(folder):
+                return folder, record
+        except UserError as error:
+            mistakes.append(error)
+    if mistakes:
+        raise mistakes[0]
+    return None
+
+
+def _drafts(target: Path) -> tuple[Path, Path]:
+    """Where a run is made, and where the one before it is until the new one has its name."""
+    return target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.old")
+
+
+def settle(target: Path) -> None:
+    """Order the folders of a run whose lock is held, whatever was interrupted. Raises: OSError."""
+    partial, old = _drafts(target)
+    if (partial / FILE).exists():  # complete
+        if target.exists():
+            _delete(old)
+            target.rename(old)
+        partial.rename(target)
+        sync(target.parent)
+    elif (old / FILE).exists() and not target.exists():
+        old.rename(target)
+        sync(target.parent)
+    _delete(partial)
+    _delete(old)
+
+
+def _delete(folder: Path) -> None:
+    """The record first, so that what is left of a folder, if this is interrupted, is no run."""
+    with contextlib.suppress(OSError):
+        (folder / FILE).unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def tidy(folder: Path) -> None:
+    """Order what killed processes left of the runs in a folder. What is in use, or cannot be written, stays."""
+    for target in {folder / draft[1] for path in folder.glob(".*") if (draft := DRAFT.fullmatch(path.name))}:
+        lock = _lock_of(target)
+        with contextlib.suppress(OSError):
+            if lock.try_acquire():
+                try:
+                    settle(target)
+                finally:
+                    lock.release()
+
+
+def _lock_of(target: Path) -> Lock:
+    return Lock(target.with_name(f".{target.name}.lock"))
 
 
 class OpenRun:
     """One run in the making: `path` takes its files, `publish` makes them the run of its key."""
 
-    def __init__(self, target: Path) -> None:
-        self.target = target
-        self.path = target.with_name(f".{target.name}.partial")
-        self._old = target.with_name(f".{target.name}.old")
+    def __init__(self, target: Path, on_wait: Callable[[str], object]) -> None:
+        self.target, self.path = target, _drafts(target)[0]
+        self._on_wait, self._lock = on_wait, _lock_of(target)
+        self._hold()
+
+    def _hold(self) -> None:
+        """Hold the lock and an empty folder `path`, made anew if need be. Raises: OSError."""
+        for attempt in range(ATTEMPTS):
+            try:
+                make_folder(self.target.parent)
+                self._lock.acquire(self._on_wait)
+                settle(self.target)
+                self.path.mkdir()
+                return
+            except OSError as error:
+                self._lock.release()
+                if not isinstance(error, FileNotFoundError) or attempt == ATTEMPTS - 1:
+                    raise
+
+    def write(self, files: Callable[[], T]) -> T:
+        """What `files` gives, which writes into `path`: if somebody deletes that meanwhile, all is written again."""
+        for attempt in range(ATTEMPTS):
+            try:
+                if not self.path.is_dir():
+                    self._lock.release()  # its file is gone, too, perhaps
+                    self._hold()
+                return files()
+            except OSError:
+                if self.path.is_dir() or attempt == ATTEMPTS - 1:
+                    raise
+                time.sleep(0.1)
+        raise AssertionError
 
     def publish(self, record: Record) -> bool:
         """Write the record, last of all files, and put the folder where it belongs.
 
         False, and nothing changes, where a run that did not finish would replace one that did.
+        Raises: OSError: among others where the folder was deleted.
         """
         if record.status != "finished":
-            with contextlib.suppress(UserError):  # a damaged record is no loss
-                old = Record.read(self.target)
-                if old is not None and old.status == "finished":
-                    return False
+            try:
+                run = stored_run(self.target)
+            except DamagedError:  # no loss
+                run = None
+            except UserError:  # of a newer version, or somebody else's
+                return False
+            if run and run[1].status == "finished":
+                return False
+        paths = [path for path in sorted(self.path.rglob("*")) if path.is_file()]
+        hashes = {path.relative_to(self.path).as_posix(): sha256_of(path) for path in paths}
         draft = self.path / f".{FILE}"
-        draft.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        for path in self.path.rglob("*"):  # on the disk before the name that says "complete"
-            if path.is_file():
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
+        draft.write_text(record.model_copy(update={"files": hashes}).text(), encoding="utf-8")
+        for path in (*paths, draft):  # on the disk before the name that says "complete"
+            sync(path)
         draft.replace(self.path / FILE)
-        self.settle()
+        sync(self.path)
+        settle(self.target)
+        if not (self.target / FILE).exists():
+            raise FileNotFoundError(errno.ENOENT, "deleted while it was written", str(self.target))
         return True
 
-    def settle(self) -> None:
-        """Order the folders, whatever was interrupted: a complete run takes its place, a partial one goes."""
-        if (self.path / FILE).exists():
-            if self.target.exists():
-                shutil.rmtree(self._old, ignore_errors=True)
-                self.target.rename(self._old)
-            self.path.rename(self.target)
-        elif self._old.exists() and not self.target.exists():
-            self._old.rename(self.target)
-        shutil.rmtree(self.path, ignore_errors=True)
-        shutil.rmtree(self._old, ignore_errors=True)
+    def close(self) -> None:
+        try:
+            settle(self.target)
+        finally:
+            self._lock.release()
 
 
 @contextlib.contextmanager
-def open_run(folder: Path, *, on_wait: Callable[[], object] = lambda: None) -> Iterator[OpenRun]:
+def open_run(folder: Path, *, on_wait: Callable[[str], object] = logger.warning) -> Iterator[OpenRun]:
     """Hold one run's folder for writing. Left without `publish`, what was there stays as it was.
 
-    While another process holds it, `on_wait` is called once and this one waits: look again for a finished run.
-    Raises: UserError where the disk is full.
+    While another process holds it, `on_wait` hears once which, and this one waits: look again for a finished run.
+    What others that were killed left next to it is ordered. Raises: UserError where the disk is full or read-only.
     """
-    run = OpenRun(folder)
-    with _full_disk_named(folder):
-        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    with _refusals_named(folder):
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except Timeout:
-            on_wait()
-            lock.acquire()
+            run = OpenRun(folder, lambda holder: on_wait(f"{holder} is running {folder}: waiting for it"))
         except OSError as error:
+            if is_full(error):
+                raise
             raise UserError(
                 f"cannot write results to '{folder}' ({error.strerror}): set VLPROMPT_RESULTS to a folder of your own."
             ) from error
         try:
-            run.settle()
-            run.path.mkdir()
+            tidy(folder.parent)
             yield run
         finally:
-            run.settle()
-            lock.release()
+            run.close()
 
 
 @contextlib.contextmanager
-def _full_disk_named(folder: Path) -> Iterator[None]:
+def _refusals_named(folder: Path) -> Iterator[None]:
+    """What a disk refuses while it is written, as a `UserError`."""
     try:
         yield
     except Exception as error:
-        # safetensors and torch raise errors of their own, with the system's text in them
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
-            raise UserError(
-                f"no space left on the disk while writing '{folder}': free some, or set VLPROMPT_RESULTS to a "
-                "folder on another disk, and run this again (earlier runs are untouched)."
-            ) from error
-        raise
+        number = getattr(error, "errno", None)
+        if is_full(error):
+            problem = "no space left on the disk"
+        elif number in (errno.EFBIG, errno.EROFS):  # a limit on the size of files; a disk that turned read-only
+            problem = os.strerror(number)
+        else:
+            raise
+        raise UserError(
+            f"{problem} while writing '{folder}': free some, or set VLPROMPT_RESULTS to a "
+            "folder on another disk, and run this again (earlier runs are untouched)."
+        ) from error

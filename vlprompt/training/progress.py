@@ -35,6 +35,7 @@ class Reporter:
 
     def __init__(self, log: Path | None = None, *, aside: bool = False) -> None:
         self.console = Console(file=sys.stderr if aside else sys.stdout, highlight=False, soft_wrap=True)
+        self._path, self._lines = log, list[str]()
         self._log: TextIO | None = log.open("a", encoding="utf-8", buffering=1) if log else None
         self._warnings = _Warnings(self)
         if log:
@@ -55,7 +56,13 @@ class Reporter:
     def log(self, line: str) -> None:
         """Only log it."""
         if self._log:
-            self._log.write(f"[{time.strftime('%Y-%m-%d %H:%M:%S')}] {line}\n")
+            self._lines.append(f"[{time.strftime('%Y-%m-%d %H:%M:%S')}] {line}\n")
+            self._log.write(self._lines[-1])
+
+    def restore_log(self) -> None:
+        """Write the log file again where somebody deleted it."""
+        if self._path and not self._path.exists():
+            self._path.write_text("".join(self._lines), encoding="utf-8")
 
     @contextmanager
     def track(self, title: str, total: int | None, *, done: int = 0, in_bytes: bool = False) -> Iterator["Track"]:

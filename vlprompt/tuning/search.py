@@ -12,9 +12,9 @@ from vlprompt.config import build
 from vlprompt.config.compose import read_reference, read_run
 from vlprompt.config.paths import results_root
 from vlprompt.config.spec import RunSpec
-from vlprompt.errors import NonFiniteError, UserError
+from vlprompt.errors import DamagedError, NonFiniteError, UserError
 from vlprompt.results.record import Record
-from vlprompt.results.store import TRIALS
+from vlprompt.results.store import TRIALS, stored_run
 from vlprompt.sweep import run_or_record_failure
 from vlprompt.training.progress import Reporter
 from vlprompt.tuning.sampler import optuna, sampler, search
@@ -84,9 +84,12 @@ class Search:
     def evaluate(self, number: int, setting: Setting) -> Trial:
         """Try one setting. What fails in the first trial alone is a mistake, unless it is the loss."""
         spec = self.trial(setting)
-        record = Record.read(spec.folder)
-        failed = record is not None and record.status != "finished" and spec.matches(record)
-        if record is None or not failed or spec.settings.force:
+        try:
+            run = stored_run(spec.folder)
+        except DamagedError:  # which the new run says
+            run = None
+        record = run[1] if run and run[1].status != "finished" and spec.matches(run[1]) else None
+        if record is None or spec.settings.force:
             caught = (OutOfMemoryError, UserError if number else NonFiniteError)
             record = run_or_record_failure(spec, caught=caught)
         return Trial(

@@ -1,12 +1,12 @@
 """A search for a method's settings on disk: what was allowed, all trials, the choice and its tests."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from vlprompt.data.disk import whole_file, writing
 from vlprompt.results.record import RunKey
 
 FILE = "study.json"
@@ -58,13 +58,11 @@ class Study(BaseModel):
 
     def write(self, folder: Path) -> None:
         """Replace the study's file, whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f".{FILE}"
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(self.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(folder / FILE)
+        with (
+            writing(f"'{folder / FILE}'", "and search again: finished trials are read"),
+            whole_file(folder / FILE) as draft,
+        ):
+            draft.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def best(trials: list[Trial]) -> Trial | None:

@@ -6,7 +6,6 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 
 from vlprompt.data.cache.feature_files import ABOUT, FEATURES, FILE, KEYS, FeatureFiles, Rows, read_keys
 from vlprompt.data.dataset import PARTS
-from vlprompt.data.disk import whole_file, writing
+from vlprompt.data.disk import temporary_folder, whole_file, writing
 from vlprompt.data.sources import banked
 from vlprompt.errors import UserError
 
@@ -42,7 +41,7 @@ def pack(
     """Write a bank: data sets by identity, features by view; -> (rows, bytes). Raises: UserError."""
     try:
         with (
-            TemporaryDirectory() as folder,
+            temporary_folder() as folder,
             whole_file(path) as draft,
             zipfile.ZipFile(draft, "w") as archive,
         ):
@@ -50,7 +49,7 @@ def pack(
             for identity, content in contents.items():
                 archive.writestr(f"{DATASETS}/{identity}.json", content.model_dump_json())
             for view, rows in features.items():
-                member = Path(folder) / "rows"
+                member = folder / "rows"
                 save_file({FEATURES: torch.stack(list(rows.values())).cpu()}, member, {KEYS: json.dumps(list(rows))})
                 archive.write(member, f"features/{view}{FILE[1:]}")
     except (OSError, SafetensorError) as error:
@@ -64,7 +63,7 @@ def unpack(path: Path, root: Path, *, limit: int) -> tuple[Manifest, int]:
     Nothing is taken from a file that is not wholly sound. Raises: UserError.
     """
     try:
-        with zipfile.ZipFile(path) as archive, TemporaryDirectory() as folder:
+        with zipfile.ZipFile(path) as archive, temporary_folder() as folder:
             if damaged := archive.testzip():
                 raise ValueError(f"{damaged} is damaged")
             manifest = Manifest.model_validate_json(archive.read(MANIFEST))

@@ -57,8 +57,8 @@ def get(
     Raises: UserError where no mirror gives a part, or it can only be fetched by hand.
     """
     base.mkdir(parents=True, exist_ok=True)
-    waiting = f"{name}: waiting for another process that fetches it"
-    with locked(base.parent / f".{base.name}.lock", lambda: reporter.say(waiting)):
+    lock = base.parent / f".{base.name}.lock"
+    with locked(lock, lambda holder: reporter.say(f"{name}: {holder} is fetching it: waiting for it")):
         for part in about.parts:
             if part in about.missing(base) and (only is None or part in only):  # an archive may hold several
                 get_part(name, about, base, part, reporter)

@@ -192,7 +192,7 @@ def write_record(record: Record, root: Path, *, force: bool) -> Path:
             record = record.model_copy(update=both)
         ordered = sorted(record.scores, key=lambda split: split != "base")
         record = record.model_copy(update={"scores": {split: record.scores[split] for split in ordered}})
-        run.publish(record)
+        run.write(lambda: run.publish(record))
     return folder
 
 
