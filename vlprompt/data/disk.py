@@ -2,11 +2,15 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import logging
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -17,6 +21,9 @@ from rich.filesize import decimal
 from vlprompt.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+HOST = re.sub(r"[^\w-]", "_", socket.gethostname())[:32]
+DRAFT = re.compile(r"\..+\.(\d+)@([\w-]*)")  # .NAME.PROCESS@HOST
+DAY = 86_400  # seconds
 logger = logging.getLogger(__name__)
 
 
@@ -59,18 +66,49 @@ def writing(what: str, do: str) -> Iterator[None]:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A draft next to `path`, which takes its name at the end: a file appears whole or not at all, and stays there."""
+def whole_file(path: Path, *, lasting: bool = True) -> Iterator[Path]:
+    """A draft next to `path`, which takes its name at the end: a file appears whole or not at all, and stays there.
+
+    Not `lasting` is what can be made again: it is not waited for until it is on the disk, and drafts of killed
+    processes are left to whoever looks after the folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.with_name(f".{path.name}.{os.getpid()}@{HOST}")
+    if lasting:
+        remove_drafts(path.parent.glob(f"{glob.escape(f'.{path.name}.')}*@*"))
     try:
         yield draft
-        sync(draft)
+        if lasting:
+            sync(draft)
         draft.replace(path)
-        sync(path.parent)
+        if lasting:
+            sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def remove_drafts(paths: Iterable[Path]) -> None:
+    """Delete those of these files that are drafts of a killed process: gone, or on another machine for a day."""
+    for path in paths:
+        if match := DRAFT.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                is_old = time.time() - path.stat().st_mtime > DAY  # a number of a process may be another's by then
+                if is_old or (match[2] == HOST and not is_running(int(match[1]))):
+                    path.unlink()
+
+
+def is_running(process: int) -> bool:
+    """Whether there is a process of this number on this machine; on Windows, which cannot be asked so, always."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def sync(path: Path) -> None:
@@ -92,20 +130,6 @@ def sha256_of(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-@cache
-def used_below(folder: Path, pattern: str) -> list[int]:
-    """[bytes of the files of this pattern below a folder], counted once in a process; whoever writes adds to it."""
-    return [sum(size_of(path) for path in folder.glob(pattern))]
-
-
-def size_of(path: Path) -> int:
-    """In bytes; 0 where another process has just moved or deleted the file."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 @cache
