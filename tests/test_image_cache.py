@@ -14,6 +14,8 @@ from torchvision.transforms import InterpolationMode
 
 from vlprompt.data import disk
 from vlprompt.data.cache import images as image_cache
+from vlprompt.data.cache.budget import LEDGER, LOCK
+from vlprompt.data.cache.checked import note_damage
 from vlprompt.data.cache.images import ImageCache
 from vlprompt.data.dataset import Item, Split
 from vlprompt.data.sources.files import Files
@@ -38,8 +40,8 @@ def split(tmp_path: Path) -> Split:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> ImageCache:
-    disk.used_below.cache_clear()
     disk.complain.cache_clear()
+    note_damage.cache_clear()
     return ImageCache(tmp_path / "cache", 10**9)
 
 
@@ -49,7 +51,7 @@ def pixels(split, cache, order=PLAIN, pre=Preprocess(size=16), workers=0):  # no
 
 
 def files(cache: ImageCache) -> list[Path]:
-    return sorted(path for path in cache.folder.rglob("*") if path.is_file())
+    return sorted(path for path in cache.folder.rglob("*") if path.is_file() and path.name not in (LEDGER, LOCK))
 
 
 def count_decodings(monkeypatch):

@@ -1,18 +1,19 @@
 """`vlprompt bank`: features of images, computed once, as a file for machines without images or a GPU."""
 
 import argparse
-import shlex
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.commands.arguments import add_config_dir, refuse, searched, whole_numbers
-from vlprompt.errors import UserError
+from vlprompt.errors import UserError, first_names, printable
 
 if TYPE_CHECKING:
     from vlprompt.config.spec import RunSpec
     from vlprompt.data.cache.feature_files import Rows
+    from vlprompt.data.cache.portable import Manifest
     from vlprompt.data.dataset import Dataset, Item, Split
     from vlprompt.data.loader import Loader
     from vlprompt.data.sources.banked import Contents
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     Parts = list[tuple[Split, list[int | None]]]
 
 Keys = dict[tuple[str, str], str]  # of images, by the origin of their data set and their names
+CHOICES = ("method", "dataset", "protocol", "backbone")  # settings that name a file of the package
+SHOTS = re.compile("[1-9][0-9]{0,5}|all")
 
 
 def register(commands: Any) -> None:
@@ -54,13 +57,24 @@ def show(options: argparse.Namespace) -> int:
 
     from vlprompt.data.cache.portable import towers
 
+    root = folder(options.root)
+    known, refused = towers(root)
     rows = [
-        [one["model"], one["precision"], one["size"], one["views"], one["rows"], decimal(one["bytes"])]
-        for one in towers(folder(options.root))
+        [line(one["model"]), one["precision"], one["size"], one["views"], one["rows"], decimal(one["bytes"])]
+        for one in known
     ]
     headers = ["model", "precision", "image size", "views", "features", "on disk"]
-    sys.stdout.write(tabulate(rows, headers, intfmt=",") + f"\n\n{folder(options.root).absolute()}\n")
+    table = tabulate(rows, headers, intfmt=",", disable_numparse=[0, 1])
+    sys.stdout.write(f"{table}\n\n{line(str(root.absolute()))}\n")
+    if refused:
+        names = first_names([str(path.relative_to(root)) for path in refused])
+        sys.stderr.write(line(f"damaged, without a checksum or foreign, and read by no run: {names}") + "\n")
     return 0
+
+
+def line(text: str) -> str:
+    """A foreign text on one line of a terminal."""
+    return printable(" ".join(text.split()))
 
 
 def pack(options: argparse.Namespace) -> int:
@@ -89,11 +103,15 @@ def pack(options: argparse.Namespace) -> int:
         contents |= describe(spec, known)
     assert bank is not None
     assert bank.files is not None
-    several = ["-m"] if len(options.seeds) > 1 else []
-    seeds = ",".join(map(str, options.seeds))
-    command = ["python", "run.py", *several, *options.overrides, f"seed={seeds}", f"precision={spec.precision}"]
+    settings = dict(override.partition("=")[::2] for override in options.overrides)
+    settings.pop("precision", None)  # the manifest has it
+    chosen = {key: value for key, value in settings.items() if is_plain(key, value)}
     manifest = portable.Manifest(
-        tower=bank.files.folder.name, about=dict(bank.files.about), command=shlex.join(command)
+        tower=bank.files.folder.name,
+        about=portable.About.model_validate(bank.files.about),
+        settings=chosen,
+        n_others=len(settings) - len(chosen),
+        seeds=options.seeds,
     )
     rows, size = portable.pack(options.file, manifest, contents, features)
     sys.stdout.write(f"{options.file}: {rows:,} features of {', '.join(c.name for c in contents.values())}, ")
@@ -173,6 +191,26 @@ def unpack(options: argparse.Namespace) -> int:
     root = folder(options.root)
     manifest, rows = portable.unpack(options.file, root, limit=sys.maxsize)
     about = manifest.about
-    sys.stdout.write(f"{rows:,} features of {about.get('model')} ({about.get('precision')}) are in {root}\n")
-    sys.stdout.write(f"a run that reads them: {manifest.command}\n")
+    sys.stdout.write(line(f"{rows:,} features of {about.model} ({about.precision}) are in {root}") + "\n")
+    sys.stdout.write(f"a run that reads them: {advice(manifest)}\n")
     return 0
+
+
+def is_plain(key: str, value: str) -> bool:
+    """Whether a setting chooses one of the package's own methods, data sets, ..., or a number of shots: no other is
+    taken from a stranger's file."""
+    from vlprompt.config.paths import config_dir
+
+    if key in CHOICES:
+        return re.fullmatch(r"\w+", value) is not None and (config_dir() / key / f"{value}.yaml").is_file()
+    return key == "shots" and SHOTS.fullmatch(value) is not None
+
+
+def advice(manifest: "Manifest") -> str:
+    """A command of checked parts alone: what a foreign file says is never passed on as something to run."""
+    chosen = [f"{key}={value}" for key, value in manifest.settings.items() if is_plain(key, value)]
+    n_others = manifest.n_others + len(manifest.settings) - len(chosen)
+    several = ["-m"] if len(manifest.seeds) > 1 else []
+    seeds = [f"seed={','.join(map(str, manifest.seeds))}"] if manifest.seeds else []
+    command = " ".join(["python", "run.py", *several, *chosen, *seeds, f"precision={manifest.about.precision}"])
+    return command + (f" (and {n_others} settings more, which whoever packed it knows)" if n_others else "")

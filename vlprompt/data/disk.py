@@ -2,15 +2,15 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import logging
 import os
 import re
 import shutil
 import socket
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
@@ -22,6 +22,9 @@ from rich.filesize import decimal
 from vlprompt.errors import UserError, printable
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+HOST = re.sub(r"[^\w-]", "_", socket.gethostname())[:32]
+DRAFT = re.compile(r"\..+\.(\d+)@([\w-]*)")  # .NAME.PROCESS@HOST
+DAY = 86_400  # seconds
 logger = logging.getLogger(__name__)
 
 
@@ -133,70 +136,50 @@ def make_folder(path: Path) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A draft next to `path`, which takes its name at the end: a file appears whole or not at all, and stays there."""
-    make_folder(path.parent)
-    _clear_drafts(path.parent)
-    draft = path.with_name(f".{path.name}.{_process()}")
+def whole_file(path: Path, *, lasting: bool = True) -> Iterator[Path]:
+    """A draft next to `path`, which takes its name at the end: a file appears whole or not at all, and stays there.
+
+    Not `lasting` is what can be made again: it is not waited for until it is on the disk, and drafts of killed
+    processes are left to whoever looks after the folder.
+    """
+    if lasting:
+        make_folder(path.parent)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}@{HOST}")
+    if lasting:
+        remove_drafts(path.parent.glob(f"{glob.escape(f'.{path.name}.')}*@*"))
     try:
         yield draft
-        sync(draft)
+        if lasting:
+            sync(draft)
         draft.replace(path)
-        sync(path.parent)
+        if lasting:
+            sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
 
 
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A folder below TMPDIR, for as long as it is needed; what processes that were killed left there goes first."""
-    for path in Path(tempfile.gettempdir()).glob("vlprompt-*"):
-        if _is_left_behind(path):
-            shutil.rmtree(path, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"{_process()}.") as folder:
-        yield Path(folder)
-
-
-@cache
-def _clear_drafts(folder: Path) -> None:
-    """Delete, once in a process, what others that were killed left half written in a folder."""
-    for path in folder.glob(".*"):
-        if _is_left_behind(path):
+def remove_drafts(paths: Iterable[Path]) -> None:
+    """Delete those of these files that are drafts of a killed process: gone, or on another machine for a day."""
+    for path in paths:
+        if match := DRAFT.fullmatch(path.name):
             with contextlib.suppress(OSError):
-                path.unlink()
+                is_old = time.time() - path.stat().st_mtime > DAY  # a number of a process may be another's by then
+                if is_old or (match[2] == HOST and not is_running(int(match[1]))):
+                    path.unlink()
 
 
-def _process() -> str:
-    """This process in the name of what it is writing: its host, hashed, and its number there."""
-    return f"vlprompt-{_host()}-{os.getpid()}"
-
-
-@cache
-def _host() -> str:
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-
-
-def _is_left_behind(path: Path) -> bool:
-    """Whether the process in the name is gone; of another host's one knows only that drafts take less than a day."""
-    named = re.search(r"\bvlprompt-([0-9a-f]{8})-(\d{1,10})(\.\w+)?$", path.name)
-    if not named:
-        return False
-    if named[1] == _host():
-        return not _is_alive(int(named[2]))
-    with contextlib.suppress(OSError):
-        return time.time() - path.stat().st_mtime > 24 * 3600
-    return False
-
-
-def _is_alive(pid: int) -> bool:
-    if os.name == "nt":  # where the question would end the process
+def is_running(process: int) -> bool:
+    """Whether there is a process of this number on this machine; on Windows, which cannot be asked so, always."""
+    if os.name == "nt":
         return True
     try:
-        os.kill(pid, 0)
+        os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # somebody else's
+    except PermissionError:  # another user's
         return True
     return True
 
@@ -221,20 +204,6 @@ def sha256_of(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-@cache
-def used_below(folder: Path, pattern: str) -> list[int]:
-    """[bytes of the files of this pattern below a folder], counted once in a process; whoever writes adds to it."""
-    return [sum(size_of(path) for path in folder.glob(pattern))]
-
-
-def size_of(path: Path) -> int:
-    """In bytes; 0 where another process has just moved or deleted the file."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 @cache

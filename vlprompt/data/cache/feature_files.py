@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +14,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlprompt.data.disk import complain, used_below, whole_file
+from vlprompt.data.cache.budget import Budget
+from vlprompt.data.cache.checked import Damaged, checksum, discard, sealed
+from vlprompt.data.disk import complain, whole_file
 
 FILE = "*.safetensors"
 ABOUT = "about.json"  # next to the views: what the tower is
 FEATURES, KEYS = "features", "keys"  # the tensor [N, e] of a file, and in its metadata the keys of the rows
+CHECKSUMS = "checksums"  # in the metadata: of the keys, and of the features
+HEADER = 512  # bytes at most in a file in addition to its features and metadata
+UNREADABLE = (OSError, SafetensorError, LookupError, ValueError)  # Damaged is a ValueError
 Rows = dict[str, Float[Tensor, " e"]]  # by key
 
 
@@ -26,9 +31,10 @@ Rows = dict[str, Float[Tensor, " e"]]  # by key
 class FeatureFiles:
     """Un-normalised features of one frozen tower by view and key, in files below `folder`, which belongs to it alone.
 
-    A file holds what was missing of a view in one run. It appears whole, by a rename: parallel runs share the folder,
-    where at worst both compute the same, and a killed one leaves it sound. Files may be deleted at any time. What
-    cannot be written, or would exceed `limit` bytes below the parent folder, is not stored.
+    A file holds what was missing of a view in one run, with checksums that are verified when it is first read; a
+    damaged one, or one of another view or tower, is deleted with a warning. It appears whole, by a rename: parallel
+    runs share the folder, where at worst both compute the same, and a killed one leaves it sound. Files may be deleted
+    at any time. What cannot be written, or would exceed `limit` bytes below the parent folder, is not stored.
     """
 
     folder: Path
@@ -36,50 +42,103 @@ class FeatureFiles:
     about: Mapping[str, Any] = field(default_factory=dict, hash=False)  # what the tower is, for people
 
     def read(self, view: str, keys: Iterable[str]) -> Rows:
-        """Those of the rows that are there."""
+        """Those of the rows that are there and sound."""
         wanted, rows = set(keys), Rows()
         for path in sorted((self.folder / view).glob(FILE)) if wanted else ():
-            with suppress(OSError, SafetensorError, KeyError, ValueError):  # damaged: as if it were not there
-                rows |= {key: row for key, row in _open(path, wanted).items() if key not in rows}
+            try:
+                rows |= {key: row for key, row in read_rows(path, wanted) if key not in rows}
+            except FileNotFoundError:  # just deleted
+                continue
+            except OSError as error:
+                complain(f"{path} cannot be read ({error.strerror}): its features are computed again")
+            except UNREADABLE:
+                discard(path, "its features are computed again")
             if len(rows) == len(wanted):
                 break
         return rows
 
-    def write(self, view: str, rows: Mapping[str, Tensor]) -> bool:
-        """Store rows of one view; -> whether they are stored."""
+    def write(self, view: str, rows: Mapping[str, Tensor], *, lasting: bool = False) -> bool:
+        """Store rows of one view, `lasting` where they cannot be computed again; -> whether they are stored."""
         if not rows:
             return True
         features = torch.stack([row.cpu() for row in rows.values()])
         root, name = self.folder.parent, hashlib.sha256("".join(rows).encode()).hexdigest()[:16]
-        used = used_below(root, f"*/*/{FILE}")
-        if used[0] + features.nbytes > self.limit:
-            complain(f"the feature bank in {root} is full: raise bank.gb, or delete parts of it")
-            return False
+        path, metadata = self.folder / view / f"{name}{FILE[1:]}", metadata_of(self.folder.name, view, rows, features)
+        size = features.nbytes + len(json.dumps(metadata)) + HEADER
+        budget = Budget(root, self.limit)
         try:
-            if not (self.folder / ABOUT).exists():
-                with whole_file(self.folder / ABOUT) as draft:
-                    draft.write_text(json.dumps(self.about, indent=2), encoding="utf-8")
-            with whole_file(self.folder / view / f"{name}{FILE[1:]}") as draft:
-                save_file({FEATURES: features}, draft, {KEYS: json.dumps(list(rows))})
-            used[0] += features.nbytes
-        except (OSError, SafetensorError) as error:
+            self._describe(budget)
+            with budget.room_for(path, size) as fits:
+                if not fits:
+                    complain(f"the feature bank in {root} is full: raise bank.gb, or delete parts of it")
+                    return False
+                with whole_file(path, lasting=lasting) as draft:
+                    save_file({FEATURES: features}, draft, metadata)
+        except (OSError, SafetensorError, NotImplementedError) as error:
             complain(f"the feature bank in {root} cannot be written ({error}): features are not stored")
             return False
         return True
 
+    def _describe(self, budget: Budget) -> None:
+        """Have a sound description of the tower next to the views, where there is room for it."""
+        path, text = self.folder / ABOUT, sealed(dict(self.about))
+        with suppress(OSError, UnicodeDecodeError):
+            if path.read_text(encoding="utf-8") == text:
+                return
+        with budget.room_for(path, len(text.encode())) as fits:
+            if fits:
+                with whole_file(path, lasting=False) as draft:
+                    draft.write_text(text, encoding="utf-8")
 
-def _open(path: Path, wanted: set[str]) -> Rows:
-    """The wanted rows of one file. Raises: OSError, SafetensorError, KeyError, ValueError where it is damaged."""
+
+def metadata_of(tower: str, view: str, keys: Iterable[str], features: Float[Tensor, "N e"]) -> dict[str, str]:
+    """What stands next to the features in a file of a view."""
+    text = json.dumps(list(keys))
+    return {KEYS: text, CHECKSUMS: f"{_checksum_of_keys(tower, view, text)} {_checksum_of(features)}"}
+
+
+def read_rows(path: Path, wanted: set[str] | None = None) -> Iterator[tuple[str, Float[Tensor, " e"]]]:
+    """The wanted rows of one file, or all, by key; the checksum of the features is verified once in a process.
+
+    Raises: Damaged; what is in UNREADABLE.
+    """
+    status = path.stat()
     with safe_open(path, "pt") as file:
-        keys = read_keys(path, file.metadata())
-        if wanted.isdisjoint(keys):
-            return {}
-        return {key: row for key, row in zip(keys, file.get_tensor(FEATURES), strict=True) if key in wanted}
+        keys, expected = check_keys(path.parent.parent.name, path.parent.name, file.metadata())
+        chosen = [i for i, key in enumerate(keys) if wanted is None or key in wanted]
+        if chosen:
+            features: Tensor = file.get_tensor(FEATURES)
+            version = (str(path), status.st_ino, status.st_size, status.st_mtime_ns)
+            if version not in _verified:
+                if features.ndim != 2 or len(features) != len(keys) or _checksum_of(features) != expected:
+                    raise Damaged(f"{path} has another checksum")
+                _verified.add(version)
+            # copied: until then they are the file itself, which others may delete or damage
+            yield from zip((keys[i] for i in chosen), features[torch.tensor(chosen)], strict=True)
 
 
-def read_keys(path: Path, metadata: Mapping[str, str] | None) -> Sequence[str]:
-    """The keys of a file's rows. Raises: ValueError where it holds none."""
-    keys = json.loads((metadata or {}).get(KEYS, "null"))
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise ValueError(f"{path} holds no keys")
-    return keys
+_verified: set[tuple[str, int, int, int]] = set()  # files: path, inode, bytes, time of the last change
+
+
+def check_keys(tower: str, view: str, metadata: Mapping[str, str] | None) -> tuple[Sequence[str], str]:
+    """The keys of a file's rows, and the checksum that the features should have.
+
+    Raises: Damaged where they are not those of this tower and view.
+    """
+    text, checksums = ((metadata or {}).get(name, "") for name in (KEYS, CHECKSUMS))
+    of_keys, _, of_features = checksums.partition(" ")
+    if of_keys != _checksum_of_keys(tower, view, text):
+        raise Damaged("its keys have another checksum")
+    keys = json.loads(text)
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):  # a stranger's
+        raise Damaged("it holds no keys")
+    return keys, of_features
+
+
+def _checksum_of_keys(tower: str, view: str, keys: str) -> str:
+    return checksum(tower.encode(), view.encode(), keys.encode())
+
+
+def _checksum_of(features: Tensor) -> str:
+    values = features.contiguous().flatten().view(torch.uint8).numpy()
+    return checksum(f"{features.dtype} {list(features.shape)}".encode(), values.data)

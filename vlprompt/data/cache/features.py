@@ -94,7 +94,8 @@ class FeatureCache:
         known = self._rows.setdefault(name, {})
         missing = [key for key in keys if key not in known]
         if missing and self.files is not None:
-            stored = self.files.read(name, missing)
+            width = self.clip.image.embed_dim  # a foreign bank may hold anything
+            stored = {key: row for key, row in self.files.read(name, missing).items() if len(row) == width}
             known |= {key: row.to(self.clip.device) for key, row in stored.items()}
             self.use.read += len(stored)
         return [key for key in missing if key not in known]

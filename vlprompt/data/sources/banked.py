@@ -1,13 +1,13 @@
 """Data sets without images: names, labels and keys of a feature bank that was unpacked."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vlprompt.data.cache.checked import sealed, unsealed
 from vlprompt.data.dataset import PARTS, Dataset, Item
 from vlprompt.errors import UserError
 
@@ -41,12 +41,18 @@ class Contents(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
+    name: str = Field(pattern=r"^\w[\w.+=-]{0,99}$")
     classes: tuple[str, ...]
     rows: tuple[int, ...] | None = None
     train: list[Row]
     val: list[Row]
     test: list[Row]
+
+    @model_validator(mode="after")
+    def check_labels(self) -> "Contents":
+        if not all(0 <= label < len(self.classes) for part in PARTS for _, label, _ in getattr(self, part)):
+            raise ValueError("a label is no index of a class")
+        return self
 
     def dataset(self) -> Dataset:
         parts: list[list[Row]] = [getattr(self, part) for part in PARTS]
@@ -56,8 +62,14 @@ class Contents(BaseModel):
 
 
 def read(path: Path) -> Contents:
-    """Raises: UserError where the file is damaged."""
+    """Raises: UserError where the file is damaged, or of a version without checksums."""
     try:
-        return Contents.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return Contents.model_validate(unsealed(path))
     except (OSError, ValueError, ValidationError) as error:
-        raise UserError(f"{path} does not describe a data set ({error}): unpack the bank again") from None
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} does not describe a data set ({reason}): unpack the bank again") from None
+
+
+def text_of(content: Contents) -> str:
+    """What `read` reads."""
+    return sealed(content.model_dump(mode="json"))
