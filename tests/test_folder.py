@@ -40,7 +40,7 @@ def fill(root: Path, **n: int) -> Path:
         folder = root / name.replace("__", "/")
         folder.mkdir(parents=True, exist_ok=True)
         for i in range(count):
-            draw(folder / f"{i:02d}.png")
+            draw(folder / f"{i:02d}.png", i)
     return root
 
 
@@ -292,7 +292,11 @@ def test_a_table_without_parts_is_split(tmp_path: Path) -> None:
     [
         ("", "begins with '', allowed is the header path,label,split"),
         ("pics/00.png,cat\n", "begins with 'pics/00.png,cat', allowed"),
-        ("path;label\n", "begins with 'path;label', allowed"),
+        ("path|label\n", "begins with 'path|label', allowed"),
+        ("path,label,label\n", "two columns 'label'"),
+        ("path,label\npics/00.png,crane, bird\n", "line 2 has 3 cells, the header 2"),
+        ("path;label\npics/00.png;crane; bird\n", "line 2 has 3 cells, the header 2"),
+        ('path,label\npics/00.png,"cat"x\n', "line 2 is no row of a CSV file"),
         ("path,label\npics/00.png\n", "line 2: path or label is empty"),
         ("path,label\npics/00.png,cat\npics/77.png,cat\n", "line 3: there is no file .*77.png; paths are relative"),
         ("path,label\n../x.png,cat\n", "line 2: ../x.png is not below"),
@@ -303,7 +307,7 @@ def test_a_table_without_parts_is_split(tmp_path: Path) -> None:
         ("path,label\n", "has no images"),
         ("path,label\npics/00.png,cat\n", "has one class, 'cat'"),
         ("path,label,split\npics/00.png,cat,test\npics/01.png,dog,test\n", "no training images"),
-        ('path,label\n"pics/00.png,cat\n', "line 2: path or label is empty|there is no file"),
+        ('path,label\n"pics/00.png,cat\n', "line 2 is no row of a CSV file"),
     ],
 )
 def test_a_wrong_table_is_explained(tmp_path: Path, text: str, message: str) -> None:
@@ -315,7 +319,7 @@ def test_a_wrong_table_is_explained(tmp_path: Path, text: str, message: str) -> 
 def test_a_table_in_another_encoding_or_nowhere(tmp_path: Path) -> None:
     fill(tmp_path, pics=2)
     (tmp_path / "a.csv").write_bytes("path,label\npics/00.png,dög\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"a\.csv is no CSV file in UTF-8"):
+    with pytest.raises(UserError, match=r"a\.csv is not in UTF-8"):
         load(tmp_path, labels="a.csv")
     with pytest.raises(UserError, match=r"dataset\.labels=b\.csv: there is no such file"):
         load(tmp_path, labels="b.csv")

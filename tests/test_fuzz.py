@@ -11,7 +11,7 @@ from tiny_data import make_split, picture
 from vlprompt.data.lists import read_list
 from vlprompt.data.sources import split_file
 from vlprompt.data.sources.files import Files
-from vlprompt.data.sources.layouts import read_table
+from vlprompt.data.sources.tables import read_table
 from vlprompt.errors import UserError, printable
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

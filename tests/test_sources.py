@@ -103,9 +103,10 @@ NO_CLASS_1 = {part: entries[:1] if part == "train" else entries for part, entrie
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"{", "Invalid JSON"),
+        (b"{", "no JSON"),
         ([], "should be an object"),
-        (b"\xff\xfe", "Invalid JSON"),
+        (b"\xff\xfe", "not in UTF-8"),
+        (b'{"train": [], "train": [], "val": [], "test": []}', "'train' twice"),
         ({"train": make_content()["train"], "val": []}, "test: Field required"),
         ({**make_content(), "test": []}, "test: List should have at least 1 item"),
         (change("val", 1, ["a.jpg", "1", "airplane"]), r"val\[1\]\[1\]: Input should be a valid integer"),

@@ -20,7 +20,7 @@ from vlprompt.data.cache.images import ImageCache
 from vlprompt.data.loader import Loader
 from vlprompt.data.transforms import Augment, seed_of
 from vlprompt.learners.base import Learner
-from vlprompt.protocols.base import FEW_SHOT_VAL, Episode
+from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, check_images
 from vlprompt.results import learner_files
 from vlprompt.towers import Clip, load_clip
 from vlprompt.training.device import default_workers
@@ -37,7 +37,9 @@ def make_episode(spec: RunSpec) -> Episode:
         sample = make_sampler(settings)(dataset, shots=settings.shots, seed=settings.seed)
     else:
         sample = list(dataset.train), list(dataset.val)  # nothing is trained
-    return spec.protocol.episode(dataset, sample, targets=spec.targets)
+    episode = spec.protocol.episode(dataset, sample, targets=spec.targets)
+    check_images(dataset, episode, trained=spec.trained)
+    return episode
 
 
 def make_clip(spec: RunSpec) -> Clip:

@@ -11,10 +11,11 @@ from vlprompt.config.locate import import_named, make_protocol
 from vlprompt.config.paths import bank_folder, data_root
 from vlprompt.config.schema import DataSource, Settings, check_arguments
 from vlprompt.data.cache.portable import DATASETS
-from vlprompt.data.dataset import Dataset
+from vlprompt.data.dataset import Dataset, same_prompts
+from vlprompt.data.disk import complain
 from vlprompt.data.download.get import ensure
 from vlprompt.data.sources import banked
-from vlprompt.errors import UserError
+from vlprompt.errors import UserError, first_names
 from vlprompt.training.progress import Reporter
 
 LOCATION = ("path", "labels", "names", "stored")  # arguments of a source that say where it lies, not what it is
@@ -77,6 +78,11 @@ def load_dataset(settings: Settings, described: DataSource) -> Dataset:
     if described.about and not described.root:
         ensure(described.name, described.about, base, download=settings.data.download, reporter=Reporter())
     dataset = load_source(described.name, described.source, root)
+    if not described.about and (same := same_prompts(dataset.classes)):  # published ones have such by design
+        complain(
+            f"classes of {dataset.name} have the same prompt, so that their names do not distinguish them: "
+            f"{first_names([' = '.join(map(repr, names)) for names in same])}; rename them, or give dataset.names=FILE"
+        )
     origin = {**described.source, "root": str(root), "split": dataset.fingerprint()}
     return replace(dataset, origin=config_hash(origin))
 

@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -27,6 +28,16 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
+def _check_path(path: str) -> str:
+    if not path.strip():
+        raise ValueError("a path that is not empty (a shell variable without a value?)")
+    return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
+Location = Annotated[str, AfterValidator(_check_path)]
+"""A path, or a name that may be one: not empty; ~ is the home folder."""
+
+
 class Bank(BaseModel):
     model_config = _STRICT
     views: PositiveInt | None = None
@@ -49,7 +60,7 @@ class Augmentation(BaseModel):
 
 class Data(BaseModel):
     model_config = _STRICT
-    root: str | None = None
+    root: Location | None = None
     download: bool = False
     cache_gb: Annotated[float, Field(ge=0, strict=False)] = 20.0
 
@@ -57,7 +68,7 @@ class Data(BaseModel):
 class Sampling(BaseModel):
     model_config = _STRICT
     name: Literal["coop", "clip_lora", "tip_adapter", "list"] = "coop"
-    file: str | None = None
+    file: Location | None = None
 
     @model_validator(mode="after")
     def _file_of_a_list(self) -> "Sampling":
@@ -68,8 +79,8 @@ class Sampling(BaseModel):
 
 class Backbone(BaseModel):
     model_config = _STRICT
-    model: str
-    weights: str
+    model: Location
+    weights: Location
     quantize: Literal["nf4"] | None = None
 
 
@@ -86,10 +97,10 @@ class DataSource(BaseModel):
     source: dict[str, Any]
     about: About | None = Field(default=None, exclude=True)  # facts that change no result
     # Where a data set of one's own lies: no part of what it is, so that moving it changes no hash.
-    root: str | None = Field(default=None, exclude=True)
-    labels: str | None = Field(default=None, exclude=True)
-    names: str | None = Field(default=None, exclude=True)
-    split: str | None = Field(default=None, exclude=True)
+    root: Location | None = Field(default=None, exclude=True)
+    labels: Location | None = Field(default=None, exclude=True)
+    names: Location | None = Field(default=None, exclude=True)
+    split: Location | None = Field(default=None, exclude=True)
 
 
 class Target(BaseModel):

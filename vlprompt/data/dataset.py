@@ -22,6 +22,14 @@ class Item:
     label: int  # index into the classes of whatever holds this item
 
 
+def same_prompts(classes: Sequence[str]) -> list[list[str]]:
+    """Groups of class names that are the same words to a model: underscores are spaces, and case does not count."""
+    groups: dict[str, list[str]] = {}
+    for name in classes:
+        groups.setdefault(" ".join(name.replace("_", " ").lower().split()), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
 @dataclass(frozen=True)
 class Split:
     """Labelled images of a list of classes, and how to open them.

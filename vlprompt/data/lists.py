@@ -15,6 +15,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from vlprompt.data.dataset import Dataset, Item
 from vlprompt.data.sampling import Shots
 from vlprompt.errors import UserError
+from vlprompt.textfiles import parse_json, read_text
 
 
 class Line(BaseModel):
@@ -51,7 +52,9 @@ class ListSampler:
                     f"{item.label} ({dataset.classes[item.label]}): choose the list of this data set."
                 )
             parts[line.split].append(item)
-        most = max(Counter(item.label for item in parts["train"]).values(), default=0)
+        if not parts["train"]:
+            raise UserError(f"{self.path} has no training images: choose a list with lines of training images.")
+        most = max(Counter(item.label for item in parts["train"]).values())
         if shots not in ("all", most):
             raise UserError(f"{self.path} has {most} training images of a class and shots={shots}: use shots={most}.")
         return parts["train"], parts["val"]
@@ -66,20 +69,18 @@ def find(path: str, known: dict[str, Item]) -> str | None:
 
 def read_list(path: Path) -> Iterator[tuple[int, Line]]:
     """Line numbers and lines. Raises: UserError that names the line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"sampler.file={path} cannot be read: {error}.") from None
-    for number, text in enumerate(lines, start=1):
+    for number, text in enumerate(read_text(path, f"sampler.file={path}").split("\n"), start=1):
         if text.strip():
             try:
-                yield number, Line.model_validate_json(text)
+                yield number, Line.model_validate(parse_json(text))
             except ValidationError as error:
                 first = error.errors(include_url=False)[0]
                 where = ".".join(map(str, first["loc"]))
                 raise UserError(
                     f"{path}, line {number} is no object with path, label and perhaps split: {where} {first['msg']}."
                 ) from None
+            except ValueError as error:
+                raise UserError(f"{path}, line {number} cannot be read: {error}.") from None
 
 
 def make_lines(train: list[Item], val: list[Item], classes: tuple[str, ...]) -> list[dict[str, str | int]]:

@@ -1,6 +1,5 @@
 """Hard prompts: the wording of the class names as a choice; nothing is trained."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner, Overridden
+from vlprompt.textfiles import read_json
 from vlprompt.towers import Clip, expand_templates
 
 TEXTS_AT_ONCE = 1024  # in one pass of the text tower
@@ -115,13 +115,14 @@ def read_descriptions(path: Path) -> dict[str, list[str]]:
     Raises:
         UserError: no such file, no JSON, or another form.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"method.descriptions={path} cannot be read: {error}") from None
+    content = read_json(path, f"method.descriptions={path}")
     form = f'method.descriptions={path} has another form than {{"class name": ["a text", ...]}}'
     if not isinstance(content, dict):
         raise UserError(f"{form}: it holds no names")
+    spellings: dict[str, str] = {}
+    for name in content:
+        if (other := spellings.setdefault(spelt(name), name)) != name:
+            raise UserError(f"method.descriptions={path} describes '{other}' and '{name}', which are one: join them")
     texts = {spelt(name): [of_class] if isinstance(of_class, str) else of_class for name, of_class in content.items()}
     for name, of_class in texts.items():
         if not (isinstance(of_class, list) and of_class and all(isinstance(t, str) and t.strip() for t in of_class)):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
 from vlprompt.data.dataset import Dataset, Item, Split
-from vlprompt.errors import UserError
+from vlprompt.errors import UserError, first_names
 
 FEW_SHOT_VAL: Final = "few_shot_val"
 Source = Literal["test", "val", "few_shot_val"]
@@ -40,6 +40,24 @@ class Episode:
         if not alike:
             raise UserError("fit.select_on=test needs a test of the classes trained on: use another protocol, or val")
         return alike[0]
+
+
+def check_images(dataset: Dataset, episode: Episode, *, trained: bool) -> None:
+    """Raises: UserError where there is nothing to test on, or a class to be trained on has no training images."""
+    for name, split in episode.tests.items():
+        if not split.items:
+            classes = first_names([f"'{name}'" for name in split.classes], 4)
+            raise UserError(
+                f"{dataset.name} has no images for the test '{name}' ({len(split.classes)} classes: {classes}): "
+                "add test images of these classes, or choose another protocol."
+            )
+    lacking = set(range(len(episode.train.classes))) - {item.label for item in episode.train.items}
+    if trained and lacking:
+        names = first_names([f"'{episode.train.classes[label]}'" for label in sorted(lacking)], 4)
+        raise UserError(
+            f"the training images chosen from {dataset.name} lack {len(lacking)} of the classes ({names}): "
+            "add some (to sampler.file, where that chooses them), or leave these classes out."
+        )
 
 
 class Protocol(ABC):

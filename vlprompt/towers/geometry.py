@@ -1,15 +1,14 @@
 """The shape of a CLIP, read from its configuration: no weights are loaded or fetched."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
 
-from vlprompt.errors import UserError, unknown
+from vlprompt.errors import unknown
 from vlprompt.towers.clip import Preprocess
-from vlprompt.towers.loading import preprocess_of
+from vlprompt.towers.loading import preprocess_of, read_folder
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,7 @@ def read_geometry(model: str, weights: str) -> Geometry | None:
         UserError: an unknown model, or a folder whose configuration cannot be read.
     """
     if Path(model).is_dir():
-        try:
-            content = json.loads((Path(model) / "open_clip_config.json").read_text(encoding="utf-8"))
-            config, settings = content["model_cfg"], content.get("preprocess_cfg", {})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{model} is no open_clip folder: open_clip_config.json cannot be used ({error})") from None
+        config, settings = read_folder(Path(model))
     elif model.startswith(("timm:", "hf-hub:")):
         return None
     else:

@@ -1,6 +1,7 @@
 """From the name of a model and of its weights to a frozen CLIP: open_clip's and timm's models, folders and files."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,23 @@ from typing import Any
 import open_clip
 import timm
 import torch
+from open_clip.pretrained import download_pretrained_from_hf
+from open_clip.tokenizer import HFTokenizer
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError, unknown
+from vlprompt.textfiles import read_json
 from vlprompt.towers.block import Weights
 from vlprompt.towers.clip import Clip, Preprocess, build
-from vlprompt.towers.weights import WordTable, read_state
+from vlprompt.towers.weights import WordTable, check_finite, read_state, reason_of
 
 RANDOM, PRETRAINED = "random", "pretrained"
+CONFIG_FILE = "open_clip_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")  # any of them
+TOKENIZER_SETTINGS = {"clean", "strip_sep_token", "language"}  # others may have code of the model's authors run
+CHOICES = {"interpolation": ("bicubic", "bilinear", "random"), "resize_mode": ("shortest", "squash")}
+N_WORDS = 49408  # of CLIP's tokenizer
 WEIGHTS_FILE = "open_clip_model.safetensors"  # of a model in a folder
 
 
@@ -36,7 +46,10 @@ def load_clip(model: str, weights: str = RANDOM, *, seed: int = 0) -> Clip:
     if model.startswith("timm:"):
         return _load_timm(model.removeprefix("timm:"), weights, seed)
     if model.startswith("hf-hub:"):
+        path = _fetch(lambda: download_pretrained_from_hf(model.removeprefix("hf-hub:"), filename=CONFIG_FILE), model)
+        read_config(Path(path))
         net = _fetch(lambda: open_clip.create_model(model), model)
+        check_finite(net.state_dict(), model)
         return clip_of(
             net, name=model, preprocess=preprocess_of(net.visual.preprocess_cfg), tokenizer=_tokenizer(model)
         )
@@ -51,7 +64,14 @@ def load_clip(model: str, weights: str = RANDOM, *, seed: int = 0) -> Clip:
     net = make_model(config, seed)
     if weights in tags:
         path = _fetch(lambda: open_clip.download_pretrained(settings), f"{model}/{weights}")
-        open_clip.load_checkpoint(net, path, strict=True, weights_only=True)
+        try:
+            open_clip.load_checkpoint(net, path, strict=True, weights_only=True)
+        except Exception as error:  # as for what cannot be fetched
+            raise UserError(
+                f"{path}, the weights {model}/{weights}, cannot be read ({reason_of(error)}): "
+                "delete the file, so that it is fetched again"
+            ) from None
+        check_finite(net.state_dict(), f"{model}/{weights}")
     elif Path(weights).is_file():
         state, openai = read_state(Path(weights))
         if openai:
@@ -97,16 +117,26 @@ def _load_timm(name: str, weights: str, seed: int) -> Clip:
         fit(net, {k: t for k, t in state.items() if not k.startswith("head.")}, weights, name)
     elif weights not in ("pretrained", RANDOM):
         raise unknown("weights", weights, ["pretrained", RANDOM], do="The path of a file is allowed too.")
-    settings = {**net.pretrained_cfg, "size": net.pretrained_cfg["input_size"][-1]}
+    settings = {**net.pretrained_cfg, "size": net.pretrained_cfg["input_size"][1:]}
     return build(Weights(net), name=f"{name}/{Path(weights).name}", preprocess=preprocess_of(settings), words=None)
 
 
 def _load_folder(folder: Path, weights: str, seed: int) -> Clip:
+    config, settings = read_folder(folder)
     try:
-        config = json.loads((folder / "open_clip_config.json").read_text())
-        net = make_model(config["model_cfg"], seed)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is no open_clip folder: open_clip_config.json cannot be used ({error})") from None
+        net = make_model(config, seed)
+    except UserError:
+        raise
+    except Exception as error:  # open_clip takes any mapping, and fails in as many ways
+        raise wrong_folder(folder, " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(":")) from None
+    preprocess = preprocess_of({**settings, "size": net.visual.image_size})
+    conv = getattr(net.visual, "conv1", None)
+    if conv is not None and max(conv.kernel_size) > preprocess.size:
+        raise wrong_folder(folder, f"its patches are larger than its images of {preprocess.size} pixels")
+    tokenizer = tokenizer_in(folder, config["text_cfg"])
+    n_words, needed = config["text_cfg"].get("vocab_size", N_WORDS), getattr(tokenizer, "vocab_size", 0)
+    if n_words < needed:
+        raise wrong_folder(folder, f"text_cfg.vocab_size is {n_words}, and the tokenizer has {needed} words")
     words = None
     if weights != RANDOM:
         file = folder / WEIGHTS_FILE if weights == PRETRAINED else Path(weights)
@@ -114,28 +144,110 @@ def _load_folder(folder: Path, weights: str, seed: int) -> Clip:
             raise unknown("weights", weights, [PRETRAINED, RANDOM], do="The path of a file is allowed too.")
         if not file.is_file():
             raise UserError(f"{file} is missing: put the weights there, or use backbone.weights=random")
-        state, _ = read_state(file)
+        state, openai = read_state(file)
+        if openai and not config.get("quick_gelu"):
+            raise wrong_folder(folder, f"quick_gelu is not true, and {file} was trained with QuickGELU")
         words = state.pop("token_embedding.ids", None)
         if words is not None:  # only the rows in use are stored
-            rows = state["token_embedding.weight"]
-            table = torch.zeros(config["model_cfg"]["text_cfg"]["vocab_size"], rows.shape[1])
-            state["token_embedding.weight"] = table.index_copy(0, words.long(), rows.float())
+            state["token_embedding.weight"] = whole_table(state, words, n_words, file)
         fit(net, state, str(file), folder.name)
-    preprocess = preprocess_of({**config.get("preprocess_cfg", {}), "size": net.visual.image_size})
-    return clip_of(
-        net, name=folder.name, preprocess=preprocess, tokenizer=_tokenizer(f"local-dir:{folder}"), words=words
-    )
+    return clip_of(net, name=folder.name, preprocess=preprocess, tokenizer=tokenizer, words=words)
+
+
+def whole_table(state: Mapping[str, Tensor], words: Tensor, n_words: int, file: Path) -> Tensor:
+    """The table of token embeddings [n_words, d] that a part of its rows belongs to, zeros elsewhere."""
+    rows = state.get("token_embedding.weight")
+    if rows is None or rows.ndim != 2 or words.shape != rows.shape[:1] or not 0 <= words.min() <= words.max() < n_words:
+        raise UserError(f"token_embedding.ids in {file} are not {n_words} words' at most: fetch the file again")
+    return torch.zeros(n_words, rows.shape[1]).index_copy(0, words.long(), rows.float())
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configurations of a model in a folder and of its images. Raises: UserError where a CLIP needs others."""
+    config, settings = read_config(folder / CONFIG_FILE)
+    if config["text_cfg"].get("hf_tokenizer_name") and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise wrong_folder(folder, f"it names a tokenizer, whose files are not there: {', '.join(TOKENIZER_FILES)}")
+    return config, settings
+
+
+def read_config(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configurations of a model and of its images. Raises: UserError where a CLIP needs others."""
+    content = read_json(file)
+    try:
+        _File.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"] if str(part).isidentifier() and part != "int")
+        what = "it should be an object" if first["type"] in ("model_type", "dict_type") else first["msg"]
+        raise wrong_folder(file.parent, f"{where}: {what}".removeprefix(": ")) from None
+    config, settings = content["model_cfg"], content.get("preprocess_cfg", {})
+    if more := set(config["text_cfg"].get("tokenizer_kwargs", {})) - TOKENIZER_SETTINGS:  # trust_remote_code is one
+        raise wrong_folder(file.parent, f"text_cfg.tokenizer_kwargs has {', '.join(sorted(more))}, not supported")
+    return config, settings
+
+
+def tokenizer_in(folder: Path, config: Mapping[str, Any]) -> Any:
+    """The tokenizer of a model in a folder: CLIP's, or that of the folder's files. Raises: UserError."""
+    settings: dict[str, Any] = {
+        "context_length": config.get("context_length", 77),
+        **config.get("tokenizer_kwargs", {}),
+    }
+    try:
+        if config.get("hf_tokenizer_name"):
+            return HFTokenizer(str(folder), tokenizer_mode=config.get("tokenizer_mode"), **settings)
+        return open_clip.SimpleTokenizer(**settings)
+    except Exception as error:  # as for what cannot be fetched
+        raise UserError(f"the tokenizer in {folder} cannot be used ({reason_of(error)}): correct its files") from None
+
+
+def wrong_folder(folder: Path, why: str) -> UserError:
+    return UserError(f"{folder} is no open_clip folder: {CONFIG_FILE} cannot be used ({why}); correct it")
+
+
+class _Part(BaseModel):
+    """What is checked of a part of `open_clip_config.json`; open_clip knows the other keys."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _Vision(_Part):
+    image_size: PositiveInt | list[PositiveInt] = 224
+    patch_size: PositiveInt | list[PositiveInt] | None = None
+    width: PositiveInt = 768
+    layers: PositiveInt | list[PositiveInt] = 12
+
+
+class _Text(_Part):
+    context_length: PositiveInt = 77
+    vocab_size: PositiveInt = N_WORDS
+    width: PositiveInt = 512
+    heads: PositiveInt = 8
+    layers: PositiveInt = 12
+    tokenizer_kwargs: dict[str, Any] = {}
+
+
+class _Model(_Part):
+    embed_dim: PositiveInt
+    vision_cfg: _Vision
+    text_cfg: _Text
+
+
+class _File(_Part):
+    model_cfg: _Model
+    preprocess_cfg: dict[str, Any] = {}
 
 
 def fit(net: nn.Module, state: Mapping[str, Tensor], weights: str, model: str) -> None:
     """Load a state dict strictly.
 
     Raises:
-        UserError: naming the first tensors that are missing, unexpected or of another shape.
+        UserError: naming the first tensors that are missing, unexpected or of another shape or type.
     """
     expected = net.state_dict()
     wrong = [f"'{k}' is {list(state[k].shape)}, needed {list(expected[k].shape)}" for k in expected
              if k in state and state[k].shape != expected[k].shape]  # fmt: skip
+    wrong += [f"'{k}' is of type {state[k].dtype}, needed {expected[k].dtype}" for k in expected
+              if k in state and state[k].is_floating_point() != expected[k].is_floating_point()]  # fmt: skip
     wrong += [f"'{k}' is missing" for k in expected if k not in state]
     wrong += [f"'{k}' is not part of the model" for k in state if k not in expected]
     if wrong:
@@ -161,7 +273,7 @@ def _fetch(get: Callable[[], Any], what: str) -> Any:
     try:
         return get()
     except Exception as error:  # the hub's client raises dozens of kinds, all meaning the same here
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = reason_of(error) if str(error).strip() else type(error).__name__
         raise UserError(
             f"the weights {what} could not be fetched ({reason}): connect this machine to the network, or give a "
             "file with backbone.weights=PATH"
@@ -179,14 +291,28 @@ def _tokenizer(model: str) -> Any:
 
 
 def preprocess_of(settings: Mapping[str, Any]) -> Preprocess:
-    """How images are prepared, from open_clip's or timm's settings of a model; CLIP's own where they are silent."""
+    """How images are prepared, from open_clip's or timm's settings of a model; CLIP's own where they are silent.
+
+    Raises:
+        UserError: images that are not square, or another setting that is not supported.
+    """
     size = settings.get("size", 224)
-    size = size[0] if isinstance(size, Sequence) else size
+    sides = list(size) if isinstance(size, Sequence) else [size]
+    if len(set(sides)) != 1:
+        raise UserError(f"the model's images are of {sides} pixels, allowed are square ones: choose another model")
     default = Preprocess()
+    mean, std = (settings.get(name) or getattr(default, name) for name in ("mean", "std"))
+    for name, values in (("mean", mean), ("std", std)):
+        numbers = [v for v in values if isinstance(v, int | float)] if isinstance(values, Sequence) else []
+        if len(numbers) != 3 or not all(map(math.isfinite, numbers)) or (name == "std" and min(numbers) <= 0):
+            raise UserError(f"the model's {name} is {values}, allowed are three numbers: of red, green and blue")
+    for name, choices in CHOICES.items():
+        if settings.get(name) not in (None, *choices):
+            raise unknown(f"{name} of the model's images", settings[name], choices)
     return Preprocess(
-        size=int(size),
-        mean=tuple(settings.get("mean") or default.mean),
-        std=tuple(settings.get("std") or default.std),
+        size=int(sides[0]),
+        mean=tuple(mean),
+        std=tuple(std),
         interpolation="bilinear" if settings.get("interpolation") == "bilinear" else "bicubic",
         resize="squash" if settings.get("resize_mode") == "squash" else "shortest",
     )

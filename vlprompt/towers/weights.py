@@ -1,5 +1,7 @@
 """Files of weights, and token tables that hold only part of the vocabulary."""
 
+import hashlib
+import io
 import re
 import warnings
 import zipfile
@@ -18,45 +20,140 @@ OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
 """Entries that OpenAI's files have next to the weights."""
 DERIVED = ("attn_mask",)
 """Buffers that a TorchScript archive may hold though the model makes them itself."""
+OPENAI_ARCHIVES = {
+    "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762": "RN50",
+    "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599": "RN101",
+    "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd": "RN50x4",
+    "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa": "RN50x16",
+    "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c": "RN50x64",
+    "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af": "ViT-B-32",
+    "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f": "ViT-B-16",
+    "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836": "ViT-L-14",
+    "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02": "ViT-L-14-336",
+}
+"""sha256 of the TorchScript archives that OpenAI published. Reading such an archive runs code, so no other is read."""
+FETCH = "fetch it again"
+STARTS = {
+    b"version https://git-lfs": ("a git-lfs pointer instead of the weights", "fetch them with `git lfs pull`"),
+    b"\x1f\x8b": ("a gzip archive", "unpack it"),
+    b"7z\xbc\xaf": ("a 7z archive", "unpack it"),
+    b"Rar!": ("a RAR archive", "unpack it"),
+    b"\x93NUMPY": ("a NumPy array", "give safetensors or a state dict of torch"),
+    b"\x89HDF": ("an HDF5 file", "give safetensors or a state dict of torch"),
+    b"PK\x05\x06": ("an empty archive", FETCH),
+}
+"""What a file is by its first bytes, and what to do."""
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], bool]:
     """A state dict in float32, and whether the file is in OpenAI's format (trained with QuickGELU).
 
     Reads safetensors, `torch.save`d state dicts (plain, or under `state_dict`; never arbitrary pickles) and OpenAI's
-    TorchScript archives.
+    own TorchScript archives. No code of a file is run.
 
     Raises:
-        UserError: an unreadable file.
+        UserError: a file that is something else, damaged, or would need code to be run.
     """
     try:
-        loaded, archive = _read(path), False
-        if isinstance(loaded, torch.jit.ScriptModule):
-            loaded, archive = loaded.state_dict(), True
+        loaded, archive = _read(path)
     except UserError:
         raise
     except Exception as error:  # whatever a damaged file makes three readers raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} cannot be read as weights ({reason[:200]}): fetch it again") from None
+        if asked := re.search(r"GLOBAL ([\w.<>]{1,100})", str(error)):
+            raise UserError(
+                f"{path} cannot be read as weights: it asks for '{asked[1]}', which would run code, and nothing of it "
+                "was run; give a file of tensors alone, as torch.save(model.state_dict(), FILE) writes it"
+            ) from None
+        raise UserError(f"{path} cannot be read as weights ({reason_of(error)}): {FETCH}") from None
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(state, dict) or not all(isinstance(t, Tensor | int) for t in state.values()):
-        raise UserError(f"{path} holds no state dict: give a file of tensors by name")
+        names = f" but {', '.join(repr(str(name)) for name in list(state)[:4])}" if isinstance(state, dict) else ""
+        raise UserError(f"{path} holds no state dict{names}: give a file of tensors by name")
     openai = archive or all(key in state for key in OPENAI_KEYS)
-    tensors = {k.removeprefix("module."): t for k, t in state.items() if k not in OPENAI_KEYS + DERIVED}
-    return {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}, openai
+    tensors = {
+        str(name).removeprefix("module."): tensor for name, tensor in state.items() if name not in OPENAI_KEYS + DERIVED
+    }
+    if wrong := [name for name, tensor in tensors.items() if not is_dense(tensor)]:
+        raise UserError(f"'{wrong[0]}' in {path} is no dense tensor: give a file of plain tensors by name")
+    check_finite(tensors, str(path))
+    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, openai
 
 
-def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        return safetensors.torch.load_file(path)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(Path(name).name == "constants.pkl" for name in archive.namelist()):
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", FutureWarning)  # deprecated, but these files stay as they are
-                    return torch.jit.load(path, map_location="cpu")
+def is_dense(tensor: Any) -> bool:
+    """Whether it is a tensor whose numbers are all there: not sparse, quantized, or a view that repeats some."""
+    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def check_finite(tensors: dict[str, Tensor], weights: str) -> None:
+    """Raises: UserError that names the first tensor with a NaN or an infinite value."""
+    wrong = next((name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()), None)
+    if wrong is not None:
+        raise UserError(f"the weights {weights} hold values that are NaN or infinite ('{wrong}'): get other ones")
+
+
+def _read(path: Path) -> tuple[Any, bool]:
+    """What a file holds, and whether it is an archive of OpenAI's."""
+    with path.open("rb") as file:
+        start = file.read(512)
+        if what := name_start(start):
+            raise UserError(f"{path} is {what[0]}: {what[1]}")
+        if start.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(file):
+            raise UserError(f"{path} cannot be read as weights (it is cut off): {FETCH}")
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                names = [Path(name).name for name in archive.namelist()]
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+            if all(name.endswith(".npy") for name in names):
+                raise UserError(f"{path} is a NumPy archive: give safetensors or a state dict of torch")
+            if "data.pkl" not in names:
+                raise UserError(f"{path} is a zip archive without weights of torch: unpack it")
+            if "constants.pkl" in names:
+                return read_archive(path), True
+            if unpacked > path.stat().st_size:  # would grow in memory
+                raise UserError(f"{path} is a compressed archive, and torch writes none: {FETCH}")
+        elif start[8:9] == b"{" or path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path), False
     check_pickles(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=True), False
+
+
+def reason_of(error: Exception) -> str:
+    """An error of a reader of files in a few words, without its advice to run what is in them."""
+    reason = " ".join(str(error).split())
+    return "it is damaged or cut off" if not reason or "weights_only" in reason else reason[:200]
+
+
+def name_start(start: bytes) -> tuple[str, str] | None:
+    """What a file is that begins so, and what to do; None where it may be weights."""
+    for known, what in STARTS.items():
+        if start.startswith(known):
+            return what
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not text:
+        return ("an empty file" if not start else "a file of white space"), FETCH
+    if text.startswith(b"<"):
+        return "a web page instead of the weights", "fetch them from the address of the file itself"
+    if any(byte < 9 or 13 < byte < 32 for byte in start):
+        return None
+    if text.startswith((b"{", b"[")):
+        return "JSON, perhaps a server's message, instead of the weights", FETCH
+    return "a text file instead of the weights", FETCH
+
+
+def read_archive(path: Path) -> dict[str, Tensor]:
+    """The state dict of a TorchScript archive. Raises: UserError unless it is one that OpenAI published."""
+    content = path.read_bytes()  # what is checked is what is loaded
+    if hashlib.sha256(content).hexdigest() not in OPENAI_ARCHIVES:
+        raise UserError(
+            f"{path} is a TorchScript archive, which could run code when it is read, and none of those that OpenAI "
+            "published: get its weights as safetensors, or as a state dict"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # deprecated, but these files stay as they are
+        state: dict[str, Tensor] = torch.jit.load(io.BytesIO(content), map_location="cpu").state_dict()
+    return state
 
 
 class WordTable:

@@ -85,8 +85,13 @@ def to_rgb(image: Image.Image, *, on_white: bool = False) -> Image.Image:
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey at a fixed scale. Values beyond, and floats, have none: their least becomes 0, their greatest 255."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    """16-bit grey at a fixed scale. Values beyond, and floats, have none: their least becomes 0, their greatest 255.
+
+    Raises: ValueError where a pixel is no number.
+    """
+    values = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("it has pixels that are NaN or infinite")
     low, high = 0.0, float(DEEPEST)
     if image.mode == "F" or values.min() < low or values.max() > high:
         low, high = values.min(), values.max()

@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from vlprompt.data.dataset import PARTS, Dataset, Item, Part
 from vlprompt.data.disk import whole_file
 from vlprompt.data.sources import split_file
 from vlprompt.data.sources.files import Files
-from vlprompt.data.sources.layouts import Labelled, read_names, read_table, walk, warn
+from vlprompt.data.sources.layouts import Labelled, walk, warn
+from vlprompt.data.sources.tables import read_names, read_table
 from vlprompt.errors import UserError, first_names
 
 STORED = "vlprompt_split.json"
@@ -39,8 +40,10 @@ def load(
 
     Raises: UserError where the folder or one of the files is not what it should be.
     """
-    if path is None:
-        raise UserError("dataset=folder needs to know where your images are: add dataset.root=PATH.")
+    if not (path or "").strip():
+        raise UserError("dataset=folder needs to know where your images are, and dataset.root is "
+                        f"{'null' if path is None else 'empty'}: add dataset.root=PATH.")  # fmt: skip
+    assert path is not None
     base = Path(path).expanduser().absolute()
     if not base.is_dir():
         raise UserError(f"dataset.root={path} is no folder: give the one that holds your images.")
@@ -51,9 +54,13 @@ def load(
             only = f"one class, '{keys[0]}'" if keys else "no images"
             raise UserError(f"{base} has {only}: give a folder with two classes or more.")
         class_names = read_names(find(base, names, "names"), keys) if names else {key: key for key in keys}
-        images = settle(images, Path(stored).expanduser().absolute() if stored else base / STORED, class_names)
-        dataset = assemble(images, class_names, base)
-        return replace(dataset, name=f"{name}-{slug(base.name)}-{digest(dataset, base)}")
+        file = Path(stored).expanduser().absolute() if stored else base / STORED
+        images, remembered = settle(images, file, class_names, asked=bool(stored))
+        again = f", or delete {file} to split again" if remembered else ""
+        dataset = assemble(images, class_names, base, remedy=again)
+        sizes = sizes_of(dataset, base)
+        warn_of_copies(dataset, base, sizes)
+        return replace(dataset, name=f"{name}-{slug(base.name)}-{digest(dataset, sizes)}")
     except OSError as error:  # no permission, a link to nothing
         raise UserError(f"cannot read the images below {base}: {error}.") from error
 
@@ -73,8 +80,13 @@ def order(images: Iterable[Labelled]) -> list[str]:
     return sorted(keys, key=lambda key: (int(key), key) if numbers else (0, key))
 
 
-def settle(images: list[Labelled], stored: Path, class_names: Mapping[str, str]) -> list[Labelled]:
-    """The images with a part each: as given, else as stored, else split now and stored. New images are left out."""
+def settle(
+    images: list[Labelled], stored: Path, class_names: Mapping[str, str], *, asked: bool
+) -> tuple[list[Labelled], bool]:
+    """The images with a part each, and whether a stored split says which: else as given, or split now and stored.
+
+    Images that are new since the split was stored are left out. `asked`: the user named the file.
+    """
     given = {image.part for image in images}
     if "train" not in given and given != {None}:
         raise UserError("the data set has no training images: give it a train part, or no parts at all.")
@@ -82,14 +94,14 @@ def settle(images: list[Labelled], stored: Path, class_names: Mapping[str, str])
         warn("there is no test part: the validation images are the test, and a part of train is for validation")
         images = [replace(image, part="test") if image.part == "val" else image for image in images]
     if given == set(PARTS):
-        return images
+        return images, False
     if given == {"train"}:  # like class folders
         images = [replace(image, part=None) for image in images]
     if stored.is_file():
-        return recall(images, stored)
+        return recall(images, stored), True
     images = divide(images)
-    store(images, stored, class_names)
-    return images
+    store(images, stored, class_names, asked=asked)
+    return images, False
 
 
 def divide(images: Iterable[Labelled]) -> list[Labelled]:
@@ -113,8 +125,12 @@ def divide(images: Iterable[Labelled]) -> list[Labelled]:
     return divided
 
 
-def store(images: Iterable[Labelled], path: Path, class_names: Mapping[str, str]) -> None:
-    """Write a split in the form of the published ones, whole or not at all."""
+def store(images: Iterable[Labelled], path: Path, class_names: Mapping[str, str], *, asked: bool) -> None:
+    """Write a split in the form of the published ones, whole or not at all.
+
+    Where it cannot be written, a note says so: the names of the files alone give the same split again. Raises:
+    UserError, if the user asked for this very file.
+    """
     labels = {key: label for label, key in enumerate(class_names)}
     content: dict[str, list[tuple[str, int, str]]] = {part: [] for part in PARTS}
     for image in sorted(images, key=lambda image: (labels[image.key], image.image)):
@@ -123,10 +139,13 @@ def store(images: Iterable[Labelled], path: Path, class_names: Mapping[str, str]
         with whole_file(path) as draft:
             draft.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     except OSError as error:
-        raise UserError(
-            f"cannot store the split of your images as {path} ({error.strerror}): "
-            "set dataset.split=FILE to a path where you may write."
-        ) from error
+        why = f"cannot store the split of your images as {path} ({error.strerror})"
+        if asked:
+            raise UserError(f"{why}: set dataset.split=FILE to a path where you may write.") from error
+        warn(
+            f"{why}; it is the same at each run as long as no image is added or removed: "
+            "dataset.split=FILE, a path where you may write, keeps it"
+        )
 
 
 def recall(images: Iterable[Labelled], path: Path) -> list[Labelled]:
@@ -134,6 +153,8 @@ def recall(images: Iterable[Labelled], path: Path) -> list[Labelled]:
     again = f"delete {path} to split again"
     content = split_file.read(path, remedy=again)
     parts: dict[str, Part] = {image: part for part in PARTS for image, _, _ in getattr(content, part)}
+    if len(parts) < sum(len(getattr(content, part)) for part in PARTS):
+        raise UserError(f"{path} lists an image twice: {again}.")
     by_name = {image.image: image for image in images}
     if missing := [name for name in parts if name not in by_name]:
         raise UserError(f"{first_names(missing)} of the stored split {'are' if missing[1:] else 'is'} not there: "
@@ -146,8 +167,11 @@ def recall(images: Iterable[Labelled], path: Path) -> list[Labelled]:
     return [replace(by_name[name], part=part) for name, part in parts.items()]
 
 
-def assemble(images: Iterable[Labelled], class_names: Mapping[str, str], base: Path) -> Dataset:
-    """Classes without any image (none is in the stored split) are left out."""
+def assemble(images: Iterable[Labelled], class_names: Mapping[str, str], base: Path, *, remedy: str) -> Dataset:
+    """Classes without any image (none is in the stored split) are left out.
+
+    Raises: UserError that ends with `remedy` where a class has no training images.
+    """
     images = sorted(images, key=lambda image: image.image)
     labels = {key: label for label, key in enumerate(order(images))}
     parts = {
@@ -156,7 +180,9 @@ def assemble(images: Iterable[Labelled], class_names: Mapping[str, str], base: P
     }
     trained = {item.label for item in parts["train"]}
     if untrained := [key for key, label in labels.items() if label not in trained]:
-        raise UserError(f"class '{untrained[0]}' has no training images: add some, or leave the class out.")
+        raise UserError(f"class '{untrained[0]}' has no training images: add some, or leave the class out{remedy}.")
+    if len(labels) < 2:
+        raise UserError(f"one class is left, '{next(iter(labels))}': add images of others{remedy}.")
     names = tuple(class_names[key] for key in labels)
     return Dataset("", names, parts["train"], parts["val"], parts["test"], Files(base, as_shown=True))
 
@@ -166,8 +192,31 @@ def slug(text: str) -> str:
     return re.sub(r"[^\w.+=-]+", "_", text)[:60] or "root"
 
 
-def digest(dataset: Dataset, base: Path) -> str:
+def sizes_of(dataset: Dataset, base: Path) -> dict[str, int]:
+    """Bytes of each image's file, in the order of the parts."""
+    return {i.image: (base / i.image).stat().st_size for part in PARTS for i in getattr(dataset, part)}
+
+
+def digest(dataset: Dataset, sizes: Mapping[str, int]) -> str:
     """6 hex digits of the split and the sizes of files, for data sets of one name; not of where they lie."""
-    images = [item.image for part in PARTS for item in getattr(dataset, part)]
-    sizes = [(base / image).stat().st_size for image in images]
-    return hashlib.sha256(json.dumps([dataset.fingerprint(), sizes]).encode()).hexdigest()[:6]
+    return hashlib.sha256(json.dumps([dataset.fingerprint(), [*sizes.values()]]).encode()).hexdigest()[:6]
+
+
+def warn_of_copies(dataset: Dataset, base: Path, sizes: Mapping[str, int]) -> None:
+    """Say which classes have one picture, many times. Files are read only where all of a class are of one size."""
+    groups: dict[int, list[str]] = {}
+    for part in PARTS:
+        for item in getattr(dataset, part):
+            groups.setdefault(item.label, []).append(item.image)
+    same = [label for label, images in sorted(groups.items()) if are_copies(images, base, sizes)]
+    if same:
+        which = first_names([f"'{dataset.classes[label]}'" for label in same])
+        warn(f"all images of {'one class are' if len(same) == 1 else 'a class are'} the same file, in {which}: "
+             "its test images are among those that are trained on")  # fmt: skip
+
+
+def are_copies(images: Sequence[str], base: Path, sizes: Mapping[str, int]) -> bool:
+    if len(images) < 2 or len({sizes[image] for image in images}) > 1:
+        return False
+    first = (base / images[0]).read_bytes()
+    return all((base / image).read_bytes() == first for image in images[1:])

@@ -10,6 +10,7 @@ from vlprompt.data.sources.files import Files
 from vlprompt.data.sources.layouts import folders_in, is_image
 from vlprompt.data.sources.variant_lists import read_lines
 from vlprompt.errors import UserError
+from vlprompt.textfiles import read_text
 
 CLASSES = "classnames.txt"
 LAYOUTS = ("images", ".", "ILSVRC/Data/CLS-LOC")  # CoOp's; torchvision's; Kaggle's
@@ -110,10 +111,9 @@ def read_solution(base: Path, wnids: dict[str, int]) -> list[Item]:
             f"put Kaggle's {SOLUTION} into {base}, or the images into folders of their classes."
         )
     items = []
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            image, wnid = row.get("ImageId") or "", (row.get("PredictionString") or " ").split(" ")[0]
-            if wnid not in wnids or not re.fullmatch(r"\w+", image):
-                raise UserError(f"{path} has the line {image},{wnid}, which is no image and class: fetch it again.")
-            items.append(Item(f"val/{wnid}/{image}.JPEG", wnids[wnid]))
+    for row in csv.DictReader(read_text(path).splitlines()):
+        image, wnid = row.get("ImageId") or "", (row.get("PredictionString") or " ").split(" ")[0]
+        if wnid not in wnids or not re.fullmatch(r"\w+", image):
+            raise UserError(f"{path} has the line {image},{wnid}, which is no image and class: fetch it again.")
+        items.append(Item(f"val/{wnid}/{image}.JPEG", wnids[wnid]))
     return sorted(items, key=lambda item: (item.label, item.image))

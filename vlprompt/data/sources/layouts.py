@@ -1,10 +1,9 @@
-"""How people lay out labelled images of their own: class folders, part folders, tables, files of names."""
+"""How people lay out labelled images of their own: class folders, part folders."""
 
-import csv
 import logging
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -63,7 +62,10 @@ def walk(base: Path) -> Iterator[Labelled]:
         if part in seen:
             raise UserError(f"{seen[part]} and {folder} mean the same: leave one of them.")
         seen[part] = folder
-        yield from classes_in(folder, base, part)
+        images = list(classes_in(folder, base, part))
+        if not images:
+            raise UserError(f"{folder} holds no images ({' '.join(SUFFIXES)}): fill the folder, or remove it.")
+        yield from images
 
 
 def classes_in(folder: Path, base: Path, part: Part | None) -> Iterator[Labelled]:
@@ -123,64 +125,3 @@ def in_utf8(name: str) -> str:
 def normal(name: str) -> str:
     """One spelling of accented letters: macOS decomposes them, models know them composed."""
     return unicodedata.normalize("NFC", name)
-
-
-def read_table(base: Path, path: Path) -> list[Labelled]:
-    """The rows of a CSV file with the columns path, label and, if wanted, split. Paths are relative to `base`.
-
-    Raises: UserError that names the line.
-    """
-    images: dict[str, Labelled] = {}
-    for line, row in rows_of(path):
-        file = Path(os.path.normpath(base / row["path"]))
-        part = PART_FOLDERS.get(row["split"].lower()) if "split" in row else None
-        if not row["path"] or not row["label"]:
-            raise UserError(f"{path}, line {line}: path or label is empty.")
-        if "split" in row and part is None:
-            raise UserError(f"{path}, line {line}: split is '{row['split']}', allowed are train, val and test.")
-        if not file.is_relative_to(base):
-            raise UserError(f"{path}, line {line}: {row['path']} is not below {base}; paths are relative to it.")
-        if not file.is_file():
-            raise UserError(f"{path}, line {line}: there is no file {file}; paths are relative to {base}.")
-        new = Labelled(file.relative_to(base).as_posix(), normal(row["label"]), part)
-        if images.setdefault(new.image, new) != new:
-            raise UserError(f"{path}, line {line}: {new.image} has another label or split in an earlier line.")
-    return list(images.values())
-
-
-def rows_of(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and cells, without the white space around them."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, restval="")
-        try:
-            columns = reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
-            if not {"path", "label"} <= set(columns):
-                raise UserError(f"{path} begins with '{','.join(columns)}', allowed is the header path,label,split.")
-            for row in reader:
-                yield reader.line_num, {name: row[name].strip() for name in columns}
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"{path} is no CSV file in UTF-8 ({error}): save it as one.") from error
-
-
-def read_names(path: Path, keys: Sequence[str]) -> dict[str, str]:
-    """Class names by key, from lines of key, comma or tab, and name; or from a name a line, in the order of `keys`.
-
-    Raises: UserError where a class is left without a name, or the number of names differs.
-    """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8 ({error}): save it as one.") from error
-    cells = [line.partition("\t" if "\t" in line else ",") for line in lines]
-    named = {normal(key.strip()): name.strip() for key, _, name in cells if name.strip()}
-    if named.keys() & set(keys):
-        nameless = next((key for key in keys if key not in named), None)
-        if nameless is not None:
-            raise UserError(f"{path} has no name for '{nameless}': add a line '{nameless},NAME'.")
-        return {key: named[key] for key in keys}
-    if len(lines) != len(keys):
-        raise UserError(
-            f"{path} has {len(lines)} names for {len(keys)} classes ('{keys[0]}' to '{keys[-1]}'): "
-            f"give one a line in their order, or lines such as '{keys[0]},NAME'."
-        )
-    return dict(zip(keys, map(normal, lines), strict=True))

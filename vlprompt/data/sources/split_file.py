@@ -7,22 +7,22 @@ from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, StrictInt, StrictStr, ValidationError
 
 from vlprompt.data.dataset import PARTS, Dataset, Item
 from vlprompt.data.sources.files import Files
 from vlprompt.errors import UserError
+from vlprompt.textfiles import parse_json, read_text
 
 DOWNLOAD = "delete it and download it again"
 REMEDY = "Get it with: vlprompt data get {}; or point data.root to the folder that holds {}."
 
-Entry = tuple[str, Annotated[int, Field(ge=0)], Annotated[str, Field(min_length=1)]]  # path, label, class name
+Entry = tuple[StrictStr, Annotated[StrictInt, Field(ge=0)], Annotated[StrictStr, Field(min_length=1)]]
+"""Path, label, class name; no "3" and no 3.0 for 3."""
 
 
 class SplitFile(BaseModel):
     """The contents of a split file."""
-
-    model_config = ConfigDict(strict=True)  # no "3" and no 3.0 for 3
 
     train: list[Entry] = Field(min_length=1)
     val: list[Entry]
@@ -51,13 +51,16 @@ def load(name: str, *, root: str | Path, folder: str, images: str, split: str, n
 def read(path: Path, *, remedy: str = DOWNLOAD) -> SplitFile:
     """The parsed file. Raises UserError that says where it departs from the format, and ends with `remedy`."""
     try:
-        return SplitFile.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"split file {path} cannot be read: {error.strerror}.") from error
+        content = parse_json(read_text(path, f"split file {path}"))
+        if not isinstance(content, dict):
+            raise damaged(path, "it should be an object with train, val and test", remedy)
+        return SplitFile.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = "".join(f"[{step}]" if isinstance(step, int) else str(step) for step in first["loc"])
         raise damaged(path, f"{where}: {first['msg']}" if where else first["msg"], remedy) from error
+    except ValueError as error:
+        raise damaged(path, str(error), remedy) from None
 
 
 def check(path: Path, content: SplitFile) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from vlprompt.data.dataset import PARTS, Dataset, Item
 from vlprompt.data.sources.files import Files
 from vlprompt.data.sources.split_file import REMEDY, check_presence
 from vlprompt.errors import UserError
+from vlprompt.textfiles import read_text
 
 CLASSES = "variants.txt"
 LIST = "images_variant_{}.txt"
@@ -44,7 +45,4 @@ def read_list(path: Path, labels: dict[str, int]) -> tuple[Item, ...]:
 
 
 def read_lines(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from None
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]

@@ -18,6 +18,7 @@ from vlprompt.interop.dassl import checkpoints
 from vlprompt.interop.dassl.facts import Facts, facts_of_options, facts_of_path, read_options
 from vlprompt.interop.dassl.loading import Checkpoint, read_checkpoint, read_small
 from vlprompt.protocols.base_to_novel import halves
+from vlprompt.textfiles import read_text
 from vlprompt.towers.geometry import read_geometry
 
 
@@ -90,10 +91,7 @@ def read_classes(options: Namespace, facts: Facts) -> tuple[list[str], dict[str,
     if options.half and not options.dataset:
         raise UserError("--half is a half of the classes of --dataset: give that too")
     if options.classes is not None:
-        try:
-            lines = options.classes.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{options.classes} cannot be read as text: {error}") from None
+        lines = read_text(options.classes).splitlines()
         return [line.strip() for line in lines if line.strip()], about
     if not options.dataset:
         return [], about

@@ -1,0 +1,167 @@
+"""Tables that people write with a spreadsheet or an editor: labels of images, names of classes."""
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlprompt.data.sources.layouts import PART_FOLDERS, Labelled, normal
+from vlprompt.errors import UserError
+from vlprompt.textfiles import read_text
+
+DELIMITERS = (",", ";", "\t")
+COLUMNS = ("path", "label")  # that a table of labels needs
+HEADINGS = ("name", "names", "class", "classes", "class_name", "classname", "label", "labels")  # of names alone
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table, the number of its first line, and its text where it is no table after all."""
+
+    line: int
+    cells: list[str]  # without the white space around them
+    text: str
+
+
+def read_table(base: Path, path: Path) -> list[Labelled]:
+    """The rows of a CSV file with the columns path, label and, if wanted, split. Paths are relative to `base`.
+
+    Raises: UserError that names the line.
+    """
+    images: dict[str, Labelled] = {}
+    for line, row in rows_of(path):
+        file = Path(os.path.normpath(base / row["path"]))
+        part = PART_FOLDERS.get(row["split"].lower()) if "split" in row else None
+        if not row["path"] or not row["label"]:
+            raise UserError(f"{path}, line {line}: path or label is empty.")
+        if "split" in row and part is None:
+            raise UserError(f"{path}, line {line}: split is '{row['split']}', allowed are train, val and test.")
+        if not file.is_relative_to(base):
+            raise UserError(f"{path}, line {line}: {row['path']} is not below {base}; paths are relative to it.")
+        if not file.is_file():
+            raise UserError(f"{path}, line {line}: there is no file {file}; paths are relative to {base}.")
+        new = Labelled(file.relative_to(base).as_posix(), plain(row["label"]), part)
+        if images.setdefault(new.image, new) != new:
+            raise UserError(f"{path}, line {line}: {new.image} has another label or split in an earlier line.")
+    return list(images.values())
+
+
+def rows_of(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and cells by column."""
+    text = read_text(path)
+    heads = {delimiter: parse(text, delimiter)[:1] for delimiter in DELIMITERS}
+    fits = [d for d, rows in heads.items() if rows and set(COLUMNS) <= {cell.lower() for cell in rows[0].cells}]
+    if not fits:
+        begin = heads[","][0].text if heads[","] else ""
+        raise UserError(f"{path} begins with '{begin[:80]}', allowed is the header path,label,split.")
+    header, *rows = parse_strictly(path, text, fits[0])
+    columns = [cell.lower() for cell in header.cells]
+    if twice := next((name for name in columns if name and columns.count(name) > 1), None):
+        raise UserError(f"{path} has two columns '{twice}': leave one of them.")
+    for row in rows:
+        if any(row.cells[len(columns) :]):
+            raise UserError(
+                f"{path}, line {row.line} has {len(row.cells)} cells, the header {len(columns)} "
+                f"({','.join(columns)}): put quotes around a cell that holds the separator."
+            )
+        yield row.line, dict(zip(columns, row.cells + [""] * len(columns), strict=False))
+
+
+def parse(text: str, delimiter: str, *, strict: bool = False) -> list[Row]:
+    """The rows that are not empty. Raises: csv.Error with the line's number where `strict` and quotes do not match."""
+    lines = io.StringIO(text, newline="").readlines()
+    if lines and (named := re.fullmatch(r'"?sep=(.)"?', lines[0].strip("\r\n"))):  # a note for Excel
+        lines[0], delimiter = "\n", named[1]
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=delimiter != "\t", strict=strict)
+    rows, start = [], 0
+    try:
+        for cells in reader:
+            if any(map(str.strip, cells)):
+                whole = "".join(lines[start : reader.line_num]).strip()
+                rows.append(Row(start + 1, [cell.strip() for cell in cells], whole))
+            start = reader.line_num
+    except csv.Error as error:
+        if strict:
+            raise csv.Error(f"line {start + 1} is no row of a CSV file ({error})") from None
+    return rows
+
+
+def parse_strictly(path: Path, text: str, delimiter: str) -> list[Row]:
+    """The rows that are not empty. Raises: UserError that names the line where quotes do not match."""
+    try:
+        return parse(text, delimiter, strict=True)
+    except csv.Error as error:
+        raise UserError(f"{path}, {error}: correct it.") from None
+
+
+def read_names(path: Path, keys: Sequence[str]) -> dict[str, str]:
+    """Class names by key, from rows of key and name; or from a name a line, in the order of `keys`.
+
+    Raises: UserError where a class is left without a name or has two, or where it is not clear which are the names.
+    """
+    text = read_text(path)
+    tables = {delimiter: parse(text, delimiter) for delimiter in DELIMITERS}
+    n_keys = {
+        delimiter: sum(len(row.cells) > 1 and normal(row.cells[0]) in keys for row in table)
+        for delimiter, table in tables.items()
+    }
+    delimiter = max(DELIMITERS, key=n_keys.__getitem__)  # the first of equals
+    rows = parse_strictly(path, text, delimiter)
+    if n_keys[delimiter]:
+        return names_by_key(path, rows, keys)
+    if any(table and all(len(row.cells) > 1 for row in table) for table in tables.values()):
+        raise UserError(
+            f"{path} has several cells a line, and the first is none of the classes ('{keys[0]}' to '{keys[-1]}'): "
+            f"give lines such as '{keys[0]},NAME', or put quotes around names that hold a comma."
+        )
+    return names_in_order(path, rows, keys)
+
+
+def names_by_key(path: Path, rows: Iterable[Row], keys: Sequence[str]) -> dict[str, str]:
+    """From rows of key and name; rows of other keys, a header among them, are left out."""
+    named: dict[str, str] = {}
+    for row in rows:
+        key, *cells = row.cells
+        if normal(key) not in keys:
+            continue
+        commas = row.text.split(",")
+        if '"' not in row.text and len(commas) > 2 and all(part.startswith(" ") for part in commas[2:]):
+            cells = [row.text.partition(",")[2]]  # commas of a sentence
+        if any(cells[1:]):
+            raise UserError(
+                f"{path}, line {row.line} has {len(row.cells)} cells, allowed are two, folder and name: "
+                "put quotes around a name that holds the separator."
+            )
+        name = plain(cells[0]) if cells else ""
+        if name and named.setdefault(normal(key), name) != name:
+            raise UserError(f"{path}, line {row.line}: '{key}' has another name in an earlier line, leave one of them.")
+    if nameless := next((key for key in keys if key not in named), None):
+        raise UserError(f"{path} has no name for '{nameless}': add a line '{nameless},NAME'.")
+    return {key: named[key] for key in keys}
+
+
+def names_in_order(path: Path, rows: list[Row], keys: Sequence[str]) -> dict[str, str]:
+    """From a name a line; a comma is part of a name where other lines have none."""
+    as_table = f"give lines such as '{keys[0]},NAME'"
+    if len(rows) == len(keys) + 1 and rows[0].text.lower() in HEADINGS:
+        rows = rows[1:]
+    if len(rows) != len(keys):
+        raise UserError(
+            f"{path} has {len(rows)} names for {len(keys)} classes ('{keys[0]}' to '{keys[-1]}'): "
+            f"give one a line in their order, or {as_table.removeprefix('give ')}."
+        )
+    names = [plain(row.cells[0] if len(row.cells) == 1 else row.text) for row in rows]
+    first = [normal(re.split(r"[\s:=|]", row.text, maxsplit=1)[0]) for row in rows]
+    if set(first) == set(keys) and names != first:
+        raise UserError(f"{path} has lines that begin with the classes ('{rows[0].text[:80]}'): {as_table}.")
+    if set(names) == set(keys) and names != list(keys):
+        raise UserError(f"{path} has the classes' own names in another order: sort them, or {as_table}.")
+    return dict(zip(keys, names, strict=True))
+
+
+def plain(name: str) -> str:
+    """A name in a single line, its letters spelt one way."""
+    return normal(" ".join(name.split()))

@@ -1,0 +1,61 @@
+"""Text files that a user gives: UTF-8, with or without the mark (BOM) that spreadsheets put at its start."""
+
+import codecs
+import json
+from pathlib import Path
+from typing import Any
+
+from vlprompt.errors import UserError
+
+OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def read_text(path: Path, what: str = "") -> str:
+    """The text of a file, line ends as they are. `what` names it in messages instead of its path.
+
+    Raises: UserError where it cannot be read, or is no text in UTF-8.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{what or path} cannot be read: {error.strerror or error}.") from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        kind = "but UTF-16" if content.startswith(OTHER_MARKS) else f"see byte {error.start}"
+        raise UserError(f"{what or path} is not in UTF-8 ({kind}): save it as UTF-8.") from None
+    if "\0" in text:
+        raise UserError(f"{what or path} is no text in UTF-8 (it holds zero bytes): save it as UTF-8.")
+    return text
+
+
+def read_json(path: Path, what: str = "") -> Any:
+    """The content of a JSON file. Raises: UserError as `read_text`, and where it is no JSON, or names a thing twice."""
+    try:
+        return parse_json(read_text(path, what))
+    except ValueError as error:
+        raise UserError(f"{what or path} cannot be read: {error}.") from None
+
+
+def parse_json(text: str) -> Any:
+    """What a text in JSON stands for. Raises: ValueError, also for a name that an object gives twice."""
+    try:
+        content = json.loads(text, object_pairs_hook=_once)
+        if "\\ud" in text.lower():
+            json.dumps(content, ensure_ascii=False).encode()  # halves of characters, which nothing could print
+    except RecursionError:
+        raise ValueError("no JSON (nested too deeply)") from None
+    except UnicodeEncodeError as error:
+        raise ValueError(f"no text ({error})") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no JSON ({error})") from None
+    return content
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"one object gives '{twice}' twice, leave one of them")
+    return content
