@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import yaml
 
+from vlprompt.config.changes import changes_of
 from vlprompt.config.datasets import load_datasets
 from vlprompt.config.hashing import variant_of
 from vlprompt.config.identity import is_same_run, result_settings, settings_hash
@@ -32,6 +33,7 @@ class RunSpec:
     key: RunKey
     folder: Path  # of its record
     result_settings: dict[str, Any]  # those that can change the result
+    changes: dict[str, Any]  # those that are not the default's, by dotted key, for readers
     recipes: list[str]
     dataset: Dataset
     targets: Mapping[str, Dataset]  # other data sets that it tests
@@ -83,7 +85,8 @@ def read_spec(
     protocol = make_protocol(settings)
     dataset, targets = load_datasets(settings)
     relevant = result_settings(settings, precision, dataset, targets)
-    by_default = result_settings(read_settings(default()), resolve_precision("auto", device), dataset, targets)
+    default_settings = read_settings(default())
+    by_default = result_settings(default_settings, resolve_precision("auto", device), dataset, targets)
     key = RunKey(
         protocol=choices["protocol"],
         dataset=dataset.name,
@@ -99,6 +102,7 @@ def read_spec(
         key=key,
         folder=key.folder(results_root()),
         result_settings=relevant,
+        changes=changes_of(settings, default_settings, relevant, by_default),
         recipes=recipes or [],
         dataset=dataset,
         targets=targets,
