@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,12 +21,14 @@ def find_records(roots: Sequence[Path]) -> list[Record]:
     return list(find_runs(roots).values())
 
 
-def find_runs(roots: Sequence[Path]) -> dict[Path, Record]:
+def find_runs(roots: Sequence[Path], notes: list[str] | None = None) -> dict[Path, Record]:
     """All runs below results roots (their `demo/` and `runs/`) or below any other folders: folder -> record.
 
-    Of several runs with one key the last counts: `runs/` before `demo/`, a later root before an earlier one.
+    Of several runs with one key the last counts: `runs/` before `demo/`, a later root before an earlier one. `notes`
+    are told how many were replaced so.
     """
     runs: dict[RunKey, tuple[Path, Record]] = {}
+    replaced: Counter[tuple[Path, Path]] = Counter()
     for root in roots:
         parts = [root / name for name in ("demo", "runs") if (root / name).is_dir()] or [root]
         for path in (path for part in parts for path in sorted(part.rglob(FILE))):
@@ -33,8 +36,19 @@ def find_runs(roots: Sequence[Path]) -> dict[Path, Record]:
             hidden = any(name.startswith(".") for name in names)  # a run in the making
             trial = names[0] == TRIALS  # shown where its own folder is asked for
             if not (hidden or trial) and (record := Record.read(path.parent)) is not None:
+                earlier = runs.get(record.key)
+                if earlier and not earlier[0].samefile(path.parent):
+                    replaced[folder_of(*earlier), folder_of(path.parent, record)] += 1
                 runs[record.key] = path.parent, record
+    if notes is not None:
+        notes += [f"{n} runs of {old} are left out: {new} has the same ones." for (old, new), n in replaced.items()]
     return dict(runs.values())
+
+
+def folder_of(run: Path, record: Record) -> Path:
+    """The folder of results that a run lies in: `runs` or `demo`, or whatever holds the folders that its key names."""
+    names = record.folder_names
+    return run.parents[len(names) - 1] if run.parts[-len(names) :] == names else run.parent
 
 
 class OpenRun:
