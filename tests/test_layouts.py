@@ -16,8 +16,8 @@ from vlprompt.reports.averages import across_datasets, average, numbers
 from vlprompt.reports.filters import select, value_of
 from vlprompt.reports.layouts import grids, notes_of, of_layout
 from vlprompt.reports.render import render, render_grids, spread_text
-from vlprompt.reports.summary import summarise
-from vlprompt.results.metrics import complete, missing_metric, score
+from vlprompt.reports.summary import missing_metric, summarise
+from vlprompt.results.metrics import complete, score
 from vlprompt.results.predictions import Predictions, save_predictions
 from vlprompt.results.record import Record
 
@@ -210,7 +210,7 @@ def test_metrics_come_from_the_predictions_next_to_a_record(tmp_path: Path) -> N
     save_predictions(tmp_path / "predictions.npz", {"test": predicted})
     old = few_shot("coop", "dtd", 0.125)
     runs = {tmp_path: old, tmp_path / "imported": few_shot("lora", "dtd", 0.5)}
-    made = complete(runs, "top5")
+    made = complete(runs, "top5", [])
     assert made[0].scores["test"]["top5"] == score(predicted)["top5"]
     assert made[0].scores["test"]["accuracy"] == 0.125  # what a record has stays
     assert "top5" not in old.scores["test"]
@@ -220,9 +220,9 @@ def test_metrics_come_from_the_predictions_next_to_a_record(tmp_path: Path) -> N
     table = summarise(made, metric="top5").set_index("method")
     assert table.loc["coop", "test"] == pytest.approx(100 * score(predicted)["top5"])
     assert table.loc["lora", ["test"]].isna().all()
-    assert complete(runs, "accuracy") == list(runs.values())
+    assert complete(runs, "accuracy", []) == list(runs.values())
     with pytest.raises(UserError, match="did you mean 'accuracy'"):
-        complete(runs, "acuracy")
+        complete(runs, "acuracy", [])
 
 
 def test_intervals_in_summaries() -> None:

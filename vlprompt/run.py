@@ -1,5 +1,6 @@
 """One run, top to bottom: load, train, evaluate, record."""
 
+import logging
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -33,6 +34,8 @@ from vlprompt.training.device import autocast, device_name, peak_memory, reset_p
 from vlprompt.training.optim import n_steps
 from vlprompt.training.progress import Reporter
 from vlprompt.training.tracking import track
+
+logger = logging.getLogger(__name__)
 
 Scores = dict[str, dict[str, int | float]]  # by test split
 
@@ -79,6 +82,7 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
         torch.set_num_threads(spec.settings.threads)
     with track(spec.settings.wandb, key=spec.key, config=spec.config, folder=results_root()) as tracker:
         episode = build.make_episode(spec)
+        warn_of_single_classes(episode)
         clip = build.make_clip(spec)
         learner = build.make_learner(spec, clip, episode)  # what cannot be tested is refused before it is trained
         loader = build.make_loader(spec, learner)
@@ -103,6 +107,7 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
             **provenance(spec),
             selection=selection(learner, episode, fit),
             scores=scores,
+            n_classes={name: len(split.classes) for name, split in episode.tests.items()},
             headline=spec.protocol.summary({name: of_split["accuracy"] for name, of_split in scores.items()}),
             curve=[asdict(line) for line in curve],
             bank=features_used(loader),
@@ -119,6 +124,16 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
         record = folder.write(lambda: save(spec, learner, predictions, record, folder, reporter))
         tracker.finish(record, predictions, {name: split.classes for name, split in episode.tests.items()})
     return record
+
+
+def warn_of_single_classes(episode: Episode) -> None:
+    for name, split in episode.tests.items():
+        if len(split.classes) == 1:
+            logger.warning(
+                "the test '%s' has one class (%s): its accuracy is 100 %% whatever the learner. That says nothing, "
+                "nor does a mean that it enters (H): use more classes, or another protocol",
+                *(name, split.classes[0]),
+            )
 
 
 def test(
@@ -163,6 +178,7 @@ def provenance(spec: RunSpec) -> dict[str, Any]:
         "device": device_name(spec.device),
         "config": spec.config,
         "config_hash": spec.hash,
+        "changes": spec.changes,
         "recipe": spec.recipes,
         "versions": versions(),
         "git": git_commit(),

@@ -103,8 +103,7 @@ def with_sweep_folder(arguments: list[str]) -> tuple[list[str], Path | None]:
 
 def single_job(config: DictConfig) -> None:
     """Run, or find the finished run, and show its table next to the zero-shot reference's."""
-    from vlprompt.reports.render import render
-    from vlprompt.reports.summary import summarise
+    from vlprompt.reports.render import in_words
     from vlprompt.run import run
     from vlprompt.training.progress import Reporter
 
@@ -113,7 +112,7 @@ def single_job(config: DictConfig) -> None:
     reference = zero_shot_reference(choices, overrides) if spec.trained else None
     record = run(spec)  # first: a mistake in it shows before the reference is computed
     references = [run(reference)] if reference else []
-    Reporter().say("\n" + render(summarise([*references, record])).rstrip())
+    Reporter().say("\n" + in_words([*references, record]))
 
 
 def asked_for() -> tuple[list[str], dict[str, Any]]:
@@ -180,6 +179,7 @@ def run_or_record_failure(
         }
         if spec is not None:
             fields |= {**spec.key.model_dump(), "config": spec.config, "config_hash": spec.hash}
+            fields["changes"] = spec.changes
         else:
             fields |= {**key, "config": {name: value for name, value in config.items() if name != "search"}}
         return write_failure(fields, spec.folder if spec else None)
@@ -201,15 +201,14 @@ def write_failure(fields: Mapping[str, Any], folder: Path | None) -> "Record":
 
 def summarise_sweep(folder: Path) -> int:
     """Show what the jobs of a sweep came to; -> 1 if one failed."""
-    from vlprompt.reports.render import render
-    from vlprompt.reports.summary import summarise
+    from vlprompt.reports.render import in_words
     from vlprompt.results.store import stored_run
 
     outcomes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{OUTCOMES}/*.json"))]
     folders = dict.fromkeys(name for outcome in outcomes for name in outcome["folders"])
     records = [run[1] for folder in folders if (run := stored_run(Path(folder)))]
     if records:
-        print("\n" + render(summarise(records)).rstrip())  # noqa: T201
+        print("\n" + in_words(records))  # noqa: T201
     stopped = [outcome for outcome in outcomes if "status" in outcome]
     if stopped:
         print(f"{len(stopped)} of {len(outcomes)} runs did not finish:", file=sys.stderr)  # noqa: T201

@@ -1,13 +1,13 @@
 """`vlprompt compare` and `vlprompt plot`: which learner is better, and figures."""
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlprompt.commands.tables import FORMATS, add_selection, selected, write
-from vlprompt.errors import DamagedError, UserError, printable
+from vlprompt.commands.selection import add_selection, selected
+from vlprompt.commands.tables import FORMATS, show_notes, write
+from vlprompt.errors import UserError, first_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,9 @@ RANK_NOTE = (
 def register(commands: Any) -> None:
     """Add `compare` and `plot` to the sub-commands."""
     compare = commands.add_parser("compare", help="two learners on the same images; all learners across data sets")
-    compare.add_argument("learners", nargs="*", metavar="LEARNER", help="two: coop, coop@VARIANT, or folders of runs")
+    compare.add_argument(
+        "learners", nargs="*", metavar="LEARNER", help="two: coop, coop@fit.lr=0.01, coop@NAME, or folders of runs"
+    )
     add_selection(compare, positional=False)
     for name in ("protocol", "dataset"):
         compare.add_argument(f"--{name}", help=f"short for --where {name}=...")
@@ -46,6 +48,7 @@ def register(commands: Any) -> None:
 
 def show_comparison(options: argparse.Namespace) -> int:
     from vlprompt.reports.averages import across_datasets
+    from vlprompt.reports.escapes import csv
     from vlprompt.reports.render import render_grids
     from vlprompt.reports.significance import paired, rankings, runs_of
     from vlprompt.results.metrics import complete
@@ -61,7 +64,8 @@ def show_comparison(options: argparse.Namespace) -> int:
         tables.append(table)
         drawn.append(_paired_grid(table, options.learners))
         notes += [PAIRED_NOTE, *gaps]
-    results, _ = across_datasets(complete(runs, options.metric), metric=options.metric)
+        notes += unfinished(runs, options.learners)
+    results, _ = across_datasets(complete(runs, options.metric, notes), metric=options.metric)
     for ranking in rankings(results, options.metric, options.split):
         tables.append(ranking.pairs.assign(of=ranking.title))
         drawn += _ranking_grids(ranking)
@@ -69,7 +73,8 @@ def show_comparison(options: argparse.Namespace) -> int:
     if not drawn:
         raise UserError("ranks need two learners with results on two data sets or more: name two learners instead")
     if options.format == "csv":
-        write("\n".join(table.to_csv(index=False) for table in tables), options.output)
+        show_notes([note for note in notes if note not in (PAIRED_NOTE, RANK_NOTE)])
+        write("\n".join(csv(table) for table in tables), options.output)
     else:
         write(render_grids(drawn, list(dict.fromkeys(notes)), options.format), options.output)
     return 0
@@ -109,42 +114,52 @@ def _as_text(table: "pd.DataFrame", forms: Mapping[str, str]) -> "pd.DataFrame":
     return shown
 
 
+def unfinished(runs: Mapping[Path, "Record"], learners: Sequence[str]) -> list[str]:
+    """A note on runs that have no result, of these learners."""
+    from vlprompt.reports.variants import labels
+
+    names = labels(list(runs.values()))
+    stopped = [
+        f"{name} on {record.dataset}, {record.protocol}, {record.shots} shots, seed {record.seed}"
+        for name, record in zip(names, runs.values(), strict=True)
+        if record.status != "finished" and (name in learners or record.learner in learners)
+    ]
+    return [f"Without a result, so left out: {first_names(stopped)}."] if stopped else []
+
+
 def draw(options: argparse.Namespace) -> int:
     from vlprompt.reports import plots as figures
 
-    runs, _ = selected(options)
-    if not runs:
-        raise UserError("there are no runs to draw: `python run.py` makes the first one")
+    runs, notes = selected(options)
     figures.new_figure(1.0, 1.0)  # whether matplotlib is there, before anything is computed
-    figures.save(FIGURES[options.figure](runs, options), options.output)
+    figure = FIGURES[options.figure](runs, options, notes)
+    figures.save(figure, options.output)
+    show_notes(notes)
     return 0
 
 
-def _reliability(runs: Mapping[Path, "Record"], options: argparse.Namespace) -> Any:
+def _reliability(runs: Mapping[Path, "Record"], options: argparse.Namespace, notes: list[str]) -> Any:
     """One curve a learner, from the images of all its seeds; the error next to its name is the mean of the seeds'."""
     from vlprompt.reports import plots as figures
+    from vlprompt.reports.variants import labels
     from vlprompt.results.metrics import calibration_error, reliability
-    from vlprompt.results.predictions import PREDICTIONS, load_predictions, pool
+    from vlprompt.results.predictions import pool
 
-    runs = {f: r for f, r in runs.items() if r.status == "finished" and (f / PREDICTIONS).exists()}
-    _only_one(runs.values(), ("protocol", "dataset", "backbone", "weights"))
+    names = dict(zip(runs, labels(list(runs.values())), strict=True))
+    notes += unfinished(runs, [*names.values()])
+    of_runs = with_predictions({f: r for f, r in runs.items() if r.status == "finished"}, notes)
+    runs = {folder: runs[folder] for folder in of_runs}
+    _only_one(runs.values(), ("protocol", "dataset", "backbone", "weights"), notes)
     trained = {record.shots for record in runs.values() if record.shots}
     if len(trained) > 1:
         raise UserError(f"runs have {', '.join(map(str, trained))} shots: choose one with --where shots=16")
     of_learners: dict[str, list[Any]] = {}
     split = options.split
-    for folder, record in runs.items():
-        try:
-            splits = load_predictions(folder / PREDICTIONS)
-        except DamagedError as error:
-            print(printable(f"note: left out: {error}"), file=sys.stderr)  # noqa: T201
-            continue
+    for folder, splits in of_runs.items():
         split = split or next((name for name in ("all", "test") if name in splits), next(iter(splits)))
         if split not in splits:
-            raise UserError(f"there is no test split '{split}': known are {', '.join(splits)}")
-        of_learners.setdefault(record.learner, []).append(splits[split])
-    if not of_learners:
-        raise UserError("the predictions of all these runs are damaged: make the runs again with force=true")
+            raise UserError(f"there is no test split '{split}' in {folder}: known are {', '.join(splits)}")
+        of_learners.setdefault(names[folder], []).append(splits[split])
     first = next(iter(runs.values()))
     curves = {}
     for name, predictions in sorted(of_learners.items()):
@@ -153,48 +168,74 @@ def _reliability(runs: Mapping[Path, "Record"], options: argparse.Namespace) -> 
     return figures.reliability(curves, f"{first.protocol}, {first.dataset}, {split}")
 
 
-def _critical_difference(runs: Mapping[Path, "Record"], options: argparse.Namespace) -> Any:
+def with_predictions(runs: Mapping[Path, "Record"], notes: list[str]) -> dict[Path, Any]:
+    """The predictions of each run by test split; `notes` name the runs that have none, and why."""
+    from vlprompt.results.predictions import PREDICTIONS, load_predictions
+
+    loaded = {}
+    for folder, record in runs.items():
+        which = f"Left out: {record.learner}, {record.shots} shots, seed {record.seed}"
+        if not (folder / PREDICTIONS).exists():
+            notes.append(f"{which}: {folder} holds no {PREDICTIONS}.")
+            continue
+        try:
+            loaded[folder] = load_predictions(folder / PREDICTIONS)
+        except UserError as error:
+            notes.append(f"{which}: {error}")
+            continue
+        if not loaded[folder]:
+            notes.append(f"{which}: {folder / PREDICTIONS} holds no test.")
+            del loaded[folder]
+    return loaded
+
+
+def _critical_difference(runs: Mapping[Path, "Record"], options: argparse.Namespace, notes: list[str]) -> Any:
     from vlprompt.reports import plots as figures
     from vlprompt.reports.averages import across_datasets
     from vlprompt.reports.significance import rankings
+    from vlprompt.reports.summary import missing_metric
     from vlprompt.results.metrics import complete
 
-    results, _ = across_datasets(complete(runs, options.metric), metric=options.metric)
+    records = complete(runs, options.metric, notes)
+    notes += [*unfinished(runs, [record.learner for record in records]), *missing_metric(records, options.metric)]
+    results, _ = across_datasets(records, metric=options.metric)
     known = rankings(results, options.metric, options.split)
     if len(known) != 1:
         titles = "; ".join(ranking.title for ranking in known) or "none with two learners on two data sets"
         raise UserError(f"a critical-difference diagram shows one comparison, and there are {titles}: use --where")
     (ranking,) = known
-    for note in ranking.notes:
-        print(note)  # noqa: T201
+    notes += ranking.notes
     return figures.critical_difference_diagram(ranking.ranks, len(ranking.scores), ranking.title)
 
 
-def _few_shot(runs: Mapping[Path, "Record"], options: argparse.Namespace) -> Any:
+def _few_shot(runs: Mapping[Path, "Record"], options: argparse.Namespace, notes: list[str]) -> Any:
     from vlprompt.reports import plots as figures
     from vlprompt.reports.averages import across_datasets
+    from vlprompt.reports.summary import missing_metric
     from vlprompt.results.metrics import complete
 
-    records = [record for record in complete(runs, options.metric) if record.protocol == "few_shot"]
-    _only_one(records, ("backbone", "weights"))
-    results, notes = across_datasets(records, metric=options.metric)
-    for note in notes:
-        print(note)  # noqa: T201
+    runs = {folder: record for folder, record in runs.items() if record.protocol == "few_shot"}
+    records = complete(runs, options.metric, notes)
+    _only_one(records, ("backbone", "weights"), notes)
+    notes += [*unfinished(runs, [record.learner for record in records]), *missing_metric(records, options.metric)]
+    results, gaps = across_datasets(records, metric=options.metric)
+    notes += gaps
     return figures.few_shot(results, options.metric)
 
 
-def _only_one(records: Any, names: Sequence[str]) -> None:
-    """Raises: UserError where records differ in what a figure cannot show."""
+def _only_one(records: Any, names: Sequence[str], notes: Sequence[str]) -> None:
+    """Raises: UserError where there are none, or records differ in what a figure cannot show."""
     records = list(records)
     if not records:
-        raise UserError("none of the runs can be drawn: this figure needs finished runs with predictions or scores")
+        needs = "none of the runs can be drawn: this figure needs finished runs with predictions or scores."
+        raise UserError(" ".join([needs, *notes]))
     for name in names:
         values = sorted({str(getattr(record, name)) for record in records})
         if len(values) > 1:
             raise UserError(f"runs differ in {name} ({', '.join(values)}): choose one with --where {name}={values[0]}")
 
 
-FIGURES: dict[str, Callable[[Mapping[Path, "Record"], argparse.Namespace], Any]] = {
+FIGURES: dict[str, Callable[[Mapping[Path, "Record"], argparse.Namespace, list[str]], Any]] = {
     "reliability": _reliability,
     "critical-difference": _critical_difference,
     "few-shot": _few_shot,

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vlprompt.commands.tables import add_selection, selected, write
+from vlprompt.commands.selection import add_selection, selected
+from vlprompt.commands.tables import write
 from vlprompt.errors import UserError
 
 
@@ -30,7 +31,7 @@ def show_curve(options: argparse.Namespace) -> int:
     if not 0 < options.share <= 1:
         raise UserError(f"--share is {options.share}, allowed is above 0 to 1")
     runs, notes = selected(options)
-    records = complete(runs, options.metric)
+    records = complete(runs, options.metric, notes)
     how = {"split": options.split, "metric": options.metric, "against": options.reference}
     drawn = curves(records, options.key, **how)
     notes = [*(curve.finding(options.share) for curve in drawn), *general_notes(frame(records)), *notes]

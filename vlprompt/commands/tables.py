@@ -2,11 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlprompt.commands.selection import add_selection, no_runs, published_settings, selected
 from vlprompt.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -44,35 +44,6 @@ def register(commands: Any) -> None:
     table.set_defaults(command=show_table)
 
 
-def add_selection(parser: argparse.ArgumentParser, *, positional: bool = True) -> None:
-    """What commands on results share: folders, conditions, the metric."""
-    text = "results folders (default: results, or VLPROMPT_RESULTS)"
-    if positional:
-        parser.add_argument("folders", nargs="*", type=Path, help=text)
-    else:
-        parser.add_argument("--results", dest="folders", nargs="+", type=Path, default=[], metavar="FOLDER", help=text)
-    parser.add_argument(
-        "--where", nargs="+", default=[], metavar="KEY=VALUE", help="only these runs: method=coop fit.lr=0.002"
-    )
-    parser.add_argument("--metric", default="accuracy", help="accuracy, top5, per_class, macro_f1, ece, nll")
-
-
-def selected(options: argparse.Namespace) -> tuple[dict[Path, "Record"], list[str]]:
-    """The runs that are asked for, and a note on the others. Raises: UserError where a folder is missing."""
-    from vlprompt.config.paths import results_root
-    from vlprompt.reports.filters import select
-    from vlprompt.results.store import find_runs
-
-    missing = [str(root) for root in options.folders if not root.is_dir()]
-    if missing:
-        raise UserError(f"no such folder of results: {', '.join(missing)}")
-    left_out: list[str] = []
-    runs = find_runs(options.folders or [results_root()], left_out.append)
-    for note in left_out:
-        print(printable(f"note: {note}"), file=sys.stderr)  # noqa: T201
-    return select(runs, options.where)
-
-
 def write(text: str, output: Path | None) -> None:
     """Show, or write into a file."""
     if output is None:
@@ -88,16 +59,20 @@ def write(text: str, output: Path | None) -> None:
 def show_table(options: argparse.Namespace) -> int:
     from vlprompt.reports.averages import across_datasets
     from vlprompt.reports.layouts import of_layout
-    from vlprompt.reports.summary import NO_RUNS
-    from vlprompt.results.metrics import complete, missing_metric
+    from vlprompt.reports.summary import missing_metric
+    from vlprompt.reports.variants import distinguishing
+    from vlprompt.results.metrics import complete
 
-    runs, notes = selected(options)
-    ours, others = of_layout(complete(runs, options.metric), options.layout)
+    papers_alone = options.published == "rows" and options.layout != "published"
+    runs, notes = selected(options, may_be_none=papers_alone)
+    ours, others = of_layout(complete(runs, options.metric, notes), options.layout)
     papers = published_records(ours, options.layout) if options.published == "rows" else []
     records = [*ours, *papers]
     if not records:
-        raise UserError(NO_RUNS)
-    how = {"metric": options.metric, "interval": options.interval, "columns": options.columns}
+        raise no_runs(options.folders)
+    by_themselves = [] if options.format == "csv" else distinguishing(records, across=options.layout != "runs")
+    columns = list(dict.fromkeys([*options.columns, *by_themselves]))
+    how = {"metric": options.metric, "interval": options.interval, "columns": columns}
     if options.layout == "published":
         text = distance_text(across_datasets(ours, **how)[0], options)
         if not text:
@@ -113,11 +88,16 @@ def show_table(options: argparse.Namespace) -> int:
         text += f"\n{below}"
     notes += [*others, *missing_metric(records, options.metric), *[PAPERS_NOTE] * bool(papers)]
     if notes and options.format == "csv":  # raw numbers alone
-        sys.stderr.write("".join(f"note: {note}\n" for note in dict.fromkeys(notes)))
+        show_notes(notes)
     elif notes:
         text += notes_text(notes, options.format)
     write(text, options.output)
     return 0
+
+
+def show_notes(notes: Sequence[str]) -> None:
+    """On stderr, where the output is for other programs."""
+    sys.stderr.write("".join(printable(f"note: {note}") + "\n" for note in dict.fromkeys(notes)))
 
 
 def runs_text(records: Sequence["Record"], how: dict[str, Any], options: argparse.Namespace) -> str:
@@ -129,28 +109,30 @@ def runs_text(records: Sequence["Record"], how: dict[str, Any], options: argpars
 
 def papers_text(results: "pd.DataFrame", records: Sequence["Record"], options: argparse.Namespace) -> str:
     from vlprompt.reports.averages import numbers
+    from vlprompt.reports.escapes import csv
     from vlprompt.reports.layouts import grids, notes_of
     from vlprompt.reports.render import INTERVAL_NOTES, general_notes, render_grids
 
     if options.format == "csv":
-        return numbers(results).to_csv(index=False)
+        return csv(numbers(results))
     notes = [*notes_of(results, records, options.interval), *INTERVAL_NOTES[options.interval], *general_notes(results)]
     return render_grids(grids(results, options.metric), notes, options.format)
 
 
 def distance_text(results: "pd.DataFrame", options: argparse.Namespace) -> str:
     """The table of differences to the papers; empty where there are none."""
+    from vlprompt.reports.escapes import csv
     from vlprompt.reports.layouts import distance_grid
     from vlprompt.reports.published import distances, load
     from vlprompt.reports.render import render_grids
 
     if options.metric != "accuracy":
         raise UserError(f"published numbers are accuracies: drop --metric {options.metric}, or choose another layout")
-    table = distances(results, load(), cached_settings())
+    table = distances(results, load(), published_settings)
     if table.empty:
         return ""
     if options.format == "csv":
-        return table.to_csv(index=False)
+        return csv(table.drop(columns="named"))
     return render_grids([distance_grid(table)], [PUBLISHED_NOTE], options.format)
 
 
@@ -168,38 +150,3 @@ def published_records(ours: Sequence["Record"], layout: str) -> list["Record"]:
     cells = {(record.protocol, record.dataset, record.backbone) for record in ours}
     records = [record for record in as_records(load()) if record.protocol == layout or layout not in PAPERS]
     return [r for r in records if not cells or (r.protocol, r.dataset, r.backbone) in cells]
-
-
-def cached_settings() -> Any:
-    """What `published.distances` asks: the configuration that a recipe gives for a record's cell."""
-
-    from vlprompt.config import recipes
-
-    @cache
-    def known() -> dict[str, list[str]]:
-        from vlprompt.config.compose import GROUPS, names
-        from vlprompt.config.paths import config_dir
-
-        folders = [config_dir()]
-        return {group: names(group, folders) for group in GROUPS} | {"recipe": recipes.known("recipe", folders)}
-
-    @cache
-    def composed(*overrides: str) -> Mapping[str, Any]:
-        from vlprompt.config.compose import compose
-
-        return compose(list(overrides))
-
-    def settings_of(record: "Record", recipe: str) -> Mapping[str, Any] | None:
-        from vlprompt.config.compose import GROUPS
-
-        chosen = {group: getattr(record, group) for group in GROUPS}
-        if any(name not in known()[group] for group, name in chosen.items()):
-            return None
-        if recipe in known()["recipe"]:
-            chosen["recipe"] = recipe
-        elif recipe != f"{record.method}/{record.protocol}":  # the default of a pair may have no file
-            return None
-        shots = [f"shots={record.shots}"] if record.shots else []
-        return composed(*(f"{group}={name}" for group, name in chosen.items()), *shots)
-
-    return settings_of

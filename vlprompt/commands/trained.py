@@ -1,13 +1,13 @@
 """`vlprompt evaluate` and `vlprompt export`: what can be done with a trained learner without training it again."""
 
 import argparse
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlprompt.commands.tables import FORMATS, add_selection, selected, write
-from vlprompt.errors import DamagedError, UserError, first_names, printable
+from vlprompt.commands.selection import add_selection, selected
+from vlprompt.commands.tables import FORMATS, show_notes, write
+from vlprompt.errors import UserError, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +53,7 @@ def export(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     import pandas as pd
 
+    from vlprompt.reports.escapes import csv
     from vlprompt.reports.render import Grid, general_notes, render_grids
     from vlprompt.results.learner_files import TENSORS
 
@@ -65,20 +66,11 @@ def evaluate(options: argparse.Namespace) -> int:
     if not testable:
         raise UserError(f"{next(iter(runs))} holds no {TENSORS}, so it cannot be tested: run it again with force=true")
     if len(testable) < len(runs):
-        notes = [*notes, f"{len(runs) - len(testable)} of {len(runs)} runs hold no {TENSORS} and are left out."]
-    scored, left_out = list[dict[str, Any]](), list[str]()
-    for folder, run in testable.items():
-        try:
-            scored += tested(folder, run, name, values, options)
-        except DamagedError as error:
-            left_out.append(str(error))
-    if not scored:
-        raise UserError(f"no run can be tested again: {first_names(left_out, 3)}")
-    for text in left_out:
-        print(printable(f"note: left out: {text}"), file=sys.stderr)  # noqa: T201
-    rows = pd.DataFrame(scored)
+        notes += [f"{len(runs) - len(testable)} of {len(runs)} runs hold no {TENSORS} and are left out."]
+    rows = pd.DataFrame(rows_of(testable, name, values, options, notes))
     if options.format == "csv":
-        write(rows.to_csv(index=False), options.output)
+        show_notes(notes)
+        write(csv(rows.drop(columns="named")), options.output)
         return 0
     context = ["protocol", "dataset", "backbone", "precision"]
     grids = [
@@ -87,6 +79,29 @@ def evaluate(options: argparse.Namespace) -> int:
     ]
     write(render_grids(grids, [*notes, *general_notes(rows)], options.format), options.output)
     return 0
+
+
+def rows_of(
+    runs: Mapping[Path, "Record"], name: str, values: Sequence[Any], options: argparse.Namespace, notes: list[str]
+) -> list[dict[str, Any]]:
+    """The rows of all runs; `notes` name those that cannot be tested. Raises: UserError where none can."""
+    from vlprompt.reports.variants import shared_changes, variant_texts, words
+
+    records = list(runs.values())
+    in_words = zip(variant_texts(records), [words(c or {}, whole=True) for c in shared_changes(records)], strict=True)
+    texts = [{"variant": record.variant, "named": named, "changes": changes}
+             for record, (named, changes) in zip(records, in_words, strict=True)]  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    reasons: list[UserError] = []
+    for (folder, run), text in zip(runs.items(), texts, strict=True):
+        try:
+            rows += tested(folder, run, name, values, options, text)
+        except UserError as error:
+            reasons.append(error)
+            notes.append(f"Left out: {folder}: {error}")
+    if not rows:
+        raise reasons[0]
+    return rows
 
 
 def read_setting(text: str) -> tuple[str, list[Any]]:
@@ -104,7 +119,12 @@ def has_setting(run: "Record", name: str) -> bool:
 
 
 def tested(
-    folder: Path, run: "Record", name: str, values: Sequence[Any], options: argparse.Namespace
+    folder: Path,
+    run: "Record",
+    name: str,
+    values: Sequence[Any],
+    options: argparse.Namespace,
+    texts: Mapping[str, str | None],
 ) -> list[dict[str, Any]]:
     """A row for each value: what the run is, and its scores in percent."""
     from vlprompt.config.spec import spec_of_record
@@ -116,10 +136,8 @@ def tested(
     rows: list[dict[str, Any]] = []
     for value in values:
         scores = test_again(spec, folder, {name: value})
-        row = {
-            key: getattr(run, key) for key in ("protocol", "dataset", "backbone", "method", "variant", "shots", "seed")
-        }
-        row |= {"precision": spec.precision, name: value}
+        row = {key: getattr(run, key) for key in ("protocol", "dataset", "backbone", "method")}
+        row |= {**texts, "shots": run.shots, "seed": run.seed, "precision": spec.precision, name: value}
         rows.append(row | {split: find_metric(metric).factor * of_split[metric] for split, of_split in scores.items()})
     return rows
 
@@ -132,14 +150,14 @@ def over_seeds(rows: "pd.DataFrame", name: str, metric: str) -> "pd.DataFrame":
     from vlprompt.reports.summary import spread
     from vlprompt.results.metrics import find_metric
 
-    keys = ["method", "variant", "shots", name]
+    keys = ["method", "named", "shots", name]
     splits = [column for column in rows.columns[list(rows.columns).index(name) + 1 :] if rows[column].notna().any()]
     shown = []
-    for key, group in rows.fillna({"variant": ""}).groupby(keys, sort=False):
+    for key, group in rows.groupby(keys, sort=False):
         row = {k: str(v) for k, v in zip(keys, key, strict=True)} | {"n": str(len(group))}
         for split in splits:
             value = spread(group[split])
             row[split] = spread_text(value.mean, value.deviation, decimals=find_metric(metric).decimals)
         shown.append(row)
-    table = pd.DataFrame(shown)
+    table = pd.DataFrame(shown).rename(columns={"named": "variant"})
     return table.drop(columns=[key for key in ("variant",) if not table[key].any()])

@@ -64,8 +64,7 @@ def show(studies: Sequence["Study"], records: Sequence["Record"]) -> None:
     """What was chosen, at what cost, and the tests of it."""
     from tabulate import tabulate
 
-    from vlprompt.reports.render import render
-    from vlprompt.reports.summary import summarise
+    from vlprompt.reports.render import in_words
     from vlprompt.tuning.study import row
 
     rows = [row(study) for study in studies]
@@ -73,7 +72,7 @@ def show(studies: Sequence["Study"], records: Sequence["Record"]) -> None:
     say(tabulate(rows, headers="keys", tablefmt="simple", disable_numparse=True))
     if records:
         unique = {record.key: record for record in records}
-        say("\n" + render(summarise(list(unique.values()))).rstrip())
+        say("\n" + in_words(list(unique.values())))
     for record in records:
         if record.status != "finished":
             line = f"{record.learner}, seed {record.seed} ({record.status}): {record.reason}"

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from vlprompt.config.allowed import from_file
+from vlprompt.config.changes import changes_of
 from vlprompt.config.datasets import load_datasets
 from vlprompt.config.hashing import variant_of
 from vlprompt.config.identity import is_same_run, result_settings, settings_hash
@@ -34,6 +35,7 @@ class RunSpec:
     key: RunKey
     folder: Path  # of its record
     result_settings: dict[str, Any]  # those that can change the result
+    changes: dict[str, Any]  # those that are not the default's, by dotted key, for readers
     recipes: list[str]
     dataset: Dataset
     targets: Mapping[str, Dataset]  # other data sets that it tests
@@ -97,8 +99,8 @@ def read_spec(
     config = without(config, rules, given)
     config["method"] = learner.resolved(config["method"])
     relevant = result_settings(settings, precision, dataset, targets)
-    settings_by_default = resolve(read_settings(default()), learner)
-    by_default = result_settings(settings_by_default, resolve_precision("auto", device), dataset, targets)
+    default_settings = resolve(read_settings(default()), learner)
+    by_default = result_settings(default_settings, resolve_precision("auto", device), dataset, targets)
     key = RunKey(
         protocol=choices["protocol"],
         dataset=dataset.name,
@@ -114,6 +116,7 @@ def read_spec(
         key=key,
         folder=key.folder(results_root()),
         result_settings=relevant,
+        changes=changes_of(settings, default_settings, relevant, by_default),
         recipes=recipes or [],
         dataset=dataset,
         targets=targets,

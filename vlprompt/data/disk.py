@@ -76,7 +76,7 @@ class Lock:
         for _ in range(3):
             text = _read_note(self._note)
             named = re.fullmatch(r"(\d+) on (\S+), since [\d :-]+", text)
-            if named and not (named[2] == socket.gethostname() and not _is_alive(int(named[1]))):
+            if named and not (named[2] == socket.gethostname() and not is_running(int(named[1]))):
                 return f"another process ({text})"
             time.sleep(0.05)  # it may be about to sign
         return "another process"

@@ -15,8 +15,10 @@ from vlprompt.reports.summary import (
     headline,
     is_transfer,
     runs_in,
+    single_class_notes,
     spread,
 )
+from vlprompt.reports.variants import words
 from vlprompt.results.record import Record
 
 CONTEXT = ["protocol", "source", "backbone", "weights", "shots"]  # what learners share that are compared
@@ -42,7 +44,9 @@ def across_datasets(
     Raises: UserError: no run has such a column.
     """
     values = _tested(frame(records, metric=metric, columns=columns))
-    learner = [name for name in values.columns[: list(values).index("run")] if name not in (*CONTEXT, "dataset")]
+    learner = [
+        name for name in values.columns[: list(values).index("run")] if name not in (*CONTEXT, "dataset", "changes")
+    ]
     rows: dict[int, list[dict[str, Any]]] = {}  # by the first run of each learner
     notes: list[str] = []
     for context, members in values.groupby(CONTEXT, sort=False):
@@ -61,6 +65,7 @@ def across_datasets(
                 notes += [f"No {label} of {row['learner']}, {lacking} missing." for lacking in missing]
             spreads |= _harmonic(spreads, row, label, datasets)
             rows[group["run"].iloc[0]] = _long(row, spreads, group)
+    notes += single_class_notes(records)
     types = {"n": int, "mean": float, "deviation": float, "half_width": float}
     ordered = [row for run in sorted(rows) for row in rows[run]]
     return pd.DataFrame(ordered, dtype=object).astype(types), list(dict.fromkeys(notes))
@@ -155,13 +160,27 @@ def average_name(datasets: Sequence[str], source: str) -> str:
 
 
 def identity(results: pd.DataFrame) -> list[str]:
-    """The columns in which the learners of one table may differ: precision, method, variant and those asked for."""
+    """The columns in which the learners of one table may differ: precision, method, variant, that in words, and those
+    asked for."""
     names = list(map(str, results))
     return names[names.index("precision") : names.index("given_shots")]
 
 
 def numbers(results: pd.DataFrame) -> pd.DataFrame:
     """All values, one row a learner, number of shots, data set and part: for CSV."""
-    ends = {"low": results["mean"] - results["half_width"], "high": results["mean"] + results["half_width"]}
-    names = ["protocol", "source", "backbone", "weights", *identity(results), "shots", "metric"]
-    return results.assign(**ends)[[*names, "dataset", "part", "n", "mean", "deviation", "low", "high"]]
+    low, high = (results["mean"] + sign * results["half_width"] for sign in (-1, 1))
+    changes = [changes_in(records) for records in results["records"]]
+    names = ["protocol", "source", "backbone", "weights", *in_csv(identity(results)), "shots", "metric"]
+    return results.assign(low=low, high=high, changes=changes)[
+        [*names, "dataset", "part", "n", "mean", "deviation", "low", "high"]
+    ]
+
+
+def in_csv(names: Iterable[str]) -> list[str]:
+    """The columns of a CSV file: the changes, whole, instead of the variant in words."""
+    return ["changes" if name == "named" else name for name in names]
+
+
+def changes_in(records: Iterable[Record]) -> str:
+    """What differs from the default, of runs that share a row."""
+    return "; ".join(dict.fromkeys(words(record.changes or {}, whole=True) for record in records))

@@ -91,7 +91,7 @@ def curves(
         cell, method = dict(zip(CELL, values, strict=False)), str(values[-1])
         group = group.sort_values(key)
         if (double := group[key][group[key].duplicated()]).size:
-            variants = ", ".join(v or "default" for v in group["variant"][group[key] == double.iloc[0]])
+            variants = ", ".join(v or "default" for v in group["named"][group[key] == double.iloc[0]])
             raise UserError(f"{method} has several rows with {key}={double.iloc[0]} ({variants}): choose by --where")
         reference = _reference(table, cell, against, split) if against else None
         drawn.append(Curve(key, split, metric, cell, method, group.reset_index(drop=True), reference, against or ""))

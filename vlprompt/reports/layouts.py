@@ -8,6 +8,7 @@ from vlprompt.errors import UserError, unknown
 from vlprompt.reports.averages import CONTEXT, identity, in_papers_order, in_parts_order
 from vlprompt.reports.render import BEST, SECOND, Grid, spread_text
 from vlprompt.reports.summary import H, Interval, learner_order
+from vlprompt.reports.variants import labels
 from vlprompt.results.metrics import Metric, find_metric
 from vlprompt.results.record import Record
 
@@ -37,13 +38,17 @@ def of_layout(records: Sequence[Record], layout: str) -> tuple[list[Record], lis
 
 def notes_of(results: pd.DataFrame, records: Sequence[Record], interval: Interval = "none") -> list[str]:
     """What a reader must know: how H is made, and which runs have no result."""
-    stopped = {record.key: record for record in records if record.status != "finished"}
+    stopped = {
+        record.key: (label, record)
+        for record, label in zip(records, labels(records), strict=True)
+        if record.status != "finished"
+    }
     notes = [N_NOTE] if interval != "normal" and results["deviation"].notna().any() else []
     notes += [H_NOTE] if (results["part"] == H).any() else []
     notes += [
-        f"{run.learner} on {run.dataset}, {run.protocol}, {run.shots} shots, seed {run.seed}: "
-        f"{record.status.replace('_', ' ')}, {' '.join((record.reason or 'no reason kept').split())}"
-        for run, record in list(stopped.items())[:MOST_NAMED]
+        f"{label} on {run.dataset}, {run.protocol}, {run.shots} shots, seed {run.seed}: "
+        f"{run.status.replace('_', ' ')}, {' '.join((run.reason or 'no reason kept').split())}"
+        for label, run in list(stopped.values())[:MOST_NAMED]
     ]
     more = [f"... and {len(stopped) - MOST_NAMED} more without a result (--layout runs counts them)."]
     return [*notes, *more * (len(stopped) > MOST_NAMED)]
@@ -66,9 +71,11 @@ def grids(results: pd.DataFrame, metric: str = "accuracy") -> list[Grid]:
 def _grid(members: pd.DataFrame, shown: Metric, *, tall: bool) -> Grid:
     """Rows: the learners, in blocks of a data set each (`tall`; columns: the parts), or of a number of shots (columns:
     the data sets). Averages come last."""
-    names = identity(members)
+    asked = identity(members)[identity(members).index("named") + 1 :]
+    order = [learner_order(row, asked) for row in members.to_dict("records")]
+    members = members.assign(variant=members["named"])
+    names = [name for name in identity(members) if name != "named"]
     index = ["dataset" if tall else "shots", *names]
-    order = list(map(learner_order, members.to_dict("records")))
     rows = members.iloc[sorted(range(len(members)), key=order.__getitem__)]
     rows = rows.astype(dict.fromkeys(index, str)).assign(
         column=rows["part"] if tall else _headings(rows),
@@ -115,7 +122,7 @@ def distance_grid(table: pd.DataFrame) -> Grid:
     shown = pd.DataFrame(index=table.index)
     for name in map(str, table):
         part = name.removesuffix("_published")
-        if name in ("recipe", "n") or name.endswith("_difference"):
+        if name in ("recipe", "n", "variant") or name.endswith("_difference"):
             continue
         if part != name:
             gaps = table[f"{part}_difference"]
@@ -124,7 +131,7 @@ def distance_grid(table: pd.DataFrame) -> Grid:
                 "" if pd.isna(value) else f"{value:.2f} ({round(gap, 2) + 0.0:+.2f})" for value, gap in pairs
             ]
         elif f"{name}_published" not in table:
-            shown[name] = table[name].map(str)
+            shown["variant" if name == "named" else name] = table[name].map(str)
     shared = [name for name in ("protocol", "backbone", "variant", "source") if shown[name].nunique() == 1]
     title = ", ".join(f"{name} {shown[name].iloc[0]}" for name in shared if shown[name].iloc[0])
     return Grid(f"Distance to the papers: {title}", shown.drop(columns=shared), blocks=table["dataset"].tolist())

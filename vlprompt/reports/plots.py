@@ -8,6 +8,7 @@ import pandas as pd
 
 from vlprompt.errors import UserError
 from vlprompt.reports.averages import in_papers_order
+from vlprompt.reports.escapes import figure as harmless
 from vlprompt.reports.significance import critical_difference
 from vlprompt.reports.summary import UNTRAINED
 from vlprompt.results.metrics import find_metric
@@ -53,9 +54,11 @@ def reliability(curves: Mapping[str, pd.DataFrame], title: str) -> "Figure":
     for (name, curve), marker in zip(curves.items(), MARKERS * len(curves), strict=False):
         share = curve["images"] / curve["images"].sum()
         filled = curve[curve["images"] > 0]
-        (drawn,) = upper.plot(filled["confidence"], filled["accuracy"], marker=marker, markersize=4, label=name)
+        (drawn,) = upper.plot(
+            filled["confidence"], filled["accuracy"], marker=marker, markersize=4, label=harmless(name)
+        )
         lower.stairs(share, [*curve["low"], 1], color=drawn.get_color())
-    upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), title=title)
+    upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), title=harmless(title))
     upper.legend(fontsize="small")
     lower.set(xlabel="confidence", ylabel="share of images")
     return figure
@@ -77,7 +80,7 @@ def few_shot(results: pd.DataFrame, metric: str) -> "Figure":
     learners = list(dict.fromkeys(results["learner"]))
     for panel, name in zip(panels, names, strict=False):
         _curves(panel, tests[tests["dataset"] == name], learners)
-        panel.set_title(name, fontsize="medium")
+        panel.set_title(harmless(name), fontsize="medium")
     for panel in panels[len(names) :]:
         panel.set_axis_off()
     figure.supxlabel("labelled images a class")
@@ -97,9 +100,9 @@ def _curves(panel: "Axes", tests: pd.DataFrame, learners: Sequence[str]) -> None
         x, means = line["shots"].map(positions).tolist(), line["mean"].tolist()
         style: dict[str, Any] = {"color": f"C{i}", "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
         if (line["given_shots"] == UNTRAINED).any():
-            panel.plot(x, means, label=learner, linestyle=":", **style)
+            panel.plot(x, means, label=harmless(learner), linestyle=":", **style)
         elif x:
-            panel.errorbar(x, means, line["deviation"].fillna(0).tolist(), capsize=2, label=learner, **style)
+            panel.errorbar(x, means, line["deviation"].fillna(0).tolist(), capsize=2, label=harmless(learner), **style)
     panel.set_xticks(range(len(positions)), map(str, positions))
     panel.grid(alpha=0.3)
 
@@ -119,7 +122,7 @@ def critical_difference_diagram(ranks: pd.Series, n_datasets: int, title: str) -
     panel = figure.add_subplot()
     panel.set(xlim=(0.2, n + 0.8), ylim=(first + 0.8 * half, -2.2))
     panel.set_axis_off()
-    panel.set_title(f"{title}; {n_datasets} data sets", fontsize="medium")
+    panel.set_title(harmless(f"{title}; {n_datasets} data sets"), fontsize="medium")
     panel.plot([1, n], [0, 0], color="black", linewidth=1)
     for rank in range(1, n + 1):
         panel.plot([rank, rank], [-0.2, 0], color="black", linewidth=1)
@@ -131,7 +134,7 @@ def critical_difference_diagram(ranks: pd.Series, n_datasets: int, title: str) -
         y, x = first + 0.8 * (i if left else n - 1 - i), 0.9 if left else n + 0.1
         panel.plot([rank, rank, x], [0, y, y], color="black", linewidth=0.8)
         side: dict[str, Any] = {"ha": "right" if left else "left", "va": "center", "fontsize": "small"}
-        panel.text(x - 0.03 if left else x + 0.03, y, f"{name} ({rank:.2f})", **side, clip_on=False)
+        panel.text(x - 0.03 if left else x + 0.03, y, harmless(f"{name} ({rank:.2f})"), **side, clip_on=False)
     for i, (start, end) in enumerate(groups):
         y = 0.35 + 0.35 * i
         panel.plot([start - 0.04, end + 0.04], [y, y], color="black", linewidth=3.5, solid_capstyle="butt")

@@ -3,12 +3,16 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
 from vlprompt.errors import UserError, unknown
-from vlprompt.reports.summary import MEAN_OF_H, NO_RUNS, SHARED
+from vlprompt.reports.escapes import ESCAPES, csv, latex_comment, terminal
+from vlprompt.reports.summary import MEAN_OF_H, NO_RUNS, SHARED, summarise
+from vlprompt.reports.variants import distinguishing
 from vlprompt.results.metrics import find_metric
+from vlprompt.results.record import Record
 
 FORMATS = ("terminal", "markdown", "csv", "latex")
 DEMO_NOTE = "The demo world checks the software; it ranks nothing."
@@ -27,9 +31,8 @@ INTERVAL_NOTES = {
 BEST, SECOND = "best", "second"
 MARKED = {
     "markdown": {BEST: "**{}**", SECOND: "<u>{}</u>"},
-    "latex": {BEST: "\ue000{}\ue002", SECOND: "\ue001{}\ue002"},
+    "latex": {BEST: r"\textbf{{{}}}", SECOND: r"\underline{{{}}}"},
 }
-LATEX = {"\ue000": r"\textbf{", "\ue001": r"\underline{", "\ue002": "}", "±": r"$\pm$", "−": "$-$"}
 STYLES = {BEST: "bold", SECOND: "underline"}
 
 
@@ -63,13 +66,19 @@ def render(table: pd.DataFrame, format: str = "terminal", *, costs: bool = False
     if table.empty:
         raise UserError(NO_RUNS)
     if format == "csv":
-        return table.to_csv(index=False)
+        return csv(table.drop(columns="named"))
     parts = [part for _, part in table.groupby("protocol", sort=False)]
     notes = [*INTERVAL_NOTES[table.attrs.get("interval", "none")], *general_notes(table)]
+    notes += table.attrs.get("notes", [])
     metric = table.attrs.get("metric", "accuracy")
     if costs:
         notes.append(COST_NOTE)
     return render_grids([_summary_grid(part, format, metric, costs) for part in parts], notes, format)
+
+
+def in_words(records: Sequence[Record]) -> str:
+    """What runs came to, for the terminal, with a column for each setting in which variants differ."""
+    return render(summarise(records, columns=distinguishing(records))).rstrip()
 
 
 def check_format(format: str) -> None:
@@ -78,10 +87,8 @@ def check_format(format: str) -> None:
 
 
 def render_grids(grids: Sequence[Grid], notes: Sequence[str], format: str) -> str:
-    """Tables and the notes below them as text, in any format but CSV."""
-    if format == "latex":
-        notes = [_latex_text(note) for note in notes]
-    return "\n\n".join([*(_draw(grid, format) for grid in grids), *notes]) + "\n"
+    """Tables and the notes below them as text, in any format but CSV; all texts are harmless in it (`escapes`)."""
+    return "\n\n".join([*(_draw(grid, format) for grid in grids), *map(ESCAPES[format], notes)]) + "\n"
 
 
 def general_notes(table: pd.DataFrame) -> list[str]:
@@ -120,7 +127,8 @@ def _summary_grid(table: pd.DataFrame, format: str, metric: str, costs: bool) ->
 def _readable(table: pd.DataFrame, decimals: int, costs: bool) -> pd.DataFrame:
     """The cells as text; columns that say nothing (no variants, none failed) left out."""
     n_keys = list(table.columns).index("n")
-    shown = table.iloc[:, :n_keys].map(lambda value: "" if pd.isna(value) else str(value))
+    keys = table.iloc[:, :n_keys].assign(variant=table["named"]).drop(columns=["named", "changes"])
+    shown = keys.map(lambda value: "" if pd.isna(value) else str(value))
     shown["n"] = table["n"].astype(str)
     none = pd.Series(float("nan"), index=table.index)
     for column in table.columns[n_keys + 1 : list(table.columns).index("parameters")]:
@@ -160,40 +168,36 @@ def _costs(table: pd.DataFrame) -> dict[str, list[str]]:
 def _draw(grid: Grid, format: str) -> str:
     if format == "terminal" and sys.stdout.isatty():
         return _rich(grid).rstrip("\n")
-    rows = grid.rows.copy()
+    escape, names = ESCAPES[format], list(grid.rows)
+    rows = [[escape(text) for text in row] for row in grid.rows.values.tolist()]
     for (row, column), mark in grid.marks.items():
-        position = list(rows).index(column)
-        rows.iloc[row, position] = MARKED.get(format, {}).get(mark, "{}").format(rows.iloc[row, position])
+        i = names.index(column)
+        rows[row][i] = MARKED.get(format, {}).get(mark, "{}").format(rows[row][i])
+    headers = [escape(name) for name in names]
     if format == "latex":
-        return _latex(grid, rows)
-    text = rows.to_markdown(index=False, disable_numparse=True) if format == "markdown" else _plain(grid, rows)
-    return f"{grid.title}{2 * chr(10) if format == 'markdown' else chr(10)}{text}".lstrip("\n")
+        return _latex(latex_comment(grid.title), headers, rows, grid.starts)
+    title = escape(grid.title)
+    if format == "markdown":
+        return f"{title}\n\n{_tabulated(headers, rows, 'pipe')}".lstrip("\n")
+    return f"{title}\n{_tabulated(headers, rows, 'simple', grid.starts)}".lstrip("\n")
 
 
-def _latex(grid: Grid, rows: pd.DataFrame) -> str:
+def _latex(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], starts: Sequence[int]) -> str:
     """booktabs; the title as a comment."""
-    lines = rows.to_latex(index=False, escape=True).rstrip("\n").splitlines()
-    for start in reversed(grid.starts):
+    table = pd.DataFrame(rows, columns=pd.RangeIndex(len(headers)), dtype=object)
+    lines = table.to_latex(index=False, escape=False, header=list(headers)).rstrip("\n").splitlines()
+    for start in reversed(starts):
         lines.insert(lines.index("\\midrule") + 1 + start, "\\midrule")
-    text = "\n".join([f"% {grid.title}"] * bool(grid.title) + lines)
-    for mark, command in LATEX.items():
-        text = text.replace(mark, command)
-    return text
+    return "\n".join([f"% {title}"] * bool(title) + lines)
 
 
-def _latex_text(text: str) -> str:
-    for character in "%_&#":
-        text = text.replace(character, f"\\{character}")
-    return text.replace("±", r"$\pm$")
-
-
-def _plain(grid: Grid, rows: pd.DataFrame) -> str:
+def _tabulated(headers: Sequence[str], rows: Sequence[Sequence[str]], form: str, starts: Sequence[int] = ()) -> str:
     from tabulate import SEPARATING_LINE, tabulate
 
-    lines = rows.values.tolist()
-    for start in reversed(grid.starts):
+    lines: list[Any] = list(rows)
+    for start in reversed(starts):
         lines.insert(start, SEPARATING_LINE)
-    return tabulate(lines, headers=list(rows), tablefmt="simple", disable_numparse=True).rstrip("\n")
+    return tabulate(lines, headers=headers, tablefmt=form, disable_numparse=True).rstrip("\n")
 
 
 def _rich(grid: Grid) -> str:
@@ -202,12 +206,14 @@ def _rich(grid: Grid) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(title=Text(grid.title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(title=Text(terminal(grid.title)), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in grid.rows:
-        drawn.add_column(Text(str(name)), overflow="fold")
+        drawn.add_column(Text(terminal(name)), overflow="fold")
     for i, row in enumerate(grid.rows.values.tolist()):
         cells = zip(grid.rows, row, strict=True)
-        styled = [Text(text, style=STYLES.get(grid.marks.get((i, str(name)), ""), "")) for name, text in cells]
+        styled = [
+            Text(terminal(text), style=STYLES.get(grid.marks.get((i, str(name)), ""), "")) for name, text in cells
+        ]
         drawn.add_row(*styled, end_section=i + 1 in grid.starts)
     console = Console()
     with console.capture() as capture:

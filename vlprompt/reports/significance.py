@@ -1,6 +1,6 @@
 """Which of several learners is better: two on the same images, all across data sets. scipy is loaded when needed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from vlprompt.errors import UserError, unknown
+from vlprompt.errors import UserError, first_names, unknown
 from vlprompt.reports.averages import CONTEXT, averaged
 from vlprompt.reports.summary import LEVEL, UNTRAINED, H
+from vlprompt.reports.variants import labels
 from vlprompt.results.metrics import find_metric
 from vlprompt.results.predictions import PREDICTIONS, load_predictions
 from vlprompt.results.record import Record
@@ -95,16 +96,22 @@ def holm(p: pd.Series) -> pd.Series:
 
 
 def runs_of(runs: Mapping[Path, Record], name: str) -> dict[Path, Record]:
-    """The finished runs of a learner (`coop`, `coop@VARIANT`), or the one in a folder.
+    """The finished runs of a learner (`coop`, `coop@NAME`, `coop@fit.lr=0.01`), or the one in a folder.
 
     Raises: UserError where there are none.
     """
     if record := Record.read(Path(name)):
         return {Path(name): record}
+    names = dict(zip(runs, labels(list(runs.values())), strict=True))
     finished = {folder: record for folder, record in runs.items() if record.status == "finished"}
-    of_learner = {folder: record for folder, record in finished.items() if record.learner == name}
+    wanted = name.replace(" ", "")
+    of_learner = {
+        folder: record
+        for folder, record in finished.items()
+        if wanted in (record.learner, names[folder].replace(" ", ""))
+    }
     if not of_learner:
-        raise unknown("learner", name, {record.learner for record in finished.values()})
+        raise unknown("learner", name, {names[folder] for folder in finished})
     return of_learner
 
 
@@ -118,12 +125,13 @@ def paired(first: Mapping[Path, Record], second: Mapping[Path, Record]) -> tuple
     """
     rows: dict[tuple, list[dict[str, Any]]] = {}
     differences: dict[tuple, list[pd.Series]] = {}
-    notes: list[str] = []
-    for (a_folder, a), (b_folder, b) in _pairs(first, second):
+    pairs = _pairs(first, second)
+    reasons: list[str] = []
+    for (a_folder, a), (b_folder, b) in pairs:
         try:
             splits = _correct_of_both(a_folder, b_folder)
         except UserError as error:
-            notes.append(f"Not compared: {a.dataset}, seed {a.seed}: {error}")
+            reasons.append(f"Not compared: {a.dataset}, seed {a.seed}: {error}")
             continue
         trained = a if a.shots != UNTRAINED else b
         for split, both in splits.items():
@@ -132,14 +140,14 @@ def paired(first: Mapping[Path, Record], second: Mapping[Path, Record]) -> tuple
             rows.setdefault(cell, []).append({"seed": str(trained.seed)} | _compare(both, difference))
             differences.setdefault(cell, []).append(difference)
     if not rows:
-        reason = notes[0] if notes else "they have no protocol, data set, backbone, shots and seed in common"
+        reason = reasons[0] if reasons else "they have no protocol, data set, backbone, shots and seed in common"
         raise UserError(f"there is nothing to compare on the same images: {reason}")
     for cell, of_seeds in differences.items():
         if len(of_seeds) > 1:
             mean = pd.concat(of_seeds, axis=1).mean(axis=1)
             rows[cell].append({"seed": f"mean of {len(of_seeds)}", "images": len(mean), **_interval(mean)})
     table = [dict(zip(CELL, cell, strict=True)) | row for cell, of_cell in rows.items() for row in of_cell]
-    return pd.DataFrame(table), list(dict.fromkeys(notes))
+    return pd.DataFrame(table), list(dict.fromkeys([*reasons, *_without_partner(first, second, pairs)]))
 
 
 def _pairs(first: Mapping[Path, Record], second: Mapping[Path, Record]) -> list[tuple]:
@@ -151,6 +159,19 @@ def _pairs(first: Mapping[Path, Record], second: Mapping[Path, Record]) -> list[
         return all(getattr(a, name) == getattr(b, name) for name in names)
 
     return [(a, b) for a in first.items() for b in second.items() if meet(a[1], b[1])]
+
+
+def _without_partner(first: Mapping[Path, Record], second: Mapping[Path, Record], pairs: Sequence[tuple]) -> list[str]:
+    """Which runs of each learner are compared with none of the other's."""
+    met = {folder for pair in pairs for folder, _ in pair}
+    notes = []
+    for runs, other in ((first, second), (second, first)):
+        lonely = [record for folder, record in runs.items() if folder not in met]
+        names = [f"{r.protocol} on {r.dataset}, {r.shots} shots, seed {r.seed}" for r in lonely]
+        if lonely and len(lonely) < len(runs):
+            whose = f"{lonely[0].learner}: {next(iter(other.values())).learner} has no run of"
+            notes.append(f"Not compared, {whose} {first_names(names)}.")
+    return notes
 
 
 def _correct_of_both(first: Path, second: Path) -> dict[str, pd.DataFrame]:

@@ -1,5 +1,6 @@
 """The one aggregation behind all tables, figures and comparisons: a tidy frame of values, grouped over seeds."""
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,12 +11,13 @@ from numpy.typing import ArrayLike
 
 from vlprompt.errors import UserError
 from vlprompt.protocols import PROTOCOLS
-from vlprompt.reports.filters import check_key, value_of
+from vlprompt.reports.filters import check_key
+from vlprompt.reports.variants import labels, shared_changes, shown_value, variant_texts, words
 from vlprompt.results.metrics import find_metric
 from vlprompt.results.record import Record
 
 SHARED = ["protocol", "dataset", "backbone", "weights", "precision"]  # what the rows of a table often share
-KEYS = [*SHARED, "method", "variant", "shots"]
+KEYS = [*SHARED, "method", "variant", "named", "shots"]  # named: the variant in words
 COSTS = {"parameters": "trained_parameters", "train_s": "train_seconds", "test_s": "test_seconds",
          "peak_bytes": "peak_memory_bytes", "stored_bytes": "stored_bytes", "backbone_bytes": "backbone_bytes",
          "step_s": "seconds_per_step", "image_s": "seconds_per_image", "image_flops": "flops_per_image",
@@ -76,17 +78,26 @@ def frame(records: Sequence[Record], *, metric: str = "accuracy", columns: Seque
     Raises: UserError where no run has such a column.
     """
     extra = [key for key in columns if key not in KEYS]
+    changed = {key for record in records for key in record.changes or {}}
     for key in columns:
-        check_key(key, records)
+        if key not in changed:
+            check_key(key, records)
     rows: list[dict[str, Any]] = []
+    in_words = zip(records, variant_texts(records, extra), labels(records), shared_changes(records), strict=True)
+    texts = {
+        id(record): {"named": named, "learner": label, "changes": words(changes or {}, whole=True)}
+        for record, named, label, changes in in_words
+    }
     for run, (record, shots) in enumerate(_at_every_shots(records)):
-        row = {name: getattr(record, name) for name in KEYS} | {key: value_of(record, key) for key in extra}
-        row = {name: _groupable(value) for name, value in row.items()} | {"shots": shots, "given_shots": record.shots}
-        row |= {"learner": record.learner, "metric": metric, "run": run, "record": record}
+        row = {name: getattr(record, name) for name in KEYS if name != "named"}
+        row |= {key: shown_value(record, key) for key in extra}
+        row = {name: _groupable(value) for name, value in row.items()} | texts[id(record)]
+        row |= {"shots": shots, "given_shots": record.shots, "metric": metric, "run": run, "record": record}
         row |= {"seed": record.seed, "status": record.status}
         values = _values(record, metric) or {"": NAN}
         rows += [row | {"split": split, "value": value} for split, value in values.items()]
-    names = [*KEYS, *extra, "given_shots", "learner", "metric", "run", "record", "seed", "status", "split", "value"]
+    names = [*KEYS, *extra, "given_shots", "changes", "learner", "metric", "run", "record", "seed", "status"]
+    names += ["split", "value"]
     return pd.DataFrame(rows, columns=list(dict.fromkeys(names)), dtype=object).astype({"value": float})
 
 
@@ -138,10 +149,20 @@ def _at_every_shots(records: Sequence[Record]) -> list[tuple[Record, int | str]]
     ]
 
 
-def learner_order(row: Mapping[Any, Any]) -> tuple:
-    """Sorts by shots ("all" last), then zero-shot first, then by name."""
+def learner_order(row: Mapping[Any, Any], columns: Sequence[str] = ()) -> tuple:
+    """Sorts by shots ("all" last), then zero-shot first, then by name, by the settings in `columns` and in words."""
     shots = float("inf") if row["shots"] == "all" else row["shots"]
-    return shots, row["method"] != "zero_shot", row["method"], row["variant"], row["precision"]
+    settings = [_natural(row[name]) for name in columns]
+    variant = _natural(row["named"]), row["variant"]
+    return shots, row["method"] != "zero_shot", row["method"], *settings, variant, row["precision"]
+
+
+def _natural(value: Any) -> list[tuple[bool, float, str]]:
+    """Sorts numbers by size, those in a text, too, and before words."""
+    if isinstance(value, int | float):
+        return [(False, float(value), "")]
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", value)
+    return [(False, float(part), "") if i % 2 else (True, 0.0, part) for i, part in enumerate(parts) if part]
 
 
 def summarise(
@@ -164,16 +185,44 @@ def summarise(
     seeds = values[values["seed"] != UNTRAINED].groupby(context)["seed"].agg(set).to_dict()
     rows, numbers = [], []
     for key, group in values.groupby(keys, sort=False):
-        row = dict(zip(keys, key, strict=True))
+        row = dict(zip(keys, key, strict=True)) | {"changes": group["changes"].iloc[0]}
         ran = set(group["seed"])
         expected = seeds.get(tuple(row[name] for name in context), set()) if UNTRAINED not in ran else set()
         numbers.append(_numbers(group, interval))
         rows.append(row | numbers[-1] | _costs(runs_in(group)) | {"missing": len(expected - ran)})
-    rows.sort(key=lambda row: (*(row[name] for name in SHARED[:4]), *learner_order(row)))
+    rows.sort(key=lambda row: (*(row[name] for name in SHARED[:4]), *learner_order(row, keys[len(KEYS) :])))
     names = merged(sorted(numbers, key=lambda of_row: "base" not in of_row))
-    table = pd.DataFrame(rows, columns=[*keys, "n", *names, *COSTS, "failed", "missing"])
-    table.attrs |= {"metric": metric, "interval": interval}
+    shown = [name for key in keys for name in (key, *["changes"] * (key == "named"))]
+    table = pd.DataFrame(rows, columns=[*shown, "n", *names, *COSTS, "failed", "missing"])
+    table.attrs |= {"metric": metric, "interval": interval, "notes": single_class_notes(records)}
     return table
+
+
+def single_class_notes(records: Iterable[Record]) -> list[str]:
+    """What tests of one class come to."""
+    single = {
+        (record.protocol, record.dataset, test): None
+        for record in records
+        for test, n_classes in record.n_classes.items()
+        if n_classes == 1
+    }
+    return [
+        f"{protocol}, {dataset}: the test {test} has one class, so that every learner has 100 there; it says nothing, "
+        "nor does a mean that it enters."
+        for protocol, dataset, test in single
+    ]
+
+
+def missing_metric(records: Sequence[Record], metric: str) -> list[str]:
+    """A note on runs that have results but not this metric."""
+    lacking = {
+        label: None
+        for record, label in zip(records, labels(records), strict=True)
+        if record.scores and not all(metric in scores for scores in record.scores.values())
+    }
+    n = sum(not all(metric in scores for scores in record.scores.values()) for record in records)
+    learners = ", ".join(sorted(lacking))
+    return [f"{n} runs have neither this metric nor predictions: their cells are empty ({learners})."] if n else []
 
 
 def runs_in(group: pd.DataFrame) -> list[Record]:

@@ -1,6 +1,6 @@
 """Scores that are derived from the predictions on a test split."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +9,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from vlprompt.data.disk import complain
-from vlprompt.errors import DamagedError, UserError, unknown
+from vlprompt.errors import UserError, unknown
 from vlprompt.results.predictions import PREDICTIONS, Predictions, load_predictions
 from vlprompt.results.record import Record
 
@@ -108,31 +107,26 @@ def find_metric(name: str) -> Metric:
     return METRICS[name]
 
 
-def complete(runs: Mapping[Path, Record], metric: str) -> list[Record]:
+def complete(runs: Mapping[Path, Record], metric: str, notes: list[str]) -> list[Record]:
     """The records of these folders, with the metric in the scores of every split that has predictions.
 
-    What a record has stays; what it lacks comes from the `predictions.npz` next to it. Without that it stays absent.
-    Predictions that are damaged are named, and as if they were not there.
+    What a record has stays; what it lacks comes from the `predictions.npz` next to it. Without that it stays absent;
+    `notes` name predictions that are damaged.
     """
     find_metric(metric)
-    return [_completed(record, folder / PREDICTIONS, metric) for folder, record in runs.items()]
+    records = []
+    for folder, record in runs.items():
+        try:
+            records.append(_completed(record, folder / PREDICTIONS, metric))
+        except UserError as error:
+            records.append(record)
+            notes.append(str(error))
+    return records
 
 
 def _completed(record: Record, path: Path, metric: str) -> Record:
     if all(metric in scores for scores in record.scores.values()) or not path.exists():
         return record
-    try:
-        computed = {split: score(predictions) for split, predictions in load_predictions(path).items()}
-    except DamagedError as error:
-        complain(f"left out: {error}")
-        return record
+    computed = {split: score(predictions) for split, predictions in load_predictions(path).items()}
     scores = {split: computed.get(split, {}) | scores for split, scores in record.scores.items()}
     return record.model_copy(update={"scores": scores})
-
-
-def missing_metric(records: Sequence[Record], metric: str) -> list[str]:
-    """A note on runs that have results but not this metric."""
-    lacking = [r for r in records if r.scores and not all(metric in scores for scores in r.scores.values())]
-    learners = ", ".join(sorted({record.learner for record in lacking}))
-    note = f"{len(lacking)} runs have neither this metric nor predictions: their cells are empty ({learners})."
-    return [note] if lacking else []

@@ -49,8 +49,11 @@ class RunKey(BaseModel):
                     f"'{part}' cannot name a folder of results: use up to 100 letters, digits and _ . + = -, "
                     "a letter or digit first."
                 )
-        names = (self.protocol, self.dataset, self.backbone, self.learner, f"shots{self.shots}", f"seed{self.seed}")
-        return root.joinpath("runs", *names)
+        return root.joinpath("runs", *self.folder_names)
+
+    @property
+    def folder_names(self) -> tuple[str, ...]:
+        return (self.protocol, self.dataset, self.backbone, self.learner, f"shots{self.shots}", f"seed{self.seed}")
 
 
 class Record(RunKey):
@@ -66,6 +69,7 @@ class Record(RunKey):
     device: str | None = None
     config: dict[str, Any] = {}
     config_hash: str = ""
+    changes: dict[str, Any] | None = None  # settings that are not the default's, by dotted key; None: not known
     recipe: list[str] = []
     selection: Literal["last", "val", "test"] = "last"  # what chose the epoch; test: of what else was searched, too
     versions: dict[str, str] = {}
@@ -73,6 +77,7 @@ class Record(RunKey):
     split_hash: str | None = None
     target_hashes: dict[str, str] = {}  # of the splits of other data sets that were tested
     scores: dict[str, dict[str, int | float]] = {}  # by test split; fractions
+    n_classes: dict[str, int] = {}  # by test split: those that are told from each other
     headline: dict[str, float] = {}  # what the protocol makes of the accuracies; fractions
     # trained_parameters, stored_bytes, *_seconds, peak_memory_bytes, steps, seconds_per_step, backbone_bytes,
     # quantization_error, mergeable; flops_* and seconds_per_image (costs.py);

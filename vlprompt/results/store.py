@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -35,20 +36,35 @@ def find_runs(roots: Sequence[Path], say: Callable[[str], object] = logger.warni
     """All runs below results roots (their `demo/` and `runs/`) or below any other folders: folder -> record.
 
     Of several runs with one key the last counts: `runs/` before `demo/`, a later root before an earlier one. `say`
-    hears of each record that cannot be read and is left out.
+    hears of each record that cannot be read and is left out, and how many were replaced.
     """
     runs: dict[RunKey, tuple[Path, Record]] = {}
+    replaced: Counter[tuple[Path, Path]] = Counter()
     for root in roots:
         parts = [root / name for name in ("demo", "runs") if (root / name).is_dir()] or [root]
         for target in (target for part in parts for target in sorted(_targets(part, say))):
             if target.relative_to(root).parts[:1] == (TRIALS,):  # shown where its own folder is asked for
                 continue
             try:
-                if run := stored_run(target):
-                    runs[run[1].key] = run
+                run = stored_run(target)
             except UserError as error:
                 say(f"left out: {error}")
+                continue
+            if run is None:
+                continue
+            earlier = runs.get(run[1].key)
+            if earlier and not earlier[0].samefile(run[0]):
+                replaced[folder_of(*earlier), folder_of(*run)] += 1
+            runs[run[1].key] = run
+    for (old, new), n in replaced.items():
+        say(f"{n} runs of {old} are left out: {new} has the same ones.")
     return dict(runs.values())
+
+
+def folder_of(run: Path, record: Record) -> Path:
+    """The folder of results that a run lies in: `runs` or `demo`, or whatever holds the folders that its key names."""
+    names = record.folder_names
+    return run.parents[len(names) - 1] if run.parts[-len(names) :] == names else run.parent
 
 
 def _targets(root: Path, say: Callable[[str], object]) -> set[Path]:

@@ -1,0 +1,185 @@
+"""The runs that a command on results reads: from which folders, which of them, and what must be said of them."""
+
+import argparse
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlprompt.errors import UserError
+
+if TYPE_CHECKING:
+    from vlprompt.results.record import Record
+
+MOST_NAMED = 10  # rows of several folders that are named one by one
+TARGETS = ("method", "protocol", "dataset.source")  # what a configuration names to be imported
+
+
+def add_selection(parser: argparse.ArgumentParser, *, positional: bool = True) -> None:
+    """What commands on results share: folders, conditions, the metric."""
+    text = "results folders (default: the runs of ./results, or of VLPROMPT_RESULTS)"
+    if positional:
+        parser.add_argument("folders", nargs="*", type=Path, help=text)
+    else:
+        parser.add_argument("--results", dest="folders", nargs="+", type=Path, default=[], metavar="FOLDER", help=text)
+    parser.add_argument(
+        "--where", nargs="+", default=[], metavar="KEY=VALUE", help="only these runs: method=coop fit.lr=0.002"
+    )
+    parser.add_argument("--metric", default="accuracy", help="accuracy, top5, per_class, macro_f1, ece, nll")
+
+
+def selected(options: argparse.Namespace, *, may_be_none: bool = False) -> tuple[dict[Path, "Record"], list[str]]:
+    """The runs that are asked for, and notes on the others and on folders that are mixed.
+
+    Raises: UserError where a folder is missing, or there are no runs and there have to be some.
+    """
+    from vlprompt.reports.filters import select
+    from vlprompt.results.store import find_runs
+
+    missing = [str(root) for root in options.folders if not root.is_dir()]
+    if missing:
+        raise UserError(f"no such folder of results: {', '.join(missing)}")
+    notes: list[str] = []
+    runs = find_runs(roots(options.folders), notes.append)
+    if not runs and may_be_none:
+        return {}, notes
+    if not runs:
+        raise no_runs(options.folders, notes)
+    chosen, filtered = select(with_changes(runs), options.where)
+    return chosen, [*filtered, *notes, *of_several_folders(chosen)]
+
+
+def roots(folders: Sequence[Path]) -> list[Path]:
+    """Where runs are looked for: of a results root in its `runs` alone; the shipped records have to be named."""
+    from vlprompt.config.paths import results_root
+
+    return [
+        root / "runs" if (root / "runs").is_dir() or (root / "demo").is_dir() else root
+        for root in folders or [results_root()]
+    ]
+
+
+def no_runs(folders: Sequence[Path], notes: Sequence[str] = ()) -> UserError:
+    """Where nothing was found, what makes a run, and where the shipped ones are."""
+    from vlprompt.config.paths import PACKAGE, results_root
+    from vlprompt.reports.summary import NO_RUNS
+
+    looked = ", ".join(map(str, roots(folders)))
+    shipped = [path for path in (results_root() / "demo", PACKAGE.parent / "results" / "demo") if path.is_dir()]
+    do = [f"Records that ship with vlprompt are read where they are named: vlprompt table {p}." for p in shipped[:1]]
+    return UserError(" ".join([f"{NO_RUNS} Looked in {looked}.", *do, *notes]))
+
+
+def of_several_folders(runs: Mapping[Path, "Record"]) -> list[str]:
+    """Notes where runs lie in several folders, and on rows whose seeds do."""
+    from vlprompt.reports.variants import labels
+    from vlprompt.results.store import folder_of
+
+    folders = [folder_of(path, record) for path, record in runs.items()]
+    if len(counts := Counter(folders)) < 2:
+        return []
+    notes = [f"Runs of {len(counts)} folders: {', '.join(f'{n} of {folder}' for folder, n in counts.items())}."]
+    rows: dict[tuple[Any, ...], dict[Path, list[str]]] = {}
+    for record, label, folder in zip(runs.values(), labels(list(runs.values())), folders, strict=True):
+        row = label, record.dataset, record.protocol, record.shots, record.backbone, record.weights, record.precision
+        rows.setdefault(row, {}).setdefault(folder, []).append(str(record.seed))
+    mixed = {row: by_folder for row, by_folder in rows.items() if len(by_folder) > 1}
+    for (label, dataset, protocol, shots, *_), by_folder in list(mixed.items())[:MOST_NAMED]:
+        seeds = "; ".join(f"seed {', '.join(seeds)} of {folder}" for folder, seeds in by_folder.items())
+        notes.append(f"Seeds of several folders in one row: {label} on {dataset}, {protocol}, {shots} shots: {seeds}.")
+    return [*notes, *[f"... and {len(mixed) - MOST_NAMED} more such rows."] * (len(mixed) > MOST_NAMED)]
+
+
+def with_changes(runs: Mapping[Path, "Record"]) -> dict[Path, "Record"]:
+    """Records of earlier versions with the changes that their variant stands for, where these can be told."""
+    from vlprompt.reports.variants import has_name, shared_changes
+
+    known = dict(zip(runs, shared_changes(list(runs.values())), strict=True))
+    told = {}
+    for path, record in runs.items():
+        if record.changes is None and record.variant is not None and not has_name(record):
+            changes = known[path] if known[path] is not None else derived(record)
+            record = record.model_copy(update={"changes": changes})
+        told[path] = record
+    return told
+
+
+def derived(record: "Record") -> dict[str, Any] | None:
+    """What differs from today's default configuration; None unless it is what the record's variant stands for.
+
+    Nothing that the record names is imported: only what the default names, too.
+    """
+    from PIL import Image
+    from pydantic import ValidationError
+
+    from vlprompt.config.changes import changes_of
+    from vlprompt.config.hashing import variant_of
+    from vlprompt.config.identity import result_settings
+    from vlprompt.config.schema import read_settings
+    from vlprompt.data.dataset import Dataset
+
+    default = default_of(record.method, record.dataset, record.protocol, record.backbone, record.shots)
+    if default is None or any(target_of(record.config, path) != target_of(default, path) for path in TARGETS):
+        return None
+    try:
+        settings, default_settings = (read_settings({**record.config, "search": {}}), read_settings(default))
+    except (UserError, ValidationError, TypeError, ValueError):  # settings that are no more
+        return None
+    default_settings = default_settings.model_copy(update={"seed": settings.seed})
+    nothing = Dataset(record.dataset, (), (), (), (), Image.open)  # the same images, whatever they are
+    relevant = result_settings(settings, str(record.precision), nothing, {})
+    for precision in dict.fromkeys((str(record.precision), "fp32", "bf16")):  # which the machine then had
+        by_default = result_settings(default_settings, precision, nothing, {})
+        if variant_of(relevant, by_default) == record.variant:
+            return changes_of(settings, default_settings, relevant, by_default)
+    return None
+
+
+def target_of(config: Mapping[str, Any], path: str) -> Any:
+    node: Any = config
+    for part in (*path.split("."), "_target_"):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
+@cache
+def default_of(method: str, dataset: str, protocol: str, backbone: str, shots: int | str) -> Mapping[str, Any] | None:
+    """The configuration that these choices alone give; None where one of them is not known here."""
+    chosen = {"method": method, "dataset": dataset, "protocol": protocol, "backbone": backbone}
+    if any(name not in known_names()[group] for group, name in chosen.items()):
+        return None
+    return composed(*(f"{group}={name}" for group, name in chosen.items()), *[f"shots={shots}"] * bool(shots))
+
+
+@cache
+def known_names() -> dict[str, list[str]]:
+    """What there is to choose in each group, and the recipes."""
+    from vlprompt.config import recipes
+    from vlprompt.config.compose import GROUPS, names
+    from vlprompt.config.paths import config_dir
+
+    folders = [config_dir()]
+    return {group: names(group, folders) for group in GROUPS} | {"recipe": recipes.known("recipe", folders)}
+
+
+@cache
+def composed(*overrides: str) -> Mapping[str, Any]:
+    from vlprompt.config.compose import compose
+
+    return compose(list(overrides))
+
+
+def published_settings(record: "Record", recipe: str) -> Mapping[str, Any] | None:
+    """What `published.distances` asks: the configuration that a recipe gives for a record's cell."""
+    from vlprompt.config.compose import GROUPS
+
+    chosen = {group: getattr(record, group) for group in GROUPS}
+    if any(name not in known_names()[group] for group, name in chosen.items()):
+        return None
+    if recipe in known_names()["recipe"]:
+        chosen["recipe"] = recipe
+    elif recipe != f"{record.method}/{record.protocol}":  # the default of a pair may have no file
+        return None
+    shots = [f"shots={record.shots}"] if record.shots else []
+    return composed(*(f"{group}={name}" for group, name in chosen.items()), *shots)

@@ -1,0 +1,69 @@
+"""What differs from the default, in the words of the command line."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlprompt.config.hashing import ABSENT, changed
+from vlprompt.config.schema import Settings
+
+Tree = Mapping[str, Any]
+
+
+def changes_of(settings: Settings, default: Settings, relevant: Tree, relevant_default: Tree) -> dict[str, Any]:
+    """Each setting that can change the result and is not the default's: its dotted key and its value.
+
+    `relevant` are the `result_settings` of both. Values are as they were given, files by their names alone; where only
+    the default has a key, the value is "(absent)". Keys and values can be written as JSON.
+    """
+    new, old = (shown_tree(settings), shown_tree(default))
+    changes: dict[str, Any] = {}
+    for key in changed(relevant, relevant_default):
+        key, value = value_at(new, target_list(key, relevant, relevant_default))
+        if key == "precision":
+            value = relevant["precision"]
+        elif (key, value) == value_at(old, key):  # the same file, or what a parent that is null takes along
+            continue
+        changes[key] = value
+    return changes
+
+
+def shown_tree(settings: Settings) -> dict[str, Any]:
+    """Settings as JSON has them, with the names of files."""
+    tree = settings.model_dump(mode="json")
+    named: dict[str, Any] = with_file_names(tree)
+    return named
+
+
+def with_file_names(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: with_file_names(inner) for key, inner in value.items()}
+    if isinstance(value, str) and ("/" in value or "." in value):
+        path = Path(value).expanduser()
+        try:
+            return path.name if path.is_file() or ("/" in value and path.is_dir()) else value
+        except (OSError, ValueError):  # too long for a path
+            return value
+    return value
+
+
+def target_list(key: str, relevant: Tree, default: Tree) -> str:
+    """The key itself; of a target that only one of the two tests, that of the list of targets."""
+    part, _, rest = key.partition(".")
+    if part != "targets":
+        return key
+    of_both = set(relevant.get(part, {})) & set(default.get(part, {}))
+    return key if any(f"{rest}.".startswith(f"{name}.") for name in of_both) else "protocol.targets"
+
+
+def value_at(tree: Tree, key: str) -> tuple[str, Any]:
+    """The value of a dotted key; where a part of the path is no mapping, this part's key and value."""
+    node: Any = tree
+    parts = key.split(".")
+    for i, part in enumerate(parts):
+        if not isinstance(node, Mapping):
+            return ".".join(parts[:i]), node
+        if part not in node:
+            return key, ABSENT
+        node = node[part]
+    return key, node

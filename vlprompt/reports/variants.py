@@ -1,0 +1,140 @@
+"""How variants of a method are told from each other: by the settings that are not the default's, in words."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from vlprompt.config.schema import Fit, Schedule
+from vlprompt.reports.filters import value_of
+from vlprompt.results.record import Record
+
+MOST_COLUMNS = 4  # settings that get columns by themselves
+MOST_WORDS = 6  # settings named in one cell
+LONGEST = 60  # characters of a value
+FIT = {f"fit.{name}": field.default for name, field in Fit.model_fields.items()}
+FIT |= {f"fit.schedule.{name}": value for name, value in Schedule().model_dump().items()}  # their defaults, by key
+
+Changes = Mapping[str, Any]
+
+
+def has_name(record: Record) -> bool:
+    """Whether the user named this variant (`name=`), or an import did; else it is a hash of its changes."""
+    variant = record.variant
+    return variant is not None and (record.config.get("name") == variant or not re.fullmatch("[0-9a-f]{8}", variant))
+
+
+def variant_texts(records: Sequence[Record], columns: Sequence[str] = ()) -> list[str]:
+    """What a table shows as the variant of each record: its name, or the changes that have no column; "" of a default.
+
+    A name that stands for several settings in one cell is followed by these. A hash stays where nothing else tells a
+    variant from another.
+    """
+    changes = shared_changes(records)
+    several = names_of_several(records)
+    texts = []
+    for record, changed in zip(records, changes, strict=True):
+        in_words = words({key: value for key, value in (changed or {}).items() if key not in columns})
+        if has_name(record):
+            split = (record.method, record.variant) in several and in_words
+            texts.append(f"{record.variant}: {in_words}" if split else str(record.variant))
+        else:
+            texts.append(in_words if changed else record.variant or "")
+    cells = [
+        (record.protocol, record.method, text, *(value_text(shown_value(record, key)) for key in columns))
+        for record, text in zip(records, texts, strict=True)
+    ]
+    variants: dict[tuple[str, ...], set[str | None]] = {}
+    for cell, record in zip(cells, records, strict=True):
+        variants.setdefault(cell, set()).add(record.variant)
+    return [
+        f"{text} ({record.variant})".strip() if len(variants[cell]) > 1 and record.variant else text
+        for text, cell, record in zip(texts, cells, records, strict=True)
+    ]
+
+
+def shared_changes(records: Sequence[Record]) -> list[Changes | None]:
+    """The changes of each record; of one that has none, those of another with the same hash."""
+    of_hash: dict[tuple[str | None, ...], Changes] = {}
+    for record in records:
+        if record.changes is not None and not has_name(record):
+            of_hash.setdefault((record.protocol, record.method, record.variant), record.changes)
+    return [
+        record.changes if has_name(record) else of_hash.get((record.protocol, record.method, record.variant))
+        for record in records
+    ]
+
+
+def names_of_several(records: Sequence[Record]) -> set[tuple[str, str | None]]:
+    """Methods with names under which one cell has runs of other settings."""
+    cells: dict[tuple[Any, ...], set[str]] = {}
+    for record in records:
+        if has_name(record) and record.changes is not None:
+            cell = record.method, record.variant, record.protocol, record.dataset, record.backbone, record.weights
+            cells.setdefault((*cell, record.shots), set()).add(json.dumps(record.changes, sort_keys=True))
+    return {cell[:2] for cell, known in cells.items() if len(known) > 1}
+
+
+def words(changes: Changes, *, whole: bool = False) -> str:
+    """fit.lr=0.01, method.rank=2; unless `whole`, at most so many, and long values cut."""
+    named = [f"{key}={value_text(value, whole=whole)}" for key, value in changes.items()]
+    more = [] if whole or len(named) <= MOST_WORDS else [f"and {len(named) - MOST_WORDS} more"]
+    return ", ".join([*(named[:MOST_WORDS] if more else named), *more])
+
+
+def value_text(value: Any, *, whole: bool = False) -> str:
+    """A value as on the command line."""
+    text = (value or "''") if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if whole or len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+def labels(records: Sequence[Record]) -> list[str]:
+    """The learner of each record with what tells it from the others: coop, coop@fit.lr=0.01, coop@NAME."""
+    return [
+        f"{record.method}@{text}" if text else record.method
+        for record, text in zip(records, variant_texts(records), strict=True)
+    ]
+
+
+def shown_value(record: Record, key: str) -> Any:
+    """A setting as a column shows it: a file by its name, what is not given of the training by its default."""
+    if key in (record.changes or {}):
+        return (record.changes or {})[key]
+    value = value_of(record, key)
+    if value is None and record.config.get("fit"):
+        value = FIT.get(key)
+    return PurePath(value).name if isinstance(value, str) and "/" in value and PurePath(value).suffix else value
+
+
+def distinguishing(records: Iterable[Record], *, across: bool = False) -> list[str]:
+    """The settings that should have columns: those in which variants of one method differ, and that most rows have.
+
+    `across` data sets: only settings that are the same in all of them, since a row is a learner on all.
+    """
+    records = list(records)
+    several = names_of_several(records)
+    keys: Counter[str] = Counter()
+    for changes in {
+        (record.method, record.variant): changed
+        for record, changed in zip(records, shared_changes(records), strict=True)
+        if changed and (not has_name(record) or (record.method, record.variant) in several)
+    }.values():
+        keys.update(changes.keys())
+    return [key for key, _ in keys.most_common() if _tells_apart(key, records, across)][:MOST_COLUMNS]
+
+
+def _tells_apart(key: str, records: Sequence[Record], across: bool) -> bool:
+    rows: dict[tuple[str, Any, str | None], set[str]] = {}
+    for record in records:
+        value = shown_value(record, key)
+        cell = "" if across else (record.protocol, record.dataset, record.backbone, record.shots)
+        rows.setdefault((record.method, cell, record.variant), set()).add("" if value is None else value_text(value))
+    if across and any(len(values) > 1 for values in rows.values()):
+        return False
+    of_methods: dict[tuple[str, Any], set[str]] = {}
+    for (method, cell, _), values in rows.items():
+        of_methods.setdefault((method, cell), set()).update(values)
+    filled = sum("" not in values for values in rows.values())
+    return any(len(values) > 1 for values in of_methods.values()) and 2 * filled >= len(rows)
