@@ -14,7 +14,7 @@ from vlprompt.config import build
 from vlprompt.config.locate import locate
 from vlprompt.config.paths import results_root
 from vlprompt.config.schema import Fit
-from vlprompt.config.spec import RunSpec
+from vlprompt.config.spec import RunSpec, check_name
 from vlprompt.data.dataset import Split
 from vlprompt.data.loader import Loader
 from vlprompt.evaluate import evaluate
@@ -46,6 +46,7 @@ def run(spec: RunSpec) -> Record:
         if record := existing_record(spec):
             Reporter().say(f"{spec.folder} is finished already (force=true runs it again)")
             return record
+        check_name(spec)
         with closing(Reporter(folder.path / "log.txt")) as reporter:
             reporter.say(str(spec))
             return make_record(spec, folder, reporter)

@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+ABSENT = "(absent)"
+
 
 def config_hash(settings: Mapping[str, Any]) -> str:
     """sha256 of settings, the same whatever the order of keys and whether a whole number is written 1 or 1.0."""
@@ -13,13 +15,18 @@ def config_hash(settings: Mapping[str, Any]) -> str:
 
 def variant_of(settings: Mapping[str, Any], default_settings: Mapping[str, Any]) -> str | None:
     """8 hex digits that stand for every setting that differs from the default; None where none does."""
+    different = changed(settings, default_settings)
+    return config_hash(different)[:8] if different else None
+
+
+def changed(settings: Mapping[str, Any], default_settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting that differs from the default, by dotted key; what only the default has is ABSENT."""
     new, old = _flat(settings), _flat(default_settings)
-    changed = {
-        key: new.get(key, "(absent)")
-        for key in new.keys() | old.keys()
+    return {
+        key: new.get(key, ABSENT)
+        for key in dict.fromkeys([*new, *old])
         if key not in new or key not in old or canonical(new[key]) != canonical(old[key])
     }
-    return config_hash(changed)[:8] if changed else None
 
 
 def canonical(value: object) -> str:
