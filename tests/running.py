@@ -13,12 +13,18 @@ from typing import Any, NamedTuple
 
 import hydra
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 300  # until a command that hangs is ended
 PROGRAM = [str(ROOT / "run.py")]
 VLPROMPT = ["-c", "import sys; from vlprompt.cli import main; sys.exit(main(sys.argv[1:]))"]
 COMPOSE = hydra.compose
+
+
+def folders() -> str:
+    """The folders of settings that Hydra reads now."""
+    return str(GlobalHydra.instance().config_loader().get_search_path())
 
 
 class Answer(NamedTuple):
@@ -41,7 +47,7 @@ def succeed(main: Callable[[list[str]], int], arguments: list[str]) -> Answer:
 
 
 @cache
-def composed(config: str, overrides: tuple[str, ...], whole: bool) -> Any:
+def composed(config: str, overrides: tuple[str, ...], whole: bool, _folders: str) -> Any:
     return COMPOSE(config, list(overrides), return_hydra_config=whole)
 
 
@@ -50,7 +56,7 @@ def set_up(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
     What Hydra is asked to compose is composed once for all tests: it is what takes most of the time.
     """
-    patch.setattr(hydra, "compose", lambda name, given, **more: composed(name, tuple(given), bool(more)))
+    patch.setattr(hydra, "compose", lambda name, given, **more: composed(name, tuple(given), bool(more), folders()))
     patch.setenv("VLPROMPT_RESULTS", str(folder / "results"))
     patch.setenv("VLPROMPT_DATA", str(folder / "datasets"))
     patch.setenv("WANDB_MODE", "disabled")

@@ -244,15 +244,22 @@ def test_untrained_runs_need_no_shots(results: Path) -> None:
 
 
 def test_a_sweep_continues_and_records_what_failed(results: Path) -> None:
-    answer = ask(sweep.main, ["-m", *RUN, "name=swept", "shots=1,9", "method.class_specific=false,true"])
+    name = "name=swept_${method.class_specific}"
+    answer = ask(sweep.main, ["-m", *RUN, name, "shots=1,9", "method.class_specific=false,true"])
     assert answer.code == 1
     assert "Traceback" not in answer.err
     failures = [line for line in answer.err.splitlines() if "name=swept" in line]
     assert sorted("shots=9" in line for line in failures) == [False, True, True]
+    assert answer.err.count("at most 4") == 1  # two cells, one reason
     records = cells(results)
-    assert records["coop@swept 1 1"].status == "finished"  # the failure of the same name did not replace it
-    assert records["coop@swept 9 1"].status == "failed"
-    assert "at most 4" in str(records["coop@swept 9 1"].reason)
+    states = {name: record.status for name, record in records.items() if "swept" in name}
+    assert states == {
+        "coop@swept_False 1 1": "finished",
+        "coop@swept_True 1 1": "not_applicable",
+        "coop@swept_False 9 1": "failed",
+        "coop@swept_True 9 1": "failed",
+    }
+    assert "at most 4" in str(records["coop@swept_False 9 1"].reason)
 
 
 def test_a_sweep_may_lie_elsewhere(results: Path, tmp_path: Path) -> None:

@@ -13,12 +13,28 @@ class DamagedError(UserError):
     """A file of a run is not what was written: the run is left out, the others stand."""
 
 
-class ClassBoundError(UserError):
+class NotApplicableError(UserError):
+    """A method, its settings, a protocol and a backbone that do not go together."""
+
+
+class ClassBoundError(NotApplicableError):
     """A learner that owns one parameter per class was asked for classes it was not trained on."""
 
 
-class OverriddenError(UserError):
+class OverriddenError(NotApplicableError):
     """A setting was given that another one leaves without effect."""
+
+
+class ChoiceError(UserError):
+    """A group of settings (method, dataset, ...) was given a choice that it does not have."""
+
+
+class UnknownSettingError(UserError):
+    """A setting that the chosen method, data set, ... do not have, though others may."""
+
+    def __init__(self, message: str, name: str = "", known: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.name, self.known = name, known  # dotted, as on the command line
 
 
 class NonFiniteError(UserError):
@@ -27,10 +43,19 @@ class NonFiniteError(UserError):
 
 def unknown(kind: str, got: object, known: Iterable[str], *, do: str = "") -> UserError:
     """A `UserError` for a name that is not known: the known ones are listed, the nearest one is proposed."""
+    return UserError(_unknown(kind, got, sorted(known), do))
+
+
+def unknown_setting(name: str, known: Iterable[str]) -> UnknownSettingError:
+    """`unknown` for a setting by its dotted name."""
     names = sorted(known)
+    return UnknownSettingError(_unknown("setting", name, names), name, names)
+
+
+def _unknown(kind: str, got: object, names: Sequence[str], do: str = "") -> str:
     near = difflib.get_close_matches(str(got), names, n=1)
     guess = f"; did you mean '{near[0]}'?" if near else "."
-    return UserError(f"unknown {kind} '{got}': known are {', '.join(names) or 'none'}{guess}{' ' + do if do else ''}")
+    return f"unknown {kind} '{got}': known are {', '.join(names) or 'none'}{guess}{' ' + do if do else ''}"
 
 
 def first_names(names: Sequence[str], most: int = 10) -> str:

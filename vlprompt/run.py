@@ -15,7 +15,7 @@ from vlprompt.config import build
 from vlprompt.config.locate import locate
 from vlprompt.config.paths import results_root
 from vlprompt.config.schema import Fit
-from vlprompt.config.spec import RunSpec
+from vlprompt.config.spec import RunSpec, check_name
 from vlprompt.data.dataset import Split
 from vlprompt.data.disk import complain
 from vlprompt.data.loader import Loader
@@ -52,6 +52,7 @@ def run(spec: RunSpec) -> Record:
     with open_run(spec.folder, on_wait=Reporter().say) as folder:
         if record := existing_record(spec):
             return told(spec, record)
+        check_name(spec)
         with closing(folder.write(lambda: Reporter(folder.path / "log.txt"))) as reporter:
             reporter.say(str(spec))
             return make_record(spec, folder, reporter)

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 import traceback
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -13,13 +14,17 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import hydra
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.core.utils import setup_globals
-from hydra.types import RunMode
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from vlprompt.config.cells import check, expand
 from vlprompt.config.compose import (
     COMPOSITION_ERRORS,
     config_dirs,
@@ -27,17 +32,20 @@ from vlprompt.config.compose import (
     modernized,
     plain,
     spec_of,
+    started,
     zero_shot_reference,
 )
 from vlprompt.config.paths import config_dir, results_root
 from vlprompt.data.disk import whole_file, writing
-from vlprompt.errors import ClassBoundError, UserError, printable
+from vlprompt.errors import NotApplicableError, UserError, printable
 
 if TYPE_CHECKING:
     from vlprompt.config.spec import RunSpec
     from vlprompt.results.record import Record
 
-SWEEP_DIR, OUTCOMES = "hydra.sweep.dir", "jobs"  # a file for each job, below the sweep's folder
+OUTCOMES = "jobs"  # a file for each job, below the sweep's folder
+SWEEP_DIR, MODE = "hydra.sweep.dir", "hydra.mode"
+BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 Errors = tuple[type[Exception], ...]
 
 
@@ -48,22 +56,21 @@ def main(arguments: Sequence[str]) -> int:
     mistakes: list[UserError] = []  # of a single run; Hydra would reformat what is raised within a job
 
     def job(config: DictConfig) -> None:
-        """One run as composed by Hydra, in a sweep perhaps in another process."""
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            sweep_job(config)
-            return
         try:
             single_job(config)
         except UserError as error:
             mistakes.append(error)
 
     try:
-        arguments, folder = with_sweep_folder(modernized(arguments))
+        arguments = modernized(arguments)
+        options = read_options(arguments)
+        if is_sweep(options):
+            return run_sweep(options, arguments)
         sys.argv = ["run.py", *arguments]
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
         if mistakes:
             raise mistakes[0]
-        return summarise_sweep(folder) if folder else 0
+        return 0
     except KeyboardInterrupt:
         print("\ninterrupted: this run left no record, earlier ones are untouched", file=sys.stderr)  # noqa: T201
         return 130
@@ -80,25 +87,73 @@ def main(arguments: Sequence[str]) -> int:
         os.environ["HYDRA_FULL_ERROR"] = str(int(trace))
 
 
-def with_sweep_folder(arguments: list[str]) -> tuple[list[str], Path | None]:
-    """Arguments that say where a sweep's jobs leave their outcomes, in whatever process or machine they run.
+def read_options(arguments: Sequence[str]) -> Namespace:
+    """Hydra's options. Raises: UserError for those that do not go together."""
+    options = get_args_parser().parse_args(arguments)
+    asked = {"-m": options.multirun, "--run": options.run, "--cfg": options.cfg, "--info": options.info}
+    asked["--shell-completion"] = options.shell_completion
+    if len(several := [name for name, value in asked.items() if value]) > 1:
+        raise UserError(f"{' and '.join(several)} do not go together: {several[-1]} is about one run, give it alone")
+    if options.resolve and not (options.cfg or options.help):
+        raise UserError("--resolve is for what --cfg shows: add --cfg job")
+    return options
 
-    -> these and the folder, emptied of earlier outcomes; None for a single run.
-    """
-    parsed = get_args_parser().parse_args(arguments)
-    keys = {text.lstrip("+").partition("=")[0]: text for text in parsed.overrides}
-    if not (parsed.multirun or keys.get("hydra.mode", "").endswith("=MULTIRUN")):
-        return arguments, None
-    if given := keys.get(SWEEP_DIR):  # resolved here, so that a time in it is the same for all
-        setup_globals()
-        value = OverridesParser.create().parse_override(given).value()
-        folder = Path(OmegaConf.create({"dir": value})["dir"])
-    else:
-        folder = results_root().absolute() / "multirun" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-    shutil.rmtree(folder / OUTCOMES, ignore_errors=True)
-    literal, others = f"{SWEEP_DIR}={json.dumps(str(folder))}", [text for text in arguments if text != given]
-    first = next((i for i, text in enumerate(others) if text in parsed.overrides), len(others))
-    return [*others[:first], literal, *others[first:]], folder
+
+def is_sweep(options: Namespace) -> bool:
+    if options.help or options.hydra_help or options.cfg or options.info or options.shell_completion:
+        return False
+    return options.multirun or any(text.lstrip("+") == f"{MODE}=MULTIRUN" for text in options.overrides)
+
+
+def run_sweep(options: Namespace, arguments: Sequence[str]) -> int:
+    """Check all cells of a sweep, run those that can run, and sum up; -> exit code."""
+    if options.config_name or options.config_path:
+        raise UserError("a sweep starts from conf/config.yaml: give settings of your own with --config-dir")
+    with started(options.config_dir and Path(options.config_dir)) as hydra:
+        of_hydra = [text for text in options.overrides if text.lstrip("+~").startswith(("hydra.", "hydra/"))]
+        asked = [text for text in options.overrides if text not in of_hydra]
+        shared = [t for t in of_hydra if t.lstrip("+").partition("=")[0] not in (MODE, SWEEP_DIR)]
+        folder = sweep_folder(of_hydra)
+        shared += [f"{MODE}=MULTIRUN", f"{SWEEP_DIR}={json.dumps(str(folder), ensure_ascii=False)}"]
+        config = hydra.compose_config("config", shared, RunMode.MULTIRUN)
+        sweeper = config.hydra.sweeper
+        if sweeper.get("_target_") != BASIC:
+            raise UserError("hydra/sweeper is not for benchmarks: give values as a,b,c, or search with `vlprompt tune`")
+        cells, refused = check(
+            expand([*(f"{key}={value}" for key, value in (sweeper.params or {}).items()), *asked], hydra),
+            shared,
+            arguments,
+        )
+        shutil.rmtree(folder / OUTCOMES, ignore_errors=True)
+        for number, cell in enumerate(refused, len(cells)):
+            outcome = {"status": "not_applicable", "reason": str(cell.refusal)}
+            write_failure({**cell.key, **outcome, "config": cell.config}, None)
+            write_outcome(folder, number, {"job": " ".join(cell.overrides), "folders": [], **outcome})
+        launch([cell.overrides for cell in cells], config, hydra)
+    return summarise_sweep(folder)
+
+
+def launch(cells: Sequence[list[str]], config: DictConfig, hydra: Hydra) -> None:
+    """Give all cells to Hydra's launcher, which may run several at once."""
+    callbacks = Callbacks(config)
+    callbacks.on_multirun_start(config=config, config_name="config")
+    context = HydraContext(config_loader=hydra.config_loader, callbacks=callbacks)
+    launcher = Plugins.instance().instantiate_launcher(context, sweep_job, config)
+    at_once = config.hydra.sweeper.max_batch_size or len(cells)
+    for first in range(0, len(cells), at_once):
+        for job in launcher.launch(cells[first : first + at_once], initial_job_idx=first):
+            _ = job.return_value  # raises what the job raised
+    callbacks.on_multirun_end(config=config, config_name="config")
+
+
+def sweep_folder(of_hydra: Sequence[str]) -> Path:
+    """Where a sweep's jobs leave their outcomes, in whatever process or machine they run."""
+    given = [text for text in of_hydra if text.lstrip("+").partition("=")[0] == SWEEP_DIR]
+    if not given:
+        return results_root().absolute() / "multirun" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    setup_globals()  # resolved here, so that a time in it is the same for all
+    value = OverridesParser.create().parse_override(given[-1]).value()
+    return Path(str(OmegaConf.create({"dir": value})["dir"])).expanduser()
 
 
 def single_job(config: DictConfig) -> None:
@@ -111,8 +166,24 @@ def single_job(config: DictConfig) -> None:
     spec = spec_of(plain(config, config_dirs()), choices, overrides)
     reference = zero_shot_reference(choices, overrides) if spec.trained else None
     record = run(spec)  # first: a mistake in it shows before the reference is computed
-    references = [run(reference)] if reference else []
+    references = []
+    try:
+        references = [run(reference)] if reference and has_text(reference) else []
+    except UserError as error:  # the run is finished all the same
+        Reporter().say(f"there is no zero-shot row: {error}")
     Reporter().say("\n" + in_words([*references, record]))
+
+
+def has_text(reference: "RunSpec") -> bool:
+    """Whether the zero-shot run can be asked for; it says so where the backbone has no text."""
+    from vlprompt.config.build import make_clip
+    from vlprompt.run import existing_record
+    from vlprompt.training.progress import Reporter
+
+    if existing_record(reference) or make_clip(reference).text is not None:  # of a finished run no model is loaded
+        return True
+    Reporter().say(f"there is no zero-shot row: {reference.settings.backbone.model} has no text tower")
+    return False
 
 
 def asked_for() -> tuple[list[str], dict[str, Any]]:
@@ -133,13 +204,18 @@ def sweep_job(config: DictConfig) -> None:
     )
     records = [record]
     if record.status == "finished" and record.shots:  # 0: a learner that is not trained
-        records.append(run_or_record_failure(lambda: zero_shot_reference(choices, overrides)))
+        reference = zero_shot_reference(choices, overrides)
+        records += [run_or_record_failure(reference)] if has_text(reference) else []
     folders = [str(one.folder(results_root())) for one in reversed(records) if one.status == "finished"]
     outcome: dict[str, Any] = {"job": " ".join(now.overrides.task), "folders": folders}
     for one in records:
         if one.status != "finished":
             outcome |= {"status": one.status, "reason": one.reason}
-    path = Path(now.sweep.dir, OUTCOMES, f"{now.job.num:06d}.json")
+    write_outcome(Path(now.sweep.dir), now.job.num, outcome)
+
+
+def write_outcome(folder: Path, number: int, outcome: Mapping[str, Any]) -> None:
+    path = folder / OUTCOMES / f"{number:06d}.json"
     with writing(f"'{path}'", "and run the sweep again: finished runs are read"), whole_file(path) as draft:
         draft.write_text(json.dumps(outcome), encoding="utf-8")
 
@@ -173,7 +249,7 @@ def run_or_record_failure(
         if not is_mistake:
             traceback.print_exc()
         fields: dict[str, Any] = {
-            "status": "not_applicable" if isinstance(error, ClassBoundError) else "failed",
+            "status": "not_applicable" if isinstance(error, NotApplicableError) else "failed",
             "reason": str(error) if is_mistake else f"{type(error).__name__}: {error}",
             "cost": {"train_seconds": time.perf_counter() - start},
         }
@@ -211,8 +287,9 @@ def summarise_sweep(folder: Path) -> int:
         print("\n" + in_words(records))  # noqa: T201
     stopped = [outcome for outcome in outcomes if "status" in outcome]
     if stopped:
-        print(f"{len(stopped)} of {len(outcomes)} runs did not finish:", file=sys.stderr)  # noqa: T201
-        for outcome in stopped:
-            line = f"  {outcome['job']} ({outcome['status']}): {outcome['reason']}"
-            print(printable(line), file=sys.stderr)  # noqa: T201
+        lines = [f"{len(stopped)} of {len(outcomes)} runs did not finish:"]
+        for status, reason in dict.fromkeys((outcome["status"], outcome["reason"]) for outcome in stopped):
+            lines.append(f"  {status}: {reason}")
+            lines += [f"    {o['job']}" for o in stopped if (o["status"], o["reason"]) == (status, reason)]
+        print(printable("\n".join(lines)), file=sys.stderr)  # noqa: T201
     return int(any(outcome["status"] == "failed" for outcome in stopped))

@@ -19,6 +19,7 @@ from vlprompt.data.cache.features import FeatureCache, tower_key
 from vlprompt.data.cache.images import ImageCache
 from vlprompt.data.loader import Loader
 from vlprompt.data.transforms import Augment, seed_of
+from vlprompt.errors import NotApplicableError, UserError
 from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, check_images
 from vlprompt.results import learner_files
@@ -67,11 +68,15 @@ def make_learner(spec: RunSpec, clip: Clip, episode: Episode) -> Learner:
     """A fresh learner, bound to its training classes, whose initial values depend on the seed alone.
 
     Raises:
+        NotApplicableError: settings that this model or these classes do not allow.
         ClassBoundError: the protocol tests classes that the learner cannot know.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("init", spec.settings.seed))
-        learner = spec.learner(clip, episode.train.classes, **spec.arguments).to(spec.device)
+        try:
+            learner = spec.learner(clip, episode.train.classes, **spec.arguments).to(spec.device)
+        except UserError as error:
+            raise NotApplicableError(str(error)) from error
     for split in episode.tests.values():
         learner.bind(split.classes, split.rows)
     learner.bind(episode.train.classes)

@@ -1,4 +1,4 @@
-"""From overrides, as on the command line, to a run's configuration. Hydra is used here and in sweep.py only."""
+"""From overrides, as on the command line, to a run's configuration. Only this, cells.py and sweep.py use Hydra."""
 
 import argparse
 import json
@@ -8,9 +8,13 @@ from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,8 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vlprompt.config import recipes
 from vlprompt.config.paths import config_dir
-from vlprompt.config.spec import RunSpec, read_spec
-from vlprompt.errors import UserError, unknown
+from vlprompt.config.spec import RunSpec, check_steps, read_spec
+from vlprompt.errors import ChoiceError, UnknownSettingError, UserError, unknown, unknown_setting
 
 GROUPS = ("method", "dataset", "protocol", "backbone")
 SHARED_WITH_REFERENCE = (
@@ -72,9 +76,7 @@ def tell(notice: str) -> None:
 
 def spec_of(config: Any, choices: Choices, overrides: list[str]) -> RunSpec:
     """The run that a composed configuration asks for, validated and not started."""
-    check_single(overrides)
-    recipes.check(overrides, config_dirs())
-    check_targets(config)
+    check_asked(config, overrides)
     return read_spec(
         config,
         choices=choices,
@@ -96,6 +98,14 @@ def given(overrides: list[str]) -> list[str]:
     return [name for one in parsed for name in leaves(one.key_or_group, one.value())]
 
 
+def check_asked(config: Any, overrides: list[str]) -> None:
+    """Refuse what no run can be asked for: a list of seeds, recipes and targets that are not there."""
+    check_single(overrides)
+    recipes.check(overrides, config_dirs())
+    check_targets(config)
+    check_steps(config)
+
+
 def zero_shot_reference(choices: Choices, overrides: list[str]) -> RunSpec:
     """The zero-shot run that a trained one is compared with."""
     wanted = [f"{group}={choices[group]}" for group in GROUPS if group != "method"]
@@ -105,11 +115,32 @@ def zero_shot_reference(choices: Choices, overrides: list[str]) -> RunSpec:
 
 
 @contextmanager
-def composed(overrides: Sequence[str]) -> Iterator[tuple[Any, Choices]]:
-    """The plain configuration and the choices of groups, with Hydra's global state set as inside a run."""
+def started(extra: Path | None = None) -> Iterator[Hydra]:
+    """Hydra on `conf`, and on a folder of the user's own, which wins. Within a run or a sweep: theirs."""
+    if GlobalHydra.instance().is_initialized():
+        yield cast("Hydra", GlobalHydra.instance().hydra)
+        return
+    search_path = create_config_search_path(str(config_dir()))
+    if extra:
+        if not extra.is_dir():
+            raise UserError(f"--config-dir={extra} is no folder")
+        search_path.prepend("command-line", f"file://{extra.absolute()}", SearchPathQuery(provider="schema"))
+    version.setbase("1.3")
+    try:
+        yield Hydra.create_main_hydra2("run", search_path)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+@contextmanager
+def composed(overrides: Sequence[str], *, arguments: Sequence[str] = ()) -> Iterator[tuple[Any, Choices]]:
+    """The plain configuration and the choices of groups, with Hydra's global state set as inside a run.
+
+    `arguments` are those of the command line that name a folder of settings.
+    """
     before = HydraConfig.instance().cfg
     try:
-        with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        with started():
             try:
                 whole = hydra.compose("config", list(overrides), return_hydra_config=True)
                 HydraConfig.instance().set_config(whole)
@@ -117,7 +148,7 @@ def composed(overrides: Sequence[str]) -> Iterator[tuple[Any, Choices]]:
                     OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"]), config_dirs()
                 )
             except COMPOSITION_ERRORS as error:
-                if (mistake := explained(error, overrides)) is error:
+                if (mistake := explained(error, [*overrides, *arguments])) is error:
                     raise
                 raise mistake from error
             yield config, dict(whole.hydra.runtime.choices)
@@ -130,7 +161,7 @@ def compose(overrides: list[str]) -> Any:
     if GlobalHydra.instance().is_initialized():
         folders = config_dirs() if HydraConfig.initialized() else [config_dir()]
         return plain(hydra.compose("config", overrides), folders)
-    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+    with started():
         return plain(hydra.compose("config", overrides), [config_dir()])
 
 
@@ -153,7 +184,10 @@ def config_dirs(arguments: Sequence[str] | None = None) -> list[Path]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd", type=Path)
     extra = parser.parse_known_args(arguments)[0].config_dir
-    return [config_dir(), *([extra.absolute()] if extra else [])]
+    searched = [text for text in arguments if text.startswith("hydra.searchpath=")][-1:]
+    listed = [OverridesParser.create().parse_override(text).value() for text in searched]
+    paths = [Path(str(one).removeprefix("file://")) for value in listed if isinstance(value, list) for one in value]
+    return [config_dir(), *([extra.absolute()] if extra else []), *paths]
 
 
 def searched(folders: Sequence[Path]) -> list[str]:
@@ -220,7 +254,7 @@ def explained(error: Exception, arguments: Sequence[str]) -> Exception:
     if isinstance(error, ValueError) and not isinstance(error, HydraException | OmegaConfBaseException):
         if not str(error).startswith(NULL_GROUP):
             return error
-        return UserError("a group of settings cannot be null: leave one out with ~GROUP, as in ~recipe")
+        return ChoiceError("a group of settings cannot be null: leave one out with ~GROUP, as in ~recipe")
     return explain(error, arguments)
 
 
@@ -236,20 +270,23 @@ def explain(error: Exception, arguments: Sequence[str]) -> UserError:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         if known := names(group, config_dirs(arguments)):
-            return unknown(group, name, known)
+            return ChoiceError(str(unknown(group, name, known)))
     if isinstance(error, ConfigCompositionException) and "Could not override '" in text:
-        return unknown_setting(text.split("Could not override '")[1].split("'")[0], arguments) or UserError(text)
+        return not_there(text.split("Could not override '")[1].split("'")[0], arguments) or UserError(text)
     return UserError(text.removesuffix("Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."))
 
 
-def unknown_setting(name: str, arguments: Sequence[str]) -> UserError | None:
+def not_there(name: str, arguments: Sequence[str]) -> UserError | None:
     """What is wrong with a dotted name, by the first part of it that is not there."""
     choices = [a for a in arguments if a.partition("=")[0] in GROUPS and "," not in a]
     node, path = compose([*choices, *searched(config_dirs(arguments))]), ""
     for part in name.split("."):
         if not isinstance(node, dict):
-            return UserError(f"unknown setting '{path}{part}': {path[:-1]} is {node} here, drop it")
+            of_training = " (nothing is trained)" if path == "fit." and node is None else ""
+            return UnknownSettingError(
+                f"unknown setting '{path}{part}': {path[:-1]} is {node} here{of_training}, drop it", name
+            )
         if part not in node:
-            return unknown("setting", path + part, [path + str(key) for key in node])
+            return unknown_setting(path + part, [path + str(key) for key in node])
         path, node = f"{path}{part}.", node[part]
     return None

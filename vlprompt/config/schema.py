@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from vlprompt.data.download.catalogue import About
-from vlprompt.errors import UserError, unknown
+from vlprompt.errors import UnknownSettingError, UserError, unknown
 
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 _FINITE = ConfigDict(**_STRICT, allow_inf_nan=False)
@@ -230,7 +230,8 @@ def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], wh
     parameters = {name: p for name, p in signature if p.kind is p.KEYWORD_ONLY or p.default is not p.empty}
     for name, value in arguments.items():
         if name not in parameters:
-            raise unknown(f"setting of {where}", name, parameters)
+            error = unknown(f"setting of {where}", name, parameters)
+            raise UnknownSettingError(str(error), f"{where}.{name}", [f"{where}.{known}" for known in parameters])
         annotation = parameters[name].annotation
         if annotation is inspect.Parameter.empty:  # somebody's plug-in without types
             continue
@@ -266,7 +267,7 @@ def explain(error: ValidationError, where: str = "") -> UserError:
     tags = {"int", "str", "float", "bool", "NoneType", "Literal", "constrained"}
     name = ".".join([where, *(part for part in path if part not in tags)]).strip(".")
     if first["type"] == "extra_forbidden" or first["type"] == "unexpected_keyword_argument":
-        return UserError(f"unknown setting '{name}': drop it, or see conf/ for the settings there are")
+        return UnknownSettingError(f"unknown setting '{name}': drop it, or see conf/ for the settings there are", name)
     if first["type"] in ("missing", "missing_argument"):
         return UserError(f"the setting '{name}' is missing: give it a value")
     got = first["input"]

@@ -1,5 +1,6 @@
 """One run: everything that it is asked for, checked, with nothing heavy loaded."""
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -12,18 +13,21 @@ import yaml
 from vlprompt.config.allowed import from_file
 from vlprompt.config.changes import changes_of
 from vlprompt.config.datasets import load_datasets
-from vlprompt.config.hashing import variant_of
+from vlprompt.config.hashing import changed, variant_of
 from vlprompt.config.identity import is_same_run, result_settings, settings_hash
 from vlprompt.config.locate import locate, make_protocol
 from vlprompt.config.overridden import Origin, complete, overridden, refuse, without
 from vlprompt.config.paths import results_root
 from vlprompt.config.schema import Settings, at_these_shots, read_settings
 from vlprompt.data.dataset import Dataset
-from vlprompt.errors import DamagedError, OverriddenError, UserError
+from vlprompt.errors import DamagedError, OverriddenError, UserError, first_names
 from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import Protocol
 from vlprompt.results.record import Record, RunKey, checked, damaged
 from vlprompt.training.device import device_name, resolve_device, resolve_precision
+
+OF_MACHINE = ("name", "force", "wandb", "device", "threads", "text_chunk", "workers", "cache", "search")
+OF_TRAINING = ("fit", "bank", "augment", "sampler", "seed", "shots")
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,6 @@ def read_spec(
         UserError: a wrong setting, a missing data set, a device that this machine lacks.
         OverriddenError: a setting in `given` that another one overrides.
     """
-    check_steps(config)
     settings = held(read_settings(config))
     device = resolve_device(settings.device)
     precision = resolve_precision(settings.precision, device)
@@ -147,6 +150,46 @@ def check_steps(config: Mapping[str, Any]) -> None:
             f"{asked[0]} asks for steps of an optimiser, and {learner.__name__} as it is set here has nothing that one "
             f"trains: use fit.epochs=0{other}"
         )
+
+
+def check_settings(config: Mapping[str, Any]) -> Settings:
+    """The settings of a composed configuration, checked as far as that needs no data.
+
+    Raises:
+        UserError: a wrong setting, a device that this machine lacks.
+    """
+    settings = read_settings(config)
+    resolve_precision(settings.precision, resolve_device(settings.device))
+    locate(settings.method, Learner, "method")
+    make_protocol(settings)
+    return settings
+
+
+def check_name(spec: RunSpec) -> None:
+    """Refuse a name under which a finished run has other settings, unless that run is to be replaced.
+
+    Raises:
+        UserError: it says which settings differ.
+    """
+    record = None
+    with contextlib.suppress(DamagedError):  # which is made again
+        record = Record.read(spec.folder) if spec.settings.name and not spec.settings.force else None
+    if record is None or record.status != "finished" or record.imported or spec.matches(record):
+        return
+    new, old = of_result(spec.config), of_result(record.config)
+    other = changed(old, new)
+    differing = [f"{key} is {other[key]}, now {value}" for key, value in changed(new, old).items()]
+    raise UserError(
+        f"name={spec.settings.name} is the name of a finished run with other settings "
+        f"({first_names(differing, most=5) or 'its images or weights differ'}): choose another name, or replace "
+        "that run with force=true"
+    )
+
+
+def of_result(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a configuration that can tell one run from another: those that train only where it trains."""
+    trains = config.get("fit") is not None
+    return {key: v for key, v in config.items() if key not in OF_MACHINE and (trains or key not in OF_TRAINING)}
 
 
 def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
