@@ -30,7 +30,7 @@ from vlprompt.config.compose import (
     zero_shot_reference,
 )
 from vlprompt.config.paths import config_dir, results_root
-from vlprompt.errors import ClassBoundError, UserError, printable
+from vlprompt.errors import ClassBoundError, OverriddenError, UserError, printable
 
 if TYPE_CHECKING:
     from vlprompt.config.spec import RunSpec
@@ -173,7 +173,7 @@ def run_or_record_failure(
         if not is_mistake:
             traceback.print_exc()
         fields: dict[str, Any] = {
-            "status": "not_applicable" if isinstance(error, ClassBoundError) else "failed",
+            "status": "not_applicable" if isinstance(error, ClassBoundError | OverriddenError) else "failed",
             "reason": str(error) if is_mistake else f"{type(error).__name__}: {error}",
             "cost": {"train_seconds": time.perf_counter() - start},
         }

@@ -182,8 +182,9 @@ def cached_settings() -> Any:
     @cache
     def composed(*overrides: str) -> Mapping[str, Any]:
         from vlprompt.config.compose import compose
+        from vlprompt.config.spec import with_resolved_method
 
-        return compose(list(overrides))
+        return with_resolved_method(compose(list(overrides)))
 
     def settings_of(record: "Record", recipe: str) -> Mapping[str, Any] | None:
         from vlprompt.config.compose import GROUPS
