@@ -6,15 +6,18 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
+from running import ask, check_mistake
 from test_learners import METHODS, SMALL, clip_of
 from torch import Tensor
 
 import vlprompt.train as training
-from vlprompt.config.compose import compose
+from vlprompt import sweep
+from vlprompt.config.compose import compose, given, read_run
 from vlprompt.config.hashing import canonical
 from vlprompt.config.locate import locate
 from vlprompt.config.overridden import complete, overridden, refuse
@@ -36,10 +39,11 @@ Tensors = list[tuple[str, Tensor]]
 PROTOCOLS = sorted(path.stem for path in (config_dir() / "protocol").glob("*.yaml"))
 SHORT: dict[str, Any] = {"n_views": 2, "iterations": 3, "search_steps": [3, 2]}
 DRAWN = {("p_tuning", "method.n_tokens")}  # without effect, but that the encoder starts from other random numbers
-QUICK = [("coop", "base_to_novel"), ("tip_adapter", "few_shot"), ("p_tuning", "train_val"), ("promptsrc", "few_shot")]
+QUICK = [("coop", "base_to_novel"), ("tip_adapter", "few_shot"), ("tip_adapter_f", "train_val")]
 
 # Values: what cannot be read off an annotation
 
+DESCRIPTIONS = Path(__file__).parent / "fixtures" / "descriptions.json"
 OTHERS: dict[str, list[Any]] = {
     "ctx_init": ["a photo of one", "a blurry photo of one", ""],
     "template": ["a blurry {}."],
@@ -47,7 +51,9 @@ OTHERS: dict[str, list[Any]] = {
     "phrase": ["a blurry {description}"],
     "sites": [["q", "fc1"]],
     "search_scale": [None, [2.0, 5.0]],
-    "search_steps": [[7, 5]],
+    "search_steps": [[7, 5], [2, 9]],
+    "n_steps": [1],  # of a bisection
+    "descriptions": [str(DESCRIPTIONS)],
     "max_iter": [1],  # far from convergence
     "betas": [[0.5, 0.6]],
     "average": [{"mu": 1.0, "sigma": 0.5}],
@@ -231,9 +237,9 @@ def same(a: Tensors, b: Tensors) -> bool:
     return len(a) == len(b) and all(x[0] == y[0] and torch.equal(x[1], y[1]) for x, y in zip(a, b, strict=True))
 
 
-def judge(case: Case, key: str) -> str | None:
+def judge(case: Case, key: str, *, exactly: bool = False) -> str | None:
     """What is wrong with a setting: changed alone it has no effect, or it is refused and would have one."""
-    value, annotation = case.settings()[key]
+    (value, annotation), problem = case.settings()[key], None
     for other in others(key.rpartition(".")[2], annotation, value):
         changed = case.changed(key, other)
         try:
@@ -243,7 +249,7 @@ def judge(case: Case, key: str) -> str | None:
             refused = True
         except UserError:
             continue  # out of range
-        if refused and key.startswith("fit."):
+        if refused and key.startswith("fit.") and not exactly:
             return None  # these are the same for all methods, see below
         try:
             effect = has_effect(changed, case, start=not refused)
@@ -253,8 +259,10 @@ def judge(case: Case, key: str) -> str | None:
             continue
         if effect and refused and (case.method, key) not in DRAWN:
             return f"{key}={other} is refused, and has an effect"
-        return None if effect or refused else f"{key}={other} has no effect"
-    return None
+        if effect or refused:
+            return None
+        problem = f"{key}={other} has no effect"
+    return problem
 
 
 def has_effect(a: Case, b: Case, *, start: bool = True) -> bool:
@@ -288,3 +296,97 @@ def test_each_setting_of_each_method_in_each_protocol(method: str, dataset: str)
         if about not in seen:
             assert [(protocol, p) for key in case.settings() if (p := judge(case, key))] == []
         seen.add(about)
+
+
+@pytest.mark.parametrize(
+    "fit",
+    [
+        {"optimizer": "adamw", "batch_size": 1},
+        {"epochs": 1},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"epochs": 1, "average": {"mu": 1.0, "sigma": 1.0}}, marks=pytest.mark.slow),
+        pytest.param({"epochs": 1, "schedule": {"warmup": "linear"}}, marks=pytest.mark.slow),
+        pytest.param({"epochs": 2}, marks=pytest.mark.slow),
+        pytest.param({"epochs": 2, "schedule": {"every": "step"}}, marks=pytest.mark.slow),
+        pytest.param({"schedule": {"warmup": "none"}}, marks=pytest.mark.slow),
+        pytest.param({"schedule": {"warmup_epochs": 0}}, marks=pytest.mark.slow),
+        pytest.param({"schedule": {"shape": "constant"}}, marks=pytest.mark.slow),
+        pytest.param({"schedule": {"shape": "constant", "warmup": "linear"}}, marks=pytest.mark.slow),
+        pytest.param({"schedule": {"warmup": "linear", "every": "step", "warmup_epochs": 3}}, marks=pytest.mark.slow),
+        pytest.param({"schedule": {"warmup_epochs": 3}}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_what_is_refused_of_the_fitting_has_no_effect(fit: dict[str, Any]) -> None:
+    """And the rest has one, next to any other setting of it."""
+    config = short("clip_adapter", "few_shot", "caltech101")
+    whole = {"lr": 0.01, "batch_size": 2, "drop_last": True, "epochs": 3}
+    case = Case("clip_adapter", {**config, "fit": whole | fit}, val=True)
+    for key in [key for key in case.settings() if key.startswith("fit.")]:
+        assert judge(case, key, exactly=True) is None
+
+
+def test_what_a_user_gives() -> None:
+    overrides = [
+        "method=coop",
+        "fit.lr=1",
+        "+fit.betas=[0.1,0.2]",
+        "fit.schedule={warmup: none}",
+        "~recipe",
+        "fit.epochs={1: 2}",
+    ]
+    assert given(overrides) == ["method", "fit.lr", "fit.betas", "fit.schedule.warmup", "fit.epochs"]
+
+
+PHRASE = ["dataset=digits", "protocol=base_to_novel", "shots=1"]  # a recipe starts coop from "a photo of a"
+
+
+@pytest.mark.usefixtures("results")
+@pytest.mark.parametrize("method", ["coop", "cocoop", "kgcoop", "tcp"])
+def test_a_phrase_sets_the_length(method: str) -> None:
+    run = [f"method={method}", *PHRASE]
+    file = "recipe/coop/base_to_novel" if method == "coop" else f"method/{method}"
+    with pytest.raises(OverriddenError, match=rf"n_context=8 .*{file}.* method\.ctx_init=''"):
+        read_run([*run, "method.n_context=8"])
+    free = read_run([*run, "method.ctx_init=''", "method.n_context=8"])
+    assert free.config["method"]["n_context"] == 8
+    short = read_run([*run, "method.ctx_init=a photo"])
+    assert short.config["method"]["n_context"] == 2
+
+
+@pytest.mark.usefixtures("results")
+def test_a_length_may_be_that_of_the_phrase() -> None:
+    specs = [read_run(["method=coop", *PHRASE, f"method.n_context={n}"]) for n in ("null", 4)]
+    assert specs[0].hash == specs[1].hash
+    assert specs[0].key == specs[1].key
+    assert [spec.config["method"]["n_context"] for spec in specs] == [4, 4]
+
+
+@pytest.mark.usefixtures("results")
+def test_a_yaml_may_hold_what_a_user_overrides_and_the_record_does_not() -> None:
+    run = ["method=coop", *PHRASE, "fit.optimizer=adamw"]
+    spec = read_run(run)
+    assert "momentum" not in spec.config["fit"]
+    assert read_run(run[:-1]).config["fit"]["momentum"] == 0.9
+    with pytest.raises(OverriddenError, match=r"fit\.momentum=0\.9 .* fit\.optimizer=adamw"):
+        read_run([*run, "fit.momentum=0.9"])
+
+
+MISTAKES = {
+    "method=coop method.n_context=8": ["method.n_context=8", "recipe/coop/base_to_novel", "method.ctx_init=''"],
+    "method=coop method.class_specific=true": [
+        "method.class_specific",
+        "recipe/coop/base_to_novel",
+        "method.ctx_init=''",
+    ],
+    "method=coop method.ctx_init=''": ["method.n_context", "number"],
+    "method=maple method.n_context=9": ["method.n_context", "4"],
+    "method=tip_adapter protocol=few_shot fit.epochs=1": ["fit.epochs=1", "tip_adapter_f"],
+    "method=lp_plus_plus protocol=few_shot +fit.lr=0.1": ["fit.lr=0.1", "fit.epochs=0"],
+    "method=zero_shot fit={lr:0.1,epochs:1}": ["ZeroShot", "fit.epochs=0"],
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence(results: Path, mistake: str) -> None:
+    check_mistake(ask(sweep.main, [*PHRASE, *mistake.split()]), MISTAKES[mistake], results)
