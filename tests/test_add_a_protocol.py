@@ -39,8 +39,13 @@ def trained(root: Path) -> list[Record]:
 def test_its_headline_is_a_column(written: Path) -> None:
     run, table = (command.split() for command in COMMANDS)
     assert run[:2] == ["python", "run.py"]
-    small = ["dataset.source._target_=tiny_world.load", "backbone.weights=random", "method.ctx_init=''", "shots=4"]
-    answer = ask(sweep.main, [*run[2:], *small, "seed=1,2", "bank.views=1", "fit.epochs=1"])
+    small = [
+        "dataset.source._target_=tiny_world.load",
+        "backbone.weights=random",
+        "method.ctx_init=''",
+        "method.n_context=4",
+    ]
+    answer = ask(sweep.main, [*run[2:], *small, "shots=4", "seed=1,2", "bank.views=1", "fit.epochs=1"])
     assert answer.code == 0, answer.err
     records = trained(written)
     assert [r.config["protocol"]["noise"] for r in records] == [0.25, 0.25, 0.5, 0.5]

@@ -92,7 +92,7 @@ def test_files_of_a_run(finished: tuple[Path, Answer]) -> None:
     totals = {name: scores["total"] for name, scores in record.scores.items()}
     assert totals == {name: n * PER_CLASS["test"] for name, n in counts.items()}
     assert [epoch["epoch"] for epoch in record.curve] == [0, 1]
-    assert [epoch["lr"] for epoch in record.curve] == [1e-5, 0.002]
+    assert [epoch["lr"] for epoch in record.curve] == [0.002, 0.001]
 
     assert yaml.safe_load((folder / "config.yaml").read_text()) == record.config
     assert record.config["fit"]["epochs"] == 2
@@ -363,7 +363,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("method.n_context=99", ["101 tokens, the text tower takes 75"]),
     ("backbone.weights=nothere.pt", ["unknown weights 'nothere.pt': known are pretrained, random", "path of a file"]),
     ("backbone.model=ViT-B-61", ["unknown model 'ViT-B-61'", "did you mean 'ViT-B-16'?"]),
-    ("fit.lr=1e30 fit.epochs=3", ["training stopped at step 3", "the loss", "lower fit.lr"]),
+    ("fit.lr=1e30 fit.epochs=3", ["training stopped at step 2", "the loss", "lower fit.lr"]),
 ]
 
 

@@ -247,7 +247,7 @@ def test_a_run_that_fails_is_named_and_the_others_run(
         return make_record(spec, *others)
 
     monkeypatch.setattr(run, "make_record", fail)
-    answer = reproduce(made, "--seeds", "1", "fit.lr=0.01")
+    answer = reproduce(made, "--seeds", "1", "fit.lr=0.01", "fit.schedule.warmup=none")
     assert answer.code == 1
     assert "failed on tiny (few_shot, 1 shots): this one fails" in answer.out
     assert {record.shots: record.status for record in find_records([results])} == {1: "failed", 2: "finished"}

@@ -77,7 +77,7 @@ def no_training(*_: object) -> None:
     raise AssertionError("a run that makes no sense was trained")
 
 
-@pytest.mark.parametrize("arguments", [["method.class_specific=true", "method.ctx_init=''"], ["method=linear_head"]])
+@pytest.mark.parametrize("arguments", [["method.class_specific=true", *RUN[-2:]], ["method=linear_head"]])
 def test_class_bound_methods_are_refused_before_training(
     results: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:

@@ -18,6 +18,7 @@ RUN = [
     "method.n_context=4",
     "fit.epochs=2",
     "fit.lr=0.002",
+    "fit.schedule.warmup=none",
     "bank.views=2",
     "shots=2",
 ]

@@ -13,6 +13,7 @@ import yaml
 
 from vlprompt.config import build
 from vlprompt.config.locate import locate
+from vlprompt.config.overridden import overridden, refuse
 from vlprompt.config.paths import results_root
 from vlprompt.config.schema import Fit
 from vlprompt.config.spec import RunSpec, check_name
@@ -156,7 +157,10 @@ def test_again(spec: RunSpec, folder: Path, changed: Mapping[str, Any]) -> Score
     Raises:
         UserError: an unknown setting, a wrong value, or one that other tensors belong to.
     """
-    learner_class, arguments = locate({**spec.settings.method, **changed}, Learner, "method")
+    method = {**spec.settings.method, **changed}
+    learner_class, arguments = locate(method, Learner, "method")
+    settings = spec.settings.model_copy(update={"method": method})
+    refuse(overridden(settings, learner_class, val=True), [f"method.{name}" for name in changed], settings)
     spec = replace(spec, learner=learner_class, arguments=arguments)
     episode = build.make_episode(spec)
     learner = build.make_learner(spec, build.make_clip(spec), episode)

@@ -36,7 +36,7 @@ def train(
 
     Raises:
         NonFiniteError: the loss, a gradient, or in the end a trained parameter is not finite.
-        UserError: an epoch is to be selected and there are no images to select it on.
+        UserError: an epoch is to be selected and there are no images to select it on, or there is nothing to train.
     """
     selection = episode.selection_split(fit.select_on)
     if fit.keep == "best" and not selection:
@@ -49,6 +49,8 @@ def train(
 
     n_images, curve = len(episode.train), list[Epoch]()
     per_epoch, epochs, total = steps_per_epoch(n_images, fit), n_epochs(n_images, fit), n_steps(n_images, fit)
+    if total and not list(learner.parameters()):
+        raise UserError(f"{type(learner).__name__} has nothing to train: use fit.epochs=0")
     if total:
         loader.read_views(episode.train, track=reporter.track)
         keeper = make_keeper(fit, epochs, lambda: count_correct(learner, selection_batches or (), precision))

@@ -166,8 +166,9 @@ def known_names() -> dict[str, list[str]]:
 @cache
 def composed(*overrides: str) -> Mapping[str, Any]:
     from vlprompt.config.compose import compose
+    from vlprompt.config.spec import with_resolved_method
 
-    return compose(list(overrides))
+    return with_resolved_method(compose(list(overrides)))
 
 
 def published_settings(record: "Record", recipe: str) -> Mapping[str, Any] | None:

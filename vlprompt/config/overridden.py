@@ -17,7 +17,7 @@ Origin = Callable[[str], str | None]
 
 
 def overridden(settings: Settings, learner: type[Learner], *, val: bool) -> Overridden:
-    """The settings below `method` and `fit` that have no effect next to others: by dotted name, next to which, and why.
+    """The settings that have no effect next to others, by dotted name: next to which, and why.
 
     `val`: whether there are validation images to select on.
     """
@@ -26,6 +26,9 @@ def overridden(settings: Settings, learner: type[Learner], *, val: bool) -> Over
     steps = fit is not None and fit.epochs != 0
     rules = {f"method.{name}": rule for name, rule in learner.overridden(arguments, val=select, steps=steps).items()}
     if fit is not None:
+        if not steps and not learner.augmented:
+            why = "which trains on no view of an image but its centre: drop it"
+            rules |= dict.fromkeys(("augment.scale", "augment.flip"), ("fit.epochs", why))
         rules |= {f"fit.{name}": rule for name, rule in of_fit(fit, searches=learner.searches(arguments)).items()}
     return rules
 
@@ -79,12 +82,11 @@ def of_fit(fit: Fit, *, searches: bool) -> Overridden:
     if left is not None and left <= int(by_epoch):
         why = "in which the rate has no time to fall: drop it, or train longer"
         add(["schedule.shape", "schedule.period", "schedule.floor"], "epochs", why)
-    if left is not None and left <= 0:
-        why = "all of it warm-up: drop it, train longer, or use fit.schedule.warmup=none"
+    if left is not None and left <= 0 and (schedule.warmup == "constant" or (by_epoch and fit.epochs == 1)):
+        why = "all of it warm-up at one rate: drop it, train longer, or use fit.schedule.warmup=none"
+        add(["lr"] + (["schedule.warmup_epochs"] if left < 0 else []), "epochs", why)
         if schedule.warmup == "constant":
-            add(["lr", "schedule.every"], "epochs", why)
-        elif by_epoch and fit.epochs == 1:  # a linear warm-up is at its first rate
-            add(["lr"], "epochs", why)
+            add(["schedule.every"], "epochs", why)
     return rules
 
 

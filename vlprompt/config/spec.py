@@ -136,6 +136,12 @@ def resolve(settings: Settings, learner: type[Learner]) -> Settings:
     return settings.model_copy(update={"method": learner.resolved(settings.method)})
 
 
+def with_resolved_method(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A composed configuration as a record of its run has it: with what settings of the method set of others."""
+    learner, _ = locate(at_these_shots(config)["method"], Learner, "method")
+    return {**config, "method": learner.resolved(config["method"])}
+
+
 def check_steps(config: Mapping[str, Any]) -> None:
     """Refuse steps of an optimiser where there are none to take, before their learning rate is asked for."""
     config = at_these_shots(config)

@@ -17,8 +17,7 @@ class TipAdapter(Learner):
     """A cache of the training images' features next to the class names. Works for the training classes only.
 
     logits = zero-shot logits + alpha * sum over the class's training images of exp(-beta (1 - cosine to the image));
-    alpha and beta are then searched on validation images (on test images where `fit.select_on=test` says so, as some of
-    the published numbers were).
+    alpha and beta are then searched on validation images, or with `fit.select_on=test`, as some papers do, on the test.
 
     Args:
         templates: one, a list, or a published one by name. Of several, normalised features are averaged.
@@ -70,11 +69,11 @@ class TipAdapter(Learner):
     def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
         if settings["finetune"] and not steps:
             return {"finetune": ("fit.epochs", "which takes no step of an optimiser: use method=tip_adapter_f")}
-        if not settings["search_scale"]:
-            return {"search_steps": ("method.search_scale", "which means no search: drop it")}
         if not val:
             why = "of which there are no images here: drop it, or use fit.select_on=test"
             return dict.fromkeys(("search_scale", "search_steps"), ("fit.select_on", why))
+        if not settings["search_scale"]:
+            return {"search_steps": ("method.search_scale", "which means no search: drop it")}
         why = "whose search replaces it: drop it, or use method.search_scale=null"
         return {} if settings["finetune"] else dict.fromkeys(("alpha", "beta"), ("method.search_scale", why))
 
@@ -107,8 +106,7 @@ class TipAdapter(Learner):
     @torch.no_grad()
     def prepare(self, train: Batches, val: Batches | None) -> None:
         passes = [self.collect_features(train) for _ in range(self.n_views)]
-        keys = torch.stack([features for features, _ in passes]).mean(0)
-        self._set_cache(F.normalize(keys, dim=-1), passes[0][1])
+        self._set_cache(F.normalize(torch.stack([f for f, _ in passes]).mean(0), dim=-1), passes[0][1])
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
         return self.zero_shot_features(self.templates)
