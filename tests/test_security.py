@@ -285,6 +285,15 @@ def test_no_command_imports_what_a_folder_names(root: Path, watch: Watch, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_what_cannot_be_made_is_refused(root: Path) -> None:
+    folder, record = run_in(root)
+    put(folder, "config.yaml", {("protocol",): {"_target_": "vlprompt.protocols.base.Protocol"}})
+    with pytest.raises(UserError, match=r"protocol\._target_"):
+        spec_of_record(folder, record)
+    put(folder, "config.yaml", {("protocol",): record.config["protocol"], ("method", "template"): "~ a {}"})
+    assert spec_of_record(folder, record).arguments["template"] == "~ a {}"  # no path in a home folder
+
+
 def test_a_record_tells_no_defaults(root: Path, watch: Watch) -> None:
     folder, record = run_in(root)
     relevant = spec_of_record(folder, record).result_settings
@@ -402,9 +411,11 @@ def test_a_file_says_not_what_is_fetched_or_written(
         with pytest.raises(UserError):
             spec_of_record(folder, record.model_copy(update={"split_hash": "0"}))
     assert not fetched
+    put(folder, "config.yaml", {("targets",): {}, ("dataset", "about"): None, ("workers",): 10**6})
+    assert (spec_of_record(folder, record).settings.workers or 0) < 100
     (tmp_path / "images").mkdir()
     source = {"_target_": "vlprompt.data.sources.folder.load", "path": str(tmp_path / "images"), "stored": "new.sh"}
-    put(folder, "config.yaml", {("targets",): {}, ("dataset", "about"): None, ("dataset", "source"): source})
+    put(folder, "config.yaml", {("dataset", "source"): source})
     with pytest.raises(UserError, match=r"new\.sh"):
         spec_of_record(folder, record)
     assert not (tmp_path / "new.sh").exists()
