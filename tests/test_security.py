@@ -35,10 +35,12 @@ from vlprompt.config.allowed import METHODS, PROTOCOLS, SOURCES, check_names
 from vlprompt.config.build import restore_learner
 from vlprompt.config.identity import is_same_run
 from vlprompt.config.locate import import_named
+from vlprompt.config.paths import config_dir
 from vlprompt.config.spec import spec_of_record
 from vlprompt.data.sources.files import Files
 from vlprompt.errors import UserError
 from vlprompt.interop.dassl import lists, loading
+from vlprompt.reports.plots import new_figure
 from vlprompt.results.record import Record
 from vlprompt.results.store import find_runs
 from vlprompt.towers import load_clip, pickles
@@ -358,6 +360,16 @@ def test_what_a_module_imports_is_not_its_own(watch: Watch, tmp_path: Path) -> N
     assert not watch.seen
 
 
+def test_all_that_conf_names_is_the_packages_own(tmp_path: Path) -> None:
+    rooms = {"method": METHODS, "protocol": PROTOCOLS, "dataset": SOURCES}
+    for group, allowed in rooms.items():
+        texts = "".join(path.read_text(encoding="utf-8") for path in (config_dir() / group).glob("*.yaml"))
+        names = re.findall(r"_target_: *(\S+)", texts)
+        assert len(names) > 4
+        for name in names:
+            check_names({"x": (name, allowed)}, "ViT-B-32", tmp_path)
+
+
 WORDS = st.sampled_from(
     ["vlprompt", "learners", "coop", "CoOp", "base", "Learner", "Tensor", "os", "system", "evil", "X", "", "__init__"]
 )
@@ -479,6 +491,14 @@ def test_no_image_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "executed").exists()
 
 
+def test_no_figure_has_latex_run() -> None:
+    """A `matplotlibrc` in the working directory is read when matplotlib is imported."""
+    matplotlib = pytest.importorskip("matplotlib")
+    with matplotlib.rc_context({"text.usetex": True}):
+        figure = new_figure(1.0, 1.0)
+        assert not figure.text(0, 0, "x").get_usetex()
+
+
 @pytest.mark.parametrize("asked", [{}, {"trust_remote_code": True}])
 def test_no_tokenizer_runs_code_of_its_folder(asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
@@ -568,7 +588,10 @@ def test_a_pickle_of_tensors_ends_no_process(
         file = io.BytesIO((tmp_path / "good.pt").read_bytes())
         for _ in range(3):  # before the content
             list(pickletools.genops(file))
-        path.write_bytes(file.getbuffer()[: file.tell()].tobytes() + ATTACKS[attack])
+        with zipfile.ZipFile(tmp_path / "appended", "w") as appended:  # torch goes by the first bytes alone
+            appended.writestr("data.pkl", pickle.dumps({}))
+        start, end = file.getvalue()[: file.tell()], (tmp_path / "appended").read_bytes()
+        path.write_bytes(start + ATTACKS[attack] + end)
     assert ask(cli.main, ["import", str(path), "--backbone", "vit_b16"]).code == 2
     for read in (loading.read_checkpoint, read_state):
         read(tmp_path / "good.pt")
