@@ -24,7 +24,6 @@ import yaml
 from dassl_files import few_shot_pickle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import EpsImagePlugin, Image
 from running import ROOT, ask, environment_in, set_up
 from tiny_world import RUN
 
@@ -37,7 +36,6 @@ from vlprompt.config.identity import is_same_run
 from vlprompt.config.locate import import_named
 from vlprompt.config.paths import config_dir
 from vlprompt.config.spec import spec_of_record
-from vlprompt.data.sources.files import Files
 from vlprompt.errors import UserError
 from vlprompt.interop.dassl import lists, loading
 from vlprompt.reports.plots import new_figure
@@ -471,24 +469,6 @@ def test_modules_in_the_working_directory_are_not_imported(trained: Path, tmp_pa
 
 
 # What is read
-
-
-def test_no_image_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow goes by the content, and has Ghostscript draw PostScript."""
-    drawn = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
-    program = tmp_path / "gs"
-    program.write_text(f"#!/bin/sh\necho ran >> {tmp_path / 'executed'}\nexit 1\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
-    with pytest.raises(Exception, match="gs"):
-        Image.open(io.BytesIO(drawn)).load()
-    assert (tmp_path / "executed").exists()  # it would have been
-    (tmp_path / "executed").unlink()
-    (tmp_path / "image.jpg").write_bytes(drawn)
-    with pytest.raises(UserError, match=r"image\.jpg"):
-        Files(tmp_path)("image.jpg")
-    assert not (tmp_path / "executed").exists()
 
 
 def test_no_figure_has_latex_run() -> None:
