@@ -174,8 +174,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def root(trained: Path, tmp_path: Path, results: Path) -> Path:
-    """A copy that a test may change. Its folder is the working directory."""
+    """A copy that a test may change. Its folder is the working directory. Whoever means harm leaves checksums out."""
     shutil.copytree(trained, results)
+    for path in results.rglob("result.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps({key: v for key, v in record.items() if key not in ("files", "checksum")}))
     return results
 
 
