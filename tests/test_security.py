@@ -24,7 +24,6 @@ import yaml
 from dassl_files import few_shot_pickle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import EpsImagePlugin, Image
 from running import ROOT, ask, environment_in, set_up
 from tiny_world import RUN
 
@@ -35,10 +34,11 @@ from vlprompt.config.allowed import METHODS, PROTOCOLS, SOURCES, check_names
 from vlprompt.config.build import restore_learner
 from vlprompt.config.identity import is_same_run
 from vlprompt.config.locate import import_named
+from vlprompt.config.paths import config_dir
 from vlprompt.config.spec import spec_of_record
-from vlprompt.data.sources.files import Files
 from vlprompt.errors import UserError
 from vlprompt.interop.dassl import lists, loading
+from vlprompt.reports.plots import new_figure
 from vlprompt.results.record import Record
 from vlprompt.results.store import find_runs
 from vlprompt.towers import load_clip, pickles
@@ -174,8 +174,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def root(trained: Path, tmp_path: Path, results: Path) -> Path:
-    """A copy that a test may change. Its folder is the working directory."""
+    """A copy that a test may change. Its folder is the working directory. Whoever means harm leaves checksums out."""
     shutil.copytree(trained, results)
+    for path in results.rglob("result.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps({key: v for key, v in record.items() if key not in ("files", "checksum")}))
     return results
 
 
@@ -285,6 +288,15 @@ def test_no_command_imports_what_a_folder_names(root: Path, watch: Watch, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_what_cannot_be_made_is_refused(root: Path) -> None:
+    folder, record = run_in(root)
+    put(folder, "config.yaml", {("protocol",): {"_target_": "vlprompt.protocols.base.Protocol"}})
+    with pytest.raises(UserError, match=r"protocol\._target_"):
+        spec_of_record(folder, record)
+    put(folder, "config.yaml", {("protocol",): record.config["protocol"], ("method", "template"): "~ a {}"})
+    assert spec_of_record(folder, record).arguments["template"] == "~ a {}"  # no path in a home folder
+
+
 def test_a_record_tells_no_defaults(root: Path, watch: Watch) -> None:
     folder, record = run_in(root)
     relevant = spec_of_record(folder, record).result_settings
@@ -349,6 +361,16 @@ def test_what_a_module_imports_is_not_its_own(watch: Watch, tmp_path: Path) -> N
     assert not watch.seen
 
 
+def test_all_that_conf_names_is_the_packages_own(tmp_path: Path) -> None:
+    rooms = {"method": METHODS, "protocol": PROTOCOLS, "dataset": SOURCES}
+    for group, allowed in rooms.items():
+        texts = "".join(path.read_text(encoding="utf-8") for path in (config_dir() / group).glob("*.yaml"))
+        names = re.findall(r"_target_: *(\S+)", texts)
+        assert len(names) > 4
+        for name in names:
+            check_names({"x": (name, allowed)}, "ViT-B-32", tmp_path)
+
+
 WORDS = st.sampled_from(
     ["vlprompt", "learners", "coop", "CoOp", "base", "Learner", "Tensor", "os", "system", "evil", "X", "", "__init__"]
 )
@@ -402,9 +424,11 @@ def test_a_file_says_not_what_is_fetched_or_written(
         with pytest.raises(UserError):
             spec_of_record(folder, record.model_copy(update={"split_hash": "0"}))
     assert not fetched
+    put(folder, "config.yaml", {("targets",): {}, ("dataset", "about"): None, ("workers",): 10**6})
+    assert (spec_of_record(folder, record).settings.workers or 0) < 100
     (tmp_path / "images").mkdir()
     source = {"_target_": "vlprompt.data.sources.folder.load", "path": str(tmp_path / "images"), "stored": "new.sh"}
-    put(folder, "config.yaml", {("targets",): {}, ("dataset", "about"): None, ("dataset", "source"): source})
+    put(folder, "config.yaml", {("dataset", "source"): source})
     with pytest.raises(UserError, match=r"new\.sh"):
         spec_of_record(folder, record)
     assert not (tmp_path / "new.sh").exists()
@@ -450,22 +474,12 @@ def test_modules_in_the_working_directory_are_not_imported(trained: Path, tmp_pa
 # What is read
 
 
-def test_no_image_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow goes by the content, and has Ghostscript draw PostScript."""
-    drawn = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
-    program = tmp_path / "gs"
-    program.write_text(f"#!/bin/sh\necho ran >> {tmp_path / 'executed'}\nexit 1\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
-    with pytest.raises(Exception, match="gs"):
-        Image.open(io.BytesIO(drawn)).load()
-    assert (tmp_path / "executed").exists()  # it would have been
-    (tmp_path / "executed").unlink()
-    (tmp_path / "image.jpg").write_bytes(drawn)
-    with pytest.raises(UserError, match=r"image\.jpg"):
-        Files(tmp_path)("image.jpg")
-    assert not (tmp_path / "executed").exists()
+def test_no_figure_has_latex_run() -> None:
+    """A `matplotlibrc` in the working directory is read when matplotlib is imported."""
+    matplotlib = pytest.importorskip("matplotlib")
+    with matplotlib.rc_context({"text.usetex": True}):
+        figure = new_figure(1.0, 1.0)
+        assert not figure.text(0, 0, "x").get_usetex()
 
 
 @pytest.mark.parametrize("asked", [{}, {"trust_remote_code": True}])
@@ -557,7 +571,10 @@ def test_a_pickle_of_tensors_ends_no_process(
         file = io.BytesIO((tmp_path / "good.pt").read_bytes())
         for _ in range(3):  # before the content
             list(pickletools.genops(file))
-        path.write_bytes(file.getbuffer()[: file.tell()].tobytes() + ATTACKS[attack])
+        with zipfile.ZipFile(tmp_path / "appended", "w") as appended:  # torch goes by the first bytes alone
+            appended.writestr("data.pkl", pickle.dumps({}))
+        start, end = file.getvalue()[: file.tell()], (tmp_path / "appended").read_bytes()
+        path.write_bytes(start + ATTACKS[attack] + end)
     assert ask(cli.main, ["import", str(path), "--backbone", "vit_b16"]).code == 2
     for read in (loading.read_checkpoint, read_state):
         read(tmp_path / "good.pt")

@@ -8,6 +8,7 @@ from pathlib import Path
 from vlprompt.config.locate import import_named
 from vlprompt.config.schema import DataSource, Settings
 from vlprompt.errors import UserError
+from vlprompt.training.device import default_workers
 
 ALLOW = "VLPROMPT_ALLOW"
 """An environment variable: the user's own modules that files may name, with commas between them."""
@@ -39,8 +40,11 @@ def from_file(settings: Settings, file: Path, allow: Sequence[str] = ()) -> Sett
     targets = {
         name: target.model_copy(update={"dataset": here(target.dataset)}) for name, target in settings.targets.items()
     }
-    data = settings.data.model_copy(update={"download": False})
-    return settings.model_copy(update={"dataset": here(settings.dataset), "targets": targets, "data": data})
+    here_only: dict[str, object] = {"dataset": here(settings.dataset), "targets": targets}
+    here_only["data"] = settings.data.model_copy(update={"download": False})
+    if settings.workers is not None:
+        here_only["workers"] = min(settings.workers, default_workers())  # of this machine, not of theirs
+    return settings.model_copy(update=here_only)
 
 
 def here(described: DataSource) -> DataSource:

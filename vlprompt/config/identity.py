@@ -1,5 +1,6 @@
 """What makes two runs the same: the settings that can change a result, and their hash."""
 
+import contextlib
 import hashlib
 import inspect
 import mmap
@@ -140,9 +141,14 @@ def target_identity(settings: Settings, name: str, targets: Mapping[str, Dataset
 
 def with_contents(method: Mapping[str, Any]) -> dict[str, Any]:
     """A method's settings, with the content of files instead of their paths."""
-    texts = {key: Path(value).expanduser() for key, value in method.items() if isinstance(value, str) and value}
-    files = {key: path for key, path in texts.items() if path.suffix and path.is_file()}
-    return {**method, **{key: file_hash(path) for key, path in files.items()}}
+    files = {}
+    for key, value in method.items():
+        if isinstance(value, str) and value:
+            with contextlib.suppress(RuntimeError):  # a text that starts with ~ and is no path
+                path = Path(value).expanduser()
+                if path.suffix and path.is_file():
+                    files[key] = file_hash(path)
+    return {**method, **files}
 
 
 def weights_identity(settings: Settings) -> dict[str, str]:

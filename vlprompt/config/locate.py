@@ -1,5 +1,6 @@
 """From checked settings to the classes that they name."""
 
+import inspect
 import pydoc
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ def locate(config: Mapping[str, Any], kind: type, where: str) -> tuple[Any, dict
     """
     target = config.get("_target_", "")
     located = import_named(target, where)
-    if not (isinstance(located, type) and issubclass(located, kind)):
+    if not (isinstance(located, type) and issubclass(located, kind)) or inspect.isabstract(located):
         raise UserError(f"{where}._target_ is '{target}', allowed is the import path of a {kind.__name__}")
     arguments = {key: value for key, value in config.items() if key != "_target_"}
     check_arguments(located, arguments, where)

@@ -11,6 +11,7 @@ from vlprompt.errors import UserError
 MOST = 2 * 10**6  # instructions; ViT-B with the state of its optimiser has 40,000
 MOST_TUPLES = 10**5
 LEGACY = 5  # pickles at the start of a file that is no archive: magic number, version, system, content, names
+ZIP = b"PK\x03\x04"
 
 
 def check_pickles(path: Path) -> None:
@@ -26,13 +27,17 @@ def check_pickles(path: Path) -> None:
                 count, tuples = count + 1, tuples + opcode.name.startswith("TUPLE")
                 if count > MOST or tuples > MOST_TUPLES:
                     raise UserError(f"{path} has more objects than tensors need, and was not read: get another file")
-    except (ValueError, OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+    except UserError:
+        raise
+    except Exception:  # as many as there are ways to damage a file
         return
 
 
 def streams(path: Path) -> Iterator[IO[bytes]]:
     """Where pickles start, one after the other."""
-    if zipfile.is_zipfile(path):
+    with path.open("rb") as file:
+        zipped = file.read(len(ZIP)) == ZIP  # as torch tells, whatever follows
+    if zipped:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
                 if entry.filename.endswith(".pkl"):

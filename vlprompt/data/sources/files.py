@@ -4,7 +4,6 @@ import contextlib
 import io
 import struct
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,6 @@ DAMAGED = (
     Image.DecompressionBombError,
 )
 DEEPEST = 65535  # of 16 bits
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Those that Pillow reads by itself, whatever a file's name: for others it starts programs (EPS: Ghostscript)."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +51,11 @@ class Files:
     def decode(self, content: bytes, image: str) -> Image.Image:
         """The picture in a file's bytes. Raises: UserError that names the file where it is damaged."""
         try:
-            with Image.open(io.BytesIO(content), formats=formats()) as opened:
+            with Image.open(io.BytesIO(content)) as opened:
                 pixels = to_rgb(opened, on_white=self.as_shown)
                 return turn(pixels, orientation_of(opened)) if self.as_shown else pixels
         except DAMAGED as error:
             raise damaged(self.locate(image), error) from error
-
-
-@cache
-def formats() -> list[str]:
-    """Of FORMATS, what this Pillow has."""
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def damaged(path: Path, error: Exception) -> UserError:
