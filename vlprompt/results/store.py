@@ -21,7 +21,7 @@ from vlprompt.errors import DamagedError, UserError
 from vlprompt.results.record import FILE, Record, RunKey
 
 TRIALS = "tune"  # the folder of searches for settings, next to runs/
-DRAFT = re.compile(r"\.(.+)\.(partial|old)")
+DRAFT = re.compile(r"\.(.+)\.(partial|old|lock\.holder)")
 ATTEMPTS = 5  # where somebody deletes folders meanwhile
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
