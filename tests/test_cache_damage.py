@@ -23,7 +23,7 @@ from vlprompt.data.cache.budget import LEDGER, Budget
 from vlprompt.data.cache.checked import MOST_NOTES, Damaged, note_damage, sealed, unsealed
 from vlprompt.data.cache.feature_files import ABOUT, FeatureFiles
 from vlprompt.data.cache.images import HEADER, ImageCache
-from vlprompt.data.disk import HOST, complain, remove_drafts, whole_file
+from vlprompt.data.disk import complain, remove_drafts, whole_file
 
 TOWER, OTHER = "0123456789abcdef", "fedcba9876543210"
 ROWS = {key * 32: torch.linspace(-1, i + 1, 24) for i, key in enumerate("abc")}
@@ -365,21 +365,24 @@ def dead_process() -> int:
 def test_drafts_of_killed_processes_are_deleted_by_the_next_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone, alive = dead_process(), os.getppid()
-    drafts = {f".x.{gone}@{HOST}": False, f".x.{alive}@{HOST}": True, f".x.{gone}@elsewhere": True, ".x.1": True}
-    for folder in (tmp_path / TOWER / "crop", tmp_path / "plain"):
+    ours, theirs = disk._host(), "0" * 8
+    gone, alive, away = (f".x.vlprompt-{host}-{process}" for host, process in
+                         ((ours, dead_process()), (ours, os.getppid()), (theirs, dead_process())))  # fmt: skip
+    stay = {gone: False, alive: True, away: True, ".x.1": True}
+    folders = tmp_path / TOWER / "crop", tmp_path / "plain"
+    for folder in folders:
         folder.mkdir(parents=True)
-        for name in drafts:
+        for name in stay:
             (folder / name).write_bytes(b"half")
     monkeypatch.setattr(budget, "STARTED", time.time())  # of another run
     bank(tmp_path).write("crop", ROWS)
     with whole_file(tmp_path / "plain" / "x") as draft:
         draft.write_bytes(b"whole")
-    for folder in (tmp_path / TOWER / "crop", tmp_path / "plain"):
-        assert {name: (folder / name).exists() for name in drafts} == drafts
-    os.utime(tmp_path / "plain" / f".x.{gone}@elsewhere", times=(1, 1))
-    remove_drafts((tmp_path / "plain").iterdir())
-    assert not (tmp_path / "plain" / f".x.{gone}@elsewhere").exists()
+    for folder in folders:
+        assert {name: (folder / name).exists() for name in stay} == stay
+    os.utime(folders[1] / away, times=(1, 1))
+    remove_drafts(folders[1].iterdir())
+    assert not (folders[1] / away).exists()
 
 
 def test_a_process_that_may_not_be_asked_is_running(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,7 +390,7 @@ def test_a_process_that_may_not_be_asked_is_running(monkeypatch: pytest.MonkeyPa
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", refuse)
-    assert disk.is_running(1)
+    assert disk._is_alive(1)
 
 
 # Folders that cannot be written

@@ -1,6 +1,8 @@
 """Downloads over a bad net: every way to lose one, and that what came before is neither lost nor glued wrongly."""
 
+import contextlib
 import errno
+import gzip
 import hashlib
 import io
 import itertools
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from huggingface_hub import constants
 from rich.console import Console
 from serving import Server, serving
@@ -284,6 +287,108 @@ def test_a_portal_does_not_cost_what_came_before(server: Server, path: Path) -> 
 def test_an_empty_answer(server: Server, path: Path) -> None:
     with pytest.raises(UserError, match="the answer is empty"):
         download(server.put("/f", b""), path)
+
+
+@pytest.mark.parametrize("length", [True, False])
+@pytest.mark.parametrize("size", [1000, MB // 2, int(MB / 1.26)])
+@pytest.mark.parametrize("checksum", [None, SHA])
+def test_more_than_expected_is_not_taken(
+    server: Server, path: Path, length: bool, size: int, checksum: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even for a while, whatever the server says of its length; nothing stays, and it is not asked again."""
+    written: list[int] = []
+    monkeypatch.setattr(module, "CHUNK", 1 << 14)
+    real = PartialFile.remove
+    monkeypatch.setattr(PartialFile, "remove", lambda part: (written.append(part.size), real(part))[1])
+    with pytest.raises(UserError, match="at most") as raised:
+        download(server.put("/f", DATA, length=length), path, size=size, checksum=checksum)
+    assert ("offers" if length else "comes") in str(raised.value)
+    assert max(written) <= module.TOLERANCE * size
+    assert names(path) == set()
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("size", [MB, MB - 1, int(MB / 1.24), 2 * MB])
+def test_a_known_size_is_about_right(server: Server, path: Path, size: int) -> None:
+    assert download(server.put("/f", DATA), path, size=size).read_bytes() == DATA
+
+
+def test_without_a_size_there_is_a_limit_too(server: Server, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST", MB - 1)
+    for length in (True, False):
+        with pytest.raises(UserError, match="its size is not known"):
+            download(server.put("/f", DATA, length=length), path)
+    monkeypatch.setattr(module, "MOST", MB)
+    assert download(server.url("/f"), path).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_a_resumed_file_has_the_same_limit(server: Server, path: Path, length: bool) -> None:
+    interrupted(server, path, "/f")
+    server.put("/f", DATA + DATA, etag='"1"', length=length)
+    with pytest.raises(UserError, match="at most"):
+        download(server.url("/f"), path, size=MB)
+    assert names(path) == set()
+
+
+def test_a_part_that_is_too_long_is_not_kept(server: Server, path: Path) -> None:
+    interrupted(server, path, "/f")
+    with pytest.raises(UserError, match="at most"):
+        download(server.put("/f", DATA, etag='"1"'), path, size=1000)
+    assert names(path) == set()
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "-1", "1e9", "\u0661", "9" * 30])
+def test_absurd_lengths(server: Server, path: Path, length: str) -> None:
+    url = server.put("/f", DATA, length=False, headers={"Content-Length": length} if length.isascii() else {})
+    with contextlib.suppress(UserError):
+        assert download(url, path).read_bytes() == DATA
+
+
+def test_what_is_inflated_is_not_what_is_written(server: Server, path: Path) -> None:
+    """No decoding of what a server says is compressed, so no file that grows."""
+    packed = gzip.compress(bytes(50 * MB))
+    url = server.put("/f", packed, headers={"Content-Encoding": "gzip"})
+    assert download(url, path, size=len(packed)).read_bytes() == packed
+
+
+@pytest.mark.parametrize(
+    "to", ["file:///etc/hostname", "ftp://127.0.0.1/x", "gopher://127.0.0.1/", "http://[", "data:,x"]
+)
+def test_redirects_lead_to_the_web_only(server: Server, path: Path, to: str) -> None:
+    url = server.put("/f", b"", status=302, headers={"Location": to})
+    with pytest.raises(UserError, match="leads to an address"):
+        download(url, path)
+    assert names(path) == set()
+    assert len(server.asked) == 1
+
+
+def test_no_way_back_from_https(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mirror asked for with encryption does not hand over to one without."""
+    hops = [requests.Response() for _ in range(3)]
+    for hop, url in zip(hops, ("https://a/f", "http://b/f", "https://c/f"), strict=True):
+        hop.url, hop.status_code, hop.raw = url, 200, io.BytesIO(DATA)
+    hops[-1].history = hops[:-1]
+    monkeypatch.setattr(mirrors.requests, "get", lambda *_, **__: hops[-1])
+    with pytest.raises(UserError, match="without encryption"):
+        download("https://a/f", path)
+
+
+@pytest.mark.parametrize("note", ['{"url": 1}', "[]", "5", '{"url": "URL", "validator": " x", "total": 9}', "[" * 10**5,
+                                  '{"url": "URL", "validator": ["x"], "total": "9"}'])  # fmt: skip
+def test_a_damaged_note_costs_what_came_before_and_no_more(server: Server, path: Path, note: str) -> None:
+    interrupted(server, path, "/f")
+    PartialFile(path).note.write_text(note.replace("URL", server.url("/f")))
+    assert download(server.put("/f", DATA, etag='"1"'), path).read_bytes() == DATA
+
+
+def test_a_page_made_to_be_slow_is_not_searched_for_long(server: Server, path: Path) -> None:
+    page = b"<html><title>" + b" " * 250_000
+    start = time.monotonic()
+    with pytest.raises(UserError, match="a web page"):
+        download(server.put("/f", page, type="text/html"), path)
+    mirrors.confirmation(b"<form" * 50_000)
+    assert time.monotonic() - start < 10
 
 
 def test_google_drive(server: Server, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

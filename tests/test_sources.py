@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from vlprompt.data.dataset import Dataset
 from vlprompt.data.sources import digits
@@ -54,6 +54,26 @@ def load(root: Path | str) -> Dataset:
     config = OmegaConf.load(CONF / "dataset" / "caltech101.yaml").dataset
     source = instantiate(config.source, _partial_=True, name=config.name, root=root)
     return source()  # called here: Hydra would put an error of its own around a UserError
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n(x) (w) file\n%%EOF\n"
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.eps"])
+def test_no_image_is_a_program_for_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """An EPS file is PostScript, which Pillow has Ghostscript execute, whatever the file is called."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was called"))
+    (tmp_path / name).write_bytes(EPS)
+    with Image.open(tmp_path / name) as opened:
+        assert opened.format == "EPS"  # so it would be read as such
+    with pytest.raises(UserError, match=f"{name} cannot be read"):
+        Files(tmp_path)(name)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "TGA"])
+def test_other_formats_are_read(tmp_path: Path, kind: str) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "image", kind)
+    assert Files(tmp_path)("image").size == (8, 8)
 
 
 def test_caltech101_is_read_as_published(root: Path) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import glob
 import hashlib
 import logging
 import os
@@ -22,9 +21,6 @@ from rich.filesize import decimal
 from vlprompt.errors import UserError, printable
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-HOST = re.sub(r"[^\w-]", "_", socket.gethostname())[:32]
-DRAFT = re.compile(r"\..+\.(\d+)@([\w-]*)")  # .NAME.PROCESS@HOST
-DAY = 86_400  # seconds
 logger = logging.getLogger(__name__)
 
 
@@ -76,7 +72,7 @@ class Lock:
         for _ in range(3):
             text = _read_note(self._note)
             named = re.fullmatch(r"(\d+) on (\S+), since [\d :-]+", text)
-            if named and not (named[2] == socket.gethostname() and not is_running(int(named[1]))):
+            if named and not (named[2] == socket.gethostname() and not _is_alive(int(named[1]))):
                 return f"another process ({text})"
             time.sleep(0.05)  # it may be about to sign
         return "another process"
@@ -144,11 +140,10 @@ def whole_file(path: Path, *, lasting: bool = True) -> Iterator[Path]:
     """
     if lasting:
         make_folder(path.parent)
+        _clear_drafts(path.parent)
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}@{HOST}")
-    if lasting:
-        remove_drafts(path.parent.glob(f"{glob.escape(f'.{path.name}.')}*@*"))
+    draft = path.with_name(f".{path.name}.{_process()}")
     try:
         yield draft
         if lasting:
@@ -161,25 +156,50 @@ def whole_file(path: Path, *, lasting: bool = True) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
+@cache
+def _clear_drafts(folder: Path) -> None:
+    """Delete, once in a process, what others that were killed left half written in a folder."""
+    remove_drafts(folder.glob(".*"))
+
+
 def remove_drafts(paths: Iterable[Path]) -> None:
-    """Delete those of these files that are drafts of a killed process: gone, or on another machine for a day."""
+    """Delete those of these files that a killed process left half written."""
     for path in paths:
-        if match := DRAFT.fullmatch(path.name):
+        if _is_left_behind(path):
             with contextlib.suppress(OSError):
-                is_old = time.time() - path.stat().st_mtime > DAY  # a number of a process may be another's by then
-                if is_old or (match[2] == HOST and not is_running(int(match[1]))):
-                    path.unlink()
+                path.unlink()
 
 
-def is_running(process: int) -> bool:
-    """Whether there is a process of this number on this machine; on Windows, which cannot be asked so, always."""
-    if os.name == "nt":
+def _process() -> str:
+    """This process in the name of what it is writing: its host, hashed, and its number there."""
+    return f"vlprompt-{_host()}-{os.getpid()}"
+
+
+@cache
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _is_left_behind(path: Path) -> bool:
+    """Whether the process in the name is gone; of another host's one knows only that drafts take less than a day."""
+    named = re.search(r"\bvlprompt-([0-9a-f]{8})-(\d{1,10})(\.\w+)?$", path.name)
+    if not named:
+        return False
+    if named[1] == _host():
+        return not _is_alive(int(named[2]))
+    with contextlib.suppress(OSError):
+        return time.time() - path.stat().st_mtime > 24 * 3600
+    return False
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name == "nt":  # where the question would end the process
         return True
     try:
-        os.kill(process, 0)
+        os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # another user's
+    except OSError:  # somebody else's
         return True
     return True
 

@@ -13,6 +13,9 @@ from vlprompt.data.cache.checked import checksum
 from vlprompt.data.disk import remove_drafts
 
 LEDGER, LOCK = ".used", ".used.lock"
+WIDTH = (
+    80  # of a ledger, always: it is overwritten, as file systems take milliseconds to empty a file and fill it again
+)
 POLL = 0.002  # seconds between two looks at a lock that another process holds: a write takes less
 PATIENCE = 60.0  # seconds until a full folder is counted anew: files may be deleted at any time
 STARTED = time.time()  # this process, or the one that it is a worker of
@@ -64,7 +67,9 @@ class Budget:
 
     def _note(self, used: int, counted: float) -> None:
         numbers = str(used), str(counted)
-        (self.folder / LEDGER).write_text(" ".join([*numbers, _check(*numbers)]), encoding="ascii")
+        text = " ".join([*numbers, _check(*numbers)]).ljust(WIDTH)
+        with open(self.folder / LEDGER, "wb", opener=_open_in_place) as file:
+            file.write(text.encode("ascii"))
 
     def _count(self) -> int:
         total = 0
@@ -73,6 +78,10 @@ class Budget:
             remove_drafts(paths)
             total += sum(map(size_of, paths))
         return total
+
+
+def _open_in_place(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_TRUNC, 0o666)
 
 
 def _check(used: str, counted: str) -> str:

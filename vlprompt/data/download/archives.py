@@ -10,7 +10,7 @@ from typing import IO
 
 from rich.filesize import decimal
 
-from vlprompt.data.disk import check_space, writing
+from vlprompt.data.disk import check_space, sync, writing
 from vlprompt.data.download.members import CHUNK, BadArchive, Harmful, Member, Opened, clean, reading
 from vlprompt.data.download.reporting import SILENT, Reporter
 
@@ -18,6 +18,7 @@ EXPANSION = 20  # times the archive's size: photographs hardly shrink, tables up
 ALWAYS_ALLOWED = 2 << 30  # bytes
 MOST_MEMBERS = 5_000_000
 NESTED = "!"
+FEW = 1000  # files that are brought to the disk one by one
 
 
 def extract(
@@ -168,7 +169,8 @@ def _link(path: Path, target: Path) -> None:
 
 
 def _publish(draft: Path, into: Path, targets: set[str]) -> None:
-    """Move what is unpacked to where it belongs."""
+    """Move what is unpacked to where it belongs: a folder that is there is complete, after a power cut, too."""
+    _settle(draft / "new")
     if "" in targets:
         targets = {child.name for child in (draft / "new").iterdir()}
     into.mkdir(exist_ok=True)
@@ -186,3 +188,14 @@ def _publish(draft: Path, into: Path, targets: set[str]) -> None:
             with suppress(OSError):
                 old.rename(path)
             raise
+        sync(path.parent)
+
+
+def _settle(folder: Path) -> None:
+    """Have all files below a folder on the disk itself."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    if len(paths) > FEW and hasattr(os, "sync"):
+        os.sync()  # of the whole machine; one by one, a disk takes some milliseconds for each
+    else:
+        for path in paths:
+            sync(path)

@@ -22,7 +22,7 @@ class Mirror(BaseModel):
 
     url: str  # https://, hf://models/OWNER/NAME@REVISION/FILE, gdrive:ID
     checksum: str | None = Field(None, pattern=CHECKSUM)  # where one is published
-    size: int | None = None  # about so many bytes
+    size: int | None = None  # about so many bytes: a quarter more are taken
     members: dict[str, str] | None = None  # of an archive: what goes where below the data set's folder
 
 

@@ -19,6 +19,7 @@ from vlprompt.data.download.resumable import download
 from vlprompt.errors import UserError
 
 FETCHED = ".download"  # a folder for archives below the data set's
+REPACKED = 2  # times the size of another archive of the same images, at most
 UNPACKED = 1.1  # an archive of images is about as large as what is in it
 
 
@@ -89,11 +90,11 @@ def fetch(mirror: Mirror, about: About, base: Path, part: str, reporter: Reporte
 
     Raises: UserError.
     """
-    path = base / part.split(OR)[0]
+    path, most = base / part.split(OR)[0], most_of(mirror, about.parts[part])
     if mirror.members is None:
-        download(mirror.url, path, checksum=mirror.checksum, size=mirror.size, reporter=reporter)
+        download(mirror.url, path, checksum=mirror.checksum, size=mirror.size, most=most, reporter=reporter)
     else:
-        fetch_archive(mirror, mirror.members, base, reporter)
+        fetch_archive(mirror, mirror.members, base, most, reporter)
     if part in about.missing(base):
         raise UserError(f"{mirror.url} does not hold {part}")
     if path.is_file():
@@ -104,10 +105,19 @@ def fetch(mirror: Mirror, about: About, base: Path, part: str, reporter: Reporte
             raise
 
 
-def fetch_archive(mirror: Mirror, members: dict[str, str], base: Path, reporter: Reporter) -> None:
+def most_of(mirror: Mirror, mirrors: Iterable[Mirror]) -> int | None:
+    """Bytes that are taken where a mirror's own size is not known, but that of another one which offers the same; None:
+    what is known of the mirror itself decides."""
+    if mirror.size is not None:
+        return None
+    alike = [other.size for other in mirrors if other.size and (other.members is None) == (mirror.members is None)]
+    return max(alike) * REPACKED if alike else None
+
+
+def fetch_archive(mirror: Mirror, members: dict[str, str], base: Path, most: int | None, reporter: Reporter) -> None:
     digest = hashlib.sha256(mirror.url.encode()).hexdigest()[:12]  # other mirrors have other files of that name
     archive = base / FETCHED / f"{digest}-{mirror.url.rpartition('/')[2].rpartition(':')[2]}"
-    download(mirror.url, archive, checksum=mirror.checksum, size=mirror.size,
+    download(mirror.url, archive, checksum=mirror.checksum, size=mirror.size, most=most,
              also_needed=int(UNPACKED * (mirror.size or 0)), reporter=reporter)  # fmt: skip
     try:
         extract(archive, base, members=members, reporter=reporter)

@@ -15,6 +15,7 @@ TIMEOUT = (10, 60)  # seconds: to connect, between two packets
 TRANSIENT = (408, 429, 500, 502, 503, 504)  # answers worth another try
 LOST = (requests.RequestException, urllib3.exceptions.HTTPError)
 DRIVE = "https://drive.usercontent.google.com/download"
+PAGE = 1 << 14  # bytes of a web page that are read
 HUB = re.compile(r"hf://(model|dataset)s/([\w.-]+/[\w.-]+)(?:@([^/]+))?/(.+)")
 
 
@@ -69,7 +70,9 @@ def ask(url: str, address: str, headers: dict[str, str]) -> Iterator[requests.Re
     """
     headers = {**headers_for(url), **headers}
     try:
-        with requests.get(address, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        with _get(address, headers) as response:
+            if address.startswith("https://") and not all(one.url.startswith("https://") for one in hops(response)):
+                raise Unavailable("it leads to an address without encryption")
             status = response.status_code
             if status not in (200, 206, 416):
                 gated = " (a gated or private repository needs HF_TOKEN)"
@@ -78,6 +81,18 @@ def ask(url: str, address: str, headers: dict[str, str]) -> Iterator[requests.Re
             yield response
     except LOST as error:
         raise Dropped(reason(error)) from error
+
+
+def _get(address: str, headers: dict[str, str]) -> requests.Response:
+    try:
+        return requests.get(address, headers=headers, stream=True, timeout=TIMEOUT)
+    except (ValueError, requests.TooManyRedirects) as error:  # file://, ftp://, or none at all
+        raise Unavailable("it leads to an address that cannot be fetched") from error
+
+
+def hops(response: requests.Response) -> list[requests.Response]:
+    """An answer and the redirects to it."""
+    return [*response.history, response]
 
 
 def reason(error: Exception) -> str:
@@ -99,15 +114,20 @@ def is_page(response: requests.Response, first: bytes) -> bool:
 
 def title(page: bytes) -> str:
     """ " ('Its title')", or nothing."""
-    match = re.search(r"<title[^>]*>\s*(.*?)\s*</title>", page.decode(errors="replace"), re.S | re.I)
-    return f" ('{html.unescape(match[1])}')" if match else ""
+    match = re.search(r"<title[^>]*>([^<]*)</title>", _start_of(page), re.I)
+    return f" ('{' '.join(html.unescape(match[1]).split())[:100]}')" if match else ""
 
 
 def confirmation(page: bytes) -> str | None:
     """Where the form on Google Drive's page leads that asks whether to fetch a file too large to scan for viruses."""
-    text = page.decode(errors="replace")
+    text = _start_of(page)
     action = re.search(r"<form[^>]*\baction=\"([^\"]+)\"", text)
     fields = re.findall(r"<input[^>]*\bname=\"([^\"]+)\"[^>]*\bvalue=\"([^\"]*)\"", text)
     if action is None or not fields:
         return None
     return f"{html.unescape(action[1])}?{urlencode({name: html.unescape(value) for name, value in fields})}"
+
+
+def _start_of(page: bytes) -> str:
+    """Enough of a page for what is looked for; a search through a long one that is made for that takes minutes."""
+    return page[:PAGE].decode(errors="replace")

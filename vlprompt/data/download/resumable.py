@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import os
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ from pathlib import Path
 import requests
 from rich.filesize import decimal
 
-from vlprompt.data.disk import check_space, writing
+from vlprompt.data.disk import check_space, sync, writing
 from vlprompt.data.download.mirrors import Dropped, Unavailable, ask, confirmation, is_offline, is_page, resolve, title
 from vlprompt.data.download.reporting import SILENT, Reporter
 from vlprompt.errors import UserError
@@ -20,6 +20,9 @@ from vlprompt.errors import UserError
 CHUNK = 1 << 18  # bytes
 TRIES = 4  # where no more comes than before
 BACK_OFF = 1.0  # seconds before the second try, doubled for each one after
+TOLERANCE = 1.25  # times the size that is known, which is about so many bytes
+MOST = 20_000_000_000  # bytes of a file whose size is not known
+LONGEST_NUMBER = 18  # digits of a length in an answer
 
 
 def download(
@@ -28,19 +31,24 @@ def download(
     *,
     checksum: str | None = None,
     size: int | None = None,
+    most: int | None = None,
     also_needed: int = 0,
     reporter: Reporter = SILENT,
 ) -> Path:
     """Have a file at `path`. One that is there already is only checked.
 
     `url`: https://..., http://..., gdrive:ID, hf://datasets/OWNER/REPO@REVISION/PATH or hf://models/... `checksum`:
-    "sha256:HEX" or "md5:HEX". `size`: bytes, an estimate for where a server tells none. `also_needed`: bytes that have
-    to be free in addition to the file's. What comes before a kill or a lost connection stays in PATH.part, and the
+    "sha256:HEX" or "md5:HEX". `size`: about so many bytes, an estimate for where a server tells none. `most`: bytes
+    that are taken; None: a quarter more than `size`, or 20 GB where that is None. `also_needed`: bytes that have to be
+    free in addition to the file's. What comes before a kill or a lost connection stays in PATH.part, and the
     next call resumes it. One process at a time: whoever calls this holds a lock.
 
-    Raises: UserError where the url does not give the file, the disk is too small, or HF_HUB_OFFLINE is set.
+    Raises: UserError where the url does not give the file or gives more than `most`, the disk is too small, or
+    HF_HUB_OFFLINE is set.
     """
     address = resolve(url)
+    if most is None:
+        most = MOST if size is None else int(TOLERANCE * size)
     if path.exists():
         if wrong := mismatch(path, checksum):
             raise UserError(f"'{path}' is not the published file: {wrong}. Delete it, and fetch it again.")
@@ -52,7 +60,7 @@ def download(
     with writing(f"'{path}'", "and run this again: it resumes where it stopped"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _Download(url, PartialFile(path), checksum, size, also_needed, reporter).run()
+            _Download(url, PartialFile(path), checksum, size, most, also_needed, reporter).run()
         except Unavailable as error:
             raise UserError(f"{path.name} could not be fetched from {address}: {error}") from error
     return path
@@ -86,7 +94,8 @@ class Origin:
         whole = response.headers.get("Content-Range", "").rpartition("/")[2]
         length = whole if response.status_code == requests.codes.partial else response.headers.get("Content-Length", "")
         strong = etag if etag and not etag.startswith("W/") else None  # weak ones do not vouch for bytes
-        return cls(url, strong or dated, int(length) if length.isdecimal() else None)
+        known = length.isdecimal() and len(length) <= LONGEST_NUMBER
+        return cls(url, strong or dated, int(length) if known else None)
 
 
 class PartialFile:
@@ -103,9 +112,11 @@ class PartialFile:
     @property
     def origin(self) -> Origin | None:
         try:
-            return Origin(**json.loads(self.note.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):  # none, or half written by a killed process
+            origin = Origin(**json.loads(self.note.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError):  # none, or half written by a killed process
             return None
+        sendable = origin.validator is None or re.fullmatch(r"[!-~][ -~]*", str(origin.validator))
+        return origin if sendable else None
 
     def is_whole(self, url: str) -> bool:
         """Whether nothing is missing: left by a kill before the file got its name."""
@@ -135,9 +146,9 @@ class PartialFile:
 
     def publish(self) -> None:
         """Give the whole file its name."""
-        with self.file.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(self.file)
         self.file.replace(self.path)
+        sync(self.path.parent)
         self.note.unlink(missing_ok=True)
 
 
@@ -149,6 +160,7 @@ class _Download:
     part: PartialFile
     checksum: str | None
     size: int | None
+    most: int
     also_needed: int
     reporter: Reporter
 
@@ -203,7 +215,8 @@ class _Download:
             first = next(chunks, b"")
             if is_page(response, first) and self.part.path.suffix not in (".html", ".htm"):
                 confirmed = confirmation(first) if self.url.startswith("gdrive:") else None
-                if confirmed is None or address != resolve(self.url):  # asked for once
+                scheme = address.partition(":")[0]
+                if confirmed is None or not confirmed.startswith(f"{scheme}:") or address != resolve(self.url):  # once
                     raise Unavailable(f"a web page{title(first)} came instead of the file")
                 return self.receive(confirmed)
             return self.write(chain([first], chunks), origin, resumes=resumes)
@@ -211,6 +224,8 @@ class _Download:
     def write(self, chunks: Iterable[bytes], origin: Origin, *, resumes: bool) -> None:
         part, total = self.part, origin.total or self.size
         present, freed = (part.size, 0) if resumes else (0, part.size)
+        if max(origin.total or 0, present) > self.most:
+            raise self.too_much(f"the server offers {decimal(max(origin.total or 0, present))}")
         what = f"{self.name}{', with what is unpacked from it,' if self.also_needed else ''}"
         check_space(part.path.parent, max((total or 0) - present, 0) + self.also_needed - freed, what)
         if not resumes:
@@ -222,9 +237,20 @@ class _Download:
             part.file.open("ab") as file,
         ):
             for chunk in chunks:
+                present += len(chunk)
+                if present > self.most:
+                    break
                 file.write(chunk)
                 track.advance(len(chunk))
+        if present > self.most:
+            raise self.too_much("more than expected comes")
         if not part.size:
             raise Unavailable("the answer is empty")
         if origin.total not in (None, part.size):
             raise Dropped("the connection was lost")
+
+    def too_much(self, what: str) -> Unavailable:
+        """What came so far is no part of the file that is wanted."""
+        self.part.remove()
+        expected = "its size is not known" if self.size is None else f"it has about {decimal(self.size)}"
+        return Unavailable(f"{what}, at most {decimal(self.most)} are taken ({expected})")

@@ -4,6 +4,7 @@ import contextlib
 import io
 import struct
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ DAMAGED = (
     *(OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error),
     Image.DecompressionBombError,
 )
+COMMON = ("JPEG", "PNG", "BMP", "GIF", "PPM")  # tried first
+BY_OTHERS = ("EPS", "WMF")
 DEEPEST = 65535  # of 16 bits
 
 
@@ -51,11 +54,19 @@ class Files:
     def decode(self, content: bytes, image: str) -> Image.Image:
         """The picture in a file's bytes. Raises: UserError that names the file where it is damaged."""
         try:
-            with Image.open(io.BytesIO(content)) as opened:
+            with Image.open(io.BytesIO(content), formats=formats()) as opened:
                 pixels = to_rgb(opened, on_white=self.as_shown)
                 return turn(pixels, orientation_of(opened)) if self.as_shown else pixels
         except DAMAGED as error:
             raise damaged(self.locate(image), error) from error
+
+
+@cache
+def formats() -> list[str]:
+    """What Pillow reads without the help of other programs: an EPS file is one for Ghostscript to execute."""
+    Image.init()
+    others = [name for name in Image.ID if name not in (*COMMON, *BY_OTHERS)]
+    return [*COMMON, *others]
 
 
 def damaged(path: Path, error: Exception) -> UserError:
