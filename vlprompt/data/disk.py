@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.filesize import decimal
 
-from vlprompt.errors import UserError
+from vlprompt.errors import UserError, printable
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 logger = logging.getLogger(__name__)
@@ -111,4 +111,4 @@ def size_of(path: Path) -> int:
 @cache
 def complain(text: str) -> None:
     """Warn, once in a process."""
-    logger.warning("%s", text)
+    logger.warning("%s", printable(text))
