@@ -419,7 +419,9 @@ def test_a_table_in_another_encoding_or_nowhere(tmp_path: Path) -> None:
     "text",
     ["n02,dog\nn01,cat, domestic\n", "n01\tcat, domestic\nn02\tdog\nn03\tunused\n", "cat, domestic\n\ndog\n",
      "\ufefffolder,name\nn01,cat, domestic\nn02,dog", '"n01","cat, domestic"\r\n"n02","dog"\r\n',
-     "n02;dog\nn01;cat, domestic", 'sep=;\nn01;"cat, domestic"\nn02;dog\n', 'name\n"cat, domestic"\ndog\n', 'n01, "cat,\ndomestic"\nn02, dog\n;\n'],
+     "n02;dog\nn01;cat, domestic",
+     'sep=;\nn01;"cat, domestic"\nn02;dog\n', 'name\n"cat, domestic"\ndog\n',
+     'n01, "cat,\ndomestic"\nn02, dog\n;\n'],
 )  # fmt: skip
 def test_names_from_a_file(tmp_path: Path, text: str) -> None:
     fill(tmp_path, n01=4, n02=2)
