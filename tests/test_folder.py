@@ -1,11 +1,15 @@
 """Data sets of one's own: layouts, tables, names, the stored split, odd image files, and a whole run."""
 
+import errno
 import json
 import logging
 import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import StringIO
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,11 @@ from PIL import Image
 from running import ask, check_mistake
 
 from vlprompt import cli, sweep
+from vlprompt.config.compose import compose
+from vlprompt.config.datasets import load_dataset
+from vlprompt.config.schema import read_settings
 from vlprompt.data.dataset import PARTS, Dataset
+from vlprompt.data.disk import complain
 from vlprompt.data.sources import digits, folder
 from vlprompt.data.sources.files import Files
 from vlprompt.data.sources.layouts import warn
@@ -26,6 +34,7 @@ from vlprompt.errors import UserError
 @pytest.fixture(autouse=True)
 def no_warning_was_given() -> None:
     warn.cache_clear()
+    complain.cache_clear()
 
 
 def draw(path: Path, shade: int = 0, suffix: str = "") -> Path:
@@ -160,6 +169,8 @@ def test_links_depths_and_letters_of_any_kind(tmp_path: Path) -> None:
         ({"train": 3, "test": 3}, "test has no class folders"),
         ({"train__cat": 2, "train__dog": 2, "test": 3}, "test has no class folders"),
         ({"test__cat": 2, "test__dog": 2}, "no training images"),
+        ({"train__cat": 2, "train__dog": 2, "test__cat": 0, "test__dog": 0}, "test holds no images"),
+        ({"train__cat": 2, "train__dog": 2, "test__cat": 1, "val__dog": 0}, "val holds no images"),
         ({"train__cat": 2, "train__dog": 2, "val__cat": 1, "validation__cat": 1}, "mean the same"),
         ({"train__cat": 2, "train__dog": 2, "test__ant": 2}, "class 'ant' has no training images"),
         ({"cat": 2, "dog": 2, "ant": 0}, "ant holds no images"),
@@ -173,8 +184,9 @@ def test_a_wrong_layout_is_explained(tmp_path: Path, tree: dict[str, int], messa
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"dataset\.root=PATH"):
-        folder.load("folder", path=None)
+    for path in (None, "", "  "):
+        with pytest.raises(UserError, match=r"dataset\.root=PATH"):
+            folder.load("folder", path=path)
     with pytest.raises(UserError, match="nowhere is no folder"):
         load(tmp_path / "nowhere")
     (fill(tmp_path, cat=2, dog=2) / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
@@ -258,6 +270,81 @@ def test_the_name_identifies_a_data_set_wherever_it_lies(tmp_path: Path) -> None
     assert load(other).name != first.name
 
 
+def read_only(monkeypatch: pytest.MonkeyPatch, tree: Path) -> None:
+    """As if `tree` lay on a file system that cannot be written."""
+    real = folder.whole_file
+
+    @contextmanager
+    def whole_file(path: Path) -> Iterator[Path]:
+        if path.is_relative_to(tree):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        with real(path) as draft:
+            yield draft
+
+    monkeypatch.setattr(folder, "whole_file", whole_file)
+
+
+def test_images_that_cannot_be_written_to(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The split is made again each time, always alike; a note says how to keep it."""
+    tree = fill(tmp_path / "data", cat=10, dog=10)
+    read_only(monkeypatch, tree)
+    first = load(tree)
+    assert same(load(tree), first)
+    (text,) = warnings(caplog)
+    assert all(word in text for word in ("Read-only", str(tree / folder.STORED), "dataset.split=FILE"))
+    assert same(load(tree, stored=str(tmp_path / "split.json")), first)
+    draw(tree / "cat" / "99.png")
+    assert same(load(tree, stored=str(tmp_path / "split.json")), first)
+    with pytest.raises(UserError, match=r"cannot store .*Read-only.*dataset\.split=FILE"):
+        load(tree, stored=str(tree / "other.json"))
+
+
+GIVEN = [parts for n in (1, 2, 3) for parts in combinations(PARTS, n)]
+
+
+@pytest.mark.parametrize("before", GIVEN)
+@pytest.mark.parametrize("after", GIVEN)
+def test_parts_that_come_and_go(tmp_path: Path, before: tuple[str, ...], after: tuple[str, ...]) -> None:
+    """Every combination is read, and again, or refused for good; what its advice says helps the first time."""
+
+    def attempt() -> str:
+        try:
+            first = load(tmp_path)
+        except UserError as error:
+            return str(error)
+        assert same(load(tmp_path), first)
+        return ""
+
+    for part in before:
+        fill(tmp_path, **{f"{part}__{name}": 6 for name in ("cat", "dog")})
+    assert bool(attempt()) == ("train" not in before)
+    for part in set(before) - set(after):
+        shutil.rmtree(tmp_path / part)
+    for part in set(after) - set(before):
+        fill(tmp_path, **{f"{part}__{name}": 6 for name in ("cat", "dog")})
+    text = attempt()
+    assert ("no training images" in text) == ("train" not in after)
+    if text and "train" in after:
+        assert f"delete {tmp_path / folder.STORED}" in text
+        (tmp_path / folder.STORED).unlink()
+        assert attempt() == ""
+
+
+def test_a_table_of_other_labels_says_what_to_delete(tmp_path: Path) -> None:
+    """The same images, split for the labels of another table: one class has no training images then."""
+    fill(tmp_path, pics=12)
+    rows = [f"pics/{i:02d}.png,{i % 2}" for i in range(12)]
+    trained = {item.image for item in load(tmp_path, labels=table(tmp_path, "\n".join(["path,label", *rows]))).train}
+    other = [f"pics/{i:02d}.png,{'a' if f'pics/{i:02d}.png' in trained else 'b'}" for i in range(12)]
+    file = table(tmp_path, "\n".join(["path,label", *other]))
+    with pytest.raises(UserError, match=f"'b' has no training images.* delete {tmp_path / folder.STORED}"):
+        load(tmp_path, labels=file)
+    (tmp_path / folder.STORED).unlink()
+    assert load(tmp_path, labels=file).classes == ("a", "b")
+
+
 # tables
 
 
@@ -331,7 +418,10 @@ def test_a_table_in_another_encoding_or_nowhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     ["n02,dog\nn01,cat, domestic\n", "n01\tcat, domestic\nn02\tdog\nn03\tunused\n", "cat, domestic\n\ndog\n",
-     "\ufefffolder,name\nn01,cat, domestic\nn02,dog"],
+     "\ufefffolder,name\nn01,cat, domestic\nn02,dog", '"n01","cat, domestic"\r\n"n02","dog"\r\n',
+     "n02;dog\nn01;cat, domestic",
+     'sep=;\nn01;"cat, domestic"\nn02;dog\n', 'name\n"cat, domestic"\ndog\n',
+     'n01, "cat,\ndomestic"\nn02, dog\n;\n'],
 )  # fmt: skip
 def test_names_from_a_file(tmp_path: Path, text: str) -> None:
     fill(tmp_path, n01=4, n02=2)
@@ -363,6 +453,16 @@ def test_numbered_folders_are_in_the_order_of_numbers(tmp_path: Path) -> None:
         ("n01,cat\nn03,dog\n", "has no name for 'n02': add a line 'n02,NAME'"),
         ("n01,cat\nn02,\n", "has no name for 'n02'"),
         ("", "has 0 names"),
+        ("n01,cat,animal\nn02,dog,animal\n", "line 1 has 3 cells, allowed are two"),
+        ('n01,"cat\nn02,dog\n', "line 1 is no row of a CSV file"),
+        ('n02,dog\nn01,"cat"s\n', "line 2 is no row of a CSV file"),
+        ("n01,cat\nn02,dog\nn01,bird\n", "line 3: 'n01' has another name"),
+        ("N1,cat\nN2,dog\n", "the first is none of the classes .'n01' to 'n02'.: give lines such as 'n01,NAME'"),
+        ("cat,n01\ndog,n02\n", "the first is none of the classes"),
+        ("cat, domestic\ndog, wild\n", "put quotes around names that hold a comma"),
+        ("n02\nn01\n", "own names in another order"),
+        ("n01 cat\nn02 dog\n", "begin with the classes .'n01 cat'.: give lines such as 'n01,NAME'"),
+        ("n01: cat\nn02: dog\n", "begin with the classes"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_of_names_is_explained(tmp_path: Path, text: str, message: str) -> None:
@@ -372,7 +472,55 @@ def test_a_wrong_file_of_names_is_explained(tmp_path: Path, text: str, message: 
         load(tmp_path, names="names.txt")
 
 
+def test_names_in_another_encoding(tmp_path: Path) -> None:
+    fill(tmp_path, n01=2, n02=2)
+    for encoding in ("utf-16", "latin-1"):
+        (tmp_path / "names.txt").write_text("n01,kätzchen\nn02,dog\n", encoding=encoding)
+        with pytest.raises(UserError, match=r"names\.txt is not in UTF-8 .*: save it as UTF-8"):
+            load(tmp_path, names="names.txt")
+
+
+@pytest.mark.parametrize("names", ["big_cat\nbig cat\ndog\n", "Cat\ndog\ncat\n", "A_Cat\na cat\na_cat\n"])
+def test_classes_with_one_prompt_are_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, names: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(fill(tmp_path, n01=3, n02=3, n03=3))
+    (tmp_path / "names.txt").write_text(names)
+    settings = read_settings(compose(["dataset=folder", f"dataset.root={tmp_path}", "dataset.names=names.txt"]))
+    for _ in range(2):
+        load_dataset(settings, settings.dataset)
+    (text,) = warnings(caplog)
+    assert "same prompt" in text
+    assert all(name in text for name in names.split("\n") if name != "dog")
+    assert "dog" not in text
+
+
 # image files
+
+
+def test_classes_of_one_picture_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fill(tmp_path, cat=4, dog=4, ant=4)
+    load(tmp_path)
+    assert warnings(caplog) == []  # files of one size, but other pictures
+    for i in range(4):
+        draw(tmp_path / "cat" / f"{i:02d}.png", 7)
+        draw(tmp_path / "ant" / f"{i:02d}.png", i // 3)
+    load(tmp_path)
+    (text,) = warnings(caplog)
+    assert ("'cat'" in text, "'dog'" in text, "'ant'" in text) == (True, False, False)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("whole", [True, False])
+def test_pixels_that_are_no_numbers(tmp_path: Path, value: float, whole: bool) -> None:
+    pixels = np.full((3, 4), value, "<f4")
+    pixels[whole:] = value if whole else 1.0
+    pixels[0, 0] = value
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    for as_shown in (False, True):
+        with pytest.raises(UserError, match=r"a\.tif cannot be read .*NaN or infinite"):
+            opened(tmp_path / "a.tif", as_shown=as_shown)
+
 
 RAMP = np.arange(6, dtype=np.float64).reshape(2, 3) / 5
 
@@ -492,8 +640,16 @@ def test_mistakes_end_a_run_in_one_sentence(scans: Path) -> None:
         check_mistake(ask(sweep.main, [*RUN, *arguments]), [words], scans.parent)
 
     check("dataset.root=PATH")
+    for key in ("root", "labels", "names", "split"):
+        check(f"dataset.{key} is ''", f"dataset.{key}=")
     check("nowhere is no folder", "dataset.root=nowhere")
     check("dataset.root is 5", "dataset.root=5")
+    parts = scans.parent / "parts"
+    for name in ("five", "four", "one", "six"):
+        shutil.copytree(scans / name, parts / "train" / name)
+    for name in ("five", "four"):
+        shutil.copytree(scans / name, parts / "test" / name)
+    check("'novel'", f"dataset.root={parts}", "protocol=base_to_novel")
     damaged = sorted((scans / "nine").iterdir())[3]
     damaged.write_bytes(damaged.read_bytes()[:60])
     for workers in (0, 1):

@@ -1,9 +1,12 @@
 """Files that a data set is made of, with anything in them: read, or refused in a sentence."""
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_data import make_split, picture
@@ -11,8 +14,10 @@ from tiny_data import make_split, picture
 from vlprompt.data.lists import read_list
 from vlprompt.data.sources import split_file
 from vlprompt.data.sources.files import Files
-from vlprompt.data.sources.tables import read_table
+from vlprompt.data.sources.tables import plain, read_names, read_table
 from vlprompt.errors import UserError, printable
+from vlprompt.learners.hard_prompts import read_descriptions
+from vlprompt.textfiles import read_json, read_text
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 VALUES = st.recursive(
@@ -50,6 +55,108 @@ def test_tables(tmp_path: Path, rows: str, head: str) -> None:
     table.write_bytes((head + rows).encode("utf-8", "surrogatepass"))
     for row in refused_or_read(read_table, tmp_path, table) or []:
         assert (tmp_path / row.image).resolve().is_relative_to(tmp_path)
+
+
+WORDS = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1, max_size=12).filter(plain)
+SPREADSHEETS = {
+    "delimiter": st.sampled_from(",;\t"),
+    "quoting": st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL, csv.QUOTE_NONNUMERIC]),
+    "lineterminator": st.sampled_from(["\n", "\r\n", "\r"]),
+}
+
+
+def write_table(path: Path, rows: list[list[str]], mark: str, told: bool, **how: Any) -> None:
+    """As a spreadsheet writes it: with a mark of its encoding or not, and with Excel's first line or not."""
+    out = io.StringIO(newline="")
+    csv.writer(out, **how).writerows(rows)
+    first = f"sep={how['delimiter']}{how['lineterminator']}" if told else ""
+    path.write_bytes((mark + first + out.getvalue()).encode())
+
+
+@QUICK
+@given(
+    names=st.lists(WORDS, min_size=3, max_size=3),
+    header=st.sampled_from([[], [["folder", "name"]], [["", ""]]]),
+    mark=st.sampled_from(["", "\ufeff"]),
+    told=st.booleans(),
+    how=st.fixed_dictionaries(SPREADSHEETS),
+)
+def test_names_from_any_spreadsheet(
+    tmp_path: Path, names: list[str], header: list[list[str]], mark: str, told: bool, how: Any
+) -> None:
+    keys = ("n1", "n2", "n3")
+    rows = [[key, name] for key, name in zip(keys, names, strict=True)]
+    write_table(tmp_path / "names.csv", header + rows[::-1], mark, told, **how)
+    assert read_names(tmp_path / "names.csv", keys) == dict(zip(keys, map(plain, names), strict=True))
+    write_table(tmp_path / "alone.csv", [[name] for name in names], mark, told, **{**how, "quoting": csv.QUOTE_ALL})
+    alone = refused_or_read(read_names, tmp_path / "alone.csv", keys)
+    assert alone is None or list(alone.values()) == [plain(name) for name in names]
+    assert alone is not None or set(map(plain, names)) & set(keys) or any(name.startswith("n") for name in names)
+
+
+@QUICK
+@given(
+    labels=st.lists(WORDS, min_size=1, max_size=4),
+    extra=st.booleans(),
+    mark=st.sampled_from(["", "\ufeff"]),
+    told=st.booleans(),
+    how=st.fixed_dictionaries(SPREADSHEETS),
+)
+def test_labels_from_any_spreadsheet(
+    tmp_path: Path, labels: list[str], extra: bool, mark: str, told: bool, how: Any
+) -> None:
+    for i in range(len(labels)):
+        (tmp_path / f"{i}.png").touch()
+    rows = [[str(i), f"{i}.png", label] for i, label in enumerate(labels)]
+    table = tmp_path / "table.csv"
+    write_table(table, [["Number", "Path", "Label"], *rows], mark, told, **how)
+    assert [(row.image, row.key) for row in read_table(tmp_path, table)] == [
+        (f"{i}.png", plain(label)) for i, label in enumerate(labels)
+    ]
+    write_table(table, [["path", "label"], *(row[1:] for row in rows[:-1]), [*rows[-1][1:], "more"]], mark, told, **how)
+    with pytest.raises(UserError, match=rf"table\.csv, line {len(labels) + 1 + told} has 3 cells, the header 2"):
+        read_table(tmp_path, table)
+
+
+@QUICK
+@given(content=st.binary(max_size=60), keys=st.lists(WORDS, min_size=2, max_size=3, unique_by=plain))
+def test_names_from_anything(tmp_path: Path, content: bytes, keys: list[str]) -> None:
+    (tmp_path / "names").write_bytes(content)
+    names = refused_or_read(read_names, tmp_path / "names", [plain(key) for key in keys])
+    assert names is None or all(names.values())
+
+
+@QUICK
+@given(content=VALUES, text=st.text(max_size=30), encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "latin-1"]))
+def test_text_files(tmp_path: Path, content: Any, text: str, encoding: str) -> None:
+    file = tmp_path / "file"
+    file.write_text(json.dumps(content), encoding=encoding)
+    if encoding.startswith("utf-8"):
+        assert repr(read_json(file)) == repr(content)
+    file.write_bytes(text.encode(encoding, "replace"))
+    read = refused_or_read(read_text, file)
+    if encoding.startswith("utf-8") and "\0" not in text:
+        assert read == text.encode("utf-8", "replace").decode().removeprefix("\ufeff")
+    if encoding == "utf-16":
+        assert read is None
+    refused_or_read(read_json, file)
+
+
+@QUICK
+@given(inner=VALUES, key=st.text(max_size=5), depth=st.integers(0, 3))
+def test_a_name_given_twice_is_refused(tmp_path: Path, inner: Any, key: str, depth: int) -> None:
+    pair = f"{json.dumps(key)}: {json.dumps(inner)}"
+    (tmp_path / "file").write_text("[" * depth + f"{{{pair}, {pair}}}" + "]" * depth)
+    with pytest.raises(UserError, match="twice"):
+        read_json(tmp_path / "file", "this file")
+
+
+@QUICK
+@given(content=VALUES | st.dictionaries(st.text(max_size=6), st.lists(st.text(max_size=6), max_size=2)))
+def test_descriptions(tmp_path: Path, content: Any) -> None:
+    (tmp_path / "file").write_text(json.dumps(content))
+    described = refused_or_read(read_descriptions, tmp_path / "file")
+    assert described is None or len(described) == len(content)
 
 
 @QUICK

@@ -12,7 +12,7 @@ from PIL import Image
 from vlprompt.data.dataset import Dataset, Item, Split
 from vlprompt.data.sampling import Shots, sample_few_shot
 from vlprompt.errors import UserError
-from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, Protocol
+from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, Protocol, check_images
 from vlprompt.protocols.base_to_novel import BaseToNovel, halves, harmonic_mean
 from vlprompt.protocols.cross_dataset import CrossDataset
 from vlprompt.protocols.domain_generalization import DomainGeneralization
@@ -226,3 +226,57 @@ def test_settings_can_be_chosen_on_the_few_shot_validation_sample(
     without = Dataset("world", world.classes, world.train, (), (), no_image)
     with pytest.raises(UserError, match="world has no validation images to choose settings on"):
         episode_of(protocol, without, 1)
+
+
+def made(**labels: list[int]) -> Dataset:
+    """Four classes, with images of these labels in each part."""
+    parts = {part: tuple(Item(f"{part}{i}", label) for i, label in enumerate(labels.get(part, ()))) for part in PARTS}
+    return Dataset("made", ("ant", "bee", "cat", "dog"), open_image=no_image, **parts)
+
+
+ALL = [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "test", "lacking"),
+    [
+        (BaseToNovel(), [0, 1], ["novel", "cat", "dog"]),
+        (BaseToNovel(), [2, 3], ["base", "ant", "bee"]),
+        (FewShot(), [], ["test"]),
+        (TrainVal(), [], ["test"]),
+        (CrossDataset(targets=["other"]), [], ["made"]),
+        (BaseToNovel(), [1, 2], []),  # of each half some
+        (FewShot(), [3], []),
+    ],
+)
+def test_a_test_without_images_is_refused(protocol: Protocol, test: list[int], lacking: list[str]) -> None:
+    dataset = made(train=ALL, test=test)
+    episode = episode_of(protocol, dataset, "all", targets={"other": made(train=ALL, test=ALL)})
+    for trained in (True, False):
+        if not lacking:
+            check_images(dataset, episode, trained=trained)
+            continue
+        with pytest.raises(UserError, match="has no images for the test") as caught:
+            check_images(dataset, episode, trained=trained)
+        assert all(f"'{name}'" in str(caught.value) for name in lacking)
+
+
+def test_a_target_without_images_is_refused() -> None:
+    dataset, target = made(train=ALL, test=ALL), made(train=ALL)
+    for protocol in (CrossDataset(targets=["other"]), DomainGeneralization(targets=["other"])):
+        episode = episode_of(protocol, dataset, "all", targets={"other": target})
+        with pytest.raises(UserError, match="has no images for the test 'other'"):
+            check_images(dataset, episode, trained=True)
+
+
+@pytest.mark.parametrize("protocol", [BaseToNovel(), FewShot(), TrainVal()])
+@pytest.mark.parametrize("chosen", [[], [1], [2, 3]])
+def test_classes_without_training_images_are_refused(protocol: Protocol, chosen: list[int]) -> None:
+    dataset = made(train=ALL, test=ALL)
+    episode = protocol.episode(dataset, ([item for item in dataset.train if item.label in chosen], []))
+    classes = {"ant", "bee"} if isinstance(protocol, BaseToNovel) else set(dataset.classes)
+    with pytest.raises(UserError, match="the training images chosen from made lack") as caught:
+        check_images(dataset, episode, trained=True)
+    lacking = classes - {dataset.classes[label] for label in chosen}
+    assert all((f"'{name}'" in str(caught.value)) == (name in lacking) for name in dataset.classes)
+    check_images(dataset, episode, trained=False)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vlprompt.data.dataset import Dataset, Item
 from vlprompt.data.lists import ListSampler, make_lines
-from vlprompt.data.sampling import SAMPLERS, draw, sample_clip_lora, sample_few_shot
+from vlprompt.data.sampling import SAMPLERS, Shots, draw, sample_clip_lora, sample_few_shot
 from vlprompt.data.sources import split_file
 from vlprompt.errors import UserError
 from vlprompt.protocols.base_to_novel import BaseToNovel, halves
@@ -218,3 +218,23 @@ def test_a_list_from_another_machine(tmp_path: Path) -> None:
 def test_a_list_that_does_not_fit(tmp_path: Path, line: dict, why: str) -> None:
     with pytest.raises(UserError, match=why):
         write_list(tmp_path / "list.jsonl", [line])(make_dataset([0, 0, 1, 1], [0, 1]), shots=1, seed=1)
+
+
+@pytest.mark.parametrize("shots", ["all", 2])
+@pytest.mark.parametrize("content", ["", "\n\n", '{"path": "train0", "label": 0, "split": "val"}\n'])
+def test_a_list_without_training_images(tmp_path: Path, content: str, shots: Shots) -> None:
+    (tmp_path / "list.jsonl").write_text(content)
+    with pytest.raises(UserError, match="has no training images") as caught:
+        ListSampler(tmp_path / "list.jsonl")(make_dataset([0, 0, 1, 1], [0, 1]), shots=shots, seed=1)
+    assert "shots=0" not in str(caught.value)
+
+
+def test_a_list_as_other_systems_write_it(tmp_path: Path) -> None:
+    """With a mark of its encoding, and other line ends; U+2028 ends no line of JSON."""
+    content = '\ufeff{"path": "\u2028/train0", "label": 0}\r\n\r\n{"path": "train2", "label": 1}\r\n'
+    (tmp_path / "list.jsonl").write_bytes(content.encode())
+    train, _ = ListSampler(tmp_path / "list.jsonl")(make_dataset([0, 0, 1, 1], [0, 1]), shots="all", seed=1)
+    assert [item.image for item in train] == ["train0", "train2"]
+    (tmp_path / "list.jsonl").write_text(content[1:], encoding="utf-16")
+    with pytest.raises(UserError, match="is not in UTF-8"):
+        ListSampler(tmp_path / "list.jsonl")(make_dataset([0, 0, 1, 1], [0, 1]), shots="all", seed=1)

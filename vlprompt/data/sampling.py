@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 from vlprompt.data.dataset import Dataset, Item
-from vlprompt.errors import UserError, first_names
+from vlprompt.errors import UserError, first_names, printable
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +115,10 @@ def check_shots(dataset: Dataset, shots: Shots, *, repeat: bool = False) -> int:
     if small:
         what = "repeat some" if repeat else "are taken whole"
         logger.warning(
-            "Classes of %s with fewer than %d training images %s: %s.", dataset.name, shots, what, first_names(small)
+            "Classes of %s with fewer than %d training images %s: %s.",
+            dataset.name,
+            shots,
+            what,
+            printable(first_names(small)),
         )
     return shots

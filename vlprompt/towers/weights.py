@@ -115,8 +115,9 @@ def _read(path: Path) -> tuple[Any, bool]:
                 raise UserError(f"{path} is a compressed archive, and torch writes none: {FETCH}")
         elif start[8:9] == b"{" or path.suffix == ".safetensors":
             return safetensors.torch.load_file(path), False
-    check_pickles(path)
-    return torch.load(path, map_location="cpu", weights_only=True), False
+        check_pickles(path)
+        file.seek(0)  # not the path, by whose end torch would choose a reader
+        return torch.load(file, map_location="cpu", weights_only=True), False
 
 
 def reason_of(error: Exception) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from vlprompt.data.dataset import Part
-from vlprompt.errors import UserError
+from vlprompt.errors import UserError, printable
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Labelled:
 @cache
 def warn(text: str) -> None:
     """Say it once in a process, though a sweep loads a data set many times."""
-    logger.warning("%s", text)
+    logger.warning("%s", printable(text))
 
 
 def walk(base: Path) -> Iterator[Labelled]:
