@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 
-from vlprompt.config.changes import changes_of
+from vlprompt.config.changes import changes_of, words
 from vlprompt.config.datasets import load_datasets
 from vlprompt.config.hashing import variant_of
 from vlprompt.config.identity import is_same_run, result_settings, settings_hash
@@ -58,8 +58,9 @@ class RunSpec:
     def __str__(self) -> str:
         key = self.key
         training = f", {key.shots} shots, seed {key.seed}" if self.trained else ""
+        changes = f" ({words(self.changes)})" if self.changes else ""
         return (
-            f"{key.learner} on {key.dataset}: {key.protocol}{training}; {key.backbone} "
+            f"{key.learner}{changes} on {key.dataset}: {key.protocol}{training}; {key.backbone} "
             f"({self.settings.backbone.weights}), {self.precision} on {device_name(self.device)}"
         )
 

@@ -41,7 +41,10 @@ def find_runs(roots: Sequence[Path], notes: list[str] | None = None) -> dict[Pat
                     replaced[folder_of(*earlier), folder_of(path.parent, record)] += 1
                 runs[record.key] = path.parent, record
     if notes is not None:
-        notes += [f"{n} runs of {old} are left out: {new} has the same ones." for (old, new), n in replaced.items()]
+        notes += [
+            f"{n} runs of {old} are left out: {new} has runs of the same cells and seeds."
+            for (old, new), n in replaced.items()
+        ]
     return dict(runs.values())
 
 
