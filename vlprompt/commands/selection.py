@@ -35,6 +35,7 @@ def selected(options: argparse.Namespace, *, may_be_none: bool = False) -> tuple
     Raises: UserError where a folder is missing, or there are no runs and there have to be some.
     """
     from vlprompt.reports.filters import select
+    from vlprompt.reports.variants import mixed_settings, single_class_notes
     from vlprompt.results.store import find_runs
 
     missing = [str(root) for root in options.folders if not root.is_dir()]
@@ -47,7 +48,9 @@ def selected(options: argparse.Namespace, *, may_be_none: bool = False) -> tuple
     if not runs:
         raise no_runs(options.folders, notes)
     chosen, filtered = select(with_changes(runs), options.where)
-    return chosen, [*filtered, *notes, *of_several_folders(chosen)]
+    records = list(chosen.values())
+    cautions = [*single_class_notes(records), *mixed_settings(records)]
+    return chosen, [*filtered, *notes, *of_several_folders(chosen), *cautions]
 
 
 def roots(folders: Sequence[Path]) -> list[Path]:

@@ -85,7 +85,8 @@ def rows_of(
     runs: Mapping[Path, "Record"], name: str, values: Sequence[Any], options: argparse.Namespace, notes: list[str]
 ) -> list[dict[str, Any]]:
     """The rows of all runs; `notes` name those that cannot be tested. Raises: UserError where none can."""
-    from vlprompt.reports.variants import shared_changes, variant_texts, words
+    from vlprompt.config.changes import words
+    from vlprompt.reports.variants import shared_changes, variant_texts
 
     records = list(runs.values())
     in_words = zip(variant_texts(records), [words(c or {}, whole=True) for c in shared_changes(records)], strict=True)

@@ -1,5 +1,6 @@
 """What differs from the default, in the words of the command line."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,11 @@ from typing import Any
 from vlprompt.config.hashing import ABSENT, changed
 from vlprompt.config.schema import Settings
 
+MOST_WORDS = 6  # settings named in one cell
+LONGEST = 60  # characters of a value
+
 Tree = Mapping[str, Any]
+Changes = Mapping[str, Any]  # values by dotted key
 
 
 def changes_of(settings: Settings, default: Settings, relevant: Tree, relevant_default: Tree) -> dict[str, Any]:
@@ -67,3 +72,16 @@ def value_at(tree: Tree, key: str) -> tuple[str, Any]:
             return key, ABSENT
         node = node[part]
     return key, node
+
+
+def words(changes: Changes, *, whole: bool = False) -> str:
+    """fit.lr=0.01, method.rank=2; unless `whole`, at most so many, and long values cut."""
+    named = [f"{key}={value_text(value, whole=whole)}" for key, value in changes.items()]
+    more = [] if whole or len(named) <= MOST_WORDS else [f"and {len(named) - MOST_WORDS} more"]
+    return ", ".join([*(named[:MOST_WORDS] if more else named), *more])
+
+
+def value_text(value: Any, *, whole: bool = False) -> str:
+    """A value as on the command line."""
+    text = (value or "''") if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if whole or len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

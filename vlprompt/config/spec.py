@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from vlprompt.config.allowed import from_file
-from vlprompt.config.changes import changes_of
+from vlprompt.config.changes import changes_of, words
 from vlprompt.config.datasets import load_datasets
 from vlprompt.config.hashing import changed, variant_of
 from vlprompt.config.identity import is_same_run, result_settings, settings_hash
@@ -64,8 +64,9 @@ class RunSpec:
     def __str__(self) -> str:
         key = self.key
         training = f", {key.shots} shots, seed {key.seed}" if self.trained else ""
+        changes = f" ({words(self.changes)})" if self.changes else ""
         return (
-            f"{key.learner} on {key.dataset}: {key.protocol}{training}; {key.backbone} "
+            f"{key.learner}{changes} on {key.dataset}: {key.protocol}{training}; {key.backbone} "
             f"({self.settings.backbone.weights}), {self.precision} on {device_name(self.device)}"
         )
 

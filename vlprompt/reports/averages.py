@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from vlprompt.config.changes import words
 from vlprompt.reports.summary import (
     MEAN_OF_H,
     UNTRAINED,
@@ -15,10 +16,8 @@ from vlprompt.reports.summary import (
     headline,
     is_transfer,
     runs_in,
-    single_class_notes,
     spread,
 )
-from vlprompt.reports.variants import words
 from vlprompt.results.record import Record
 
 CONTEXT = ["protocol", "source", "backbone", "weights", "shots"]  # what learners share that are compared
@@ -65,7 +64,6 @@ def across_datasets(
                 notes += [f"No {label} of {row['learner']}, {lacking} missing." for lacking in missing]
             spreads |= _harmonic(spreads, row, label, datasets)
             rows[group["run"].iloc[0]] = _long(row, spreads, group)
-    notes += single_class_notes(records)
     types = {"n": int, "mean": float, "deviation": float, "half_width": float}
     ordered = [row for run in sorted(rows) for row in rows[run]]
     return pd.DataFrame(ordered, dtype=object).astype(types), list(dict.fromkeys(notes))

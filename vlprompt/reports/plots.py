@@ -1,5 +1,6 @@
 """Figures of results. They need matplotlib, the extra `plots`."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".pdf", ".png", ".svg")
+LETTERS = 12  # of a legend, in an inch
 MARKERS = "osD^vP*Xh<>p"
 
 
@@ -43,6 +45,12 @@ def save(figure: "Figure", path: Path) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
+def legend(name: str, width: float) -> str:
+    """A label of a legend, in lines that fit into `width` inches."""
+    words = name.replace(",", ", ")
+    return "\n".join(map(harmless, textwrap.wrap(words, max(int(width * LETTERS) - 6, 8)) or [""]))
+
+
 def reliability(curves: Mapping[str, pd.DataFrame], title: str) -> "Figure":
     """Accuracy over confidence, as `metrics.reliability` has it, by label; below it the share of images in each bin.
 
@@ -55,7 +63,7 @@ def reliability(curves: Mapping[str, pd.DataFrame], title: str) -> "Figure":
         share = curve["images"] / curve["images"].sum()
         filled = curve[curve["images"] > 0]
         (drawn,) = upper.plot(
-            filled["confidence"], filled["accuracy"], marker=marker, markersize=4, label=harmless(name)
+            filled["confidence"], filled["accuracy"], marker=marker, markersize=4, label=legend(name, 4.5)
         )
         lower.stairs(share, [*curve["low"], 1], color=drawn.get_color())
     upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), title=harmless(title))
@@ -75,11 +83,11 @@ def few_shot(results: pd.DataFrame, metric: str) -> "Figure":
     names = sorted(in_papers_order(tests["dataset"]), key=lambda name: not name.startswith("average_"))
     n_columns = min(4, len(names))
     n_rows = -(-len(names) // n_columns)
-    figure = new_figure(3.4 * n_columns, 2.8 * n_rows + 0.5)
+    figure = new_figure(max(3.4 * n_columns, 4.5), 2.8 * n_rows + 0.5)
     panels = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
     learners = list(dict.fromkeys(results["learner"]))
     for panel, name in zip(panels, names, strict=False):
-        _curves(panel, tests[tests["dataset"] == name], learners)
+        _curves(panel, tests[tests["dataset"] == name], learners, figure.get_figwidth())
         panel.set_title(harmless(name), fontsize="medium")
     for panel in panels[len(names) :]:
         panel.set_axis_off()
@@ -88,21 +96,26 @@ def few_shot(results: pd.DataFrame, metric: str) -> "Figure":
     shown = {
         label: line for panel in figure.axes for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=4, fontsize="small")
+    lines = [label.count("\n") + 1 for label in shown]
+    longest = max(map(len, "\n".join(shown).splitlines()), default=1)
+    n_columns = max(1, min(4, int(figure.get_figwidth() * LETTERS) // (longest + 6)))
+    figure.set_figheight(figure.get_figheight() + 0.2 * sum(lines) / n_columns)
+    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=n_columns, fontsize="small")
     return figure
 
 
-def _curves(panel: "Axes", tests: pd.DataFrame, learners: Sequence[str]) -> None:
+def _curves(panel: "Axes", tests: pd.DataFrame, learners: Sequence[str], width: float) -> None:
     tests = tests[tests["shots"] != "all"].sort_values("shots", kind="stable")
     positions = {shots: i for i, shots in enumerate(dict.fromkeys(tests["shots"]))}
     for i, learner in enumerate(learners):
         line = tests[tests["learner"] == learner]
         x, means = line["shots"].map(positions).tolist(), line["mean"].tolist()
+        label = legend(learner, width)
         style: dict[str, Any] = {"color": f"C{i}", "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
         if (line["given_shots"] == UNTRAINED).any():
-            panel.plot(x, means, label=harmless(learner), linestyle=":", **style)
+            panel.plot(x, means, label=label, linestyle=":", **style)
         elif x:
-            panel.errorbar(x, means, line["deviation"].fillna(0).tolist(), capsize=2, label=harmless(learner), **style)
+            panel.errorbar(x, means, line["deviation"].fillna(0).tolist(), capsize=2, label=label, **style)
     panel.set_xticks(range(len(positions)), map(str, positions))
     panel.grid(alpha=0.3)
 

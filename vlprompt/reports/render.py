@@ -10,7 +10,7 @@ import pandas as pd
 from vlprompt.errors import UserError, unknown
 from vlprompt.reports.escapes import ESCAPES, csv, latex_comment, terminal
 from vlprompt.reports.summary import MEAN_OF_H, NO_RUNS, SHARED, summarise
-from vlprompt.reports.variants import distinguishing
+from vlprompt.reports.variants import distinguishing, single_class_notes
 from vlprompt.results.metrics import find_metric
 from vlprompt.results.record import Record
 
@@ -69,7 +69,6 @@ def render(table: pd.DataFrame, format: str = "terminal", *, costs: bool = False
         return csv(table.drop(columns="named"))
     parts = [part for _, part in table.groupby("protocol", sort=False)]
     notes = [*INTERVAL_NOTES[table.attrs.get("interval", "none")], *general_notes(table)]
-    notes += table.attrs.get("notes", [])
     metric = table.attrs.get("metric", "accuracy")
     if costs:
         notes.append(COST_NOTE)
@@ -78,7 +77,8 @@ def render(table: pd.DataFrame, format: str = "terminal", *, costs: bool = False
 
 def in_words(records: Sequence[Record]) -> str:
     """What runs came to, for the terminal, with a column for each setting in which variants differ."""
-    return render(summarise(records, columns=distinguishing(records))).rstrip()
+    notes = single_class_notes(records)
+    return "\n\n".join([render(summarise(records, columns=distinguishing(records))).rstrip(), *map(terminal, notes)])
 
 
 def check_format(format: str) -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from vlprompt.config.changes import words
 from vlprompt.errors import UserError
 from vlprompt.protocols import PROTOCOLS
 from vlprompt.reports.filters import check_key
-from vlprompt.reports.variants import labels, shared_changes, shown_value, variant_texts, words
+from vlprompt.reports.variants import labels, shared_changes, shown_value, variant_texts
 from vlprompt.results.metrics import find_metric
 from vlprompt.results.record import Record
 
@@ -194,23 +195,8 @@ def summarise(
     names = merged(sorted(numbers, key=lambda of_row: "base" not in of_row))
     shown = [name for key in keys for name in (key, *["changes"] * (key == "named"))]
     table = pd.DataFrame(rows, columns=[*shown, "n", *names, *COSTS, "failed", "missing"])
-    table.attrs |= {"metric": metric, "interval": interval, "notes": single_class_notes(records)}
+    table.attrs |= {"metric": metric, "interval": interval}
     return table
-
-
-def single_class_notes(records: Iterable[Record]) -> list[str]:
-    """What tests of one class come to."""
-    single = {
-        (record.protocol, record.dataset, test): None
-        for record in records
-        for test, n_classes in record.n_classes.items()
-        if n_classes == 1
-    }
-    return [
-        f"{protocol}, {dataset}: the test {test} has one class, so that every learner has 100 there; it says nothing, "
-        "nor does a mean that it enters."
-        for protocol, dataset, test in single
-    ]
 
 
 def missing_metric(records: Sequence[Record], metric: str) -> list[str]:

@@ -3,21 +3,22 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from vlprompt.config.changes import MOST_WORDS, Changes, value_text, words
 from vlprompt.config.schema import Fit, Schedule
+from vlprompt.errors import first_names
 from vlprompt.reports.filters import value_of
 from vlprompt.results.record import Record
 
 MOST_COLUMNS = 4  # settings that get columns by themselves
-MOST_WORDS = 6  # settings named in one cell
-LONGEST = 60  # characters of a value
+MOST_NAMED = 10  # rows in notes
+SECTIONS = ("method", "fit", "bank", "augment", "sampler", "backbone", "protocol")  # of what a row's seeds share
+WITHOUT_EFFECT = ("bank.use", "bank.gb", "backbone.weights", "backbone.model")  # weights have columns
 FIT = {f"fit.{name}": field.default for name, field in Fit.model_fields.items()}
 FIT |= {f"fit.schedule.{name}": value for name, value in Schedule().model_dump().items()}  # their defaults, by key
-
-Changes = Mapping[str, Any]
 
 
 def has_name(record: Record) -> bool:
@@ -77,23 +78,10 @@ def names_of_several(records: Sequence[Record]) -> set[tuple[str, str | None]]:
     return {cell[:2] for cell, known in cells.items() if len(known) > 1}
 
 
-def words(changes: Changes, *, whole: bool = False) -> str:
-    """fit.lr=0.01, method.rank=2; unless `whole`, at most so many, and long values cut."""
-    named = [f"{key}={value_text(value, whole=whole)}" for key, value in changes.items()]
-    more = [] if whole or len(named) <= MOST_WORDS else [f"and {len(named) - MOST_WORDS} more"]
-    return ", ".join([*(named[:MOST_WORDS] if more else named), *more])
-
-
-def value_text(value: Any, *, whole: bool = False) -> str:
-    """A value as on the command line."""
-    text = (value or "''") if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text if whole or len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
-
-
 def labels(records: Sequence[Record]) -> list[str]:
     """The learner of each record with what tells it from the others: coop, coop@fit.lr=0.01, coop@NAME."""
     return [
-        f"{record.method}@{text}" if text else record.method
+        f"{record.method}@{text.replace(', ', ',')}" if text else record.method  # no spaces: as a command takes it
         for record, text in zip(records, variant_texts(records), strict=True)
     ]
 
@@ -105,7 +93,7 @@ def shown_value(record: Record, key: str) -> Any:
     value = value_of(record, key)
     if value is None and record.config.get("fit"):
         value = FIT.get(key)
-    return PurePath(value).name if isinstance(value, str) and "/" in value and PurePath(value).suffix else value
+    return file_name(value)
 
 
 def distinguishing(records: Iterable[Record], *, across: bool = False) -> list[str]:
@@ -122,10 +110,14 @@ def distinguishing(records: Iterable[Record], *, across: bool = False) -> list[s
         if changed and (not has_name(record) or (record.method, record.variant) in several)
     }.values():
         keys.update(changes.keys())
-    return [key for key, _ in keys.most_common() if _tells_apart(key, records, across)][:MOST_COLUMNS]
+    tests = {name for record in records for name in (*record.scores, *record.headline)}
+    possible = [
+        key for key, _ in keys.most_common() if "." in key and key not in tests
+    ]  # other columns have names, too
+    return [key for key in possible if _distinguishes(key, records, across)][:MOST_COLUMNS]
 
 
-def _tells_apart(key: str, records: Sequence[Record], across: bool) -> bool:
+def _distinguishes(key: str, records: Sequence[Record], across: bool) -> bool:
     rows: dict[tuple[str, Any, str | None], set[str]] = {}
     for record in records:
         value = shown_value(record, key)
@@ -138,3 +130,72 @@ def _tells_apart(key: str, records: Sequence[Record], across: bool) -> bool:
         of_methods.setdefault((method, cell), set()).update(values)
     filled = sum("" not in values for values in rows.values())
     return any(len(values) > 1 for values in of_methods.values()) and 2 * filled >= len(rows)
+
+
+def single_class_notes(records: Iterable[Record]) -> list[str]:
+    """On tests of one class: every learner is right there."""
+    single = {
+        (record.protocol, record.dataset, test): None
+        for record in records
+        for test, n_classes in record.n_classes.items()
+        if n_classes == 1
+    }
+    return [
+        f"{protocol}, {dataset}: the test {test} has one class, so that every learner has 100 there; it says nothing, "
+        "nor does a mean that it enters."
+        for protocol, dataset, test in single
+    ]
+
+
+def mixed_settings(records: Sequence[Record]) -> list[str]:
+    """Notes on rows whose seeds have other settings than each other, and on data sets that were split in several ways.
+
+    A default may have changed between two versions; a setting that not all of a row's records keep is passed over.
+    """
+    rows: dict[tuple[Any, ...], list[Record]] = {}
+    splits: dict[tuple[str, str], set[str]] = {}
+    for record, label in zip(records, labels(records), strict=True):
+        row = label, record.dataset, record.protocol, record.backbone, record.weights, record.precision, record.shots
+        rows.setdefault(row, []).append(record)
+        if record.split_hash and record.status == "finished":
+            splits.setdefault((record.dataset, record.protocol), set()).add(record.split_hash)
+    notes = []
+    for (label, dataset, protocol, *_, shots), members in rows.items():
+        if differing := differences([record for record in members if record.config]):
+            notes.append(
+                f"Seeds of one row differ in their settings: {label} on {dataset}, {protocol}, {shots} shots: "
+                f"{first_names(differing, MOST_WORDS)}."
+            )
+    notes = [*notes[:MOST_NAMED], *[f"... and {len(notes) - MOST_NAMED} more such rows."] * (len(notes) > MOST_NAMED)]
+    return notes + [
+        f"Runs on {dataset} ({protocol}) are of {len(hashes)} splits of its images: compare them with care."
+        for (dataset, protocol), hashes in splits.items()
+        if len(hashes) > 1
+    ]
+
+
+def differences(records: Sequence[Record]) -> list[str]:
+    """The settings that all of these records keep, and not with the same value: fit.lr (0.002, 0.01)."""
+    flat = [
+        {key: leaf for name in SECTIONS for key, leaf in leaves(record.config.get(name), name)} for record in records
+    ]
+    shared = [key for key in (flat[0] if flat else {}) if all(key in other for other in flat)]
+    differing = []
+    for key in shared:
+        values = dict.fromkeys(value_text(file_name(of_record[key])) for of_record in flat)
+        if len(values) > 1:
+            differing.append(f"{key} ({', '.join(values)})")
+    return differing
+
+
+def leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from leaves(inner, f"{name}.{key}")
+    elif name not in WITHOUT_EFFECT:
+        yield name, value
+
+
+def file_name(value: Any) -> Any:
+    """A file by its name, wherever it lay; anything else as it is."""
+    return PurePath(value).name if isinstance(value, str) and "/" in value and PurePath(value).suffix else value

@@ -57,7 +57,7 @@ def find_runs(roots: Sequence[Path], say: Callable[[str], object] = logger.warni
                 replaced[folder_of(*earlier), folder_of(*run)] += 1
             runs[run[1].key] = run
     for (old, new), n in replaced.items():
-        say(f"{n} runs of {old} are left out: {new} has the same ones.")
+        say(f"{n} runs of {old} are left out: {new} has runs of the same cells and seeds.")
     return dict(runs.values())
 
 
