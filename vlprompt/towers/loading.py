@@ -194,6 +194,7 @@ def tokenizer_in(folder: Path, config: Mapping[str, Any]) -> Any:
     }
     try:
         if config.get("hf_tokenizer_name"):
+            settings["trust_remote_code"] = False  # else Transformers asks whether to run the folder's code
             return HFTokenizer(str(folder), tokenizer_mode=config.get("tokenizer_mode"), **settings)
         return open_clip.SimpleTokenizer(**settings)
     except Exception as error:  # as for what cannot be fetched
