@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -331,6 +332,18 @@ def test_a_ledger_that_is_lost_or_damaged_is_counted_again(tmp_path: Path, ledge
         assert not fits
     with Budget(tmp_path, 1000).room_for(tmp_path / "b", 100) as fits:  # it replaces the one that is there
         assert fits
+
+
+def test_a_stopped_process_does_not_stop_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "LONGEST_WAIT", 0.2)
+    with FileLock(tmp_path / budget.LOCK), caplog.at_level(logging.WARNING):  # another object, as another process
+        start = time.monotonic()
+        assert [bank(tmp_path).write(f"seed1-view{i:04d}", ROWS) for i in range(20)] == [False] * 20
+        assert time.monotonic() - start < 2
+    assert ["held" in record.getMessage() for record in caplog.records] == [True]
+    assert bank(tmp_path).write("crop", ROWS)
 
 
 def test_what_others_delete_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

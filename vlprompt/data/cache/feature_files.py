@@ -75,7 +75,8 @@ class FeatureFiles:
                 with whole_file(path, lasting=lasting) as draft:
                     save_file({FEATURES: features}, draft, metadata)
         except (OSError, SafetensorError, NotImplementedError) as error:
-            complain(f"the feature bank in {root} cannot be written ({error}): features are not stored")
+            why = getattr(error, "strerror", None) or error
+            complain(f"the feature bank in {root} cannot be written ({why}): features are not stored")
             return False
         return True
 
