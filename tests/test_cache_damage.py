@@ -318,7 +318,13 @@ def test_the_limit_counts_files_not_tensors(tmp_path: Path) -> None:
     assert not small.write("seed1-view0000", ROWS)
 
 
-@pytest.mark.parametrize("ledger", [None, b"", b"0 99999999999.0 00000000", b"\xff", b"-5", b"1 2 3 4"])
+def sealed_ledger(*numbers: str) -> bytes:
+    return " ".join([*numbers, budget._check(*numbers)]).encode()
+
+
+@pytest.mark.parametrize(
+    "ledger", [None, b"", b"0 99999999999.0 00000000", sealed_ledger("0", "99999999999.0"), b"\xff", b"-5", b"1 2 3 4"]
+)
 def test_a_ledger_that_is_lost_or_damaged_is_counted_again(tmp_path: Path, ledger: bytes | None) -> None:
     (tmp_path / "a").write_bytes(bytes(900))
     with Budget(tmp_path, 1000).room_for(tmp_path / "b", 50) as fits:

@@ -44,7 +44,8 @@ class Budget:
             before = size_of(path)
             used, counted = self._recall()
             full = used + size - before > self.limit
-            if counted < STARTED or (full and counted < time.time() - PATIENCE):
+            now = time.time()
+            if not STARTED <= counted <= now + PATIENCE or (full and counted < now - PATIENCE):
                 used, counted = self._count(), time.time()
                 full = used + size - before > self.limit
                 self._note(used, counted)
