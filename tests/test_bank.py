@@ -197,7 +197,7 @@ def test_a_damaged_or_deleted_file_is_made_again(tmp_path: Path) -> None:
 
 def test_a_full_bank_stores_no_more_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fresh_process()
-    files = FeatureFiles(tmp_path / "tower", 1300)
+    files = FeatureFiles(tmp_path / "tower", 1000)
     files.write("crop", {"a": torch.ones(100)})
     files.write("crop", {"b": torch.ones(200)})
     assert files.read("crop", ["a", "b"]).keys() == {"a"}
@@ -287,7 +287,7 @@ def test_methods_that_edit_the_image_tower_have_no_use_for_a_bank(here: Path) ->
 
 def test_features_that_cannot_be_stored_are_no_success(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = packed(here)
-    monkeypatch.setattr("vlprompt.data.cache.feature_files.save_file", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     check_mistake(ask(cli.main, ["bank", "unpack", str(path)]), ["not all features could be stored"], here)
 
 

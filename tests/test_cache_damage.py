@@ -308,14 +308,23 @@ def test_four_processes_share_one_limit(tmp_path: Path) -> None:
     assert 0.9 * limit / 5 < size_below(tmp_path / "images") <= limit / 5
 
 
+@pytest.mark.skipif(os.name == "nt", reason="permissions are others there")
+def test_what_one_user_stores_others_may_read(tmp_path: Path) -> None:
+    """As far as the user's umask says so."""
+    (tmp_path / "plain").touch()
+    bank(tmp_path / "bank").write("crop", ROWS)
+    obtain(tmp_path / "images")
+    modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}
+
+
 def test_the_limit_counts_files_not_tensors(tmp_path: Path) -> None:
-    one = bank(tmp_path / "one")
-    one.write("crop", ROWS)
-    size = size_below(tmp_path / "one")
+    views = ["crop", "seed1-view0000"]
+    assert all(bank(tmp_path / "free").write(view, ROWS) for view in views)
+    size = size_below(tmp_path / "free")
     assert size > 2 * sum(row.nbytes for row in ROWS.values())
-    small = bank(tmp_path / "small", limit=2 * size - 1)
-    assert small.write("crop", ROWS)
-    assert not small.write("seed1-view0000", ROWS)
+    assert [bank(tmp_path / "small", limit=size - 1).write(view, ROWS) for view in views] == [True, False]
+    assert [bank(tmp_path / "enough", limit=size).write(view, ROWS) for view in views] == [True, True]
 
 
 def sealed_ledger(*numbers: str) -> bytes:
