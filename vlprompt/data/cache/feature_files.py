@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from vlprompt.data.cache.budget import Budget
@@ -22,7 +22,6 @@ FILE = "*.safetensors"
 ABOUT = "about.json"  # next to the views: what the tower is
 FEATURES, KEYS = "features", "keys"  # the tensor [N, e] of a file, and in its metadata the keys of the rows
 CHECKSUMS = "checksums"  # in the metadata: of the keys, and of the features
-HEADER = 512  # bytes at most in a file in addition to its features and metadata
 UNREADABLE = (OSError, SafetensorError, LookupError, ValueError)  # Damaged is a ValueError
 Rows = dict[str, Float[Tensor, " e"]]  # by key
 
@@ -63,19 +62,20 @@ class FeatureFiles:
             return True
         features = torch.stack([row.cpu() for row in rows.values()])
         root, name = self.folder.parent, hashlib.sha256("".join(rows).encode()).hexdigest()[:16]
-        path, metadata = self.folder / view / f"{name}{FILE[1:]}", metadata_of(self.folder.name, view, rows, features)
-        size = features.nbytes + len(json.dumps(metadata)) + HEADER
+        path = self.folder / view / f"{name}{FILE[1:]}"
+        content = save({FEATURES: features}, metadata_of(self.folder.name, view, rows, features))
         budget = Budget(root, self.limit)
         try:
             self._describe(budget)
-            with budget.room_for(path, size) as fits:
+            with budget.room_for(path, len(content)) as fits:
                 if not fits:
                     complain(f"the feature bank in {root} is full: raise bank.gb, or delete parts of it")
                     return False
                 with whole_file(path, lasting=lasting) as draft:
-                    save_file({FEATURES: features}, draft, metadata)
-        except (OSError, SafetensorError, NotImplementedError) as error:
-            complain(f"the feature bank in {root} cannot be written ({error}): features are not stored")
+                    draft.write_bytes(content)  # safetensors' own would be for this user alone
+        except (OSError, NotImplementedError) as error:
+            why = getattr(error, "strerror", None) or error
+            complain(f"the feature bank in {root} cannot be written ({why}): features are not stored")
             return False
         return True
 

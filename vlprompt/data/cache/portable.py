@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -49,7 +49,7 @@ class About(BaseModel):
 
     model: str = Field(max_length=300)
     precision: Literal["fp32", "bf16"]
-    size: NonNegativeInt | None = None  # of its images
+    size: Annotated[int, Field(ge=0, lt=2**31)] | None = None  # of its images
     mean: Annotated[list[float], Field(max_length=4)] | None = None
     std: Annotated[list[float], Field(max_length=4)] | None = None
     interpolation: Literal["bicubic", "bilinear"] | None = None
@@ -64,9 +64,11 @@ class Manifest(BaseModel):
     format: Literal[2] = 2
     tower: str = Field(pattern=f"^{TOWER.pattern}$")  # the name of its folder
     about: About
-    settings: dict[str, str] = {}  # of the runs that it was packed for: method, dataset, ...
-    n_others: NonNegativeInt = 0  # further settings of these runs, which are not passed on
-    seeds: list[NonNegativeInt] = []
+    settings: Annotated[
+        dict[str, str], Field(max_length=100)
+    ] = {}  # of the runs that it was packed for: method, dataset, ...
+    n_others: Annotated[int, Field(ge=0, le=1000)] = 0  # further settings of these runs, which are not passed on
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(max_length=1000)] = []
     members: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = {}  # sha256 by name
 
 

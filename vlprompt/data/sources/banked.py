@@ -31,8 +31,8 @@ class Banked:
         """Raises: UserError, always."""
         raise UserError(
             f"the images of {self.name} are not here, and the feature bank lacks what this run needs of '{image}': "
-            "pack a bank for the same method, seed and shots, choose a method that leaves the image tower alone, or "
-            "get the data set"
+            "unpack the bank again if a file of it was damaged, pack one for the same method, seed and shots, choose a "
+            "method that leaves the image tower alone, or get the data set"
         )
 
 
