@@ -362,7 +362,7 @@ def test_a_phrase_sets_the_length(method: str) -> None:
     free = read_run([*run, "method.ctx_init=''", "method.n_context=8"])
     assert free.config["method"]["n_context"] == 8
     short = read_run([*run, "method.ctx_init=a photo"])
-    assert short.config["method"]["n_context"] == 2
+    assert short.config["method"]["n_context"] == short.arguments["n_context"] == 2
 
 
 @pytest.mark.usefixtures("results")

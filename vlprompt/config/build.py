@@ -135,6 +135,6 @@ def restore_learner(folder: Path) -> Learner:
     about = learner_files.read_config(folder)
     kind, arguments = locate({"_target_": about["target"], **about["arguments"]}, Learner, "method")
     clip = clip_at(about["backbone"]["model"], about["backbone"]["weights"], torch.device("cpu"))
-    learner: Learner = kind(clip, about["classes"], **arguments)
+    learner: Learner = kind(clip, about["classes"], **kind.resolved(arguments))
     learner_files.load_tensors(learner, folder)
     return learner.eval()
