@@ -37,9 +37,10 @@ CLASSES = ("zero", "one", "two")
 N_IMAGES = 5  # in batches of two
 Tensors = list[tuple[str, Tensor]]
 PROTOCOLS = sorted(path.stem for path in (config_dir() / "protocol").glob("*.yaml"))
-SHORT: dict[str, Any] = {"n_views": 2, "iterations": 3, "search_steps": [3, 2]}
+SHORT: dict[str, Any] = {"n_views": 2, "iterations": 3, "search_steps": [3, 2], "search_scale": [2000.0, 50.0]}
 DRAWN = {("p_tuning", "method.n_tokens")}  # without effect, but that the encoder starts from other random numbers
-QUICK = [("coop", "base_to_novel"), ("tip_adapter", "few_shot"), ("tip_adapter_f", "train_val")]
+TIED = {("linear_probe", "method.n_steps")}  # all C are equally good on so few images
+QUICK = [("coop", "base_to_novel"), ("tip_adapter", "few_shot"), ("tip_adapter_f", "few_shot")]
 
 # Values: what cannot be read off an annotation
 
@@ -114,7 +115,7 @@ class Noise(Loader):
 
 
 def batch(clip: Clip, split: Split, index: Sequence[int], view: int) -> Batch:
-    """A view of images that are the same in each split; labels of the test are others."""
+    """A view of images that are the same in each split, unlike some labels."""
 
     def noise(seed: int) -> Tensor:
         size = clip.preprocess.size
@@ -126,8 +127,8 @@ def batch(clip: Clip, split: Split, index: Sequence[int], view: int) -> Batch:
 
 def episode(*, val: bool) -> Episode:
     def split(name: str) -> Split:
-        moved = 1 if name == "test" else 0
-        items = tuple(Item(str(i), (i + moved) % len(CLASSES)) for i in range(N_IMAGES))
+        moved = {"train": [], "val": [0, 4], "test": range(N_IMAGES)}[name]  # so that to fit well is not always best
+        items = tuple(Item(str(i), (i + (i in moved)) % len(CLASSES)) for i in range(N_IMAGES))
         return Split(items, CLASSES, lambda image: image, origin=name)
 
     return Episode(train=split("train"), val=split("val") if val else None, tests={"test": split("test")})
@@ -259,10 +260,18 @@ def judge(case: Case, key: str, *, exactly: bool = False) -> str | None:
             continue
         if effect and refused and (case.method, key) not in DRAWN:
             return f"{key}={other} is refused, and has an effect"
-        if effect or refused:
+        if effect or refused or (case.method, key) in TIED:
             return None
         problem = f"{key}={other} has no effect"
     return problem
+
+
+def runs(case: Case) -> bool:
+    """Whether it can be trained as it stands; without validation images not all can."""
+    try:
+        return bool(case.after)
+    except UserError:
+        return False
 
 
 def has_effect(a: Case, b: Case, *, start: bool = True) -> bool:
@@ -282,6 +291,7 @@ def best_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("method", "protocol"), QUICK)
 def test_a_setting_has_an_effect_or_is_refused(method: str, protocol: str) -> None:
     case = case_of(method, protocol, "caltech101")
+    assert runs(case)
     assert [problem for key in case.settings() if (problem := judge(case, key))] == []
 
 
@@ -292,8 +302,9 @@ def test_each_setting_of_each_method_in_each_protocol(method: str, dataset: str)
     seen = set()
     for protocol in PROTOCOLS:
         case = case_of(method, protocol, dataset)
-        about = canonical([case.config["method"], case.config["fit"], case.val])
-        if about not in seen:
+        selects = "tip" in method or method == "linear_probe"
+        about = canonical([case.config["method"], case.config["fit"], case.val or not selects])
+        if about not in seen and runs(case):
             assert [(protocol, p) for key in case.settings() if (p := judge(case, key))] == []
         seen.add(about)
 
@@ -351,7 +362,7 @@ def test_a_phrase_sets_the_length(method: str) -> None:
     free = read_run([*run, "method.ctx_init=''", "method.n_context=8"])
     assert free.config["method"]["n_context"] == 8
     short = read_run([*run, "method.ctx_init=a photo"])
-    assert short.config["method"]["n_context"] == 2
+    assert short.config["method"]["n_context"] == short.arguments["n_context"] == 2
 
 
 @pytest.mark.usefixtures("results")

@@ -147,6 +147,6 @@ def restore_learner(folder: Path, allow: Sequence[str] = ()) -> Learner:
     check_names(target, about["backbone"]["model"], folder / learner_files.CONFIG, allow)
     kind, arguments = locate({"_target_": about["target"], **about["arguments"]}, Learner, "method")
     clip = clip_at(about["backbone"]["model"], about["backbone"]["weights"], torch.device("cpu"))
-    learner: Learner = kind(clip, about["classes"], **arguments)
+    learner: Learner = kind(clip, about["classes"], **kind.resolved(arguments))
     learner_files.load_tensors(learner, folder)
     return learner.eval()

@@ -99,7 +99,7 @@ def read_spec(
     dataset, targets = load_datasets(settings)
     rules = overridden(settings, learner, val=protocol.has_validation(dataset))
     refuse(rules, given, settings, origin=origin)
-    settings = resolve(settings, learner)
+    settings, arguments = resolve(settings, learner), learner.resolved(arguments)
     config = without(config, rules, given)
     config["method"] = learner.resolved(config["method"])
     relevant = result_settings(settings, precision, dataset, targets)
