@@ -16,6 +16,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from vlprompt.cli import main as vlprompt
+from vlprompt.data.disk import whole_file
 
 ROOT = Path(__file__).parents[1]
 TABLE = re.compile(r"(<!-- vlprompt (?P<command>.*?) -->\n).*?(?=<!-- end -->|\Z)", re.DOTALL)
@@ -34,7 +35,9 @@ def refresh(path: Path) -> list[str]:
             return table[0]
         return f"{table[1]}\n{out.getvalue().strip()}\n" + ("\n" if table.end() < len(table.string) else "")
 
-    path.write_text(TABLE.sub(fill, path.read_text(encoding="utf-8")), encoding="utf-8")
+    text = TABLE.sub(fill, path.read_text(encoding="utf-8"))
+    with whole_file(path) as draft:
+        draft.write_text(text, encoding="utf-8")
     return failed
 
 

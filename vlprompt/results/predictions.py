@@ -91,8 +91,9 @@ def _check_arrays(arrays: Mapping[str, np.ndarray]) -> None:
     kinds = {"images": "U", "labels": "iu", "top5": "iu"}  # the others are floats
     n = len(arrays["labels"])
     for name, array in arrays.items():
-        shape = (n, *array.shape[1:2]) if name == "top5" else (n,)
-        if array.shape != shape or array.dtype.kind not in kinds.get(name, "f"):
+        n_axes = 2 if name == "top5" else 1
+        fits = array.ndim == n_axes and len(array) == n and (array.size or not n)
+        if not fits or array.dtype.kind not in kinds.get(name, "f"):
             raise ValueError(
                 f"{name} is {array.dtype.name} {list(array.shape)}, one row for each of {n} labels is needed"
             )
