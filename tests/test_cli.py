@@ -403,8 +403,8 @@ def test_a_mistake_in_other_runs(results: Path, arguments: list[str], words: lis
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", ["cannot be read as weights"]),
-        (b"x" * 100, ["cannot be read as weights"]),
+        (b"", ["an empty file"]),
+        (b"x" * 100, ["a text file instead of the weights"]),
         ("truncated", ["cannot be read as weights", "fetch it again"]),
         ("reshaped", ["do not fit shapes_vit", "'visual.proj' is [1, 1], needed ["]),
     ],

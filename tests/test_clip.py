@@ -21,7 +21,7 @@ from torch import nn
 from vlprompt.errors import UserError
 from vlprompt.towers import Images, load_clip
 from vlprompt.towers.loading import make_model
-from vlprompt.towers.weights import OPENAI_ARCHIVES
+from vlprompt.towers.weights import OPENAI_ARCHIVES, read_state
 
 
 def same(a, b):
@@ -113,6 +113,7 @@ def test_random_weights_depend_on_the_seed_alone(architectures):
     ("damage", "message"),
     [
         (lambda s: {k: v for k, v in s.items() if k != "visual.proj"}, "'visual.proj' is missing"),
+        (lambda s: {}, "is missing; .* more"),
         (lambda s: {**s, "extra": torch.zeros(1)}, "'extra' is not part of the model"),
         (lambda s: {**s, "visual.proj": torch.zeros(48, 7)}, r"'visual.proj' is \[48, 7\], needed \[48, 24\]"),
     ],
@@ -159,7 +160,6 @@ NO_WEIGHTS = {
     "bomb": (lambda path: zipped(path, data_pkl=b"\0" * 10**6), "compressed archive"),
     "noise": (lambda path: path.write_bytes(bytes(range(256)) * 9), "cannot be read as weights"),
     "tensor": (lambda path: torch.save(torch.zeros(3), path), "no state dict"),
-    "nothing": (lambda path: torch.save({}, path), "is missing"),
     "training": (lambda path: torch.save({"epoch": 1, "model": {}}, path), "no state dict but 'epoch', 'model'"),
     "module": (
         lambda path: torch.save(nn.Linear(2, 2), path),
@@ -173,11 +173,11 @@ NO_WEIGHTS = {
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("kind", NO_WEIGHTS)
-def test_a_file_is_named_for_what_it_is(kind, suffix, architectures, tmp_path):
+def test_a_file_is_named_for_what_it_is(kind, suffix, tmp_path):
     path = tmp_path / f"m{suffix}"
     NO_WEIGHTS[kind][0](path)
     with pytest.raises(UserError, match=NO_WEIGHTS[kind][1]) as caught:
-        load_clip("tiny", str(path))
+        read_state(path)
     text = str(caught.value)
     assert path.name in text
     assert "\n" not in text
@@ -399,9 +399,7 @@ def test_a_folder_with_weights_of_the_other_activation(state, tmp_path):
     load_clip(write_folder(tmp_path / "m"), str(tmp_path / "m.pt"))
 
 
-@pytest.mark.parametrize(
-    "ids", [torch.tensor([0, 1, 49408]), torch.tensor([-1, 0, 1]), torch.tensor([0, 1]), torch.tensor([[0, 1, 2]])]
-)
+@pytest.mark.parametrize("ids", [torch.tensor([0, 1, 49408]), torch.tensor([-1, 0, 1]), torch.tensor([0, 1])])
 def test_token_ids_that_do_not_fit(state, tmp_path, ids):
     part = {**state, "token_embedding.weight": state["token_embedding.weight"][:3].clone(), "token_embedding.ids": ids}
     torch.save(part, tmp_path / "m.pt")
@@ -418,7 +416,7 @@ MORE = ["pool_type", "patch_dropout", "ls_init_value", "mlp_ratio", "heads", "no
 PLACES = [(part, key) for part in ("vision_cfg", "text_cfg") for key in [*tiny.CONFIGS["vit"][part], *MORE]]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(where=st.sampled_from(PLACES), value=JUNK)
 def test_any_value_in_a_configuration_is_read_or_refused(tmp_path, where, value):
     config = changed("text_cfg", layers=1)
