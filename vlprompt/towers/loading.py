@@ -101,7 +101,7 @@ def _load_timm(name: str, weights: str, seed: int) -> Clip:
 
 def _load_folder(folder: Path, weights: str, seed: int) -> Clip:
     try:
-        config = json.loads((folder / "open_clip_config.json").read_text())
+        config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
         net = make_model(config["model_cfg"], seed)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is no open_clip folder: open_clip_config.json cannot be used ({error})") from None
