@@ -1,6 +1,7 @@
 """Both commands within this process: runs on a tiny world, what they leave behind, and how they answer mistakes."""
 
 import errno
+import io
 import json
 import logging
 import os
@@ -15,12 +16,14 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from hydra._internal.core_plugins import file_config_source
 from PIL import Image
 from running import Answer, ask, check_mistake, set_up, succeed
 from tiny_world import CLASSES, PER_CLASS, RUN, load
 
 import vlprompt.run
 from vlprompt import cli, demo, sweep
+from vlprompt.config import build, paths
 from vlprompt.config.build import clip_at, features_at
 from vlprompt.config.compose import read_reference, read_run
 from vlprompt.config.spec import RunSpec
@@ -29,7 +32,7 @@ from vlprompt.errors import UserError
 from vlprompt.results.predictions import load_predictions
 from vlprompt.results.record import Record
 from vlprompt.results.store import find_records
-from vlprompt.towers import Preprocess
+from vlprompt.towers import Clip, Preprocess
 
 FILES = {"config.yaml", "learner.safetensors", "learner_config.json", "log.txt", "predictions.npz", "result.json"}
 HALF = (len(CLASSES) + 1) // 2
@@ -260,6 +263,94 @@ def test_a_sweep_continues_and_records_what_failed(results: Path) -> None:
         "coop@swept_True 9 1": "failed",
     }
     assert "at most 4" in str(records["coop@swept_False 9 1"].reason)
+
+
+def test_each_cell_is_checked_with_its_own_settings(results: Path) -> None:
+    """What does not apply to a cell is told once, with the cells that it holds for; the others run."""
+    given = [text for text in RUN if not text.startswith("method.")]
+    answer = ask(sweep.main, ["-m", *given, "method=zero_shot,coop,lora", "method.rank=2", "seed=1,2"])
+    assert (answer.code, answer.err.count("not_applicable")) == (0, 2), answer.err
+    assert answer.err.count("method=zero_shot") == answer.err.count("method=coop") == 2
+    assert "++" not in answer.err
+    states = sorted((r.method, r.seed, r.status) for r in find_records([results]) if r.method != "zero_shot")
+    assert states == [(m, s, "finished" if m == "lora" else "not_applicable") for m in ("coop", "lora") for s in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["method=coop,lora", "method.rnk=2"], ["'method.rnk'", "method.rank"]),
+        (["method=coop,lroa"], ["unknown method 'lroa'", "'lora'"]),
+        (["fit.lr=abc"], ["fit.lr is 'abc'"]),
+        (["seed=1,x"], ["seed is 'x'"]),
+        (["shots=9", "seed=1,2"], ["at most 4"]),
+        (["name=exp", "fit.lr=0.01,0.02"], ["name=exp", "fit.lr", "${fit.lr}"]),
+        (["fit.lr=interval(0,1)"], ["interval"]),
+        (["method=glob(zzz*)"], ["zzz"]),
+        (["--cfg", "hydra"], ["--cfg", "-m"]),
+        (["--config-dir", "nowhere"], ["nowhere"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_in_a_sweep_runs_nothing(results: Path, arguments: list[str], words: list[str]) -> None:
+    given = [text for text in RUN if not text.startswith("method.")]
+    check_mistake(ask(sweep.main, ["-m", *given, *arguments]), words, results)
+
+
+def test_equal_cells_run_once(results: Path) -> None:
+    answer = ask(sweep.main, ["-m", *RUN, "seed=1,1", "fit.lr=0.01,1e-2"])
+    assert (answer.code, answer.err) == (0, "")
+    assert "already" not in answer.out
+    assert len(find_records([results])) == 2  # and zero-shot
+
+
+def test_a_name_is_not_given_to_other_settings(again: Path) -> None:
+    start("name=mine", "fit.lr=0.01")
+    answer = ask(sweep.main, [*RUN, "name=mine", "fit.lr=0.02"])
+    check_stop(answer, "fit.lr is 0.01, now 0.02")
+    assert "force=true" in answer.err
+    start("name=mine", "fit.lr=0.02", "force=true")
+    assert cells(again)["coop@mine 2 1"].config["fit"]["lr"] == 0.02
+
+
+@pytest.mark.parametrize("sweeps", [False, True])
+def test_a_backbone_without_text_has_no_zero_shot_row(
+    results: Path, monkeypatch: pytest.MonkeyPatch, sweeps: bool
+) -> None:
+    def without_text(*given: object) -> Clip:
+        return replace(clip_at(*given), text=None, words=None)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(build, "clip_at", without_text)
+    given = [text for text in RUN if not text.startswith("method.")]
+    arguments = ["-m", "seed=1,2"] if sweeps else []
+    answer = ask(sweep.main, [*arguments, *given, "protocol=train_val", "method=linear_head"])
+    assert (answer.code, answer.err) == (0, "")
+    assert "no zero-shot row" in answer.out
+    assert "no text" in answer.out
+    assert {record.method for record in find_records([results])} == {"linear_head"}
+
+
+def test_output_takes_any_text(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(results)
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", out)
+    assert cli.main(["table", str(results)]) == 0
+    out.flush()
+    assert b"\\xb1" in out.buffer.getvalue()  # +-
+    assert sweep.main(["seed=\udcc3"]) == 2
+
+
+def test_settings_are_read_in_utf_8() -> None:
+    assert file_config_source.open.keywords == {"encoding": "utf-8"}
+
+
+@pytest.mark.parametrize("name", ["results", "data"])
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(f"VLPROMPT_{name.upper()}", "~/mine")
+    assert getattr(paths, f"{name}_root")() == tmp_path / "mine"
+    monkeypatch.setenv(f"VLPROMPT_{name.upper()}", "")
+    assert not getattr(paths, f"{name}_root")().is_absolute()
 
 
 def test_a_sweep_may_lie_elsewhere(results: Path, tmp_path: Path) -> None:

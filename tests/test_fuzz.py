@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_data import make_split, picture
 
+from vlprompt.config.compose import read_run
 from vlprompt.data.lists import read_list
 from vlprompt.data.sources import split_file
 from vlprompt.data.sources.files import Files
@@ -175,6 +176,28 @@ def test_images(tmp_path: Path, offset: int, value: int, end: int) -> None:
     (tmp_path / "image.jpg").write_bytes(content[:end])
     image = refused_or_read(Files(tmp_path), "image.jpg")
     assert image is None or image.mode == "RGB"
+
+
+KEYS = ["seed", "shots", "fit", "fit.lr", "fit.schedule", "method", "method._target_", "dataset", "dataset.name",
+        "protocol.targets", "name", "recipe", "demo", "bank", "search", "augment.scale", "targets", "nothing", "a.b",
+        "hydra.mode", ""]  # fmt: skip
+LEAVES = st.sampled_from(
+    ["1", "1.5", "-1", "x", "''", "null", "true", "1,2", "${seed}", "${no}", "a=b", "..", "\u044f", "("]
+)
+GIVEN = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=2).map(lambda values: f"[{','.join(values)}]")
+        | st.tuples(st.sampled_from("ab1"), inner).map(lambda pair: f"{{{pair[0]}:{pair[1]}}}")
+    ),
+    max_leaves=3,
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(prefix=st.sampled_from(["", "", "", "+", "++", "~"]), key=st.sampled_from(KEYS), value=GIVEN)
+def test_overrides(prefix: str, key: str, value: str) -> None:
+    refused_or_read(read_run, ["dataset=digits", "protocol=few_shot", f"{prefix}{key}={value}"])
 
 
 @given(st.text())

@@ -8,7 +8,7 @@ from vlprompt import __version__
 from vlprompt.commands import bank, check_learner, comparisons, curves, reproduce, tables, trained, tune
 from vlprompt.commands.arguments import is_override
 from vlprompt.commands.data import add_commands as add_data_commands
-from vlprompt.errors import UserError, printable
+from vlprompt.errors import UserError, prepare_streams, printable
 from vlprompt.interop.dassl.command import add_parser as add_import
 
 
@@ -19,8 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from vlprompt.sweep import main as run
 
         return run(given[1:])
-    options = parse(given)
     try:
+        prepare_streams(given)
+        options = parse(given)
         return int(options.command(options))
     except UserError as error:
         print(printable(f"error: {error}"), file=sys.stderr)  # noqa: T201

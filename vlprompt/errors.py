@@ -1,6 +1,8 @@
 """Errors that a user can mend. Each message is one sentence or two: what, got, allowed, do."""
 
 import difflib
+import io
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -62,6 +64,19 @@ def first_names(names: Sequence[str], most: int = 10) -> str:
     """A list for a message: the first `most` names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def prepare_streams(arguments: Iterable[str] = ()) -> None:
+    """Make the output take any text, whatever its encoding: what it cannot show is escaped, as in \\xb1.
+
+    Raises: UserError for an argument that this locale cannot read, which no record could hold.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    for text in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"{text} is no text in the encoding of this locale: set PYTHONUTF8=1, or LC_ALL=C.UTF-8")
 
 
 def printable(text: str) -> str:

@@ -2,13 +2,11 @@
 
 import json
 import os
-import shutil
 import sys
 import time
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
@@ -16,17 +14,15 @@ from typing import TYPE_CHECKING, Any, cast
 import hydra
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.core.utils import setup_globals
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vlprompt.config.cells import check, expand
 from vlprompt.config.compose import (
     COMPOSITION_ERRORS,
+    check_groups,
     config_dirs,
     explained,
     modernized,
@@ -35,16 +31,16 @@ from vlprompt.config.compose import (
     started,
     zero_shot_reference,
 )
+from vlprompt.config.options import MODE, SWEEP_DIR, is_sweep, make_folder, read_options, sweep_folder
 from vlprompt.config.paths import config_dir, results_root
 from vlprompt.data.disk import whole_file, writing
-from vlprompt.errors import NotApplicableError, UserError, printable
+from vlprompt.errors import NotApplicableError, UserError, prepare_streams, printable
 
 if TYPE_CHECKING:
     from vlprompt.config.spec import RunSpec
     from vlprompt.results.record import Record
 
 OUTCOMES = "jobs"  # a file for each job, below the sweep's folder
-SWEEP_DIR, MODE = "hydra.sweep.dir", "hydra.mode"
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 Errors = tuple[type[Exception], ...]
 
@@ -62,8 +58,10 @@ def main(arguments: Sequence[str]) -> int:
             mistakes.append(error)
 
     try:
+        prepare_streams(arguments)
         arguments = modernized(arguments)
         options = read_options(arguments)
+        check_groups(options.overrides)
         if is_sweep(options):
             return run_sweep(options, arguments)
         sys.argv = ["run.py", *arguments]
@@ -87,24 +85,6 @@ def main(arguments: Sequence[str]) -> int:
         os.environ["HYDRA_FULL_ERROR"] = str(int(trace))
 
 
-def read_options(arguments: Sequence[str]) -> Namespace:
-    """Hydra's options. Raises: UserError for those that do not go together."""
-    options = get_args_parser().parse_args(arguments)
-    asked = {"-m": options.multirun, "--run": options.run, "--cfg": options.cfg, "--info": options.info}
-    asked["--shell-completion"] = options.shell_completion
-    if len(several := [name for name, value in asked.items() if value]) > 1:
-        raise UserError(f"{' and '.join(several)} do not go together: {several[-1]} is about one run, give it alone")
-    if options.resolve and not (options.cfg or options.help):
-        raise UserError("--resolve is for what --cfg shows: add --cfg job")
-    return options
-
-
-def is_sweep(options: Namespace) -> bool:
-    if options.help or options.hydra_help or options.cfg or options.info or options.shell_completion:
-        return False
-    return options.multirun or any(text.lstrip("+") == f"{MODE}=MULTIRUN" for text in options.overrides)
-
-
 def run_sweep(options: Namespace, arguments: Sequence[str]) -> int:
     """Check all cells of a sweep, run those that can run, and sum up; -> exit code."""
     if options.config_name or options.config_path:
@@ -124,7 +104,7 @@ def run_sweep(options: Namespace, arguments: Sequence[str]) -> int:
             shared,
             arguments,
         )
-        shutil.rmtree(folder / OUTCOMES, ignore_errors=True)
+        make_folder(folder, folder / OUTCOMES)
         for number, cell in enumerate(refused, len(cells)):
             outcome = {"status": "not_applicable", "reason": str(cell.refusal)}
             write_failure({**cell.key, **outcome, "config": cell.config}, None)
@@ -144,16 +124,6 @@ def launch(cells: Sequence[list[str]], config: DictConfig, hydra: Hydra) -> None
         for job in launcher.launch(cells[first : first + at_once], initial_job_idx=first):
             _ = job.return_value  # raises what the job raised
     callbacks.on_multirun_end(config=config, config_name="config")
-
-
-def sweep_folder(of_hydra: Sequence[str]) -> Path:
-    """Where a sweep's jobs leave their outcomes, in whatever process or machine they run."""
-    given = [text for text in of_hydra if text.lstrip("+").partition("=")[0] == SWEEP_DIR]
-    if not given:
-        return results_root().absolute() / "multirun" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-    setup_globals()  # resolved here, so that a time in it is the same for all
-    value = OverridesParser.create().parse_override(given[-1]).value()
-    return Path(str(OmegaConf.create({"dir": value})["dir"])).expanduser()
 
 
 def single_job(config: DictConfig) -> None:
@@ -195,6 +165,7 @@ def asked_for() -> tuple[list[str], dict[str, Any]]:
 
 def sweep_job(config: DictConfig) -> None:
     """One job of a sweep, whose outcome is left as a file where the whole sweep is summed up."""
+    prepare_streams()  # those of another process
     now = HydraConfig.get()
     overrides, choices = asked_for()
     record = run_or_record_failure(

@@ -113,7 +113,16 @@ def plan(rows: Sequence["Published"], seeds: Sequence[int], overrides: Sequence[
         except UserError as error:
             cell.missing = str(error)
         cells.append(cell)
+    check_folders([spec for cell in cells for spec in cell.specs])
     return cells
+
+
+def check_folders(specs: Sequence["RunSpec"]) -> None:
+    """Refuse runs that would replace each other. Raises: UserError."""
+    first: dict[Path, RunSpec] = {}
+    for spec in specs:
+        if first.setdefault(spec.folder, spec).hash != spec.hash:
+            raise UserError(f"name={spec.settings.name} is one folder for runs of several recipes: leave name out")
 
 
 def prepare_seed(method: str, key: "RunRequest", seed: int, overrides: Sequence[str]) -> "RunSpec":

@@ -1,4 +1,4 @@
-"""From overrides, as on the command line, to a run's configuration. Only this, cells.py and sweep.py use Hydra."""
+"""From overrides, as on the command line, to a run's configuration. Hydra's part ends here."""
 
 import argparse
 import json
@@ -6,19 +6,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
 import hydra
 from hydra import version
+from hydra._internal.core_plugins import file_config_source
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -39,6 +40,8 @@ SHARED_WITH_DEFAULT = ("seed", "shots", "hydra")
 SINGLE = ("seed", "fit.lr")  # earlier versions took lists of them
 NULL_GROUP = "Config group override must be"  # how Hydra's ValueError for method=null begins
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
+
+file_config_source.open = partial(open, encoding="utf-8")  # type: ignore[attr-defined]  # else the locale's
 
 Choices = dict[str, Any]  # the name that is chosen of each group
 
@@ -142,6 +145,7 @@ def composed(overrides: Sequence[str], *, arguments: Sequence[str] = ()) -> Iter
     try:
         with started():
             try:
+                check_groups(overrides)
                 whole = hydra.compose("config", list(overrides), return_hydra_config=True)
                 HydraConfig.instance().set_config(whole)
                 config = plain(
@@ -230,11 +234,21 @@ def dataset_node(name: str, folders: tuple[Path, ...]) -> Any:
     return compose([f"dataset={name}", *searched(folders)])["dataset"]
 
 
+def check_groups(overrides: Sequence[str]) -> None:
+    """Refuse a choice of a group that is no name, before Hydra stumbles over it."""
+    for override, text in zip(OverridesParser.create().parse_overrides(list(overrides)), overrides, strict=True):
+        if not override.key_or_group:
+            raise OverrideParseException(override=text, message="no name")
+        value = "" if override.is_sweep_override() or override.is_delete() else override.value()
+        if override.get_key_element().lstrip("+") in (*GROUPS, *recipes.GROUPS) and isinstance(value, list | dict):
+            raise ChoiceError(f"{text} is no choice: {override.key_or_group} is one name, as in method=coop")
+
+
 def check_single(overrides: list[str]) -> None:
     """Refuse a list where one run has one value."""
     for override, text in zip(OverridesParser.create().parse_overrides(overrides), overrides, strict=True):
         if override.key_or_group in SINGLE and isinstance(values := override.value(), list):
-            several = ",".join(map(str, values)) or "1,2,3"
+            several = ",".join(str(one) for one in values if not isinstance(one, list | dict)) or "1,2,3"
             raise UserError(
                 f"{text} is a list, and a run has one {override.key_or_group}: sweep over them with "
                 f"`python run.py -m {override.key_or_group}={several}`"
@@ -260,26 +274,44 @@ def explained(error: Exception, arguments: Sequence[str]) -> Exception:
 
 def explain(error: Exception, arguments: Sequence[str]) -> UserError:
     text = " ".join(str(error).split())
-    if text.startswith("Ambiguous value for argument"):
-        several = text.split("'")[1]
+    quoted = text.split("'")[1] if text.count("'") > 1 else ""
+    if text.startswith(("Ambiguous value for argument", "Sweep parameters")):
+        several = text.split("'", 1)[1].rpartition("'")[0].split("' 1. To use")[0]
         return UserError(f"{several} is several values: give one here, or sweep over them with `python run.py -m`")
     if isinstance(error, OverrideParseException):
         return UserError(
             f"cannot read '{error.override}': a setting is NAME=VALUE, with quotes around special characters"
         )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = error.missing_cfg_file.rpartition("/")
+        group, _, name = error.missing_cfg_file.partition("/")
         if known := names(group, config_dirs(arguments)):
             return ChoiceError(str(unknown(group, name, known)))
-    if isinstance(error, ConfigCompositionException) and "Could not override '" in text:
-        return not_there(text.split("Could not override '")[1].split("'")[0], arguments) or UserError(text)
-    return UserError(text.removesuffix("Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."))
+    if text.startswith("Error resolving interpolation '${"):
+        return ChoiceError(f"each of {', '.join(GROUPS)} is one name, as in method=coop, and none can be left out")
+    if text.endswith("appears more than once in the final defaults list"):
+        return ChoiceError(f"{text.split()[0]} is chosen already: write {text.split()[0]}=NAME, without +")
+    if text.startswith("Could not append to config. An item is already at"):
+        return UserError(f"'{quoted}' is a setting already: write {quoted}=VALUE, without +")
+    if text.startswith("Error merging override "):
+        return UserError(
+            f"{text.removeprefix('Error merging override ')} is a value of the wrong kind for this setting"
+        )
+    if text.startswith(("Could not override '", "Could not delete from config. '")):
+        do = f"cannot set or drop '{quoted}' as a whole: name one of its settings, as in {quoted}.NAME=VALUE"
+        return not_there(quoted, arguments) or UserError(do)
+    text, _, where = text.partition(" full_key: ")
+    return UserError(f"{where.split()[0]}: {text}" if where else text.partition(" Config search path:")[0])
 
 
 def not_there(name: str, arguments: Sequence[str]) -> UserError | None:
     """What is wrong with a dotted name, by the first part of it that is not there."""
-    choices = [a for a in arguments if a.partition("=")[0] in GROUPS and "," not in a]
-    node, path = compose([*choices, *searched(config_dirs(arguments))]), ""
+    choices = [a for a in arguments if a.partition("=")[0] in GROUPS and not set(",[{") & set(a)]
+    try:
+        node, path = compose([*choices, *searched(config_dirs(arguments))]), ""
+    except COMPOSITION_ERRORS:
+        return None
+    if name.split(".")[0] == "hydra":
+        return UnknownSettingError(f"unknown setting '{name}': Hydra has none of this name", name)
     for part in name.split("."):
         if not isinstance(node, dict):
             of_training = " (nothing is trained)" if path == "fit." and node is None else ""

@@ -20,7 +20,7 @@ def published_dir() -> Path:
 
 def results_root() -> Path:
     """VLPROMPT_RESULTS, or `results` in the working directory."""
-    return Path(os.environ.get("VLPROMPT_RESULTS") or "results")
+    return Path(os.environ.get("VLPROMPT_RESULTS") or "results").expanduser()
 
 
 def data_root(given: str | None = None) -> Path:

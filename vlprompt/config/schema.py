@@ -90,11 +90,26 @@ def _check_template(template: str) -> str:
     return template
 
 
+def _check_name(name: str) -> str:
+    if not name:
+        raise ValueError("a name")
+    return name
+
+
+def _check_target(config: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(config.get("_target_", ""), str):
+        raise ValueError("settings whose _target_ is an import path")
+    return config
+
+
+Located = Annotated[dict[str, Any], AfterValidator(_check_target)]  # what `_target_` names, and its arguments
+
+
 class DataSource(BaseModel):
     model_config = _STRICT
-    name: str
+    name: Annotated[str, AfterValidator(_check_name)]
     template: Annotated[str, AfterValidator(_check_template)]
-    source: dict[str, Any]
+    source: Located
     about: About | None = Field(default=None, exclude=True)  # facts that change no result
     # Where a data set of one's own lies: no part of what it is, so that moving it changes no hash.
     root: Location | None = Field(default=None, exclude=True)
@@ -192,8 +207,8 @@ class Settings(BaseModel):
     data: Data
     backbone: Backbone
     dataset: DataSource
-    protocol: dict[str, Any]
-    method: dict[str, Any]
+    protocol: Located
+    method: Located
     fit: Fit | None
     targets: dict[str, Target] = {}  # by name in the configuration; filled from `protocol.targets`
     search: dict[str, Any] = {}  # what a search for settings may vary; a run does not read it

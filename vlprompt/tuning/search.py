@@ -11,7 +11,7 @@ from torch import OutOfMemoryError
 from vlprompt.config import build
 from vlprompt.config.compose import read_reference, read_run
 from vlprompt.config.paths import results_root
-from vlprompt.config.spec import RunSpec
+from vlprompt.config.spec import RunSpec, check_name
 from vlprompt.errors import DamagedError, NonFiniteError, UserError
 from vlprompt.results.record import Record
 from vlprompt.results.store import TRIALS, stored_run
@@ -108,11 +108,20 @@ class Search:
         name = "tuned" if study.cell.variant is None else f"tuned-{study.cell.variant}"
         tuned = [*as_overrides(study.chosen.setting), f"name={name}"]
         specs = [read_run([*self.overrides, *more, f"seed={seed}"]) for seed in seeds for more in ([], tuned)]
-        records = [run_or_record_failure(spec) for spec in specs]
+        records = [run_or_record_failure(instead_of_earlier(spec)) for spec in specs]
         fields = {"variant", "seed", "status", "reason", "scores"}
         study.tests, study.status = [record.model_dump(include=fields) for record in records], "tested"
         study.write(self.folder)
         return [run_or_record_failure(read_reference(self.overrides)), *records]
+
+
+def instead_of_earlier(spec: RunSpec) -> RunSpec:
+    """The run, which replaces that of an earlier choice where one has its name."""
+    try:
+        check_name(spec)
+    except UserError:
+        return replace(spec, settings=spec.settings.model_copy(update={"force": True}))
+    return spec
 
 
 def check_classes(spec: RunSpec) -> None:

@@ -1,0 +1,65 @@
+"""The options of `python run.py`: which go together, whether they ask for a sweep, and where it leaves its outcomes."""
+
+import os
+import shutil
+from argparse import Namespace
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import setup_globals
+from omegaconf import OmegaConf
+
+from vlprompt.config.paths import results_root
+from vlprompt.errors import UserError
+
+SWEEP_DIR, MODE = "hydra.sweep.dir", "hydra.mode"
+
+
+def read_options(arguments: Sequence[str]) -> Namespace:
+    """Hydra's options. Raises: UserError for those that do not go together."""
+    options = get_args_parser().parse_args(arguments)
+    asked = {"-m": options.multirun, "--run": options.run, "--cfg": options.cfg, "--info": options.info}
+    asked["--shell-completion"] = options.shell_completion
+    if len(several := [name for name, value in asked.items() if value]) > 1:
+        raise UserError(f"{' and '.join(several)} do not go together: {several[-1]} is about one run, give it alone")
+    if options.resolve and not (options.cfg or options.help):
+        raise UserError("--resolve is for what --cfg shows: add --cfg job")
+    install = any(text.startswith(("install=", "uninstall=")) for text in options.overrides)
+    if options.shell_completion and not install and "COMP_LINE" not in os.environ:  # which a shell sets that asks
+        raise UserError("--shell-completion needs install=SHELL or uninstall=SHELL: bash, fish or zsh")
+    if options.experimental_rerun:
+        raise UserError("--experimental-rerun reads a pickle, which can run code: give the settings once more instead")
+    for text in options.overrides:
+        if text.startswith("hydra.run.dir=") and Path(text.partition("=")[2]).is_file():
+            raise UserError(f"{text} is a file: name a folder")
+    return options
+
+
+def is_sweep(options: Namespace) -> bool:
+    if options.help or options.hydra_help or options.cfg or options.info or options.shell_completion:
+        return False
+    return options.multirun or any(text.lstrip("+") == f"{MODE}=MULTIRUN" for text in options.overrides)
+
+
+def sweep_folder(of_hydra: Sequence[str]) -> Path:
+    """Where a sweep's jobs leave their outcomes, in whatever process or machine they run."""
+    given = [text for text in of_hydra if text.lstrip("+").partition("=")[0] == SWEEP_DIR]
+    if not given:
+        return results_root().absolute() / "multirun" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    setup_globals()  # resolved here, so that a time in it is the same for all
+    value = OverridesParser.create().parse_override(given[-1]).value()
+    return Path(str(OmegaConf.create({"dir": value})["dir"])).expanduser()
+
+
+def make_folder(folder: Path, outcomes: Path) -> None:
+    """Make the sweep's folder, without outcomes of an earlier sweep. Raises: UserError."""
+    shutil.rmtree(outcomes, ignore_errors=True)
+    try:
+        outcomes.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to '{folder}' ({error.strerror}): set VLPROMPT_RESULTS or {SWEEP_DIR} to another folder"
+        ) from error
