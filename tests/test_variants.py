@@ -197,6 +197,16 @@ def test_a_replaced_run_is_counted_wherever_it_lies(tmp_path: Path) -> None:
     assert "left out" not in same
 
 
+def test_a_damaged_record_is_named_and_hides_no_other(tmp_path: Path) -> None:
+    save(tmp_path, [default(1), default(2)])
+    broken = next(tmp_path.rglob("seed2/result.json"))
+    broken.write_text("{")
+    for command in (["table"], ["table", "--format", "csv"], ["table", "--layout", "auto"], ["curve", "fit.lr"]):
+        code, out, err = ask(*command, tmp_path)
+        assert (code, "coop" in out) == (0, True)
+        assert str(broken) in out + err
+
+
 # What must be said of a row
 
 

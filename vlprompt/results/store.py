@@ -35,7 +35,7 @@ def find_runs(roots: Sequence[Path], notes: list[str] | None = None) -> dict[Pat
             names = path.relative_to(root).parts
             hidden = any(name.startswith(".") for name in names)  # a run in the making
             trial = names[0] == TRIALS  # shown where its own folder is asked for
-            if not (hidden or trial) and (record := Record.read(path.parent)) is not None:
+            if not (hidden or trial) and (record := read_or_note(path.parent, notes)) is not None:
                 earlier = runs.get(record.key)
                 if earlier and not earlier[0].samefile(path.parent):
                     replaced[folder_of(*earlier), folder_of(path.parent, record)] += 1
@@ -46,6 +46,17 @@ def find_runs(roots: Sequence[Path], notes: list[str] | None = None) -> dict[Pat
             for (old, new), n in replaced.items()
         ]
     return dict(runs.values())
+
+
+def read_or_note(folder: Path, notes: list[str] | None) -> Record | None:
+    """A record; None, and a note, where it is damaged. Raises: UserError in that case where there are no notes."""
+    try:
+        return Record.read(folder)
+    except UserError as error:
+        if notes is None:
+            raise
+        notes.append(f"Left out: {error}")
+        return None
 
 
 def folder_of(run: Path, record: Record) -> Path:
