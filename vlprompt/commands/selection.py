@@ -121,12 +121,19 @@ def derived(record: "Record") -> dict[str, Any] | None:
     from vlprompt.config.identity import result_settings
     from vlprompt.config.schema import read_settings
     from vlprompt.data.dataset import Dataset
+    from vlprompt.reports.filters import at_shots
 
     default = default_of(record.method, record.dataset, record.protocol, record.backbone, record.shots)
     if default is None or any(target_of(record.config, path) != target_of(default, path) for path in TARGETS):
         return None
+    parts = {name: record.config.get(name) for name in ("method", "fit")}
+    by_shots = {  # JSON has texts for keys
+        name: {key: at_shots(value, record.shots or "all") for key, value in part.items()}
+        for name, part in parts.items()
+        if isinstance(part, Mapping)
+    }
     try:
-        settings, default_settings = (read_settings({**record.config, "search": {}}), read_settings(default))
+        settings, default_settings = (read_settings({**record.config, **by_shots}), read_settings(default))
     except (UserError, ValidationError, TypeError, ValueError):  # settings that are no more
         return None
     default_settings = default_settings.model_copy(update={"seed": settings.seed})

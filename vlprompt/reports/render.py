@@ -184,11 +184,11 @@ def _draw(grid: Grid, format: str) -> str:
 
 def _latex(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], starts: Sequence[int]) -> str:
     """booktabs; the title as a comment."""
-    table = pd.DataFrame(rows, columns=pd.RangeIndex(len(headers)), dtype=object)
-    lines = table.to_latex(index=False, escape=False, header=list(headers)).rstrip("\n").splitlines()
-    for start in reversed(starts):
-        lines.insert(lines.index("\\midrule") + 1 + start, "\\midrule")
-    return "\n".join([f"% {title}"] * bool(title) + lines)
+    lines = [f"% {title}"] * bool(title) + [rf"\begin{{tabular}}{{{'l' * len(headers)}}}", r"\toprule"]
+    lines += [" & ".join(headers) + r" \\", r"\midrule"]
+    for i, row in enumerate(rows):
+        lines += [r"\midrule"] * (i in starts) + [" & ".join(row) + r" \\"]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
 
 def _tabulated(headers: Sequence[str], rows: Sequence[Sequence[str]], form: str, starts: Sequence[int] = ()) -> str:

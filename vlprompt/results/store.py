@@ -48,7 +48,7 @@ def find_runs(roots: Sequence[Path], say: Callable[[str], object] = logger.warni
             try:
                 run = stored_run(target)
             except UserError as error:
-                say(f"left out: {error}")
+                say(f"Left out: {error}")
                 continue
             if run is None:
                 continue
@@ -72,7 +72,7 @@ def _targets(root: Path, say: Callable[[str], object]) -> set[Path]:
 
     def unreadable(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
-            say(f"left out: '{error.filename}' cannot be read ({error.strerror}).")
+            say(f"Left out: '{error.filename}' cannot be read ({error.strerror}).")
 
     targets = set()
     for name, folders, files in os.walk(root, onerror=unreadable):
