@@ -138,7 +138,7 @@ def test_annotations_are_not_postponed() -> None:
 def test_learners_are_small() -> None:
     lines = {name: len(FILES[name].read_text(encoding="utf-8").splitlines()) for name in LEARNERS}
     assert max(lines.values()) <= 150, lines
-    assert median(lines.values()) <= 60, lines
+    assert median(lines.values()) <= 70, lines
 
 
 def test_names_say_what_is_inside() -> None:
