@@ -1,4 +1,4 @@
-"""From overrides, as on the command line, to a run's configuration. Hydra's part ends here."""
+"""From overrides, as on the command line, to a run's configuration. With its neighbours, all that knows Hydra."""
 
 import argparse
 import json
