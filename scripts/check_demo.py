@@ -94,11 +94,14 @@ def spec_today(record: Record) -> RunSpec:
     names += [f"shots={record.shots}", f"seed={record.seed}"] if record.shots else []
     if record.variant is None:
         return read_run(names)
+    ignored = [*SET_BY_NAME]
+    if (record.config["fit"] or {}).get("epochs") == 0:
+        ignored.append("fit.lr")  # which earlier versions asked of closed forms, too
     default = flat(json.loads(canonical(recorded(compose(names)))))
     changed = {
         key: value
         for key, value in flat(record.config).items()
-        if key not in SET_BY_NAME and canonical(value) != canonical(default.get(key))
+        if key not in ignored and canonical(value) != canonical(default.get(key))
     }
     named = [f"name={record.variant}"] if record.config.get("name") else []  # else it is a hash of the changes
     return read_run([*names, *named, *overrides(changed)])
