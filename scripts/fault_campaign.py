@@ -40,7 +40,7 @@ from vlprompt.config import build
 from vlprompt.config.compose import read_run
 from vlprompt.config.spec import RunSpec, spec_of_record
 from vlprompt.data.cache import image_keys
-from vlprompt.data.disk import _clear_drafts, used_below
+from vlprompt.data.disk import _clear_drafts
 from vlprompt.errors import DamagedError, UserError
 from vlprompt.results import learner_files
 from vlprompt.results.predictions import PREDICTIONS, load_predictions
@@ -164,7 +164,6 @@ class World:
 def forget(spec: RunSpec) -> None:
     """Have files read again that this process has in memory."""
     build.features_at.cache_clear()
-    used_below.cache_clear()
     _clear_drafts.cache_clear()
     image_keys._key_of_file.cache_clear()
 

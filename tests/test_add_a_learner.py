@@ -55,7 +55,7 @@ def test_from_two_files_to_a_row(where, request, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["pytest"])
     assert cli.main(["check-learner", target]) == 0
     assert run(["--config-dir", str(tmp_path / "conf"), "method=two_biases", "name=small", "fit.epochs=2", *SMALL]) == 0
-    assert "two_biases@small on digits" in capsys.readouterr().out
+    assert re.search(r"two_biases@small \(.*fit\.epochs=2.*\) on digits", capsys.readouterr().out)
     assert cli.main(["table", "--format", "csv"]) == 0
     rows = pd.read_csv(StringIO(capsys.readouterr().out)).set_index("method")
     assert list(rows.index) == ["zero_shot", "two_biases"]

@@ -1,5 +1,6 @@
 """Damaged files of runs, folders that vanish, processes that were killed: all is named, and nothing lost."""
 
+import csv
 import errno
 import json
 import os
@@ -24,7 +25,7 @@ import vlprompt.run
 from vlprompt import cli, sweep
 from vlprompt.config.spec import spec_of_record
 from vlprompt.data import disk
-from vlprompt.data.disk import Lock, locked, temporary_folder, whole_file
+from vlprompt.data.disk import Lock, locked, whole_file
 from vlprompt.errors import DamagedError
 from vlprompt.results import learner_files
 from vlprompt.results.predictions import Predictions, load_predictions, save_predictions
@@ -84,9 +85,9 @@ def test_a_damaged_record_is_named_and_hides_no_other(results: Path, damage: str
     else:
         path.write_bytes(content)
     answer = ask(cli.main, ["table"])
-    assert (answer.code, answer.err.count("\n"), answer.err.count(str(path))) == (0, 1, 1), answer
+    assert (answer.code, answer.out.count(str(path))) == (0, 1), answer
     assert "maple" in answer.out
-    assert "coop" not in answer.out
+    assert "coop " not in answer.out
     answer = ask(cli.main, ["table", "--where", "method=coop"])
     assert answer.code == 2
     assert str(path) in answer.err
@@ -104,8 +105,8 @@ def test_a_flipped_bit_never_changes_what_is_read(
     content[byte % len(content)] ^= 1 << bit
     (folder / FILE).write_bytes(content)
     said: list[str] = []
-    read = list(find_runs([folder], said.append).values())
-    assert (read == [record] and not said) or (not read and str(folder / FILE) in said[0])
+    read = [one.text() for one in find_runs([folder], said.append).values()]  # as text: NaN is not equal to itself
+    assert (read == [record.text()] and not said) or (not read and str(folder / FILE) in said[0])
 
 
 def test_a_record_may_be_written_again(tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_evaluate_names_a_damaged_run_and_tests_the_others(again: Path, name: st
     (folder / name).write_bytes((folder / name).read_bytes()[: 100 if checksums else 5])
     answer = retest()
     assert (answer.code, answer.err.count(str(folder / name))) == (0, 1), answer
-    assert {line.split(",")[6] for line in answer.out.splitlines()[1:]} == {"2"}
+    assert {row["seed"] for row in csv.DictReader(answer.out.splitlines())} == {"2"}
 
 
 @pytest.mark.parametrize("content", CONFIGURATIONS)
@@ -430,22 +431,20 @@ def test_a_stale_note_is_not_believed(tmp_path: Path, note: str) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from vlprompt.data.disk import temporary_folder, whole_file
-with temporary_folder(), whole_file(Path(sys.argv[1])) as draft:
+from vlprompt.data.disk import whole_file
+with whole_file(Path(sys.argv[1])) as draft:
     draft.write_text("half")
     os.kill(os.getpid(), 9)
 """
 
 
-def test_drafts_of_killed_processes_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drafts_of_killed_processes_go(tmp_path: Path) -> None:
     others = [tmp_path / name for name in (".x.20240101.12", ".hidden", ".b.4711", "vlprompt-notes-12")]
     for path in others:
         path.write_text("of the user")
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "file")], check=False, cwd=ROOT)
-    assert len(list(tmp_path.iterdir())) == len(others) + 2
-    with whole_file(tmp_path / "other") as draft, temporary_folder():
+    assert len(list(tmp_path.iterdir())) == len(others) + 1
+    with whole_file(tmp_path / "other") as draft:
         disk._clear_drafts.cache_clear()
         with whole_file(tmp_path / "second") as second:  # of this process: in use
             second.write_text("y")

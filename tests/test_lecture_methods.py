@@ -152,7 +152,8 @@ def test_wordings_that_cannot_be_used_are_refused(tmp_path):
 
 @pytest.mark.parametrize("settings", [{"ctx_init": "a photo of a"}, {"n_context": 3}], ids=["phrase", "random"])
 def test_p_tuning_without_encoder_is_coop(settings):
-    ours = {name.replace("n_context", "n_tokens"): value for name, value in settings.items()}
+    settings = {"n_context": None, **settings}
+    ours = {name.replace("n_context", "n_tokens"): value for name, value in settings.items() if value is not None}
     coop, tuned = learner(CoOp, **settings), learner(PTuning, encoder="none", **ours)
     assert torch.equal(tuned.tokens["text"].start, coop.context)
     assert close(logits(tuned), logits(coop))

@@ -50,8 +50,8 @@ def wait_for_training(results: Path, process: subprocess.Popen[str]) -> None:
 
 
 def left_over(results: Path) -> Iterator[Path]:
-    """What an unfinished run left, its locks aside."""
-    return (path for path in results.rglob("*") if path.is_file() and not path.name.endswith(".lock"))
+    """What an unfinished run left, its locks and the names of their holders aside."""
+    return (path for path in results.rglob("*") if path.is_file() and path.suffix not in (".lock", ".holder"))
 
 
 def coop(results: Path) -> list[Record]:
