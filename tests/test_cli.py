@@ -276,6 +276,8 @@ def test_each_cell_is_checked_with_its_own_settings(results: Path) -> None:
     answer = ask(sweep.main, ["-m", *given, *sweeps])
     assert (answer.code, answer.err.count("not_applicable")) == (0, 2), answer.err
     assert answer.err.count("method=zero_shot") == answer.err.count("method=coop") == 2
+    refused = next(r for r in find_records([results]) if r.status == "not_applicable")
+    assert (refused.changes or {})["method.scale"] == 0.3
     assert "++" not in answer.err
     states = {(r.method, r.seed): r.status for r in find_records([results]) if r.method != "zero_shot"}
     assert states == {
@@ -293,6 +295,7 @@ def test_each_cell_is_checked_with_its_own_settings(results: Path) -> None:
         (["seed=1,x"], ["seed is 'x'"]),
         (["shots=9", "seed=1,2"], ["at most 4"]),
         (["name=exp", "fit.lr=0.01,0.02"], ["name=exp", "fit.lr", "${fit.lr}"]),
+        (["name=exp", "--multirun", "fit.lr=0.01,0.02"], ["name=exp", "fit.lr"]),  # settings on both sides of an option
         (["fit.lr=interval(0,1)"], ["interval"]),
         (["method=glob(zzz*)"], ["zzz"]),
         (["--cfg", "hydra"], ["--cfg", "-m"]),

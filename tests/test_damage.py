@@ -338,10 +338,19 @@ def test_finished_runs_in_a_folder_that_cannot_be_written(again: Path, monkeypat
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
+    def elsewhere(work: Any) -> Any:
+        return lambda path, *more, **named: (refuse if Path(path).is_relative_to(again) else work)(path, *more, **named)
+
     for name in ("mkdir", "rename", "replace", "unlink"):
-        monkeypatch.setattr(f"os.{name}", refuse)
+        monkeypatch.setattr(f"os.{name}", elsewhere(getattr(os, name)))
+    monkeypatch.setattr("os.access", lambda path, _: not Path(path).is_relative_to(again))
     monkeypatch.setattr("vlprompt.data.disk.FileLock.acquire", refuse)
     assert ask(sweep.main, RUN).code == 0
+    content = sorted(again.rglob("*"))
+    several = ask(sweep.main, ["-m", *RUN, "seed=1,3"])
+    assert (several.code, several.out.count("is finished already")) == (1, 2)  # one seed, and zero-shot
+    assert "1 of 2 runs did not finish" in several.err
+    assert sorted(again.rglob("*")) == content
     answer = ask(sweep.main, [*RUN, "seed=3"])
     assert (answer.code, answer.err.count("\n")) == (2, 1)
     assert "VLPROMPT_RESULTS" in answer.err

@@ -393,6 +393,7 @@ MISTAKES = {
     "method=coop method.ctx_init=''": ["method.n_context", "number"],
     "method=maple method.n_context=9": ["method.n_context", "4"],
     "method=tip_adapter protocol=few_shot fit.epochs=1": ["fit.epochs=1", "tip_adapter_f"],
+    "method=tip_adapter protocol=few_shot bank.views=4": ["bank.views=4", "fit.epochs=0", "method/tip_adapter"],
     "method=lp_plus_plus protocol=few_shot +fit.lr=0.1": ["fit.lr=0.1", "fit.epochs=0"],
     "method=zero_shot fit={lr:0.1,epochs:1}": ["ZeroShot", "fit.epochs=0"],
 }

@@ -62,6 +62,14 @@ def test_best_keeps_the_first_of_equals() -> None:
     assert learner.weight.item() == 2
 
 
+def test_views_recur_in_turn_on_pixels_as_on_features(loader: Loader, episode: Episode) -> None:
+    given = {"batch_size": len(episode.train), "per_epoch": 1, "total": 3}
+    banked = [images.features for images, _ in loader.shuffled(episode.train, **given)]
+    pixels = [images for images, _ in replace(loader, features=None).shuffled(episode.train, **given)]
+    for features, batch in zip(banked, pixels, strict=True):
+        assert torch.allclose(loader.clip.image(batch), features, atol=1e-4)
+
+
 @pytest.mark.parametrize("keep", ["average", "best"])
 def test_a_training_ends_with_them(loader: Loader, episode: Episode, monkeypatch: Any, keep: str) -> None:
     kind = {"average": GaussianMean, "best": KeepBest}[keep]

@@ -210,7 +210,7 @@ def costs(spec: RunSpec, learner: Learner, episode: Episode, train_seconds: floa
 def features_used(loader: Loader) -> dict[str, Any]:
     """What of the feature bank was used: k views an image (None: one for each epoch), read and computed features."""
     if loader.features is None:
-        return {"test_features": False, "views": None}
+        return {"test_features": False, "views": loader.n_views}
     return {"test_features": True, "views": loader.n_views, **asdict(loader.features.use)}
 
 

@@ -31,7 +31,7 @@ from vlprompt.config.compose import (
     started,
     zero_shot_reference,
 )
-from vlprompt.config.options import MODE, SWEEP_DIR, is_sweep, make_folder, read_options, sweep_folder
+from vlprompt.config.options import MODE, SWEEP_DIR, is_sweep, make_folder, options_first, read_options, sweep_folder
 from vlprompt.config.paths import config_dir, results_root
 from vlprompt.data.disk import whole_file, writing
 from vlprompt.errors import NotApplicableError, UserError, prepare_streams, printable
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 
     try:
         prepare_streams(arguments)
-        arguments = modernized(arguments)
+        arguments = modernized(options_first(arguments))
         options = read_options(arguments)
         check_groups(options.overrides)
         if is_sweep(options):
@@ -89,11 +89,10 @@ def run_sweep(options: Namespace, arguments: Sequence[str]) -> int:
     """Check all cells of a sweep, run those that can run, and sum up; -> exit code."""
     if options.config_name or options.config_path:
         raise UserError("a sweep starts from conf/config.yaml: give settings of your own with --config-dir")
-    with started(options.config_dir and Path(options.config_dir)) as hydra:
-        of_hydra = [text for text in options.overrides if text.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    of_hydra = [text for text in options.overrides if text.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    with started(options.config_dir and Path(options.config_dir)) as hydra, sweep_folder(of_hydra) as folder:
         asked = [text for text in options.overrides if text not in of_hydra]
         shared = [t for t in of_hydra if t.lstrip("+").partition("=")[0] not in (MODE, SWEEP_DIR)]
-        folder = sweep_folder(of_hydra)
         shared += [f"{MODE}=MULTIRUN", f"{SWEEP_DIR}={json.dumps(str(folder), ensure_ascii=False)}"]
         config = hydra.compose_config("config", shared, RunMode.MULTIRUN)
         sweeper = config.hydra.sweeper
@@ -107,10 +106,10 @@ def run_sweep(options: Namespace, arguments: Sequence[str]) -> int:
         make_folder(folder, folder / OUTCOMES)
         for number, cell in enumerate(refused, len(cells)):
             outcome = {"status": "not_applicable", "reason": str(cell.refusal)}
-            write_failure({**cell.key, **outcome, "config": cell.config}, None)
+            write_failure({**cell.key, **outcome, "config": cell.config, "changes": cell.changes}, None)
             write_outcome(folder, number, {"job": " ".join(cell.overrides), "folders": [], **outcome})
         launch([cell.overrides for cell in cells], config, hydra)
-    return summarise_sweep(folder)
+        return summarise_sweep(folder)
 
 
 def launch(cells: Sequence[list[str]], config: DictConfig, hydra: Hydra) -> None:

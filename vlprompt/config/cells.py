@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from vlprompt.config.build import make_clip, make_episode, make_learner
 from vlprompt.config.compose import GROUPS, Choices, check_asked, chosen, composed, spec_of
-from vlprompt.config.hashing import canonical, changed, config_hash
+from vlprompt.config.hashing import ABSENT, canonical, changed, config_hash
 from vlprompt.config.spec import check_name, check_settings, of_result
 from vlprompt.errors import ChoiceError, ClassBoundError, UnknownSettingError, UserError, first_names
 
@@ -37,6 +37,13 @@ class Cell:
         shots = config.get("shots") if config.get("fit") else 0
         names = {group: self.choices.get(group) for group in ("protocol", "dataset", "backbone", "method")}
         return names | {"variant": variant, "shots": shots, "seed": config.get("seed") if shots else 0}
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What was asked for that is no choice of a group, by dotted key."""
+        parsed = OverridesParser.create().parse_overrides(self.overrides)
+        settings = [one for one in parsed if one.key_or_group not in (*GROUPS, *NOT_IN_A_VARIANT)]
+        return {one.key_or_group: ABSENT if one.is_delete() else one.value() for one in settings}
 
 
 def expand(overrides: Sequence[str], hydra: Hydra) -> list[list[str]]:

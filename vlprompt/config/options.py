@@ -3,9 +3,11 @@
 import os
 import shutil
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -16,6 +18,16 @@ from vlprompt.config.paths import results_root
 from vlprompt.errors import UserError
 
 SWEEP_DIR, MODE = "hydra.sweep.dir", "hydra.mode"
+
+
+def options_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with all settings after the options, whose parser stops at the second group of settings."""
+    options, unread = get_args_parser().parse_known_args(arguments)
+    more = [text for text in unread if text.startswith("~") or ("=" in text and not text.startswith("-"))]
+    if not more:
+        return list(arguments)
+    settings = [*options.overrides, *more]
+    return [*(text for text in arguments if text not in settings), *settings]
 
 
 def read_options(arguments: Sequence[str]) -> Namespace:
@@ -44,14 +56,25 @@ def is_sweep(options: Namespace) -> bool:
     return options.multirun or any(text.lstrip("+") == f"{MODE}=MULTIRUN" for text in options.overrides)
 
 
-def sweep_folder(of_hydra: Sequence[str]) -> Path:
-    """Where a sweep's jobs leave their outcomes, in whatever process or machine they run."""
+@contextmanager
+def sweep_folder(of_hydra: Sequence[str]) -> Iterator[Path]:
+    """Where a sweep's jobs leave their outcomes, in whatever process or machine they run.
+
+    Next to results that can only be read this is a temporary folder: what is finished there is shown all the same.
+    """
     given = [text for text in of_hydra if text.lstrip("+").partition("=")[0] == SWEEP_DIR]
-    if not given:
-        return results_root().absolute() / "multirun" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-    setup_globals()  # resolved here, so that a time in it is the same for all
-    value = OverridesParser.create().parse_override(given[-1]).value()
-    return Path(str(OmegaConf.create({"dir": value})["dir"])).expanduser()
+    if given:
+        setup_globals()  # resolved here, so that a time in it is the same for all
+        value = OverridesParser.create().parse_override(given[-1]).value()
+        yield Path(str(OmegaConf.create({"dir": value})["dir"])).expanduser()
+        return
+    root = results_root().absolute()
+    folder = root / "multirun"
+    if root.is_dir() and not os.access(folder if folder.exists() else root, os.W_OK):
+        with TemporaryDirectory(prefix="vlprompt-") as temporary:
+            yield Path(temporary)
+    else:
+        yield folder / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
 
 
 def make_folder(folder: Path, outcomes: Path) -> None:

@@ -45,7 +45,8 @@ class Loader:
 
     def shuffled(self, split: Split, *, batch_size: int, per_epoch: int, total: int) -> Iterator[Batch]:
         """Random views of a split in random order: `total` batches, of which `per_epoch` make an epoch."""
-        order = Shuffled(len(split), min(len(split), per_epoch * batch_size), seed=self.seed)
+        n_used = min(len(split), per_epoch * batch_size)
+        order = Shuffled(len(split), n_used, seed=self.seed, n_views=self.n_views)
         pixels = self._pixels(split, order, batch_size) if self.features is None else None
         n_epochs = math.ceil(total / per_epoch)
         labels = torch.tensor([item.label for item in split.items], device=self.clip.device)

@@ -61,16 +61,20 @@ class Views(Dataset[tuple[Tensor, int]]):
 
 
 class Shuffled(Sampler[tuple[int | None, int]]):
-    """(view, index) pairs of one epoch: the first `n_used` images of a random order that is the epoch's own."""
+    """(view, index) pairs of one epoch: the first `n_used` images of a random order that is the epoch's own.
 
-    def __init__(self, n_images: int, n_used: int, *, seed: int) -> None:
-        self.n_images, self.n_used, self.seed, self.epoch = n_images, n_used, seed, 0
+    The view is the epoch's own, too, or one of `n_views` in turn.
+    """
+
+    def __init__(self, n_images: int, n_used: int, *, seed: int, n_views: int | None = None) -> None:
+        self.n_images, self.n_used, self.seed, self.n_views, self.epoch = n_images, n_used, seed, n_views, 0
 
     def __len__(self) -> int:
         return self.n_used
 
     def __iter__(self) -> Iterator[tuple[int | None, int]]:
-        return iter([(self.epoch, index) for index in self.indices()])
+        view = self.epoch % self.n_views if self.n_views else self.epoch
+        return iter([(view, index) for index in self.indices()])
 
     def indices(self) -> list[int]:
         generator = torch.Generator().manual_seed(seed_of("order", self.seed, self.epoch))
