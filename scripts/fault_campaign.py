@@ -26,6 +26,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -39,7 +40,7 @@ from PIL import Image
 from vlprompt.config import build
 from vlprompt.config.compose import read_run
 from vlprompt.config.spec import RunSpec, spec_of_record
-from vlprompt.data.cache import image_keys
+from vlprompt.data.cache import budget, feature_files, image_keys
 from vlprompt.data.disk import _clear_drafts
 from vlprompt.errors import DamagedError, UserError
 from vlprompt.results import learner_files
@@ -164,8 +165,10 @@ class World:
 def forget(spec: RunSpec) -> None:
     """Have files read again that this process has in memory."""
     build.features_at.cache_clear()
+    feature_files._verified.clear()
     _clear_drafts.cache_clear()
     image_keys._key_of_file.cache_clear()
+    budget.STARTED = time.time()  # as if this were a process of its own: its first write looks for drafts
 
 
 def watch(root: Path, strike: Strike) -> None:

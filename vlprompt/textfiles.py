@@ -1,13 +1,27 @@
 """Text files that a user gives: UTF-8, with or without the mark (BOM) that spreadsheets put at its start."""
 
 import codecs
+import errno
 import json
+import stat
 from pathlib import Path
 from typing import Any
+
+from rich.filesize import decimal
 
 from vlprompt.errors import UserError
 
 OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def ordinary(path: Path, most: int | None = None) -> Path:
+    """A file of at most so many bytes, which can be read to its end. Raises: OSError; for a pipe or a device, too."""
+    status = path.stat()
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # folders have an error of their own
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
+    if most is not None and status.st_size > most:
+        raise OSError(errno.EFBIG, f"it has {decimal(status.st_size)}, allowed are {decimal(most)}", str(path))
+    return path
 
 
 def read_text(path: Path, what: str = "") -> str:
@@ -16,7 +30,7 @@ def read_text(path: Path, what: str = "") -> str:
     Raises: UserError where it cannot be read, or is no text in UTF-8.
     """
     try:
-        content = path.read_bytes()
+        content = path.read_bytes() if path.is_relative_to("/dev") else ordinary(path).read_bytes()  # <(cut ...)
     except OSError as error:
         raise UserError(f"{what or path} cannot be read: {error.strerror or error}.") from None
     try:

@@ -49,8 +49,8 @@ def selected(options: argparse.Namespace, *, may_be_none: bool = False) -> tuple
         raise no_runs(options.folders, notes)
     try:
         chosen, filtered = select(with_changes(runs), options.where)
-    except UserError as error:  # perhaps for what is left out
-        raise UserError(" ".join([str(error), *notes])) from None
+    except UserError as error:  # what is asked for may be what was left out
+        raise UserError(" ".join([f"{str(error).rstrip('.')}.", *notes])) from None
     records = list(chosen.values())
     cautions = [*single_class_notes(records), *mixed_settings(records)]
     return chosen, [*filtered, *notes, *of_several_folders(chosen), *cautions]

@@ -24,8 +24,10 @@ from vlprompt.errors import DamagedError, OverriddenError, UserError, first_name
 from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import Protocol
 from vlprompt.results.record import Record, RunKey, checked, damaged
+from vlprompt.textfiles import ordinary
 from vlprompt.training.device import device_name, resolve_device, resolve_precision
 
+MOST_BYTES = 10**6  # of a configuration: the longest recipes have some thousand
 OF_MACHINE = ("name", "force", "wandb", "device", "threads", "text_chunk", "workers", "cache", "search")
 OF_TRAINING = ("fit", "bank", "augment", "sampler", "seed", "shots")
 
@@ -224,7 +226,10 @@ def spec_of_record(folder: Path, record: Record, *, device: str = "auto", allow:
 def read_config(path: Path) -> dict[str, Any]:
     """The configuration of a run as it lies next to its record. Raises: DamagedError."""
     try:
-        config = yaml.safe_load(checked(path).read_text(encoding="utf-8"))
+        text = ordinary(checked(path), MOST_BYTES).read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # runs write none
+            raise damaged(path, "it has aliases, and a few of them stand for a tree without end")
+        config = yaml.safe_load(text)
         if not isinstance(config, dict):
             raise damaged(path, f"it holds {config!r}, not settings by name")
         read_settings(config)

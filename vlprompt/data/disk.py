@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from rich.filesize import decimal
 
 from vlprompt.errors import UserError, printable
+from vlprompt.textfiles import ordinary
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 logger = logging.getLogger(__name__)
@@ -65,7 +66,9 @@ class Lock:
     def _sign(self) -> None:
         self._text = f"{os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M}"
         with contextlib.suppress(OSError):  # on a full disk, say: the lock holds without it
-            self._note.write_text(self._text, encoding="utf-8")
+            self._note.unlink(missing_ok=True)
+            with self._note.open("x", encoding="utf-8") as file:  # never through a link that somebody put there
+                file.write(self._text)
 
     def _holder(self) -> str:
         """Who holds it, as far as one can know: another process (4711 on node3, since 2026-01-31 12:03)."""
@@ -79,7 +82,7 @@ class Lock:
 
 
 def _read_note(path: Path) -> str:
-    with contextlib.suppress(OSError, UnicodeDecodeError), path.open(encoding="utf-8") as file:
+    with contextlib.suppress(OSError, UnicodeDecodeError), ordinary(path).open(encoding="utf-8") as file:
         return file.read(200)
     return ""
 
@@ -218,9 +221,9 @@ def sync(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """The hash of a file's content. Raises: OSError."""
+    """The hash of a file's content. Raises: OSError; for a pipe or a device, too."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with ordinary(path).open("rb") as file:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()

@@ -16,9 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import vlprompt
 from vlprompt.data.disk import sha256_of
 from vlprompt.errors import DamagedError, UserError
+from vlprompt.textfiles import ordinary
 
 SCHEMA_VERSION = 1
 FILE = "result.json"
+MOST_BYTES = 10**8  # of a record: a curve of 100,000 epochs has a tenth of it
 CHECKSUM = "checksum"  # its last field: of all others
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "hydra-core", "numpy", "vlprompt")
 
@@ -101,7 +103,7 @@ class Record(RunKey):
         """
         path = folder / FILE
         try:
-            content = path.read_bytes()
+            content = ordinary(path, MOST_BYTES).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except PermissionError as error:
@@ -145,7 +147,7 @@ def checked(path: Path) -> Path:
     for _ in range(2):  # again: a new run may have come between the two
         record = Record.read(path.parent)
         if record is None or not record.files or record.files.get(path.name) == sha256_of(path):
-            return path
+            return ordinary(path)
     raise damaged(path, "it is not the file that its record was written with")
 
 

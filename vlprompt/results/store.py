@@ -80,6 +80,9 @@ def _targets(root: Path, say: Callable[[str], object]) -> set[Path]:
             targets.add(Path(name))
         targets |= {Path(name, draft[1]) for folder in folders if (draft := DRAFT.fullmatch(folder))}
         folders[:] = [folder for folder in folders if not folder.startswith(".") and folder != FILE]
+        for folder in folders:  # which may be one of all disks, or a circle
+            if (link := Path(name, folder)).is_symlink():
+                say(f"Left out: '{link}' is a link, which is not followed: name the folder that it points to, too.")
     return targets
 
 
@@ -124,6 +127,8 @@ def settle(target: Path) -> None:
 def _delete(folder: Path) -> None:
     """The record first, so that what is left of a folder, if this is interrupted, is no run."""
     with contextlib.suppress(OSError):
+        if folder.is_symlink() or folder.is_file():  # of a link the link alone
+            folder.unlink()
         (folder / FILE).unlink()
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -101,6 +101,7 @@ _given_up: set[Path] = set()  # folders whose lock was waited for in vain
 
 
 def _open_in_place(path: str, flags: int) -> int:
+    flags |= getattr(os, "O_NOFOLLOW", 0)  # what somebody's link points to stays as it is
     return os.open(path, flags & ~os.O_TRUNC, 0o666)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlprompt.data.disk import complain
+from vlprompt.textfiles import ordinary
 
 CHECKSUM, CONTENT = "crc32", "content"
 MOST_NOTES = 3  # of damaged entries in a process: where a whole cache is damaged, more would help nobody
@@ -36,7 +37,7 @@ def unsealed(path: Path, *, most: int | None = None) -> Any:
     if most is not None and path.stat().st_size > most:
         raise Damaged(f"{path} has more than {most} bytes")
     try:
-        both = json.loads(path.read_bytes())
+        both = json.loads(ordinary(path).read_bytes())
         if both[CHECKSUM] == checksum(_plain(both[CONTENT])):
             return both[CONTENT]
     except (ValueError, LookupError, TypeError, RecursionError):

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from vlprompt.data.cache.budget import Budget
 from vlprompt.data.cache.checked import Damaged, checksum, discard
 from vlprompt.data.disk import complain, whole_file
+from vlprompt.textfiles import ordinary
 
 Pixels = npt.NDArray[np.uint8]
 SIZES = 12  # bytes: three sizes of 32 bits
@@ -67,7 +68,7 @@ class ImageCache:
 def load(path: Path) -> Pixels | None:
     """A stored array; None where there is none. Raises: Damaged."""
     try:
-        content = np.fromfile(path, np.uint8)
+        content = np.fromfile(ordinary(path), np.uint8)
     except OSError:
         return None
     sizes, stated, pixels = content[:SIZES], content[SIZES:HEADER], content[HEADER:]

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vlprompt.errors import UserError
+from vlprompt.textfiles import ordinary
 
 # What Pillow raises for damaged files depends on the format. UnidentifiedImageError is an OSError.
 DAMAGED = (
@@ -45,7 +46,7 @@ class Files:
         """The file as it is stored. Raises: UserError where it cannot be read."""
         path = self.locate(image)
         try:
-            return path.read_bytes()
+            return ordinary(path).read_bytes()
         except FileNotFoundError as error:
             raise UserError(f"image {path} is missing: put it back, or unpack the data set again.") from error
         except OSError as error:
