@@ -225,7 +225,7 @@ def run_or_record_failure(
         }
         if spec is not None:
             fields |= {**spec.key.model_dump(), "config": spec.config, "config_hash": spec.hash}
-            fields["changes"] = spec.changes
+            fields |= {"changes": spec.changes, "precision": spec.precision}  # so that it is of its seeds' row
         else:
             fields |= {**key, "config": {name: value for name, value in config.items() if name != "search"}}
         return write_failure(fields, spec.folder if spec else None)
@@ -237,7 +237,7 @@ def write_failure(fields: Mapping[str, Any], folder: Path | None) -> "Record":
     from vlprompt.results.store import open_run
 
     try:
-        record = Record(**fields)
+        record = Record(**{"weights": (fields["config"].get("backbone") or {}).get("weights"), **fields})
         with open_run(folder or record.folder(results_root())) as run:
             run.write(lambda: run.publish(record))
     except (ValueError, UserError):  # a value that no run can have, a name that no folder can

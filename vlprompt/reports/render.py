@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -33,6 +33,8 @@ MARKED = {
     "markdown": {BEST: "**{}**", SECOND: "<u>{}</u>"},
     "latex": {BEST: r"\textbf{{{}}}", SECOND: r"\underline{{{}}}"},
 }
+WIDE_ONLY = ["parameters", "train s", "peak MB"]  # columns that a narrow terminal has to do without, the last one first
+GAP = 3  # characters between columns on a terminal
 STYLES = {BEST: "bold", SECOND: "underline"}
 
 
@@ -117,8 +119,9 @@ def _summary_grid(table: pd.DataFrame, format: str, metric: str, costs: bool) ->
     shown = _readable(table, find_metric(metric).decimals, costs)
     if format == "latex":
         return Grid("", shown)
-    shared = [name for name in SHARED if name in shown and shown[name].nunique() == 1]
-    title = ", ".join(f"{name} {shown[name].iloc[0]}" for name in shared)
+    ran = shown[table["n"] > 0] if (table["n"] > 0).any() else shown  # others may not know their weights and precision
+    shared = [name for name in SHARED if name in shown and ran[name].nunique() == 1 == len({*shown[name]} - {""})]
+    title = ", ".join(f"{name} {ran[name].iloc[0]}" for name in shared)
     if metric != "accuracy":
         title += f", {find_metric(metric).label}"
     return Grid(title, shown.drop(columns=shared))
@@ -206,16 +209,36 @@ def _rich(grid: Grid) -> str:
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
+    optional, dropped = [name for name in WIDE_ONLY if name in grid.rows], list[str]()
+    while (widths := column_widths(grid.rows.drop(columns=dropped), console.width)) is None and optional:
+        dropped.append(optional.pop())
+    grid = replace(grid, rows=grid.rows.drop(columns=dropped))
+    note = f"No room for {', '.join(reversed(dropped))}: widen the terminal, or pipe this." if dropped else None
     drawn = Table(title=Text(terminal(grid.title)), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in grid.rows:
-        drawn.add_column(Text(terminal(name)), overflow="fold")
+    drawn.caption, drawn.caption_justify = note, "left"
+    given: Sequence[int | None] = widths or [None] * len(grid.rows.columns)  # where even this is too wide, words break
+    for name, width in zip(grid.rows, given, strict=True):
+        drawn.add_column(Text(terminal(name)), overflow="fold", width=width)
     for i, row in enumerate(grid.rows.values.tolist()):
         cells = zip(grid.rows, row, strict=True)
         styled = [
             Text(terminal(text), style=STYLES.get(grid.marks.get((i, str(name)), ""), "")) for name, text in cells
         ]
         drawn.add_row(*styled, end_section=i + 1 in grid.starts)
-    console = Console()
     with console.capture() as capture:
         console.print(drawn)
     return capture.get()
+
+
+def column_widths(rows: pd.DataFrame, room: int) -> list[int] | None:
+    """Characters of each column, so that no word is broken and, from the left, few texts wrap; None: no room for it."""
+    texts = [[str(name), *rows[name]] for name in rows]
+    widths = [max(len(word) for text in column for word in text.split() or [""]) for column in texts]
+    spare = room - sum(width + GAP for width in widths)
+    if spare < 0:
+        return None
+    for i, column in enumerate(texts):
+        more = min(max(map(len, column)) - widths[i], spare)
+        widths[i], spare = widths[i] + more, spare - more
+    return widths
