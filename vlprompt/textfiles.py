@@ -1,4 +1,7 @@
-"""Text files that a user gives: UTF-8, with or without the mark (BOM) that spreadsheets put at its start."""
+"""Paths and text files that a user gives.
+
+Texts are in UTF-8, with or without the mark (BOM) that spreadsheets put at the start.
+"""
 
 import codecs
 import json
@@ -8,6 +11,18 @@ from typing import Any
 from vlprompt.errors import UserError
 
 OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def path_of(text: str) -> Path:
+    """The path that a text names, with ~ as the home folder. Raises: UserError where there can be no such path."""
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except RuntimeError:
+        raise UserError(f"there is no home folder for '{text}': write the whole path.") from None
+    except OSError as error:
+        raise UserError(f"'{text[:200]}' cannot be read: {error.strerror or error}.") from None
+    return path
 
 
 def read_text(path: Path, what: str = "") -> str:

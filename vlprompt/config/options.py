@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from vlprompt.config.paths import results_root
 from vlprompt.errors import UserError
+from vlprompt.textfiles import path_of
 
 SWEEP_DIR, MODE = "hydra.sweep.dir", "hydra.mode"
 
@@ -51,7 +52,7 @@ def sweep_folder(of_hydra: Sequence[str]) -> Path:
         return results_root().absolute() / "multirun" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     setup_globals()  # resolved here, so that a time in it is the same for all
     value = OverridesParser.create().parse_override(given[-1]).value()
-    return Path(str(OmegaConf.create({"dir": value})["dir"])).expanduser()
+    return path_of(str(OmegaConf.create({"dir": value})["dir"]))
 
 
 def make_folder(folder: Path, outcomes: Path) -> None:
