@@ -498,6 +498,7 @@ def test_unpacking_needs_no_temporary_folder(here: Path, monkeypatch: pytest.Mon
 
 
 def test_the_list_names_what_is_damaged_or_foreign_and_shows_the_others(here: Path) -> None:
+    assert ask(cli.main, ["bank", "list"]).code == 0  # there is none yet
     assert ask(cli.main, ["bank", "unpack", str(packed(here))]).code == 0
     root = here / "datasets/.cache/features"
     strange = {"a" * 16: b'{"model": "x"}', "b" * 16: b"\xff", "c" * 16: b"[" * 10**5, "d" * 16: b" " * 10**6}

@@ -200,6 +200,13 @@ def test_weights_that_are_not_finite(value, state, tmp_path):
         load_clip("tiny-quickgelu", str(tmp_path / "m.pt"))
 
 
+@pytest.mark.parametrize(("name", "value"), [("visual.proj", 1e300), ("logit_scale", 1e5)])
+def test_weights_that_overflow(name, value, state, tmp_path):
+    torch.save({**state, name: torch.full_like(state[name], value, dtype=torch.float64)}, tmp_path / "m.pt")
+    with pytest.raises(UserError, match=f"infinite|{name}"):
+        load_clip("tiny-quickgelu", str(tmp_path / "m.pt"))
+
+
 def test_weights_of_another_type(state, tmp_path):
     torch.save({name: t.to(torch.int8) for name, t in state.items()}, tmp_path / "m.pt")
     with pytest.raises(UserError, match=r"is of type torch\.int8, needed torch\.float32"):

@@ -295,4 +295,23 @@ def test_subset(root: Path, flags: list[str]) -> None:
     assert {line["label"] for line in lines} == labels
     assert sum(line["split"] == "train" for line in lines) == len(labels)
     assert ask(cli.main, ["data", "subset", "dtd", "--shots", "x"]).code == 2
+
+
+def test_a_strangers_split_file_does_not_steer_the_terminal(root: Path) -> None:
+    (root / "dtd/images").mkdir(parents=True)
+    rows = [["a\x1b[2J.jpg", 0, "x\x1b]0;y\x07"]]
+    split = json.dumps({"train": rows, "val": [], "test": rows})
+    (root / "dtd/split_zhou_DescribableTextures.json").write_text(split)
+    answer = ask(cli.main, ["data", "subset", "dtd", "--shots", "1"])
+    assert answer.code == 0
+    assert "\x1b" not in answer.out
+    assert "[2J.jpg" in answer.out
+
+
+def test_a_description_in_another_encoding(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "conf/dataset").mkdir(parents=True)
+    (tmp_path / "conf/dataset/mine.yaml").write_bytes(b"\xff")
+    answer = ask(cli.main, ["data", "list", "--config-dir", str(tmp_path / "conf")])
+    assert answer.code == 2
+    assert "mine.yaml" in answer.err
     assert commands.cost_of(None) == "-"

@@ -454,6 +454,7 @@ def test_numbered_folders_are_in_the_order_of_numbers(tmp_path: Path) -> None:
         ("n01,cat\nn02,\n", "has no name for 'n02'"),
         ("", "has 0 names"),
         ("n01,cat,animal\nn02,dog,animal\n", "line 1 has 3 cells, allowed are two"),
+        ("n01, cat, 1\nn02, dog, 2\n", "line 1 has 3 cells, allowed are two"),
         ('n01,"cat\nn02,dog\n', "line 1 is no row of a CSV file"),
         ('n02,dog\nn01,"cat"s\n', "line 2 is no row of a CSV file"),
         ("n01,cat\nn02,dog\nn01,bird\n", "line 3: 'n01' has another name"),

@@ -585,6 +585,21 @@ def test_pickles_of_other_things_are_refused(here: Path, content: bytes) -> None
     assert files(here) == {"shot_16-seed_1.pkl"}
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "a git-lfs pointer"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"", "an empty file"),
+    ],
+)
+def test_what_is_given_instead_of_a_checkpoint_is_named(here: Path, content: bytes, what: str) -> None:
+    (here / "model.pth.tar-1").write_bytes(content)
+    answer = ask(here / "model.pth.tar-1", "--backbone", "vit_b16")
+    assert answer.code == 2
+    assert what in answer.err
+
+
 def test_archives_that_grow_in_memory_are_refused(here: Path) -> None:
     dassl.write_checkpoint(here / "whole", {"ctx": torch.zeros(400, 512)})
     with (

@@ -1,4 +1,7 @@
-"""Text files that a user gives: UTF-8, with or without the mark (BOM) that spreadsheets put at its start."""
+"""Paths and text files that a user gives.
+
+Texts are in UTF-8, with or without the mark (BOM) that spreadsheets put at the start.
+"""
 
 import codecs
 import errno
@@ -21,6 +24,18 @@ def ordinary(path: Path, most: int | None = None) -> Path:
         raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
     if most is not None and status.st_size > most:
         raise OSError(errno.EFBIG, f"it has {decimal(status.st_size)}, allowed are {decimal(most)}", str(path))
+    return path
+
+
+def path_of(text: str) -> Path:
+    """The path that a text names, with ~ as the home folder. Raises: UserError where there can be no such path."""
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except RuntimeError:
+        raise UserError(f"there is no home folder for '{text}': write the whole path.") from None
+    except OSError as error:
+        raise UserError(f"'{text[:200]}' cannot be read: {error.strerror or error}.") from None
     return path
 
 

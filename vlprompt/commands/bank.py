@@ -64,7 +64,7 @@ def show(options: argparse.Namespace) -> int:
         for one in known
     ]
     headers = ["model", "precision", "image size", "views", "features", "on disk"]
-    table = tabulate(rows, headers, intfmt=",", disable_numparse=[0, 1])
+    table = tabulate(rows, headers, intfmt=",", disable_numparse=[0, 1] if rows else False)
     sys.stdout.write(f"{table}\n\n{line(str(root.absolute()))}\n")
     if refused:
         names = first_names([str(path.relative_to(root)) for path in refused])

@@ -181,7 +181,7 @@ def show_subset(options: argparse.Namespace) -> int:
     if options.json:
         text = json.dumps(lines, indent=1, ensure_ascii=False) + "\n"
     else:
-        text = "".join("\t".join(str(value) for value in line.values()) + "\n" for line in lines)
+        text = "".join(printable("\t".join(map(str, line.values()))) + "\n" for line in lines)
     sys.stdout.write(text)
     return 0
 

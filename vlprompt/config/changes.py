@@ -44,10 +44,10 @@ def with_file_names(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: with_file_names(inner) for key, inner in value.items()}
     if isinstance(value, str) and ("/" in value or "." in value):
-        path = Path(value).expanduser()
         try:
+            path = Path(value).expanduser()
             return path.name if path.is_file() or ("/" in value and path.is_dir()) else value
-        except (OSError, ValueError):  # too long for a path
+        except (OSError, ValueError, RuntimeError):  # no path: too long, or a ~ that is no home folder
             return value
     return value
 

@@ -279,8 +279,10 @@ def explain(error: Exception, arguments: Sequence[str]) -> UserError:
         several = text.split("'", 1)[1].rpartition("'")[0].split("' 1. To use")[0]
         return UserError(f"{several} is several values: give one here, or sweep over them with `python run.py -m`")
     if isinstance(error, OverrideParseException):
+        name, _, value = str(error.override).partition("=")
+        example = f""": "{name}='{value}'\"""" if name and value.startswith("~") else ""
         return UserError(
-            f"cannot read '{error.override}': a setting is NAME=VALUE, with quotes around special characters"
+            f"cannot read '{error.override}': a setting is NAME=VALUE, with quotes around special characters{example}"
         )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.partition("/")

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from vlprompt.config.paths import results_root
 from vlprompt.errors import UserError
+from vlprompt.textfiles import path_of
 
 SWEEP_DIR, MODE = "hydra.sweep.dir", "hydra.mode"
 
@@ -66,7 +67,7 @@ def sweep_folder(of_hydra: Sequence[str]) -> Iterator[Path]:
     if given:
         setup_globals()  # resolved here, so that a time in it is the same for all
         value = OverridesParser.create().parse_override(given[-1]).value()
-        yield Path(str(OmegaConf.create({"dir": value})["dir"])).expanduser()
+        yield path_of(str(OmegaConf.create({"dir": value})["dir"]))
         return
     root = results_root().absolute()
     folder = root / "multirun"

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from vlprompt.textfiles import path_of
+
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -20,12 +22,12 @@ def published_dir() -> Path:
 
 def results_root() -> Path:
     """VLPROMPT_RESULTS, or `results` in the working directory."""
-    return Path(os.environ.get("VLPROMPT_RESULTS") or "results").expanduser()
+    return path_of(os.environ.get("VLPROMPT_RESULTS", "").strip() or "results")
 
 
 def data_root(given: str | None = None) -> Path:
     """Where data sets lie: as given (data.root), VLPROMPT_DATA, or `datasets` in the working directory."""
-    return Path(given or os.environ.get("VLPROMPT_DATA") or "datasets").expanduser()
+    return path_of(given or os.environ.get("VLPROMPT_DATA", "").strip() or "datasets")
 
 
 def bank_folder(root: Path) -> Path:

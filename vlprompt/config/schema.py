@@ -3,7 +3,6 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -21,6 +20,7 @@ from pydantic import (
 
 from vlprompt.data.download.catalogue import About
 from vlprompt.errors import UnknownSettingError, UserError, unknown
+from vlprompt.textfiles import path_of
 
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 _FINITE = ConfigDict(**_STRICT, allow_inf_nan=False)
@@ -31,7 +31,8 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 def _check_path(path: str) -> str:
     if not path.strip():
         raise ValueError("a path that is not empty (a shell variable without a value?)")
-    return str(Path(path).expanduser()) if path.startswith("~") else path
+    location = path_of(path)
+    return str(location) if path.startswith("~") else path
 
 
 Location = Annotated[str, AfterValidator(_check_path)]

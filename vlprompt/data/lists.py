@@ -75,9 +75,9 @@ def read_list(path: Path) -> Iterator[tuple[int, Line]]:
                 yield number, Line.model_validate(parse_json(text))
             except ValidationError as error:
                 first = error.errors(include_url=False)[0]
-                where = ".".join(map(str, first["loc"]))
+                why = f": {first['loc'][0]}: {first['msg']}" if first["loc"] else ""
                 raise UserError(
-                    f"{path}, line {number} is no object with path, label and perhaps split: {where} {first['msg']}."
+                    f"{path}, line {number} is no object with path, label and perhaps split{why}."
                 ) from None
             except ValueError as error:
                 raise UserError(f"{path}, line {number} cannot be read: {error}.") from None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner, Overridden
-from vlprompt.textfiles import read_json
+from vlprompt.textfiles import path_of, read_json
 from vlprompt.towers import Clip, expand_templates
 
 TEXTS_AT_ONCE = 1024  # in one pass of the text tower
@@ -55,7 +55,7 @@ class HardPrompts(Learner):
                 f"method.phrase is '{phrase}': {DESCRIPTION} is missing, which stands for a text of the file"
             )
         self.file, self.phrase = descriptions, phrase
-        self.described = {} if descriptions is None else read_descriptions(Path(descriptions).expanduser())
+        self.described = {} if descriptions is None else read_descriptions(path_of(descriptions))
         if not self.templates and descriptions is None:
             raise UserError("no wording: give method.templates, method.descriptions or both")
 

@@ -257,6 +257,8 @@ def fit(net: nn.Module, state: Mapping[str, Tensor], weights: str, model: str) -
             f"the weights {weights} do not fit {model}: {'; '.join(wrong[:3])}{more}; choose the architecture that "
             "they were made with (backbone.model)"
         )
+    if "logit_scale" in state and not state["logit_scale"].exp().isfinite().all():
+        raise UserError(f"the weights {weights} have a logit_scale whose exponential is infinite: get other ones")
     net.load_state_dict(state)
 
 

@@ -75,8 +75,9 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], bool]:
     }
     if wrong := [name for name, tensor in tensors.items() if not is_dense(tensor)]:
         raise UserError(f"'{wrong[0]}' in {path} is no dense tensor: give a file of plain tensors by name")
-    check_finite(tensors, str(path))
-    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, openai
+    tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    check_finite(tensors, str(path))  # as they are used: a double may have no float
+    return tensors, openai
 
 
 def is_dense(tensor: Any) -> bool:
@@ -123,7 +124,9 @@ def _read(path: Path) -> tuple[Any, bool]:
 def reason_of(error: Exception) -> str:
     """An error of a reader of files in a few words, without its advice to run what is in them."""
     reason = " ".join(str(error).split())
-    return "it is damaged or cut off" if not reason or "weights_only" in reason else reason[:200]
+    if not reason or "weights_only" in reason:
+        return "it is damaged, cut off, or not written by torch.save"
+    return reason[:200]
 
 
 def name_start(start: bytes) -> tuple[str, str] | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from vlprompt.errors import UserError, unknown
 
@@ -96,7 +96,7 @@ def read_entries(folder: Path) -> Iterator[Entry]:
             node = yaml.safe_load(path.read_text(encoding="utf-8"))["dataset"]
             about = None if node.get("about") is None else About.model_validate(node["about"])
             yield Entry(path.stem, node["source"], about)
-        except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:  # no UTF-8, too
             reason = " ".join(str(error).split())
             raise UserError(f"{path} does not describe a data set ({reason}): mend or remove it.") from None
 

@@ -77,7 +77,7 @@ def classes_in(folder: Path, base: Path, part: Part | None) -> Iterator[Labelled
             "or give dataset.labels=FILE."
         )
     if stray := sum(is_image(path.name) for path in folder.iterdir()):
-        warn(f"{stray} images in {folder} are in no class folder and are left out")
+        warn(f"images in {folder} that are in no class folder are left out: {stray}")
     for of_class in folders:
         images = list(images_below(of_class))
         if not images and part in (None, "train"):

@@ -128,7 +128,8 @@ def names_by_key(path: Path, rows: Iterable[Row], keys: Sequence[str]) -> dict[s
         if normal(key) not in keys:
             continue
         commas = row.text.split(",")
-        if '"' not in row.text and len(commas) > 2 and all(part.startswith(" ") for part in commas[2:]):
+        spaced = [part.startswith(" ") for part in commas[1:]]
+        if '"' not in row.text and len(commas) > 2 and not spaced[0] and all(spaced[1:]):
             cells = [row.text.partition(",")[2]]  # commas of a sentence
         if any(cells[1:]):
             raise UserError(

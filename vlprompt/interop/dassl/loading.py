@@ -14,6 +14,7 @@ from torch import Tensor
 from vlprompt.config.identity import file_hash
 from vlprompt.errors import UserError
 from vlprompt.towers.pickles import check_pickles
+from vlprompt.towers.weights import name_start
 
 
 class Ignored:
@@ -87,6 +88,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def _load(path: Path) -> Any:
     try:
+        with path.open("rb") as file:
+            if what := name_start(file.read(512)):
+                raise UserError(f"{path} is {what[0]}: {what[1]}")
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:  # would grow in memory
