@@ -1,10 +1,13 @@
 """Which runs are the same: finished ones are found, whatever settings came later."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 from running import ROOT
 
+from vlprompt import demo
 from vlprompt.config import identity
 from vlprompt.config.compose import read_run
 from vlprompt.config.identity import first_hash, is_same_run, settings_hash
@@ -64,6 +67,24 @@ def test_runs_of_earlier_versions_are_found(name: str) -> None:
 def test_another_seed_is_another_run() -> None:
     record = COMMITTED["few_shot coop"]
     assert not run_of(record, "seed=2").matches(record)
+
+
+@pytest.mark.usefixtures("results")
+@pytest.mark.parametrize("weights", ["random", "pretrained"])
+def test_a_folder_that_builds_another_model_is_another_run(tmp_path: Path, weights: str) -> None:
+    folder = shutil.copytree(demo.BACKBONES["shapes_vit"], tmp_path / "model")
+
+    def identity_now() -> str:
+        identity.file_hash.cache_clear()
+        spec = run_of(COMMITTED["few_shot coop"], f"backbone.model={folder}", f"backbone.weights={weights}")
+        assert "absent" not in str(spec.changes)
+        return spec.hash
+
+    before = identity_now()
+    assert identity_now() == before
+    config = folder / "open_clip_config.json"
+    config.write_text(config.read_text().replace('"heads": ', '"heads": 1'))
+    assert identity_now() != before
 
 
 def test_a_later_setting_at_its_default_changes_no_hash() -> None:

@@ -1,5 +1,6 @@
 """The lecture's methods, each against something that computes the same in another way."""
 
+import errno
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -447,3 +448,16 @@ def test_a_model_that_peft_has_no_names_for_is_refused(tmp_path):
     clip, _ = tiny.clip("timm", torch.float32)
     with pytest.raises(UserError, match=r"no counterpart in transformers\.CLIPModel"):
         write_peft(LoRA(clip, CLASSES), tmp_path)
+
+
+def test_an_adapter_on_a_full_disk_is_not_half_written(tmp_path, monkeypatch):
+    write_peft(LoRA(CLIP, CLASSES, rank=1), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*args, **keywords):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match="No space left"):
+        write_peft(LoRA(CLIP, CLASSES, rank=2), tmp_path, force=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlprompt.commands.selection import add_selection, selected
+from vlprompt.commands.selection import add_selection, naming_left_out, selected
 from vlprompt.commands.tables import FORMATS, show_notes, write
 from vlprompt.errors import UserError, first_names
 
@@ -60,7 +60,8 @@ def show_comparison(options: argparse.Namespace) -> int:
     tables: list[pd.DataFrame] = []
     drawn: list[Grid] = []
     if options.learners:
-        table, gaps = paired(*(runs_of(runs, name) for name in options.learners))
+        with naming_left_out(notes):
+            table, gaps = paired(*(runs_of(runs, name) for name in options.learners))
         tables.append(table)
         drawn.append(_paired_grid(table, options.learners))
         notes += [PAIRED_NOTE, *gaps]

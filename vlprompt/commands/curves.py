@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vlprompt.commands.selection import add_selection, selected
+from vlprompt.commands.selection import add_selection, naming_left_out, selected
 from vlprompt.commands.tables import write
 from vlprompt.errors import UserError
 
@@ -33,7 +33,8 @@ def show_curve(options: argparse.Namespace) -> int:
     runs, notes = selected(options)
     records = complete(runs, options.metric, notes)
     how = {"split": options.split, "metric": options.metric, "against": options.reference}
-    drawn = curves(records, options.key, **how)
+    with naming_left_out(notes):
+        drawn = curves(records, options.key, **how)
     notes = [*(curve.finding(options.share) for curve in drawn), *general_notes(frame(records)), *notes]
     text = render_grids([curve.grid() for curve in drawn], [note for note in notes if note], options.format)
     write(text, options.output)

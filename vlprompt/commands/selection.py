@@ -2,7 +2,8 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,13 +48,22 @@ def selected(options: argparse.Namespace, *, may_be_none: bool = False) -> tuple
         return {}, notes
     if not runs:
         raise no_runs(options.folders, notes)
-    try:
+    with naming_left_out(notes):
         chosen, filtered = select(with_changes(runs), options.where)
-    except UserError as error:  # what is asked for may be what was left out
-        raise UserError(" ".join([f"{str(error).rstrip('.')}.", *notes])) from None
     records = list(chosen.values())
     cautions = [*single_class_notes(records), *mixed_settings(records)]
     return chosen, [*filtered, *notes, *of_several_folders(chosen), *cautions]
+
+
+@contextmanager
+def naming_left_out(notes: Sequence[str]) -> Iterator[None]:
+    """Say with a mistake which runs were left out: what was asked for may be one of them."""
+    try:
+        yield
+    except UserError as error:
+        if left_out := [note for note in notes if note.startswith("Left out")]:
+            raise UserError(" ".join([f"{str(error).rstrip('.')}.", *left_out])) from None
+        raise
 
 
 def roots(folders: Sequence[Path]) -> list[Path]:

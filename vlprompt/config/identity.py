@@ -19,7 +19,7 @@ from vlprompt.config.locate import import_named
 from vlprompt.config.schema import Augmentation, Bank, DataSource, Fit, Settings
 from vlprompt.data.dataset import Dataset
 from vlprompt.results.record import Record
-from vlprompt.towers import RANDOM, WEIGHTS_FILE
+from vlprompt.towers import CONFIG_FILE, RANDOM, TOKENIZER_FILES, WEIGHTS_FILE
 
 FIRST: dict[str, dict[str, Any]] = {
     "fit": {
@@ -152,14 +152,17 @@ def with_contents(method: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weights_identity(settings: Settings) -> dict[str, str]:
-    """The backbone, with the content of local files instead of their paths."""
+    """The backbone, with the content of local files instead of their paths; of a folder, what builds it counts, too."""
     model, weights = settings.backbone.model, settings.backbone.weights
     changed = {"quantize": settings.backbone.quantize} if settings.backbone.quantize else {}
-    if Path(weights).is_file():
-        return {"model": model, "weights": file_hash(Path(weights)), **changed}
     folder = demo.BACKBONES.get(model, Path(model))
-    inside = folder.is_dir() and weights != RANDOM
-    return {"model": model, "weights": file_hash(folder / WEIGHTS_FILE) if inside else weights, **changed}
+    if Path(weights).is_file():
+        weights = file_hash(Path(weights))
+    elif folder.is_dir() and weights != RANDOM:
+        weights = file_hash(folder / WEIGHTS_FILE)
+    if model not in demo.BACKBONES and folder.is_dir():  # those that ship keep the hashes of the first versions
+        weights = " ".join([weights, *(file_hash(folder / name) for name in (CONFIG_FILE, *TOKENIZER_FILES))])
+    return {"model": model, "weights": weights, **changed}
 
 
 @cache

@@ -37,11 +37,10 @@ def write_peft(learner: LoRA, folder: Path, *, force: bool = False) -> None:
     config, tensors = peft_files(learner)
     if not force and (there := [name for name in (CONFIG, TENSORS) if os.path.lexists(folder / name)]):
         raise UserError(f"{folder} holds {' and '.join(there)}: --force replaces them, or choose another folder")
-    try:
-        with whole_file(folder / TENSORS) as draft:
-            draft.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
-        with whole_file(folder / CONFIG) as draft:
-            draft.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    try:  # both or, on a full disk, none
+        with whole_file(folder / TENSORS) as weights, whole_file(folder / CONFIG) as settings:
+            weights.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+            settings.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write the adapter to {folder}: {error.strerror or error}") from None
 
