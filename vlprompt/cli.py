@@ -39,7 +39,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     """The arguments; settings (key=value) and folders may stand anywhere after a command that takes them."""
     top = parser()
     options, rest = top.parse_known_args(given)
-    if hasattr(options, "folders") and not any(text.startswith("-") for text in rest):
+    if hasattr(options, "folders_anywhere") and not any(text.startswith("-") for text in rest):
         options.folders = [*options.folders, *map(Path, rest)]
         return options
     if not hasattr(options, "overrides") or not all(map(is_override, rest)):
