@@ -180,6 +180,6 @@ def test_commands_with_hostile_records(tmp_path: Path) -> None:
         assert not [line for line in answer.out.splitlines() if line.startswith("\\input")]
     for figure in ("critical-difference", "few-shot"):
         target = tmp_path / f"{figure}.svg"
-        answer = running.ask(cli.main, ["plot", figure, str(tmp_path), "--output", str(target)])
+        answer = running.ask(cli.main, ["plot", figure, "--output", str(target), str(tmp_path)])
         assert answer.code == 0, answer.err
         assert target.stat().st_size

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from vlprompt import __version__
 from vlprompt.commands import bank, check_learner, comparisons, curves, reproduce, tables, trained, tune
@@ -35,9 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(given: Sequence[str]) -> argparse.Namespace:
-    """The arguments; settings (key=value) may stand anywhere after a command that takes them."""
+    """The arguments; settings (key=value) and folders may stand anywhere after a command that takes them."""
     top = parser()
     options, rest = top.parse_known_args(given)
+    if hasattr(options, "folders_anywhere") and not any(text.startswith("-") for text in rest):
+        options.folders = [*options.folders, *map(Path, rest)]
+        return options
     if not hasattr(options, "overrides") or not all(map(is_override, rest)):
         if rest:
             top.error(f"unrecognized arguments: {' '.join(rest)}")

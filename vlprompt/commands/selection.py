@@ -22,6 +22,7 @@ def add_selection(parser: argparse.ArgumentParser, *, positional: bool = True) -
     text = "results folders (default: the runs of ./results, or of VLPROMPT_RESULTS)"
     if positional:
         parser.add_argument("folders", nargs="*", type=Path, help=text)
+        parser.set_defaults(folders_anywhere=True)
     else:
         parser.add_argument("--results", dest="folders", nargs="+", type=Path, default=[], metavar="FOLDER", help=text)
     parser.add_argument(
