@@ -102,6 +102,7 @@ def test_features_are_computed_once_for_all_methods_seeds_and_learning_rates(her
     assert (bank["read"], bank["computed"]) == (N_TEST, 2 * N_TRAIN)  # each seed has its views
 
 
+@pytest.mark.slow
 def test_a_view_for_each_epoch_is_banked_and_gives_what_pixels_give(here: Path) -> None:
     """As published: no image is seen twice alike; the bank changes no more than rounding."""
     start("bank.views=null", "name=banked")

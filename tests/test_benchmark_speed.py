@@ -137,6 +137,7 @@ def test_every_row_of_the_table_can_be_asked_for(scripts):
     assert replace(DEFAULTS["coop"], classes=0, context=0).filled(context=16) == replace(DEFAULTS["coop"], context=16)
 
 
+@pytest.mark.slow
 def test_command(tmp_path):
     """One case: a table, a JSON file, a page and a chart; exit code 0."""
     file, folder = tmp_path / "speed.json", tmp_path / "out"

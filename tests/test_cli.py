@@ -219,6 +219,7 @@ def test_the_same_command_gives_the_same_result(again: Path) -> None:
     assert len(set(others)) == 2  # so that equality above means something
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(results: Path) -> None:
     """On fresh views of the images, where the order and the random crops count."""
     pixels = ("bank.views=null", "fit.batch_size=4", "force=true")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/demo_results.md", "results/tables/costs.md")
+PAGES = ("README.md", pytest.param("docs/demo_results.md", marks=pytest.mark.slow))
 
 
 @pytest.fixture

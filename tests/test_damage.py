@@ -366,6 +366,7 @@ def test_finished_runs_in_a_folder_that_cannot_be_written(again: Path, monkeypat
 
 @pytest.mark.parametrize("moment", ["test", "save_predictions"])
 @pytest.mark.parametrize("what", ["all results", "the run's folder"])
+@pytest.mark.slow
 def test_results_deleted_under_a_run(again: Path, monkeypatch: pytest.MonkeyPatch, moment: str, what: str) -> None:
     work, done, folder = getattr(vlprompt.run, moment), [], folder_of(again)
 
@@ -498,6 +499,7 @@ def load_campaign(monkeypatch: pytest.MonkeyPatch) -> Any:
     return fault_campaign
 
 
+@pytest.mark.slow
 def test_a_sample_of_the_campaign(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     campaign = load_campaign(monkeypatch)
     with campaign.worlds(tmp_path / "worlds") as (world, _):

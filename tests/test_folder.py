@@ -129,7 +129,7 @@ def test_what_lies_next_to_part_folders_is_named(tmp_path: Path, caplog: pytest.
     dataset = load(fill(tmp_path, train__cat=2, train__dog=2, test__cat=1, masks=3, train=1))
     assert dataset.classes == ("cat", "dog")
     assert ["masks" in text for text in warnings(caplog)] == [True, False]
-    assert "1 images in" in warnings(caplog)[1]
+    assert "left out: 1" in warnings(caplog)[1]
 
 
 def test_what_is_no_image_is_skipped(tmp_path: Path) -> None:
@@ -624,6 +624,7 @@ def scans(results: Path, tmp_path: Path) -> Path:
     return tmp_path / "my scans"
 
 
+@pytest.mark.slow
 def test_a_folder_of_scans_becomes_a_row(scans: Path) -> None:
     assert ask(sweep.main, [*RUN, f"dataset.root={scans}"]).code == 0
     assert counts(load(scans)) == {name: [5, 2, 3] for name in digits.CLASSES}

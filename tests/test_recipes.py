@@ -121,6 +121,7 @@ def test_a_recipe_of_a_user_applies(tmp_path: Path) -> None:
     assert recipes.applied(choices, [CONF, tmp_path]) == ["recipe/taskres/fast", "demo/taskres/few_shot_shapes"]
 
 
+@pytest.mark.slow
 def test_recipes_of_a_sweep_and_what_records_say(results: Path) -> None:
     arguments = [argument for argument in RUN if not argument.startswith("method.")]
     answer = ask(run.main, ["-m", *arguments, "fit.epochs=1", "recipe=coop_ijcv,coop/base_to_novel"])

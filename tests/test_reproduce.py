@@ -192,6 +192,7 @@ def check_the_rest(answer: Answer, results: Path, done: dict[Path, int]) -> None
     assert len(lines(answer, "tiny", "outside", "3")) == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_reproduction_resumes(
     reproduce: Reproduce, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,6 +92,7 @@ def test_ctrl_c_is_one_line_and_a_clean_tree(stopped: Any) -> None:
     assert list(left_over(results)) == []
 
 
+@pytest.mark.slow
 def test_two_processes_with_one_command_and_their_tracked_runs(environment: dict[str, str], tmp_path: Path) -> None:
     results = tmp_path / "results"
     environment["WANDB_MODE"] = "offline"

@@ -135,6 +135,7 @@ except UserError as error:
 
 
 @pytest.mark.parametrize("key", ["", "0123456789" * 4])
+@pytest.mark.slow
 def test_online_without_account_or_network_is_one_sentence(tmp_path: Path, key: str) -> None:
     environment = {**os.environ, "HOME": str(tmp_path), "WANDB_API_KEY": key, "WANDB_BASE_URL": "http://127.0.0.1:9"}
     command = [sys.executable, "-c", ONLINE, str(tmp_path), KEY.model_dump_json()]

@@ -120,6 +120,7 @@ def test_preparing_meets_another_view_at_each_pass(loader: Loader, episode: Epis
     assert learner.labels.tolist() == [item.label for item in episode.train.items]
 
 
+@pytest.mark.slow
 def test_what_the_selection_was_on_stands_in_the_record(tmp_path: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("VLPROMPT_RESULTS", str(tmp_path))
     world = [*tiny_world.RUN[:3], "shots=2", "protocol=few_shot", "method.n_views=1", "method.search_steps=[3,3]"]

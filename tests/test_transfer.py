@@ -145,6 +145,7 @@ def test_choosing_settings_leaves_the_targets_alone(results: Path) -> None:
     assert [list(record.scores) for record in find_records([results])] == [["tiny"], ["tiny"]]
 
 
+@pytest.mark.slow
 def test_features_of_two_data_sets_are_separate_and_shared_between_runs(results: Path) -> None:
     clip_at.cache_clear()
     features_at.cache_clear()

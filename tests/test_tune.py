@@ -133,6 +133,7 @@ def test_the_few_shot_validation_images_of_the_base_classes_are_what_counts(resu
     assert {name: scores["total"] for name, scores in record.scores.items()} == {"base": HALF}
 
 
+@pytest.mark.slow
 def test_test_labels_do_not_move_the_choice(tuned: tuple[Path, Answer], results: Path) -> None:
     """With labels of the test images exchanged, the tests come out otherwise and the search is the same."""
     assert tune("+dataset.source.turned=1", "--trials", "2").code == 0
