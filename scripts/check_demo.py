@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bound", type=float, default=BOUND, help="points of accuracy (default: %(default)s)")
     parser.add_argument("--write", action="store_true", help="replace the records that differ")
     options = parser.parse_args(arguments)
+    options.demo, options.folder = options.demo.absolute(), options.folder.absolute()
+    os.chdir(ROOT)  # records name files from here
     os.environ["VLPROMPT_RESULTS"] = str(options.folder)
     os.environ.setdefault("WANDB_MODE", "disabled")
     runs, _ = select(find_runs([options.demo]), options.where)

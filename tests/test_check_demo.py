@@ -15,6 +15,7 @@ DIGITS = ROOT / "results" / "demo" / "base_to_novel" / "digits"
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch, results: Path) -> Any:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.chdir(Path.cwd())  # and back, when the script has gone elsewhere
     import check_demo
 
     return check_demo
