@@ -573,6 +573,18 @@ def test_a_damaged_record_is_named_and_made_again(again: Path) -> None:
     assert trained(again).status == "finished"
 
 
+@pytest.mark.parametrize(("name", "runs"), [("learner.safetensors", 1), ("predictions.npz", 1), ("log.txt", 0)])
+def test_a_run_with_a_damaged_file_is_made_again(again: Path, name: str, runs: int) -> None:
+    path = trained(again).folder(again) / name
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    answer = ask(sweep.main, RUN)
+    assert answer.code == 0
+    assert answer.out.count("is finished already") == 2 - runs
+    assert (path.read_bytes() != content) == bool(runs)
+
+
 # The other commands
 
 

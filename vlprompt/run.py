@@ -28,7 +28,7 @@ from vlprompt.results import learner_files
 from vlprompt.results.costs import costs_of_use, timed
 from vlprompt.results.metrics import score
 from vlprompt.results.predictions import PREDICTIONS, Predictions, save_predictions
-from vlprompt.results.record import Record, git_commit, versions
+from vlprompt.results.record import Record, checked, git_commit, versions
 from vlprompt.results.store import OpenRun, open_run, stored_run, tidy
 from vlprompt.train import Epoch, train
 from vlprompt.training.device import autocast, device_name, peak_memory, reset_peak_memory
@@ -38,6 +38,7 @@ from vlprompt.training.tracking import track
 
 logger = logging.getLogger(__name__)
 
+LOG = "log.txt"
 Scores = dict[str, dict[str, int | float]]  # by test split
 
 
@@ -54,22 +55,27 @@ def run(spec: RunSpec) -> Record:
         if record := existing_record(spec):
             return told(spec, record)
         check_name(spec)
-        with closing(folder.write(lambda: Reporter(folder.path / "log.txt"))) as reporter:
+        with closing(folder.write(lambda: Reporter(folder.path / LOG))) as reporter:
             reporter.say(str(spec))
             return make_record(spec, folder, reporter)
 
 
 def existing_record(spec: RunSpec) -> Record | None:
-    """The record of this run, if it is finished and not to be made again; what was imported is no run."""
+    """The record of this run, if it is finished and not to be made again; what was imported is no run.
+
+    Files that somebody deleted are no longer asked for, and the log is for people; another damaged one makes it anew.
+    """
     if spec.settings.force:
         return None
     try:
-        run = stored_run(spec.folder)
+        folder, record = stored_run(spec.folder) or (spec.folder, None)
+        done = record and record.status == "finished" and not record.imported and spec.matches(record)
+        for name in record.files if record and done else ():
+            if name != LOG and (folder / name).exists():
+                checked(folder / name)
     except DamagedError as error:
         complain(str(error))
         return None
-    record = run and run[1]
-    done = record and record.status == "finished" and not record.imported and spec.matches(record)
     return record if done else None
 
 

@@ -287,7 +287,8 @@ def explain(error: ValidationError, where: str = "") -> UserError:
     if first["type"] in ("missing", "missing_argument"):
         return UserError(f"the setting '{name}' is missing: give it a value")
     got = first["input"]
-    return UserError(f"{name} is {got!r}, allowed is {allowed}: set it as in {name}=VALUE, or drop it for the default")
+    value = f"\"{name}='{got}'\"" if "valid string" in allowed and isinstance(got, int | float) else f"{name}=VALUE"
+    return UserError(f"{name} is {got!r}, allowed is {allowed}: set it as in {value}, or drop it for the default")
 
 
 def _allowed(problem: Any) -> str:

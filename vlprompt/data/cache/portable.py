@@ -168,7 +168,7 @@ def _manifest(archive: zipfile.ZipFile) -> Manifest:
         raise ValueError(f"{MANIFEST} has more than {LONGEST} bytes")
     read = json.loads(archive.read(MANIFEST))
     if isinstance(read, dict) and read.get("format") == 1:
-        raise ValueError("it is of an earlier version, which wrote no hashes: have it packed again")
+        raise ValueError("it is of an earlier version, which wrote no hashes")
     return Manifest.model_validate(read)
 
 
