@@ -36,6 +36,7 @@ def change(demo: Path, **update: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_records_that_differ_are_named_and_replaced(
     script: Any, demo: Path, results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -229,6 +229,7 @@ def test_workers_change_nothing(results: Path) -> None:
     assert (tensors(results), trained(results).curve) == alone
 
 
+@pytest.mark.slow
 def test_images_of_the_same_names_are_not_confused(results: Path) -> None:
     """Two styles in one process: neither a record nor a feature of one stands for the other."""
     answer = ask(sweep.main, ["-m", *RUN, "+dataset.source.style=0,1"])
@@ -369,6 +370,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: P
             getattr(paths, f"{name}_root")()
 
 
+@pytest.mark.slow
 def test_a_sweep_may_lie_elsewhere(results: Path, tmp_path: Path) -> None:
     """Its folder may hold a time, too; the summary and the exit code do not depend on it."""
     given = f"hydra.sweep.dir='{tmp_path}/of ${{now:%Y-%m-%d-%H-%M-%S-%f}}'"

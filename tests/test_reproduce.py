@@ -153,6 +153,7 @@ def row_of(shots: int, value: float, recipe: str = "coop/few_shot") -> str:
     return f"few_shot,tiny,coop,shapes_vit,{shots},accuracy,{value:.2f},{recipe}"
 
 
+@pytest.mark.slow
 def test_one_inside_one_outside_one_missing_one_unknown(reproduce: Reproduce, results: Path, tmp_path: Path) -> None:
     made = write(tmp_path / "made.csv", row_of(1, 0), row_of(2, 0))
     assert reproduce(made, "--seeds", "1,2").code == 1  # to learn what the tiny runs come to

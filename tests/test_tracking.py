@@ -45,6 +45,7 @@ def read(folder: Path) -> dict[str, Any]:
     return run
 
 
+@pytest.mark.slow
 def test_an_offline_run_is_read_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     three = Predictions.from_logits(["a", "b", "c"], torch.tensor([0, 2, 2]), torch.eye(3))
     config = {"fit": {"epochs": {1: 50, 16: 200}, "lr": 0.002}, "init": None}

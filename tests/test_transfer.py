@@ -56,6 +56,7 @@ def test_cross_dataset_is_one_record_that_is_found_again(results: Path) -> None:
     assert record.scores["test"] == pytest.approx(zero_shot)
 
 
+@pytest.mark.slow
 def test_class_specific_contexts_meet_variants(results: Path) -> None:
     """A variant with two of the classes, whose images are the source's, and one with the source's names of images."""
     start(*DOMAINS, "method.class_specific=true")

@@ -111,6 +111,7 @@ def test_trials_are_shown_where_they_are_asked_for_alone(tuned: tuple[Path, Answ
 
 
 @pytest.mark.parametrize("protocol", ["base_to_novel", pytest.param("few_shot", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_no_test_image_is_opened_before_the_choice(results: Path, protocol: str) -> None:
     """Here none can be opened. The choice is made and stored; the first test then fails."""
     answer = tune("+dataset.source.sealed=test", f"protocol={protocol}")
@@ -208,6 +209,7 @@ def test_more_trials_continue_the_search(tuned: tuple[Path, Answer], results: Pa
 
 
 @pytest.mark.usefixtures("choice_alone")
+@pytest.mark.slow
 def test_failed_trials_count_and_are_told(results: Path) -> None:
     wild = ["search.fit.lr.low=1e29", "search.fit.lr.high=1e30", "fit.epochs=3", "fit.lr=0.002"]
     answer = tune(*wild, "--trials", "3")

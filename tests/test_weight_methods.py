@@ -318,6 +318,7 @@ def test_without_bitsandbytes_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch
         tiny.clip("vit", torch.float32)[0].quantized("nf4")
 
 
+@pytest.mark.slow
 def test_a_run_in_4_bits_says_so_in_its_record(results: Path) -> None:
     common = ["protocol=few_shot", "fit.epochs=1", "shots=2"]
     succeed(sweep.main, [*TINY, "method=qlora", "name=four", *common])
