@@ -133,3 +133,8 @@ def test_defaults_are_no_part_of_a_hash() -> None:
     shorter = settings() | {"bank": {}, "protocol": {"_target_": "vlprompt.protocols.few_shot.FewShot"}}
     shorter |= {"fit": {"lr": 0.1, "epochs": 2, "schedule": {}}}
     assert settings_hash(settings()) == settings_hash(shorter)
+
+
+@pytest.mark.parametrize("text", [f"{'a' * 300}.x", "~nobody/x.y", "a photo. of a"])
+def test_a_text_that_is_no_path_stays(text: str) -> None:
+    assert identity.with_contents({"ctx_init": text}) == {"ctx_init": text}

@@ -19,7 +19,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vlprompt.config.cells import check, expand
+from vlprompt.config.cells import check, expand, key_of
 from vlprompt.config.compose import (
     COMPOSITION_ERRORS,
     check_groups,
@@ -174,8 +174,11 @@ def sweep_job(config: DictConfig) -> None:
     )
     records = [record]
     if record.status == "finished" and record.shots:  # 0: a learner that is not trained
-        reference = zero_shot_reference(choices, overrides)
-        records += [run_or_record_failure(reference)] if has_text(reference) else []
+        try:
+            reference = zero_shot_reference(choices, overrides)
+            records += [run_or_record_failure(reference)] if has_text(reference) else []
+        except UserError as error:  # the run is finished all the same, and other cells are to come
+            print(printable(f"there is no zero-shot row: {error}"), file=sys.stderr)  # noqa: T201
     folders = [str(one.folder(results_root())) for one in reversed(records) if one.status == "finished"]
     outcome: dict[str, Any] = {"job": " ".join(now.overrides.task), "folders": folders}
     for one in records:
@@ -188,13 +191,6 @@ def write_outcome(folder: Path, number: int, outcome: Mapping[str, Any]) -> None
     path = folder / OUTCOMES / f"{number:06d}.json"
     with writing(f"'{path}'", "and run the sweep again: finished runs are read"), whole_file(path) as draft:
         draft.write_text(json.dumps(outcome), encoding="utf-8")
-
-
-def key_of(config: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, Any]:
-    """The key of a run, as far as its configuration tells before it is checked."""
-    shots = config.get("shots") if config.get("fit") else 0
-    names = {group: choices.get(group) for group in ("protocol", "dataset", "backbone", "method")}
-    return names | {"variant": config.get("name"), "shots": shots, "seed": config.get("seed") if shots else 0}
 
 
 def run_or_record_failure(

@@ -34,9 +34,7 @@ class Cell:
         if self.refusal and not variant:
             texts = [t for t in self.overrides if t.partition("=")[0].lstrip("+") not in (*GROUPS, *NOT_IN_A_VARIANT)]
             variant = config_hash({"overrides": texts})[:8]
-        shots = config.get("shots") if config.get("fit") else 0
-        names = {group: self.choices.get(group) for group in ("protocol", "dataset", "backbone", "method")}
-        return names | {"variant": variant, "shots": shots, "seed": config.get("seed") if shots else 0}
+        return key_of(config, self.choices) | {"variant": variant}
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -44,6 +42,13 @@ class Cell:
         parsed = OverridesParser.create().parse_overrides(self.overrides)
         settings = [one for one in parsed if one.key_or_group not in (*GROUPS, *NOT_IN_A_VARIANT)]
         return {one.key_or_group: ABSENT if one.is_delete() else one.value() for one in settings}
+
+
+def key_of(config: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, Any]:
+    """The key of a run, as far as its configuration tells before it is checked."""
+    shots = config.get("shots") if config.get("fit") else 0
+    names = {group: choices.get(group) for group in ("protocol", "dataset", "backbone", "method")}
+    return names | {"variant": config.get("name"), "shots": shots, "seed": config.get("seed") if shots else 0}
 
 
 def expand(overrides: Sequence[str], hydra: Hydra) -> list[list[str]]:

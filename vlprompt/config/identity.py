@@ -144,7 +144,7 @@ def with_contents(method: Mapping[str, Any]) -> dict[str, Any]:
     files = {}
     for key, value in method.items():
         if isinstance(value, str) and value:
-            with contextlib.suppress(RuntimeError):  # a text that starts with ~ and is no path
+            with contextlib.suppress(RuntimeError, OSError):  # a text that starts with ~ or is too long, and is no path
                 path = Path(value).expanduser()
                 if path.suffix and path.is_file():
                     files[key] = file_hash(path)
