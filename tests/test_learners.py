@@ -76,6 +76,9 @@ VARIANTS = [
     Case("vpt_deep: linear head", {"depth": 2, "head": "linear", "init": "patch", "project": 7}),
     Case("vpt_deep: plain ViT", {"depth": 2, "head": "linear"}, "timm:test_vit"),
     Case("zero_shot: ensemble", {"templates": "openai_7"}),
+    Case("tip_adapter: plain ViT", SMALL["tip_adapter"], "timm:test_vit"),
+    Case("tip_adapter_f: plain ViT", SMALL["tip_adapter_f"], "timm:test_vit"),
+    Case("lora: plain ViT", {"head_start": "probe"}, "timm:test_vit"),
 ]
 """Settings that change what a method does, next to its configuration as it stands."""
 

@@ -24,7 +24,8 @@ def overridden(settings: Settings, learner: type[Learner], *, val: bool) -> Over
     arguments, fit = complete(learner, settings.method), settings.fit
     select = val or (fit is not None and fit.select_on == "test")
     steps = fit is not None and fit.epochs != 0
-    rules = {f"method.{name}": rule for name, rule in learner.overridden(arguments, val=select, steps=steps).items()}
+    of_method = [kind.overridden(arguments, val=select, steps=steps) for kind in (learner, Learner)]  # Learner: heads
+    rules = {f"method.{name}": rule for told in of_method for name, rule in told.items()}
     if fit is not None:
         if not steps and not learner.augmented:
             why = "which trains on no view of an image but its centre: drop it"

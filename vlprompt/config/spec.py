@@ -25,6 +25,7 @@ from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import Protocol
 from vlprompt.results.record import Record, RunKey, checked, damaged
 from vlprompt.textfiles import ordinary
+from vlprompt.towers import has_text
 from vlprompt.training.device import device_name, resolve_device, resolve_precision
 
 MOST_BYTES = 10**6  # of a configuration: the longest recipes have some thousand
@@ -96,14 +97,15 @@ def read_spec(
     settings = held(read_settings(config))
     device = resolve_device(settings.device)
     precision = resolve_precision(settings.precision, device)
-    learner, arguments = locate(settings.method, Learner, "method")
+    learner, _ = locate(settings.method, Learner, "method")
     protocol = make_protocol(settings)
     dataset, targets = load_datasets(settings)
+    settings = for_model(settings, learner)
     rules = overridden(settings, learner, val=protocol.has_validation(dataset))
     refuse(rules, given, settings, origin=origin)
-    settings, arguments = resolve(settings, learner), learner.resolved(arguments)
-    config = without(config, rules, given)
-    config["method"] = learner.resolved(config["method"])
+    settings = resolve(settings, learner)
+    arguments = {name: value for name, value in settings.method.items() if name != "_target_"}
+    config = with_resolved_method(without(config, rules, given))
     relevant = result_settings(settings, precision, dataset, targets)
     default_settings = resolve(read_settings(default()), learner)
     by_default = result_settings(default_settings, resolve_precision("auto", device), dataset, targets)
@@ -134,15 +136,23 @@ def read_spec(
     )
 
 
+def for_model(settings: Settings, learner: type[Learner]) -> Settings:
+    """The settings with what the method leaves to the model, its head, filled in."""
+    method = learner.for_model(settings.method, text=has_text(settings.backbone.model))
+    return settings.model_copy(update={"method": method})
+
+
 def resolve(settings: Settings, learner: type[Learner]) -> Settings:
-    """The settings with those of the method filled in that others of them set."""
+    """The settings with those of the method filled in that the model or others of them set."""
+    settings = for_model(settings, learner)
     return settings.model_copy(update={"method": learner.resolved(settings.method)})
 
 
 def with_resolved_method(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A composed configuration as a record of its run has it: with what settings of the method set of others."""
+    """A composed configuration as a record of its run has it: with what the model and settings of the method set."""
     learner, _ = locate(at_these_shots(config)["method"], Learner, "method")
-    return {**config, "method": learner.resolved(config["method"])}
+    method = learner.for_model(config["method"], text=has_text(config["backbone"]["model"]))
+    return {**config, "method": learner.resolved(method)}
 
 
 def check_steps(config: Mapping[str, Any]) -> None:

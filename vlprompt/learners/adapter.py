@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
+from vlprompt.learners.head import HeadKind, HeadStart
 from vlprompt.learners.sites import SiteLearner, Towers
 from vlprompt.towers import Clip
 
@@ -20,6 +21,7 @@ class Adapter(SiteLearner):
         towers: "image", "text" or "both".
         sites: "attn_mlp" (Houlsby et al.) or "mlp" (Pfeiffer et al.).
         bottleneck: hidden width.
+        head, head_start: as in Learner.
 
     Source: Houlsby et al., ICML 2019, https://arxiv.org/abs/1902.00751, section 2.1; Pfeiffer et al., EACL 2021,
     https://arxiv.org/abs/2005.00247, section 3.
@@ -35,8 +37,10 @@ class Adapter(SiteLearner):
         towers: Towers = "both",
         sites: Literal["attn_mlp", "mlp"] = "mlp",
         bottleneck: int = 16,
+        head: HeadKind = "text",
+        head_start: HeadStart = "zero",
     ) -> None:
-        super().__init__(clip, classes, template=template, towers=towers)
+        super().__init__(clip, classes, template=template, towers=towers, head=head, head_start=head_start)
         if bottleneck < 1:
             raise UserError(f"method.bottleneck is {bottleneck}: at least 1 is needed")
         self.fill(lambda tower, layer: {site: Bottleneck(tower.width, bottleneck) for site in sites.split("_")})

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vlprompt.errors import ClassBoundError, UserError
+from vlprompt.learners.head import HeadKind, HeadStart, make_head
 from vlprompt.towers import PLAIN, Clip, Images, Prompts, TextTower
 
 Batch: TypeAlias = tuple[Images, Int[Tensor, "_"]]
@@ -17,6 +18,12 @@ Batches: TypeAlias = Iterable[Batch]
 """Labelled images, batch after batch; can be iterated over several times."""
 Overridden: TypeAlias = dict[str, tuple[str, str]]
 """Settings that have no effect: by name, the setting next to which they have none, and a clause that says why."""
+WITHOUT_TEXT = (
+    "linear_probe, linear_head, tip_adapter, clip_adapter, and the methods that edit the image tower: vpt_shallow, "
+    "vpt_deep, lora, lora_plus, dylora, clip_lora, qlora, adapter, prefix_tuning, llama_adapter, p_tuning, bitfit, "
+    "full_finetune, intrinsic_dimension"
+)
+"""The methods that need no text tower, in words."""
 
 
 class Learner(nn.Module):
@@ -29,6 +36,10 @@ class Learner(nn.Module):
         clip: the frozen model; a plain object, so no part of it is a parameter here.
         classes: names of the classes; underscores become spaces.
         template: text around a class name, with one `{}`.
+        head: "text": class names classify; "linear": a trained head does, for the training classes only; "auto": class
+            names where the model has a text tower, else a head. A method that passes it on may have a head.
+        head_start: of a linear head: "zero", "probe" (a logistic regression on the training images, LP-FT), both on
+            standardised features; "published": VPT's, on features as they are.
 
     Raises:
         UserError: the model lacks what the method needs.
@@ -36,7 +47,7 @@ class Learner(nn.Module):
 
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
     """What the model must have: "text" (a text tower), "vit" (an image tower with blocks to edit)."""
-    mergeable: ClassVar[bool] = False
+    mergeable: bool = False
     """Whether `merged()` gives a model that does the same without the learner."""
     neutral_settings: ClassVar[Mapping[str, Any] | None] = MappingProxyType({})
     """Settings with which it starts as zero-shot CLIP; None: with none does it."""
@@ -44,13 +55,27 @@ class Learner(nn.Module):
     """The method that is trained by an optimiser, where this one is its closed form."""
     uses_validation: bool = False
     """Whether `prepare` or `conclude` choose something on the validation images; the record says so."""
+    without_text: ClassVar[str] = "linear"
+    """The head that `head=auto` stands for on a model without a text tower."""
     augmented: ClassVar[bool] = False
     """Whether `prepare` sees a new augmented view of the training images in each pass, instead of centre crops."""
 
-    def __init__(self, clip: Clip, classes: Sequence[str], *, template: str = PLAIN) -> None:
+    def __init__(
+        self,
+        clip: Clip,
+        classes: Sequence[str],
+        *,
+        template: str = PLAIN,
+        head: HeadKind | Literal["cache"] = "text",
+        head_start: HeadStart = "zero",
+    ) -> None:
         super().__init__()
-        if "text" in self.needs and clip.text is None:
-            raise UserError(f"{type(self).__name__} needs a text tower, {clip.name} has none: choose a CLIP")
+        self.head_kind = self.for_model({"head": head}, text=clip.text is not None)["head"]
+        if "text" in self.needs and clip.text is None and self.head_kind == "text":
+            raise UserError(
+                f"{type(self).__name__} classifies by class names and {clip.name} has no text tower: choose a CLIP, or "
+                f"one of the methods that can do without, by default or with method.head=linear ({WITHOUT_TEXT})"
+            )
         if "vit" in self.needs:
             clip.image.require_blocks()
         self.clip, self.template = clip, template
@@ -58,6 +83,9 @@ class Learner(nn.Module):
         self.rows: tuple[int, ...] | None = None
         self._prompts: Prompts | None = None
         self._cache: dict[tuple[Any, ...], Tensor] = {}
+        if self.has_head:
+            self.head = make_head(clip.image.embed_dim, len(self.classes), head_start)
+            self.mergeable = False  # no model holds the head
 
     @classmethod
     def neutral(cls, clip: Clip, classes: Sequence[str], **settings: Any) -> "Learner | None":
@@ -65,24 +93,43 @@ class Learner(nn.Module):
 
         `settings` are a run's, of which `neutral_settings` replace some.
         """
-        if cls.neutral_settings is None:
+        if cls.neutral_settings is None or cls.for_model(settings, text=True).get("head", "text") != "text":
             return None
         settings = {name: value for name, value in settings.items() if name not in ("template", "templates")}
         return cls(clip, classes, **settings | dict(cls.neutral_settings))
 
     @classmethod
+    def for_model(cls, settings: Mapping[str, Any], *, text: bool) -> dict[str, Any]:
+        """A run's settings of the method with what `head=auto` stands for; `text`: the model has a text tower."""
+        if settings.get("head") != "auto":
+            return dict(settings)
+        return {**settings, "head": "text" if text else cls.without_text}
+
+    @classmethod
     def resolved(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
         """A run's settings of the method, those filled in that others of them set."""
-        return dict(settings)
+        if settings.get("head") == "linear":
+            return {**settings, **({"towers": "image"} if "towers" in settings else {})}
+        return {name: value for name, value in settings.items() if name != "head_start" or "head" not in settings}
 
     @classmethod
     def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
         """Which of its settings, all of them given, have no effect next to others of them.
 
         A user who gives one of these is told so; where a file of settings has it, the record does not. `val`: whether
-        there are images to select on; `steps`: whether an optimiser takes any.
+        there are images to select on; `steps`: whether an optimiser takes any. What holds next to any head is told of
+        all methods, whatever they tell in addition.
         """
-        return {}
+        if settings.get("head") != "linear":
+            return (
+                {"head_start": ("method.head", "which has no weights: drop it, or use linear")}
+                if "head" in settings
+                else {}
+            )
+        rules = {"template": ("method.head", "which knows no names: drop it, or use text")}
+        if settings.get("towers", "image") != "image":
+            rules["towers"] = ("method.head", "which sees images alone: drop it, or use image")
+        return rules
 
     @classmethod
     def searches(cls, settings: Mapping[str, Any]) -> bool:
@@ -100,9 +147,14 @@ class Learner(nn.Module):
         return False
 
     @property
+    def has_head(self) -> bool:
+        """Whether a linear head classifies, instead of class names."""
+        return self.head_kind == "linear"
+
+    @property
     def class_bound(self) -> bool:
         """Whether it owns one parameter per class, so that it knows no classes but those it was trained on."""
-        return False
+        return self.has_head
 
     @property
     def closed_form(self) -> bool:
@@ -179,7 +231,12 @@ class Learner(nn.Module):
         return torch.cat([features for features, _ in pairs]), torch.cat([labels for _, labels in pairs])
 
     def encode_classes(self) -> Float[Tensor, "C e"] | None:
-        """Un-normalised class features; None where they depend on the image. Here those of the frozen text tower."""
+        """Un-normalised class features; None where they depend on the image, or a head holds what is known of classes.
+
+        Here those of the frozen text tower.
+        """
+        if self.has_head:
+            return None
         if () not in self._cache:  # computed once per bind, as nothing in them is trained
             with torch.no_grad():
                 self._cache[()] = self.text(self.prompts)
@@ -192,7 +249,12 @@ class Learner(nn.Module):
     def compare(
         self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C e"] | None
     ) -> Float[Tensor, "B C"]:
-        """Logits of what `encode_images` gives: cosines times the frozen scale, in float32 whatever the towers use."""
+        """Logits of what `encode_images` gives: cosines times the frozen scale, or the head's.
+
+        In float32 whatever the towers use.
+        """
+        if self.has_head:
+            return self.select(self.head(features), 1)
         assert class_features is not None
         return scaled_cosine(features, class_features, self.clip.scale)
 
@@ -220,14 +282,31 @@ class Learner(nn.Module):
         Raises:
             UserError: there is none (`mergeable` is false).
         """
-        raise UserError(f"{type(self).__name__} cannot be merged into the weights of the model: keep the learner")
+        what = "with a linear head" if self.has_head else "cannot be merged into the weights of the model"
+        raise UserError(f"{type(self).__name__} {what}: keep the learner")
 
     def param_groups(self, fit: Any) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser; `fit` is the run's `Fit`."""
-        return [{"params": list(self.parameters())}]
+        return [{"params": self.adapting()}, *self.head_groups()]
+
+    def adapting(self) -> list[nn.Parameter]:
+        """The parameters without those of a linear head."""
+        of_head = set(self.head.parameters()) if self.has_head else set()
+        return [p for p in self.parameters() if p not in of_head]
+
+    def head_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of a linear head, whose bias is not decayed."""
+        return (
+            [{"params": [self.head.weight]}, {"params": [self.head.bias], "weight_decay": 0.0}] if self.has_head else []
+        )
 
     def prepare(self, train: Batches, val: Batches | None) -> None:
-        """Called once before the first step: caches and closed-form fits. `augmented` says which views `train` has."""
+        """Called once before the first step: caches and closed-form fits. `augmented` says which views `train` has.
+
+        Here a linear head is made to fit the images' features.
+        """
+        if self.has_head:
+            self.head.start(*self.collect_features(train))
 
     def conclude(self, train: Batches, val: Batches | None) -> None:
         """Called once after the last step: a search on the validation images."""

@@ -8,6 +8,7 @@ class BitFit(FullFinetune):
 
     Args:
         towers: "image", "text" or "both".
+        head, head_start: as in Learner.
 
     Source: Ben Zaken et al., ACL 2022, https://arxiv.org/abs/2106.10199, section 3.
     """

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner, Overridden
+from vlprompt.learners.head import HeadKind, HeadStart
 from vlprompt.towers import PLAIN, Clip, Images
 
 
@@ -19,6 +20,7 @@ class CLIPAdapter(Learner):
     Args:
         ratio: share of the network's output, 0 to 1.
         reduction: its hidden layer has 1/reduction of the embedding's width.
+        head, head_start: as in Learner.
 
     Source: Gao et al., IJCV 2023, https://arxiv.org/abs/2110.04544, section 3.2; the variant on images alone, which
     the authors' code is.
@@ -34,8 +36,10 @@ class CLIPAdapter(Learner):
         template: str = PLAIN,
         ratio: float = 0.2,
         reduction: int = 4,
+        head: HeadKind = "text",
+        head_start: HeadStart = "zero",
     ) -> None:
-        super().__init__(clip, classes, template=template)
+        super().__init__(clip, classes, template=template, head=head, head_start=head_start)
         if not 0 <= ratio <= 1 or not 1 <= reduction <= clip.image.embed_dim:
             raise UserError(f"method.ratio={ratio}, reduction={reduction}: allowed are 0 to 1, and 1 to the width")
         e, self.ratio = clip.image.embed_dim, ratio
@@ -47,9 +51,6 @@ class CLIPAdapter(Learner):
         if settings["ratio"]:
             return {}
         return {"reduction": ("method.ratio", "so that its network has no share: drop it, or give another ratio")}
-
-    def encode_classes(self) -> Float[Tensor, "C e"]:
-        return self.zero_shot_features([self.template], normalize=False)
 
     def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
         features = self.clip.image(images)

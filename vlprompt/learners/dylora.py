@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Overridden
+from vlprompt.learners.head import HeadKind, HeadStart
 from vlprompt.learners.lora import LoRA, LowRank
 from vlprompt.learners.sites import Towers
 from vlprompt.towers import Clip, Images
@@ -37,6 +38,7 @@ class DyLoRA(LoRA):
         alpha: updates are scaled by alpha / b.
         frozen: only the b-th row and column get a gradient in each step (momentum and weight decay move others, too).
         test_rank: the rank in use while not training; None: the largest.
+        head, head_start: as in Learner.
 
     Source: Valipour et al., EACL 2023, https://arxiv.org/abs/2210.07558, section 4 and Algorithm 1; b is uniform.
     """
@@ -57,10 +59,13 @@ class DyLoRA(LoRA):
         dropout: float = 0.0,
         frozen: bool = False,
         test_rank: int | None = None,
+        head: HeadKind = "text",
+        head_start: HeadStart = "zero",
     ) -> None:
         super().__init__(
-            clip, classes, template=template, towers=towers, sites=sites, rank=rank, alpha=alpha, dropout=dropout
-        )
+            clip, classes, template=template, towers=towers, sites=sites, rank=rank, alpha=alpha, dropout=dropout,
+            head=head, head_start=head_start,
+        )  # fmt: skip
         if not 1 <= min_rank <= rank:
             raise UserError(f"method.min_rank is {min_rank}, allowed is 1 to method.rank={rank}")
         self.rank, self.min_rank = rank, min_rank

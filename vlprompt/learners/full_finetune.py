@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from vlprompt.learners.head import HeadKind, HeadStart
 from vlprompt.learners.sites import Towers
 from vlprompt.learners.weights import WeightLearner
 from vlprompt.towers import Clip
@@ -17,15 +18,23 @@ class FullFinetune(WeightLearner):
 
     Args:
         towers: "image", "text" or "both".
+        head, head_start: as in Learner.
 
     Source: Radford et al., ICML 2021, https://arxiv.org/abs/2103.00020, section 3 (end-to-end fine-tuning); class
     names as the classifier: Wortsman et al., CVPR 2022, https://arxiv.org/abs/2109.01903.
     """
 
     def __init__(
-        self, clip: Clip, classes: Sequence[str], *, template: str = "a photo of a {}.", towers: Towers = "both"
+        self,
+        clip: Clip,
+        classes: Sequence[str],
+        *,
+        template: str = "a photo of a {}.",
+        towers: Towers = "both",
+        head: HeadKind = "text",
+        head_start: HeadStart = "zero",
     ) -> None:
-        super().__init__(clip, classes, template=template, towers=towers)
+        super().__init__(clip, classes, template=template, towers=towers, head=head, head_start=head_start)
         self.weights = nn.Module()
         for tower in self.towers:
             for name, tensor in clip.tensors(tower).items():

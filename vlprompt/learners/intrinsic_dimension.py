@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
+from vlprompt.learners.head import HeadKind, HeadStart
 from vlprompt.learners.sites import Towers
 from vlprompt.learners.weights import WeightLearner
 from vlprompt.towers import Clip
@@ -29,6 +30,7 @@ class IntrinsicDimension(WeightLearner):
         dimension: d.
         towers: "image", "text" or "both": whose weights. The word embeddings stay.
         projection_seed: of P.
+        head, head_start: as in Learner.
 
     Source: Li et al., ICLR 2018, https://arxiv.org/abs/1804.08838, section 2 and S7; Aghajanyan et al., ACL 2021,
     https://arxiv.org/abs/2012.13255, section 3; the projection: Le et al., ICML 2013, https://arxiv.org/abs/1408.3060.
@@ -45,8 +47,10 @@ class IntrinsicDimension(WeightLearner):
         towers: Towers = "both",
         dimension: int = 200,
         projection_seed: int = 0,
+        head: HeadKind = "text",
+        head_start: HeadStart = "zero",
     ) -> None:
-        super().__init__(clip, classes, template=template, towers=towers)
+        super().__init__(clip, classes, template=template, towers=towers, head=head, head_start=head_start)
         sizes = {tower: sum(t.numel() for t in self.frozen(tower).values()) for tower in self.towers}
         total = sum(sizes.values())
         if not 1 <= dimension <= total:
@@ -67,7 +71,7 @@ class IntrinsicDimension(WeightLearner):
         return {name: t + move.view(t.shape).to(t.dtype) for (name, t), move in zip(frozen.items(), moves, strict=True)}
 
     def param_groups(self, fit: Any) -> list[dict[str, Any]]:
-        return [{"params": [self.theta], "lr": fit.lr / math.sqrt(len(self.theta))}]
+        return [{"params": [self.theta], "lr": fit.lr / math.sqrt(len(self.theta))}, *self.head_groups()]
 
 
 class Fastfood(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vlprompt.errors import UserError
 from vlprompt.learners.base import check_depth
+from vlprompt.learners.head import HeadKind, HeadStart
 from vlprompt.learners.sites import BlockLearner, Towers
 from vlprompt.towers import Clip, Edit, Edits, ImageTower, Prefix, TextTower
 
@@ -25,6 +26,7 @@ class LlamaAdapter(BlockLearner):
         depth: how many blocks, counted from the output.
         gate: "tanh" of the learned number, as in the original's training code, or the number itself ("linear").
         std: deviation of the initial prompts.
+        head, head_start: as in Learner.
 
     Source: Zhang et al., ICLR 2024, https://arxiv.org/abs/2303.16199, section 3.
     """
@@ -40,8 +42,10 @@ class LlamaAdapter(BlockLearner):
         depth: int = 10,
         gate: Literal["tanh", "linear"] = "tanh",
         std: float = 1.0,
+        head: HeadKind = "text",
+        head_start: HeadStart = "zero",
     ) -> None:
-        super().__init__(clip, classes, template=template, towers=towers)
+        super().__init__(clip, classes, template=template, towers=towers, head=head, head_start=head_start)
         if n_tokens < 1 or std <= 0:
             raise UserError(f"method.n_tokens={n_tokens}, std={std}: both have to be positive")
         check_depth("method.depth", depth, min(tower.depth for tower in self.towers.values()))

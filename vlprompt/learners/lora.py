@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Overridden
+from vlprompt.learners.head import HeadKind, HeadStart
 from vlprompt.learners.sites import SiteLearner, Towers
 from vlprompt.towers import Clip, ImageTower, TextTower
 
@@ -46,6 +47,7 @@ class LoRA(SiteLearner):
 
     Args:
         towers: "image", "text" or "both".
+        head, head_start: as in Learner.
         sites: which maps: any of q, k, v, o, fc1, fc2.
         rank, alpha: r and alpha above.
         scaling: "alpha/r", or "alpha/sqrt(r)" (rank-stabilised; CLIP-LoRA).
@@ -70,8 +72,10 @@ class LoRA(SiteLearner):
         alpha: float = 1.0,
         scaling: Literal["alpha/r", "alpha/sqrt(r)"] = "alpha/r",
         dropout: float = 0.0,
+        head: HeadKind = "text",
+        head_start: HeadStart = "zero",
     ) -> None:
-        super().__init__(clip, classes, template=template, towers=towers)
+        super().__init__(clip, classes, template=template, towers=towers, head=head, head_start=head_start)
         sites = ["q", "k", "v"] if sites is None else list(sites)
         if not sites or not set(sites) <= set(MAPS):
             raise UserError(f"method.sites is {sites}, allowed are one or more of {', '.join(MAPS)}")
@@ -105,4 +109,6 @@ class LoRA(SiteLearner):
 
     def merged(self) -> Clip:
         """The model with the updates added to its weights: the same function without any edit."""
+        if self.has_head:
+            return super().merged()
         return self.clip.merge({site: update.matrix() for site, update in self.updates_by_site().items()})

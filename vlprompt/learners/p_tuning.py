@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Batches, Overridden
+from vlprompt.learners.head import HeadKind, HeadStart
 from vlprompt.learners.sites import BlockLearner, Towers
 from vlprompt.towers import Clip, Edit, Images, Prompts
 
@@ -27,6 +28,7 @@ class PTuning(BlockLearner):
         encoder: "none", "mlp" (three maps) or "lstm" (two bidirectional layers and an MLP).
         hidden: the encoder's width (of an LSTM: in each direction).
         template: for the text where it has no virtual tokens.
+        head, head_start: as in Learner; next to a linear head the tokens are those of the image.
 
     Source: Liu et al., 2021, https://arxiv.org/abs/2103.10385, section 3.
     Differs: tokens stand before the class name.
@@ -45,12 +47,16 @@ class PTuning(BlockLearner):
         ctx_init: str = "",
         encoder: Encoder = "lstm",
         hidden: int = 128,
+        head: HeadKind = "text",
+        head_start: HeadStart = "zero",
     ) -> None:
-        super().__init__(clip, classes, template=template, towers=towers)
+        super().__init__(clip, classes, template=template, towers=towers, head=head, head_start=head_start)
         if n_tokens < 1 or hidden < 1:
             raise UserError(f"method.n_tokens={n_tokens}, hidden={hidden}: at least 1 is needed of each")
-        if ctx_init and towers == "image":
-            raise UserError("method.ctx_init is words for the text: drop it, or use method.towers=text or both")
+        if ctx_init and "text" not in self.towers:
+            raise UserError(
+                "method.ctx_init is words for the text: drop it, or use class names and method.towers=text or both"
+            )
         self.ctx_init, self.n_tokens = " ".join(ctx_init.replace("_", " ").split()), n_tokens
         self.tokens = nn.ModuleDict()
         for name, tower in self.towers.items():
@@ -83,9 +89,9 @@ class PTuning(BlockLearner):
             return self.text.prompts(self.classes, template=self.ctx_init + " {}.")
         return self.text.prompts(self.classes, n_context=self.n_tokens)
 
-    def encode_classes(self) -> Float[Tensor, "C e"]:
+    def encode_classes(self) -> Float[Tensor, "C e"] | None:
         if "text" not in self.towers:
-            return self.zero_shot_features([self.template], normalize=False)
+            return super().encode_classes()
         return self.text(self.prompts.with_context(self.tokens["text"]()))
 
     def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
@@ -104,7 +110,7 @@ class PTuning(BlockLearner):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Also of a learner whose encoders are dropped already; then they are dropped here, too."""
-        if state_dict.keys() == {f"tokens.{tower}.start" for tower in self.tokens}:
+        if not any(".encoder." in name for name in state_dict):
             self.drop_encoders()
         return super().load_state_dict(state_dict, strict, assign)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Overridden
+from vlprompt.learners.head import HeadKind, HeadStart
 from vlprompt.learners.sites import BlockLearner, Towers
 from vlprompt.towers import Clip, Edit, Edits, ImageTower, Prefix, TextTower
 
@@ -25,6 +26,7 @@ class PrefixTuning(BlockLearner):
             paper; otherwise learn these themselves.
         hidden: width of the network's hidden layer.
         std: deviation of the initial keys and values, or of the embedding.
+        head, head_start: as in Learner.
 
     Source: Li and Liang, ACL 2021, https://arxiv.org/abs/2101.00190, section 4.
     Differs: bidirectional image tower.
@@ -43,8 +45,10 @@ class PrefixTuning(BlockLearner):
         reparameterise: bool = False,
         hidden: int = 128,
         std: float = 0.02,
+        head: HeadKind = "text",
+        head_start: HeadStart = "zero",
     ) -> None:
-        super().__init__(clip, classes, template=template, towers=towers)
+        super().__init__(clip, classes, template=template, towers=towers, head=head, head_start=head_start)
         if n_tokens < 1 or hidden < 1 or std <= 0:
             raise UserError(f"method.n_tokens={n_tokens}, hidden={hidden}, std={std}: all have to be positive")
         kind = Reparameterised if reparameterise else Direct

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.learners.base import Learner
+from vlprompt.learners.head import HeadKind, HeadStart
 from vlprompt.towers import Clip, Edit, Edits, Images, ImageTower, TextTower
 
 Towers = Literal["image", "text", "both"]
@@ -15,11 +16,21 @@ Towers = Literal["image", "text", "both"]
 class BlockLearner(Learner):
     """A learner that edits every block of one tower or of both, and leaves the text as it is.
 
-    `towers` holds the edited ones by name, "image" and "text".
+    `towers` holds the edited ones by name, "image" and "text"; next to a linear head that of images alone.
     """
 
-    def __init__(self, clip: Clip, classes: Sequence[str], *, template: str, towers: Towers) -> None:
-        super().__init__(clip, classes, template=template)
+    def __init__(
+        self,
+        clip: Clip,
+        classes: Sequence[str],
+        *,
+        template: str,
+        towers: Towers,
+        head: HeadKind = "text",
+        head_start: HeadStart = "zero",
+    ) -> None:
+        super().__init__(clip, classes, template=template, head=head, head_start=head_start)
+        towers = "image" if self.has_head else towers
         self.towers: dict[str, ImageTower | TextTower] = {}
         if towers != "text":
             clip.image.require_blocks()
@@ -36,7 +47,7 @@ class BlockLearner(Learner):
         raise NotImplementedError
 
     def encode_classes(self) -> Float[Tensor, "C e"] | None:
-        edits = self.edits("text")
+        edits = self.edits("text") if "text" in self.towers else {}
         return self.text(self.prompts, edits) if edits else super().encode_classes()
 
     def encode_images(self, images: Images) -> Float[Tensor, "B e"]:

@@ -1,11 +1,11 @@
 """Tip-Adapter: a cache of the training images next to the class names."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
@@ -17,10 +17,11 @@ class TipAdapter(Learner):
     """A cache of the training images' features next to the class names. Works for the training classes only.
 
     logits = zero-shot logits + alpha * sum over the class's training images of exp(-beta (1 - cosine to the image));
-    alpha and beta are then searched on validation images, or with `fit.select_on=test`, as some papers do, on the test.
+    alpha and beta are then searched on validation images (with `fit.select_on=test`, as some papers do, on the test).
 
     Args:
         templates: one, a list, or a published one by name. Of several, normalised features are averaged.
+        head: "text": as above; "cache": the sum alone; "auto": the sum alone where the model has no text tower.
         finetune: learn the cache's keys, starting from the images' features (Tip-Adapter-F); otherwise nothing is.
         n_views: augmented views of each training image, whose features are averaged to a key.
         alpha, beta: as above, while training; a search replaces them.
@@ -34,10 +35,7 @@ class TipAdapter(Learner):
     with_steps = "tip_adapter_f"
     augmented = True
     class_bound = True
-    keys: Tensor  # [N, e]
-    labels: Tensor  # [N]
-    alpha: Tensor
-    beta: Tensor
+    without_text: ClassVar = "cache"
 
     def __init__(
         self,
@@ -45,6 +43,7 @@ class TipAdapter(Learner):
         classes: Sequence[str],
         *,
         templates: str | list[str] = PLAIN,
+        head: Literal["auto", "text", "cache"] = "text",
         finetune: bool = False,
         n_views: int = 10,
         alpha: float = 1.17,
@@ -52,7 +51,7 @@ class TipAdapter(Learner):
         search_scale: list[float] | None = None,
         search_steps: list[int] | None = None,
     ) -> None:
-        super().__init__(clip, classes)
+        super().__init__(clip, classes, head=head)
         self.templates, self.finetune, self.n_views = expand_templates(templates), finetune, n_views
         self.search_scale, self.search_steps = search_scale or [], search_steps or [200, 20]
         if n_views < 1 or len(self.search_scale) not in (0, 2) or len(self.search_steps) != 2:
@@ -61,21 +60,25 @@ class TipAdapter(Learner):
                 "least 1, and two numbers each, of beta and of alpha"
             )
         self.uses_validation = bool(search_scale)
-        self.register_buffer("alpha", torch.tensor(alpha))
-        self.register_buffer("beta", torch.tensor(beta))
+        self.alpha = nn.Buffer(torch.tensor(alpha if self.head_kind == "text" else 1.0))
+        self.beta = nn.Buffer(torch.tensor(beta))
         self._set_cache(torch.empty(0, clip.image.embed_dim), torch.empty(0, dtype=torch.long))
 
     @classmethod
     def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
+        alone = ("method.head", "which has no names to mix with: drop it, or use text")
+        rules: Overridden = dict.fromkeys(("templates", "alpha") if settings["head"] == "cache" else (), alone)
         if settings["finetune"] and not steps:
-            return {"finetune": ("fit.epochs", "which takes no step of an optimiser: use method=tip_adapter_f")}
-        if not val:
+            rules["finetune"] = ("fit.epochs", "which takes no step of an optimiser: use method=tip_adapter_f")
+        elif not val:
             why = "of which there are no images here: drop it, or use fit.select_on=test"
-            return dict.fromkeys(("search_scale", "search_steps"), ("fit.select_on", why))
-        if not settings["search_scale"]:
-            return {"search_steps": ("method.search_scale", "which means no search: drop it")}
-        why = "whose search replaces it: drop it, or use method.search_scale=null"
-        return {} if settings["finetune"] else dict.fromkeys(("alpha", "beta"), ("method.search_scale", why))
+            rules |= dict.fromkeys(("search_scale", "search_steps"), ("fit.select_on", why))
+        elif not settings["search_scale"]:
+            rules["search_steps"] = ("method.search_scale", "which means no search: drop it")
+        elif not settings["finetune"]:
+            why = "whose search replaces it: drop it, or use method.search_scale=null"
+            rules |= dict.fromkeys(("alpha", "beta"), ("method.search_scale", why))
+        return rules
 
     @classmethod
     def searches(cls, settings: Mapping[str, Any]) -> bool:
@@ -89,12 +92,9 @@ class TipAdapter(Learner):
     def closed_form(self) -> bool:
         return not self.finetune
 
-    def _set_cache(self, keys: Float[Tensor, "N e"], labels: Tensor) -> None:
-        self.register_buffer("labels", labels)
-        if self.finetune:
-            self.keys = nn.Parameter(keys)
-        else:
-            self.register_buffer("keys", keys)
+    def _set_cache(self, keys: Float[Tensor, "N e"], labels: Int[Tensor, " N"]) -> None:
+        self.labels = nn.Buffer(labels)
+        self.keys = nn.Parameter(keys) if self.finetune else nn.Buffer(keys)
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """A cache is as long as the images were many."""
@@ -108,14 +108,13 @@ class TipAdapter(Learner):
         passes = [self.collect_features(train) for _ in range(self.n_views)]
         self._set_cache(F.normalize(torch.stack([f for f, _ in passes]).mean(0), dim=-1), passes[0][1])
 
-    def encode_classes(self) -> Float[Tensor, "C e"]:
-        return self.zero_shot_features(self.templates)
+    def encode_classes(self) -> Float[Tensor, "C e"] | None:
+        return self.zero_shot_features(self.templates) if self.head_kind == "text" else None
 
     def compare(
         self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C e"] | None
     ) -> Float[Tensor, "B C"]:
-        assert class_features is not None
-        known = scaled_cosine(features, class_features, self.clip.scale)
+        known = 0.0 if class_features is None else scaled_cosine(features, class_features, self.clip.scale)
         return known + self.alpha * self.recall(self.cosines(features), self.beta)
 
     def cosines(self, features: Float[Tensor, "B e"]) -> Float[Tensor, "B N"]:
@@ -134,7 +133,8 @@ class TipAdapter(Learner):
         if not self.search_scale or val is None:
             return
         features, labels = self.collect_features(val)
-        known, cosines = scaled_cosine(features, self.encode_classes(), self.clip.scale), self.cosines(features)
+        classes, cosines = self.encode_classes(), self.cosines(features)
+        known = 0.0 if classes is None else scaled_cosine(features, classes, self.clip.scale)
         betas, alphas = (
             [0.1 + i * (top - 0.1) / n for i in range(n)]
             for top, n in zip(self.search_scale, self.search_steps, strict=True)
@@ -142,7 +142,7 @@ class TipAdapter(Learner):
         most = 0
         for beta in betas:
             recalled = self.recall(cosines, beta)
-            for alpha in alphas:
+            for alpha in alphas if classes is not None else [1.0]:
                 right = int(((known + alpha * recalled).argmax(-1) == labels).sum())
                 if right > most:
                     most = right

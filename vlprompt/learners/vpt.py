@@ -1,16 +1,16 @@
 """VPT: learned tokens next to the image's patches."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Learner, Overridden, check_depth
-from vlprompt.learners.linear_head import make_head, without_decay_on_bias
+from vlprompt.learners.base import Learner, check_depth
+from vlprompt.learners.head import HeadKind, HeadStart
 from vlprompt.towers import Clip, Edit, Images
 
 
@@ -18,7 +18,7 @@ class VPT(Learner):
     """Visual prompt tuning: `n_tokens` learned tokens in each of the first `depth` layers (1: shallow).
 
     Args:
-        head: "text": class names in the template; "linear": a head that works for the training classes only.
+        head, head_start: as in Learner.
         init: "normal": N(0, 0.02^2), as for CLIP; "patch": uniform within sqrt(6 / (3 p^2 + width)) for patches of p
             by p pixels, as in the paper.
         project: width of the tokens before a linear map to the tower's; None: no such map.
@@ -27,7 +27,7 @@ class VPT(Learner):
     Source: Jia et al., ECCV 2022, https://arxiv.org/abs/2203.12119, section 3.2; on CLIP: Khattak et al., CVPR 2023.
     """
 
-    needs = frozenset({"vit"})
+    needs = frozenset({"text", "vit"})
     edits_image = True
     neutral_settings = None  # its tokens are attended to whatever they hold
 
@@ -38,13 +38,14 @@ class VPT(Learner):
         *,
         n_tokens: int = 8,
         depth: int = 1,
-        head: Literal["text", "linear"] = "text",
+        head: HeadKind = "text",
+        head_start: HeadStart = "published",
         template: str = "a photo of a {}.",
         init: Literal["normal", "patch"] = "normal",
         project: int | None = None,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(clip, classes, template=template)
+        super().__init__(clip, classes, template=template, head=head, head_start=head_start)
         check_depth("method.depth", depth, clip.image.depth)
         if n_tokens < 1 or (project or 1) < 1 or not 0 <= dropout < 1:
             raise UserError(
@@ -62,35 +63,7 @@ class VPT(Learner):
             self.project = nn.Linear(project, clip.image.width)
             nn.init.kaiming_normal_(self.project.weight, mode="fan_out")
         self.dropout = nn.Dropout(dropout)
-        if head == "linear":
-            self.head = make_head(clip.image.embed_dim, len(self.classes))
-        elif clip.text is None:
-            raise UserError(f"{clip.name} has no text tower: use method.head=linear")
-        self.head_kind = head
-
-    @classmethod
-    def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
-        if settings["head"] != "linear":
-            return {}
-        return {"template": ("method.head", "which knows no names: drop it, or use text")}
-
-    @property
-    def class_bound(self) -> bool:
-        return self.head_kind == "linear"
-
-    def encode_classes(self) -> Float[Tensor, "C e"] | None:
-        return None if self.head_kind == "linear" else super().encode_classes()
 
     def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
         tokens = self.dropout(self.project(self.tokens))
         return self.clip.image(images, {layer: Edit(tokens=t) for layer, t in enumerate(tokens)})
-
-    def compare(
-        self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C e"] | None
-    ) -> Float[Tensor, "B C"]:
-        if class_features is not None:
-            return super().compare(features, class_features)
-        return self.select(self.head(features).to(self.head.weight.dtype), 1)
-
-    def param_groups(self, fit: Any) -> list[dict[str, Any]]:
-        return without_decay_on_bias(self) if self.class_bound else super().param_groups(fit)

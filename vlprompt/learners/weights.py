@@ -8,23 +8,36 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlprompt.learners.base import Learner
+from vlprompt.learners.head import HeadKind, HeadStart
 from vlprompt.learners.sites import Towers
 from vlprompt.towers import Clip, Images
 
 
 class WeightLearner(Learner):
-    """A learner that runs the towers with other tensors instead of some of their own (`Clip.with_weights`)."""
+    """A learner that runs the towers with other tensors instead of some of their own (`Clip.with_weights`).
+
+    Next to a linear head `towers` is that of images alone.
+    """
 
     mergeable = True
     words: ClassVar[bool] = True
     """Whether the word embeddings may be among the tensors, so that prompts are embedded anew each time."""
 
-    def __init__(self, clip: Clip, classes: Sequence[str], *, template: str, towers: Towers) -> None:
-        super().__init__(clip, classes, template=template)
+    def __init__(
+        self,
+        clip: Clip,
+        classes: Sequence[str],
+        *,
+        template: str,
+        towers: Towers,
+        head: HeadKind = "text",
+        head_start: HeadStart = "zero",
+    ) -> None:
+        super().__init__(clip, classes, template=template, head=head, head_start=head_start)
         names: Mapping[Towers, tuple[Literal["image", "text"], ...]] = {
             "image": ("image",), "text": ("text",), "both": ("image", "text"),
         }  # fmt: skip
-        self.towers = names[towers]
+        self.towers = names["image" if self.has_head else towers]
         self._adapted: dict[str, tuple[list[tuple[int, int]], Clip]] = {}
 
     @property
@@ -57,4 +70,6 @@ class WeightLearner(Learner):
         return clip.image(images)
 
     def merged(self) -> Clip:
+        if self.has_head:
+            return super().merged()
         return self.clip.with_weights({name: t for tower in self.towers for name, t in self.changed(tower).items()})

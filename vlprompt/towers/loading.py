@@ -83,6 +83,11 @@ def load_clip(model: str, weights: str = RANDOM, *, seed: int = 0) -> Clip:
     return clip_of(net, name=f"{model}/{Path(weights).name}", preprocess=preprocess, tokenizer=_tokenizer(model))
 
 
+def has_text(model: str) -> bool:
+    """Whether `load_clip` finds a text tower in the model of a name; nothing is loaded."""
+    return not model.startswith("timm:")
+
+
 def clip_of(net: nn.Module, *, name: str, preprocess: Preprocess, tokenizer: Any, words: Tensor | None = None) -> Clip:
     """A frozen CLIP over an open_clip model at hand. `words`: token ids that have embeddings (None: all)."""
     return build(Weights(net), name=name, preprocess=preprocess, words=WordTable(tokenizer, words))
