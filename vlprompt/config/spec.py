@@ -30,6 +30,7 @@ from vlprompt.training.device import device_name, resolve_device, resolve_precis
 
 MOST_BYTES = 10**6  # of a configuration: the longest recipes have some thousand
 OF_MACHINE = ("name", "force", "wandb", "device", "threads", "text_chunk", "workers", "cache", "search")
+MODEL = "the backbone, which has a text tower or not"
 OF_TRAINING = ("fit", "bank", "augment", "sampler", "seed", "shots")
 
 
@@ -100,9 +101,10 @@ def read_spec(
     learner, _ = locate(settings.method, Learner, "method")
     protocol = make_protocol(settings)
     dataset, targets = load_datasets(settings)
+    by_model = settings.method.get("head") == "auto"
     settings = for_model(settings, learner)
     rules = overridden(settings, learner, val=protocol.has_validation(dataset))
-    refuse(rules, given, settings, origin=origin)
+    refuse(rules, given, settings, origin=lambda name: MODEL if by_model and name == "method.head" else origin(name))
     settings = resolve(settings, learner)
     arguments = {name: value for name, value in settings.method.items() if name != "_target_"}
     config = with_resolved_method(without(config, rules, given))

@@ -121,11 +121,7 @@ class Learner(nn.Module):
         all methods, whatever they tell in addition.
         """
         if settings.get("head") != "linear":
-            return (
-                {"head_start": ("method.head", "which has no weights: drop it, or use linear")}
-                if "head" in settings
-                else {}
-            )
+            return {"head_start": ("method.head", "which has no weights to start: drop it, or use linear")}
         rules = {"template": ("method.head", "which knows no names: drop it, or use text")}
         if settings.get("towers", "image") != "image":
             rules["towers"] = ("method.head", "which sees images alone: drop it, or use image")
