@@ -21,9 +21,10 @@ from vlprompt.config.schema import Fit
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
 from vlprompt.learners.bitfit import BitFit
+from vlprompt.learners.fastfood import Fastfood, hadamard
 from vlprompt.learners.full_finetune import FullFinetune
 from vlprompt.learners.hard_prompts import HardPrompts
-from vlprompt.learners.intrinsic_dimension import Fastfood, IntrinsicDimension, hadamard
+from vlprompt.learners.intrinsic_dimension import IntrinsicDimension
 from vlprompt.learners.linear_probe import LinearProbe
 from vlprompt.learners.lora import LoRA
 from vlprompt.results.costs import costs_of_use, count_flops
