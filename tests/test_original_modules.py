@@ -32,6 +32,13 @@ def runs(method: str) -> dict[str, Any]:
     return json.loads((ORIGINALS / method / "cases.json").read_text())
 
 
+def cases(method: str, *quick: str) -> list[Any]:
+    """The runs of a method; all but the quick ones with -m slow."""
+    names = list(runs(method))
+    assert set(quick) <= set(names)
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+
+
 def expected(method: str, run: str) -> dict[str, Tensor]:
     tensors = safetensors.torch.load_file(ORIGINALS / method / "cases.safetensors")
     return {name.removeprefix(f"{run}."): t for name, t in tensors.items() if name.startswith(f"{run}.")}
@@ -57,7 +64,7 @@ def logits_of(learner: Learner) -> Tensor:
 # DyLoRA
 
 
-@pytest.mark.parametrize("run", runs("dylora"))
+@pytest.mark.parametrize("run", cases("dylora", "published", "odd"))
 def test_dylora_is_the_authors(clip: Clip, run: str) -> None:
     settings = runs("dylora")[run]
     ranks = settings.pop("ranks")
@@ -93,7 +100,7 @@ def theirs_of(name: str) -> str:
     raise AssertionError(name)
 
 
-@pytest.mark.parametrize("run", runs("p_tuning"))
+@pytest.mark.parametrize("run", cases("p_tuning", "authors", "peft_lstm", "peft_mlp"))
 def test_p_tuning_s_encoders_are_the_authors_and_peft_s(clip: Clip, run: str) -> None:
     settings = runs("p_tuning")[run]
     del settings["by"]
@@ -134,7 +141,7 @@ def intrinsic(clip: Clip, run: str) -> tuple[Part, list[int]]:
     for p in map(modules.__getitem__, names):
         span, at = slice(at, at + p.n), at + p.n
         p.signs, p.order, gains = drawn["BB"][span][None], drawn["Pi"][span][None], drawn["GG"][span]
-        p.gains = (gains / gains.norm() / p.n_out**0.5)[None]
+        p.gains = (gains / gains.norm() * p.gains.norm())[None]
     assert at == len(drawn["BB"])
     learner.theta.data = 0.5 * recording.numbers("theta", learner.theta.shape)
     order = [names.index(name) for name in learner.scale_of]  # ours are by tower
@@ -143,7 +150,7 @@ def intrinsic(clip: Clip, run: str) -> tuple[Part, list[int]]:
     return learner, order
 
 
-@pytest.mark.parametrize("run", runs("intrinsic_dimension"))
+@pytest.mark.parametrize("run", cases("intrinsic_dimension", "did_large", "said"))
 def test_intrinsic_dimension_of_each_tensor_is_the_public_codes(clip: Clip, run: str) -> None:
     learner, order = intrinsic(clip, run)
     theirs = expected("intrinsic_dimension", run)
