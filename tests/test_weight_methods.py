@@ -21,9 +21,10 @@ from vlprompt.config.schema import Fit
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
 from vlprompt.learners.bitfit import BitFit
+from vlprompt.learners.fastfood import Fastfood, hadamard
 from vlprompt.learners.full_finetune import FullFinetune
 from vlprompt.learners.hard_prompts import HardPrompts
-from vlprompt.learners.intrinsic_dimension import Fastfood, IntrinsicDimension, hadamard
+from vlprompt.learners.intrinsic_dimension import IntrinsicDimension
 from vlprompt.learners.linear_probe import LinearProbe
 from vlprompt.learners.lora import LoRA
 from vlprompt.results.costs import costs_of_use, count_flops
@@ -210,6 +211,84 @@ def test_seed_and_dimension_of_the_projection_are_settings() -> None:
     assert [group["lr"] for (group,) in groups] == [0.5, 0.1]  # steps of one length among the weights
     with pytest.raises(UserError, match="dimension is 0, allowed is 1 to"):
         IntrinsicDimension(clip, CLASSES, dimension=0)
+
+
+PROJECTIONS = ["li", "aghajanyan", "said"]
+
+
+def test_a_projection_of_each_tensor_moves_it_by_theta() -> None:
+    clip, _ = tiny.clip()
+    learner = IntrinsicDimension(clip, CLASSES, dimension=23, projection="aghajanyan").double()
+    for seed in range(3):
+        learner.theta.data = torch.randn(23, generator=torch.Generator().manual_seed(seed)).double()
+        with torch.no_grad():
+            moves = {name: t - learner.frozen("image")[name] for name, t in learner.changed("image").items()}
+        for name, move in moves.items():
+            spread = 4 * max(1 / move.numel(), 1 / 64) ** 0.5
+            assert move.norm() == pytest.approx(learner.theta.norm().item(), rel=spread), name
+    few = learner.projections["image"][[*moves].index("visual.class_embedding")]  # a gradient for all 23, of 64 rows
+    torch.testing.assert_close(torch.autograd.functional.jacobian(few, learner.theta.detach()), dense(few))
+
+
+def test_numbers_that_a_small_tensor_cannot_take_do_not_move_it() -> None:
+    p = Fastfood(11, 6, norm=1.0, generator=torch.Generator().manual_seed(0), rows=6).double()
+    assert p.n == 8
+    assert not dense(p)[:, 8:].any()
+    columns = dense(p)[:, :8]
+    (gradient,) = torch.autograd.grad(p(theta := torch.ones(11).double().requires_grad_()).sum(), theta)
+    assert torch.allclose(gradient[:8], columns.sum(0))
+    assert not gradient[8:].any()
+
+
+@pytest.mark.parametrize("scales", ["layer", "tensor"])
+def test_scales_are_part_of_d_and_multiply_what_their_layer_moves_by(scales: str) -> None:
+    clip, model = tiny.clip()
+    images = Images(tiny.pixels(model, len(LABELS)))
+    learner = IntrinsicDimension(clip, CLASSES, dimension=110, projection="said", scales=scales).double()
+    names = [name for tower in ("image", "text") for name in learner.frozen(tower)]
+    m = 2 * (3 + 1) if scales == "layer" else len(names)  # three blocks in each tower, and what is around them
+    assert {name: len(p) for name, p in learner.named_parameters()} == {"theta": 110 - m, "scales": m}
+    assert (learner.n_trained, set(learner.state_dict())) == (110, {"theta", "scales"})
+    torch.testing.assert_close(evaluate(learner, images), evaluate(Learner(clip, CLASSES), images), rtol=1e-12, atol=0)
+
+    plain = IntrinsicDimension(clip, CLASSES, dimension=110 - m, projection="aghajanyan").double()
+    plain.theta.data = learner.theta.data = torch.linspace(-1, 1, 110 - m).double()
+    learner.scales.data = torch.linspace(0.5, 2, m).double()
+    whole = {
+        name: t - learner.frozen(tower)[name] for tower in learner.towers for name, t in plain.changed(tower).items()
+    }
+    moved = {
+        name: t - learner.frozen(tower)[name] for tower in learner.towers for name, t in learner.changed(tower).items()
+    }
+    factors = {name: (moved[name].norm() / whole[name].norm()).item() for name in names}
+    for name in names:
+        assert torch.allclose(moved[name], factors[name] * whole[name], atol=1e-12)
+    assert sorted({round(factor, 9) for factor in factors.values()}) == pytest.approx(learner.scales.tolist(), abs=1e-9)
+    if scales == "layer":
+        second = {round(f, 9) for name, f in factors.items() if name.startswith("visual.transformer.resblocks.1.")}
+        rest = {round(f, 9) for name, f in factors.items() if name.startswith("visual.") and "blocks" not in name}
+        assert (len(second), len(rest), len(second | rest)) == (1, 1, 2)
+
+
+def test_the_step_among_the_weights_is_as_long_with_each_projection() -> None:
+    clip, _ = tiny.clip("vit", torch.float32)
+    for projection in PROJECTIONS:
+        learner = IntrinsicDimension(clip, CLASSES, dimension=30, projection=projection)
+        (group,) = learner.param_groups(Fit(lr=3.0, epochs=1))
+        assert {id(p) for p in group["params"]} == {id(p) for p in learner.parameters()}
+        frozen = {name: t for tower in ("image", "text") for name, t in learner.frozen(tower).items()}
+        learner.theta.data = group["lr"] * torch.ones(len(learner.theta))  # a step of Adam
+        with torch.no_grad():
+            changed = {name: t for tower in ("image", "text") for name, t in learner.changed(tower).items()}
+        length = torch.stack([(t - frozen[name]).square().sum() for name, t in changed.items()]).sum().sqrt()
+        assert length.item() == pytest.approx(3.0, rel=0.15), projection
+
+
+def test_fewer_numbers_than_scales_are_refused() -> None:
+    clip, _ = tiny.clip("vit", torch.float32)
+    with pytest.raises(UserError, match=r"dimension is 8.*said.*8.*allowed is 9 to"):
+        IntrinsicDimension(clip, CLASSES, dimension=8, projection="said")
+    assert len(IntrinsicDimension(clip, CLASSES, dimension=9, projection="said").theta) == 1
 
 
 # backbones in 4 bits

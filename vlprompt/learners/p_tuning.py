@@ -1,5 +1,6 @@
 """P-tuning: virtual tokens that a small network makes of an embedding while training."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -24,13 +25,14 @@ class PTuning(BlockLearner):
     Args:
         towers: "text" (without encoder: CoOp), "image" (without encoder: shallow VPT) or "both".
         n_tokens: tokens of each tower.
-        ctx_init: a phrase whose word embeddings start the text's embedding, and set its length; empty: N(0, 0.02^2).
+        ctx_init: a phrase whose word embeddings start the text's embedding, and set its length; empty: N(0, std^2).
+        std: of the embedding's start; 0.02 as in CoOp, so that tokens without encoder are about as large as words.
         encoder: "none", "mlp" (three maps) or "lstm" (two bidirectional layers and an MLP).
-        hidden: the encoder's width (of an LSTM: in each direction).
+        hidden: the encoder's width (of an LSTM: in each direction); None: half of the tower's.
         template: for the text where it has no virtual tokens.
         head, head_start: as in Learner; next to a linear head the tokens are those of the image.
 
-    Source: Liu et al., 2021, https://arxiv.org/abs/2103.10385, section 3.
+    Source: Liu et al., 2021, https://arxiv.org/abs/2103.10385, section 3; their code has std=1 and hidden=None.
     Differs: tokens stand before the class name.
     """
 
@@ -45,14 +47,17 @@ class PTuning(BlockLearner):
         towers: Towers = "text",
         n_tokens: int = 4,
         ctx_init: str = "",
+        std: float = 0.02,
         encoder: Encoder = "lstm",
-        hidden: int = 128,
+        hidden: int | None = 128,
         head: HeadKind = "text",
         head_start: HeadStart = "zero",
     ) -> None:
         super().__init__(clip, classes, template=template, towers=towers, head=head, head_start=head_start)
-        if n_tokens < 1 or hidden < 1:
+        if n_tokens < 1 or (hidden is not None and hidden < 1):
             raise UserError(f"method.n_tokens={n_tokens}, hidden={hidden}: at least 1 is needed of each")
+        if not 0 < std < math.inf:
+            raise UserError(f"method.std is {std}, allowed is a positive number, such as 0.02")
         if ctx_init and "text" not in self.towers:
             raise UserError(
                 "method.ctx_init is words for the text: drop it, or use class names and method.towers=text or both"
@@ -60,10 +65,10 @@ class PTuning(BlockLearner):
         self.ctx_init, self.n_tokens = " ".join(ctx_init.replace("_", " ").split()), n_tokens
         self.tokens = nn.ModuleDict()
         for name, tower in self.towers.items():
-            start = torch.randn(n_tokens, tower.width) * 0.02
+            start = torch.randn(n_tokens, tower.width) * std
             if name == "text" and ctx_init:
                 start = self.text.embed_phrase(self.ctx_init).float().clone()
-            self.tokens[name] = VirtualTokens(start, make_encoder(encoder, tower.width, hidden))
+            self.tokens[name] = VirtualTokens(start, make_encoder(encoder, tower.width, hidden or tower.width // 2))
         self._n_trained: int | None = None  # once the encoders are gone
 
     @classmethod
@@ -72,6 +77,8 @@ class PTuning(BlockLearner):
         n_words = len(settings["ctx_init"].replace("_", " ").split())
         if settings["towers"] == "text" and n_words and settings["n_tokens"] != n_words:
             overridden["n_tokens"] = ("method.ctx_init", f"whose words, {n_words}, are the tokens: drop one of the two")
+        if settings["towers"] == "text" and n_words:
+            overridden["std"] = ("method.ctx_init", "whose words are the start: drop one of the two")
         if settings["towers"] != "image":
             overridden["template"] = ("method.towers", "where virtual tokens stand before the class name: drop it")
         if settings["encoder"] == "none":
