@@ -48,7 +48,7 @@ class PTuning(BlockLearner):
         encoder: Encoder = "lstm",
         hidden: int = 128,
         head: HeadKind = "text",
-        head_start: HeadStart = "zero",
+        head_start: HeadStart = "probe",
     ) -> None:
         super().__init__(clip, classes, template=template, towers=towers, head=head, head_start=head_start)
         if n_tokens < 1 or hidden < 1:
