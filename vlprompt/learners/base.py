@@ -20,8 +20,8 @@ Overridden: TypeAlias = dict[str, tuple[str, str]]
 """Settings that have no effect: by name, the setting next to which they have none, and a clause that says why."""
 WITHOUT_TEXT = (
     "linear_probe, linear_head, tip_adapter, tip_adapter_f, clip_adapter, and those that edit the image tower: "
-    "vpt_shallow, vpt_deep, lora, lora_plus, dylora, clip_lora, qlora, adapter, prefix_tuning, llama_adapter, p_tuning, bitfit, "
-    "full_finetune, intrinsic_dimension"
+    "vpt_shallow, vpt_deep, lora, lora_plus, dylora, clip_lora, qlora, adapter, prefix_tuning, llama_adapter, "
+    "p_tuning, bitfit, full_finetune, intrinsic_dimension"
 )
 """The methods that need no text tower, in words."""
 
