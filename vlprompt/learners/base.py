@@ -122,7 +122,8 @@ class Learner(nn.Module):
         """
         if settings.get("head") != "linear":
             return {"head_start": ("method.head", "which has no weights to start: drop it, or use linear")}
-        rules = {"template": ("method.head", "which knows no names: drop it, or use text")}
+        names = ("method.head", "which knows no names: drop it, or use text")
+        rules = dict.fromkeys(("template", "ctx_init"), names)
         if settings.get("towers", "image") != "image":
             rules["towers"] = ("method.head", "which sees images alone: drop it, or use image")
         return rules
