@@ -44,6 +44,10 @@ def export(options: argparse.Namespace) -> int:
     learner = restore_learner(options.run)
     if not isinstance(learner, LoRA):
         raise UserError(f"{options.run} holds a {type(learner).__name__}: only low-rank updates have a form in PEFT")
+    if learner.has_head:
+        raise UserError(
+            f"{options.run} has a linear head, which PEFT's form does not hold: train with method.head=text"
+        )
     with writing(f"'{options.folder}'", "and export again"):
         write_peft(learner, options.folder, force=options.force)
     print(printable(f"{options.folder}: adapter_config.json, adapter_model.safetensors"))  # noqa: T201

@@ -38,7 +38,7 @@ class Adapter(SiteLearner):
         sites: Literal["attn_mlp", "mlp"] = "mlp",
         bottleneck: int = 16,
         head: HeadKind = "text",
-        head_start: HeadStart = "zero",
+        head_start: HeadStart = "probe",
     ) -> None:
         super().__init__(clip, classes, template=template, towers=towers, head=head, head_start=head_start)
         if bottleneck < 1:

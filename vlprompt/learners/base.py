@@ -19,9 +19,9 @@ Batches: TypeAlias = Iterable[Batch]
 Overridden: TypeAlias = dict[str, tuple[str, str]]
 """Settings that have no effect: by name, the setting next to which they have none, and a clause that says why."""
 WITHOUT_TEXT = (
-    "linear_probe, linear_head, tip_adapter, clip_adapter, and the methods that edit the image tower: vpt_shallow, "
-    "vpt_deep, lora, lora_plus, dylora, clip_lora, qlora, adapter, prefix_tuning, llama_adapter, p_tuning, bitfit, "
-    "full_finetune, intrinsic_dimension"
+    "linear_probe, linear_head, tip_adapter, tip_adapter_f, clip_adapter, and those that edit the image tower: "
+    "vpt_shallow, vpt_deep, lora, lora_plus, dylora, clip_lora, qlora, adapter, prefix_tuning, llama_adapter, "
+    "p_tuning, bitfit, full_finetune, intrinsic_dimension"
 )
 """The methods that need no text tower, in words."""
 
@@ -38,7 +38,7 @@ class Learner(nn.Module):
         template: text around a class name, with one `{}`.
         head: "text": class names classify; "linear": a trained head does, for the training classes only; "auto": class
             names where the model has a text tower, else a head. A method that passes it on may have a head.
-        head_start: of a linear head: "zero", "probe" (a logistic regression on the training images, LP-FT), both on
+        head_start: of a linear head: "probe" (a logistic regression on the training images, LP-FT) or "zero", both on
             standardised features; "published": VPT's, on features as they are.
 
     Raises:
@@ -67,7 +67,7 @@ class Learner(nn.Module):
         *,
         template: str = PLAIN,
         head: HeadKind | Literal["cache"] = "text",
-        head_start: HeadStart = "zero",
+        head_start: HeadStart = "probe",
     ) -> None:
         super().__init__()
         self.head_kind = self.for_model({"head": head}, text=clip.text is not None)["head"]
@@ -122,7 +122,8 @@ class Learner(nn.Module):
         """
         if settings.get("head") != "linear":
             return {"head_start": ("method.head", "which has no weights to start: drop it, or use linear")}
-        rules = {"template": ("method.head", "which knows no names: drop it, or use text")}
+        names = ("method.head", "which knows no names: drop it, or use text")
+        rules = dict.fromkeys(("template", "ctx_init"), names)
         if settings.get("towers", "image") != "image":
             rules["towers"] = ("method.head", "which sees images alone: drop it, or use image")
         return rules

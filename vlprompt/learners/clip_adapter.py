@@ -37,7 +37,7 @@ class CLIPAdapter(Learner):
         ratio: float = 0.2,
         reduction: int = 4,
         head: HeadKind = "text",
-        head_start: HeadStart = "zero",
+        head_start: HeadStart = "probe",
     ) -> None:
         super().__init__(clip, classes, template=template, head=head, head_start=head_start)
         if not 0 <= ratio <= 1 or not 1 <= reduction <= clip.image.embed_dim:

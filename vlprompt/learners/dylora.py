@@ -60,7 +60,7 @@ class DyLoRA(LoRA):
         frozen: bool = False,
         test_rank: int | None = None,
         head: HeadKind = "text",
-        head_start: HeadStart = "zero",
+        head_start: HeadStart = "probe",
     ) -> None:
         super().__init__(
             clip, classes, template=template, towers=towers, sites=sites, rank=rank, alpha=alpha, dropout=dropout,

@@ -32,7 +32,7 @@ class FullFinetune(WeightLearner):
         template: str = "a photo of a {}.",
         towers: Towers = "both",
         head: HeadKind = "text",
-        head_start: HeadStart = "zero",
+        head_start: HeadStart = "probe",
     ) -> None:
         super().__init__(clip, classes, template=template, towers=towers, head=head, head_start=head_start)
         self.weights = nn.Module()

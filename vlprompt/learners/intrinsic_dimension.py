@@ -55,7 +55,7 @@ class IntrinsicDimension(WeightLearner):
         scales: Literal["layer", "tensor"] = "layer",
         projection_seed: int = 0,
         head: HeadKind = "text",
-        head_start: HeadStart = "zero",
+        head_start: HeadStart = "probe",
     ) -> None:
         super().__init__(clip, classes, template=template, towers=towers, head=head, head_start=head_start)
         sizes = {tower: [t.numel() for t in self.frozen(tower).values()] for tower in self.towers}

@@ -43,7 +43,7 @@ class LlamaAdapter(BlockLearner):
         gate: Literal["tanh", "linear"] = "tanh",
         std: float = 1.0,
         head: HeadKind = "text",
-        head_start: HeadStart = "zero",
+        head_start: HeadStart = "probe",
     ) -> None:
         super().__init__(clip, classes, template=template, towers=towers, head=head, head_start=head_start)
         if n_tokens < 1 or std <= 0:

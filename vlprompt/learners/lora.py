@@ -73,7 +73,7 @@ class LoRA(SiteLearner):
         scaling: Literal["alpha/r", "alpha/sqrt(r)"] = "alpha/r",
         dropout: float = 0.0,
         head: HeadKind = "text",
-        head_start: HeadStart = "zero",
+        head_start: HeadStart = "probe",
     ) -> None:
         super().__init__(clip, classes, template=template, towers=towers, head=head, head_start=head_start)
         sites = ["q", "k", "v"] if sites is None else list(sites)

@@ -34,7 +34,7 @@ class LoRAPlus(LoRA):
         dropout: float = 0.0,
         ratio: float = 16.0,
         head: HeadKind = "text",
-        head_start: HeadStart = "zero",
+        head_start: HeadStart = "probe",
     ) -> None:
         if ratio <= 0:
             raise UserError(f"method.ratio is {ratio}: a ratio of two learning rates is above 0")

@@ -51,17 +51,15 @@ class PTuning(BlockLearner):
         encoder: Encoder = "lstm",
         hidden: int | None = 128,
         head: HeadKind = "text",
-        head_start: HeadStart = "zero",
+        head_start: HeadStart = "probe",
     ) -> None:
         super().__init__(clip, classes, template=template, towers=towers, head=head, head_start=head_start)
         if n_tokens < 1 or (hidden is not None and hidden < 1):
             raise UserError(f"method.n_tokens={n_tokens}, hidden={hidden}: at least 1 is needed of each")
         if not 0 < std < math.inf:
             raise UserError(f"method.std is {std}, allowed is a positive number, such as 0.02")
-        if ctx_init and "text" not in self.towers:
-            raise UserError(
-                "method.ctx_init is words for the text: drop it, or use class names and method.towers=text or both"
-            )
+        if ctx_init and towers == "image" and not self.has_head:
+            raise UserError("method.ctx_init is words for the text: drop it, or use method.towers=text or both")
         self.ctx_init, self.n_tokens = " ".join(ctx_init.replace("_", " ").split()), n_tokens
         self.tokens = nn.ModuleDict()
         for name, tower in self.towers.items():

@@ -46,7 +46,7 @@ class PrefixTuning(BlockLearner):
         hidden: int = 128,
         std: float = 0.02,
         head: HeadKind = "text",
-        head_start: HeadStart = "zero",
+        head_start: HeadStart = "probe",
     ) -> None:
         super().__init__(clip, classes, template=template, towers=towers, head=head, head_start=head_start)
         if n_tokens < 1 or hidden < 1 or std <= 0:

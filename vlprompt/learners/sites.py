@@ -27,7 +27,7 @@ class BlockLearner(Learner):
         template: str,
         towers: Towers,
         head: HeadKind = "text",
-        head_start: HeadStart = "zero",
+        head_start: HeadStart = "probe",
     ) -> None:
         super().__init__(clip, classes, template=template, head=head, head_start=head_start)
         towers = "image" if self.has_head else towers

@@ -31,7 +31,7 @@ class WeightLearner(Learner):
         template: str,
         towers: Towers,
         head: HeadKind = "text",
-        head_start: HeadStart = "zero",
+        head_start: HeadStart = "probe",
     ) -> None:
         super().__init__(clip, classes, template=template, head=head, head_start=head_start)
         names: Mapping[Towers, tuple[Literal["image", "text"], ...]] = {
