@@ -32,9 +32,11 @@ COUNTS = {
     "method=clip_lora": 184_320,
     "method=lora_plus": 491_520,  # as lora
     "method=dylora": 491_520,  # those of the largest rank
+    "method=dylora recipe=dylora/original": 491_520,
     "method=p_tuning method.encoder=none": 2_048,  # as coop
     "method=p_tuning method.encoder=mlp": 2_048 + 148_224,  # 512 -> 128 -> 128 -> 512, with biases
     "method=p_tuning": 2_048 + 657_408 + 395_264 + 197_376,  # two bidirectional layers of 128, 256 -> 256 -> 512
+    "method=p_tuning recipe=p_tuning/original": 1_536 + 2 * 1_576_960 + 2 * 262_656,  # layers of 256, two maps of 512
     "method=llama_adapter": 10 * 10 * (768 + 512) + 10 * (12 + 8),
     "method=hard_prompts": 0,
     "method=kgcoop": 2_048,

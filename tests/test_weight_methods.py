@@ -240,7 +240,7 @@ def test_numbers_that_a_small_tensor_cannot_take_do_not_move_it() -> None:
     assert not gradient[8:].any()
 
 
-@pytest.mark.parametrize("scales", ["layer", "tensor"])
+@pytest.mark.parametrize("scales", ["layer", pytest.param("tensor", marks=pytest.mark.slow)])
 def test_scales_are_part_of_d_and_multiply_what_their_layer_moves_by(scales: str) -> None:
     clip, model = tiny.clip()
     images = Images(tiny.pixels(model, len(LABELS)))
