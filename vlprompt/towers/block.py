@@ -182,6 +182,12 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
+def _gate(h: Float[Tensor, "*rows f"], act: Map, *, last: bool) -> Float[Tensor, "*rows g"]:
+    """One half of the hidden units times the activations of the other: a gated linear unit."""
+    a, b = h.chunk(2, dim=-1)
+    return a * act(b) if last else act(a) * b
+
+
 def _matrices(weights: Weights, qkv: str, out: str, fc1: str, fc2: str) -> dict[str, Matrix]:
     n, d = weights.tensor(qkv).shape
     third = {site: slice(i * n // 3, (i + 1) * n // 3) for i, site in enumerate("qkv")}
@@ -256,9 +262,18 @@ def view(weights: Weights) -> Block:
             fused=_fuse_quick_gelu(weights),
         )
     if kind == "Block" and hasattr(getattr(block, "attn", None), "qkv"):  # timm's VisionTransformer
-        if getattr(block.attn, "gate", None) is not None:
-            raise UserError("timm blocks with gated attention are not supported: choose another model")
+        parts = type(block.attn).__name__, type(block.mlp).__name__
+        if parts[0] != "Attention" or getattr(block.attn, "gate", None) is not None:
+            raise UserError(
+                f"timm's blocks with {'gated attention' if parts[0] == 'Attention' else parts[0]} are not supported: "
+                "allowed is its Attention without a gate; choose another model"
+            )
+        if parts[1] not in ("Mlp", "GluMlp"):
+            raise UserError(
+                f"timm's blocks with {parts[1]} are not supported: allowed are its Mlp and GluMlp; choose another model"
+            )
         mlp_norm, act = weights.call("mlp.norm"), weights.call("mlp.act")
+        gated, last = parts[1] == "GluMlp", getattr(block.mlp, "gate_last", False)
         attn_norm = weights.call("attn.norm") if hasattr(block.attn, "norm") else _identity
         proj = weights.call("attn.proj")
         q, kv = _queries_and_keys(weights, "attn.qkv.weight", "attn.qkv.bias")
@@ -269,7 +284,7 @@ def view(weights: Weights) -> Block:
             out=lambda a: proj(attn_norm(a)),
             norm2=weights.call("norm2"),
             fc1=weights.call("mlp.fc1"),
-            act=lambda h: mlp_norm(act(h)),
+            act=lambda h: mlp_norm(_gate(h, act, last=last) if gated else act(h)),
             fc2=weights.call("mlp.fc2"),
             heads=block.attn.num_heads,  # type: ignore[union-attr, arg-type]
             q_norm=weights.call("attn.q_norm"),
