@@ -120,6 +120,7 @@ class Block:
     gain1: Map  # layer scale, or identity
     gain2: Map
     matrices: Mapping[str, Matrix]  # by edit site: q, k, v, o, fc1, fc2
+    norm_heads: Map | None = None  # of the joined heads, before `out`
     fused: Map | None = None  # norm2 to fc2 and the sum with what entered, in fewer steps
 
     def __call__(
@@ -137,6 +138,8 @@ class Block:
             x, u = read(x), read(u)
         q = self.q_norm(self._heads(_plus(self.q(u), edit.q, u)))
         a = self._attend(q, k, v, edit.prefix, attend).flatten(-2)
+        if self.norm_heads is not None:
+            a = self.norm_heads(a)
         h = _plus(self.out(a), edit.o, a)
         if edit.attn is not None:
             h = edit.attn(h, x).to(h.dtype)
@@ -200,11 +203,10 @@ def _matrices(weights: Weights, qkv: str, out: str, fc1: str, fc2: str) -> dict[
 
 def _queries_and_keys(weights: Weights, matrix: str, bias: str) -> tuple[Map, Map]:
     """The maps to queries, and to keys and values, of a matrix that stacks the three."""
-    d = weights.tensor(matrix).shape[0] // 3
+    d, biased = weights.tensor(matrix).shape[0] // 3, _attribute(weights.module, bias) is not None
 
     def project(u: Tensor, rows: slice) -> Tensor:
-        b = weights.tensor(bias)
-        return F.linear(u, weights.tensor(matrix)[rows], None if b is None else b[rows])
+        return F.linear(u, weights.tensor(matrix)[rows], weights.tensor(bias)[rows] if biased else None)
 
     return partial(project, rows=slice(0, d)), partial(project, rows=slice(d, None))
 
@@ -274,14 +276,12 @@ def view(weights: Weights) -> Block:
             )
         mlp_norm, act = weights.call("mlp.norm"), weights.call("mlp.act")
         gated, last = parts[1] == "GluMlp", getattr(block.mlp, "gate_last", False)
-        attn_norm = weights.call("attn.norm") if hasattr(block.attn, "norm") else _identity
-        proj = weights.call("attn.proj")
         q, kv = _queries_and_keys(weights, "attn.qkv.weight", "attn.qkv.bias")
         return Block(
             norm1=weights.call("norm1"),
             q=q,
             kv=kv,
-            out=lambda a: proj(attn_norm(a)),
+            out=weights.call("attn.proj"),
             norm2=weights.call("norm2"),
             fc1=weights.call("mlp.fc1"),
             act=lambda h: mlp_norm(_gate(h, act, last=last) if gated else act(h)),
@@ -292,6 +292,7 @@ def view(weights: Weights) -> Block:
             gain1=weights.call("ls1"),
             gain2=weights.call("ls2"),
             matrices=_matrices(weights, "attn.qkv.weight", "attn.proj", "mlp.fc1", "mlp.fc2"),
+            norm_heads=weights.call("attn.norm") if hasattr(block.attn, "norm") else None,
         )
     raise UserError(
         f"blocks of kind {type(block).__module__}.{kind} are not supported: allowed are open_clip's "
