@@ -120,7 +120,7 @@ class Clip:
         heads, pooling = [block.heads for block in self.image.blocks], getattr(visual.module, "pool_type", "")
         trunk: Any = getattr(visual.module, "trunk", visual.module)
         if hasattr(trunk, "global_pool"):  # timm's, which prints none of this
-            pooling = f"{trunk.global_pool} {trunk.pool_include_prefix}"
+            pooling = f"{trunk.global_pool} {getattr(trunk, 'pool_include_prefix', False)}"
         digest = hashlib.sha256(f"{visual.module!r} {heads} {pooling}".encode())
         for name in visual.module.state_dict():
             tensor = visual.tensor(name)

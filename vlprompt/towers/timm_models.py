@@ -77,7 +77,11 @@ def make(
     name, more, images = read_folder(folder) if folder else (model.removeprefix(PREFIX), {}, {})
     check_name(name)
     more |= {"img_size": size} if size else {}
-    check_kind(name, more)
+    patch = check_kind(name, more)
+    if size and size % patch:
+        raise UserError(
+            f"backbone.images.size is {size}, allowed for {name} are multiples of {patch}, its patches' size"
+        )
     from_hub = weights == pretrained and not folder
     if from_hub and not timm.is_model_pretrained(name):
         raise UserError(f"timm has no weights of {name}: give a file with backbone.weights=PATH")
@@ -123,18 +127,14 @@ def near(name: str) -> list[str]:
     return timm.list_models("vit_*_patch16_224")
 
 
-def check_kind(name: str, arguments: Mapping[str, Any]) -> None:
-    """Refuse what cannot be run here before weights are fetched: the model is built without memory."""
+def check_kind(name: str, arguments: Mapping[str, Any]) -> int:
+    """The size of its patches. Refuses what cannot be run here before weights are fetched: it is built without memory."""
     try:
         with torch.device("meta"):
             net = build(name, 0, **arguments)
     except Exception as error:  # timm's, of as many kinds as it has arguments
         raise UserError(f"timm's {name} cannot be built ({reason_of(error)}): choose another model or size") from None
-    patch = timm_vit(Weights(net)).patch_size
-    if (size := arguments.get("img_size")) and size % patch:
-        raise UserError(
-            f"backbone.images.size is {size}, allowed for {name} are multiples of its patches' {patch} pixels"
-        )
+    return timm_vit(Weights(net)).patch_size
 
 
 def load(net: VisionTransformer, file: Path, name: str) -> None:
