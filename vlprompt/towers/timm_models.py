@@ -128,7 +128,10 @@ def near(name: str) -> list[str]:
 
 
 def check_kind(name: str, arguments: Mapping[str, Any]) -> int:
-    """The size of its patches. Refuses what cannot be run here before weights are fetched: it is built without memory."""
+    """The size of a model's patches. It is built without memory, so that what cannot run here is not fetched.
+
+    Raises: UserError.
+    """
     try:
         with torch.device("meta"):
             net = build(name, 0, **arguments)
