@@ -1,6 +1,7 @@
 """timm's models as backbones: names, files and folders of weights, how images are prepared, and users' mistakes."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,7 @@ WRITERS = {
     "model.pth": wrapped("model"),
     "compiled.pth": wrapped("model", "_orig_mod.module."),
     "average.pth": wrapped("state_dict_ema"),
+    "model_best.pth.tar": lambda state, path: torch.save({"args": Namespace(lr=0.1), "state_dict": state}, path),
     "no_head.pth": lambda state, path: torch.save({k: t for k, t in state.items() if not k.startswith("head")}, path),
     "ViT-B_16.npz": lambda state, path: as_jax(state, path, 6),
 }
@@ -196,6 +198,7 @@ def without(state, name):
 
 MISTAKES = {
     "clip": (lambda state: clip_state(), ["a CLIP", "backbone=vit_b16"]),
+    "transformers": (lambda state: {f"vit.embeddings.{k}": t for k, t in state.items()}, ["Transformers", "timm's"]),
     "other": (
         lambda state: timm.create_model("vit_tiny_patch16_224", depth=1).state_dict(),
         ["'cls_token' is [1, 1, 192]", "vit_tiny_patch16_224"],
@@ -240,6 +243,9 @@ def test_weights_of_timm_for_a_clip(state, tmp_path):
         load_clip(str(folder), str(tmp_path / "m.pth"))
     with pytest.raises(UserError, match="NumPy archive"):
         load_clip(str(folder), str(tmp_path / "m.npz"))
+    assert load_clip(str(folder), images={"crop_pct": 0.5}).preprocess == Preprocess(32, crop_pct=0.5)
+    with pytest.raises(UserError, match=r"size is 48, .* 32 pixels"):
+        load_clip(str(folder), images={"size": 48})
 
 
 @pytest.mark.parametrize(

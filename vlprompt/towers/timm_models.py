@@ -157,6 +157,11 @@ def load(net: VisionTransformer, file: Path, name: str) -> None:
             f"{file} holds the weights of a CLIP, not of {name}, which has no text tower: give them to a CLIP, as in "
             f"backbone=vit_b16 backbone.weights={file}"
         )
+    if any("embeddings." in key for key in state):
+        raise UserError(
+            f"{file} has the names of a model of Transformers ('{next(iter(state))}'), needed are timm's: get the "
+            f"weights in timm's form, such as those of timm/{name} on the hub"
+        )
     state = {key: tensor for key, tensor in state.items() if not key.startswith(HEADS)}
     adapted = adapt(net, state)
     others = [other for other in fitting(state) if other != name]

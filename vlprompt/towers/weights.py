@@ -6,6 +6,7 @@ import logging
 import re
 import warnings
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,8 @@ def _read(path: Path) -> tuple[Any, bool]:
             return safetensors.torch.load_file(path), False
         check_pickles(path)
         file.seek(0)  # not the path, by whose end torch would choose a reader
-        return torch.load(file, map_location="cpu", weights_only=True), False
+        with torch.serialization.safe_globals([Namespace]):  # the arguments of a training program: names and values
+            return torch.load(file, map_location="cpu", weights_only=True), False
 
 
 def reason_of(error: Exception) -> str:
