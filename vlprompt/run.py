@@ -118,6 +118,7 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
             n_classes={name: len(split.classes) for name, split in episode.tests.items()},
             headline=spec.protocol.summary({name: of_split["accuracy"] for name, of_split in scores.items()}),
             curve=[asdict(line) for line in curve],
+            preprocess=asdict(learner.clip.preprocess),
             bank=features_used(loader),
             cost={
                 "trained_parameters": learner.n_trained,

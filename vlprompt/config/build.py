@@ -12,7 +12,7 @@ from vlprompt import demo
 from vlprompt.config.allowed import METHODS, check_names
 from vlprompt.config.locate import locate, make_sampler
 from vlprompt.config.paths import bank_folder, data_root
-from vlprompt.config.schema import Settings
+from vlprompt.config.schema import Preparation, Settings, read_backbone
 from vlprompt.config.spec import RunSpec
 from vlprompt.data.cache.feature_files import FeatureFiles
 from vlprompt.data.cache.features import FeatureCache, tower_key
@@ -46,7 +46,9 @@ def make_episode(spec: RunSpec) -> Episode:
 def make_clip(spec: RunSpec) -> Clip:
     """The frozen model on its device."""
     backbone = spec.settings.backbone
-    return clip_at(backbone.model, backbone.weights, spec.device, spec.settings.text_chunk, backbone.quantize)
+    return clip_at(
+        *(backbone.model, backbone.weights, spec.device, spec.settings.text_chunk, backbone.quantize, backbone.images)
+    )
 
 
 @lru_cache(maxsize=1)
@@ -56,11 +58,13 @@ def clip_at(
     device: torch.device,
     text_chunk: int | None = None,
     quantize: Literal["nf4"] | None = None,
+    images: Preparation | None = None,
 ) -> Clip:
     """The frozen model on its device; the runs of a sweep share it."""
     features_at.cache_clear()  # features of another model, which they would keep alive
     folder = demo.BACKBONES.get(model)
-    clip = load_clip(str(folder) if folder else model, weights).to(device).with_text_chunk(text_chunk)
+    more = images.of_tower() if images else {}
+    clip = load_clip(str(folder) if folder else model, weights, images=more).to(device).with_text_chunk(text_chunk)
     return clip.quantized(quantize) if quantize else clip
 
 
@@ -146,7 +150,8 @@ def restore_learner(folder: Path, allow: Sequence[str] = ()) -> Learner:
     target = {"target": (about["target"], METHODS)}
     check_names(target, about["backbone"]["model"], folder / learner_files.CONFIG, allow)
     kind, arguments = locate({"_target_": about["target"], **about["arguments"]}, Learner, "method")
-    clip = clip_at(about["backbone"]["model"], about["backbone"]["weights"], torch.device("cpu"))
+    backbone = read_backbone({**about["backbone"], "quantize": None})
+    clip = clip_at(backbone.model, backbone.weights, torch.device("cpu"), images=backbone.images)
     learner: Learner = kind(clip, about["classes"], **kind.resolved(arguments))
     learner_files.load_tensors(learner, folder)
     return learner.eval()

@@ -16,10 +16,10 @@ from vlprompt import demo
 from vlprompt.config.datasets import dataset_identity, target_names
 from vlprompt.config.hashing import canonical, config_hash
 from vlprompt.config.locate import import_named
-from vlprompt.config.schema import Augmentation, Bank, DataSource, Fit, Settings
+from vlprompt.config.schema import Augmentation, Backbone, Bank, DataSource, Fit, Settings
 from vlprompt.data.dataset import Dataset
 from vlprompt.results.record import Record
-from vlprompt.towers import CONFIG_FILE, RANDOM, TOKENIZER_FILES, WEIGHTS_FILE
+from vlprompt.towers import RANDOM, files_of, full_name, is_timm, published_preprocess
 
 FIRST: dict[str, dict[str, Any]] = {
     "fit": {
@@ -151,17 +151,27 @@ def with_contents(method: Mapping[str, Any]) -> dict[str, Any]:
     return {**method, **files}
 
 
-def weights_identity(settings: Settings) -> dict[str, str]:
-    """The backbone, with the content of local files instead of their paths; of a folder, what builds it counts, too."""
-    model, weights = settings.backbone.model, settings.backbone.weights
-    changed = {"quantize": settings.backbone.quantize} if settings.backbone.quantize else {}
+def weights_identity(settings: Settings) -> dict[str, Any]:
+    """The backbone, with the content of local files instead of their paths; of a folder, what builds it counts, too.
+
+    How its images are prepared counts where the user sets it, or where timm says so and earlier versions did not obey.
+    """
+    model, weights, quantize, images = (getattr(settings.backbone, name) for name in Backbone.model_fields)
+    changed: dict[str, Any] = {"quantize": quantize} if quantize else {}
     folder = demo.BACKBONES.get(model, Path(model))
+    own, others = files_of(folder)
     if Path(weights).is_file():
         weights = file_hash(Path(weights))
     elif folder.is_dir() and weights != RANDOM:
-        weights = file_hash(folder / WEIGHTS_FILE)
+        weights = file_hash(own)
     if model not in demo.BACKBONES and folder.is_dir():  # those that ship keep the hashes of the first versions
-        weights = " ".join([weights, *(file_hash(folder / name) for name in (CONFIG_FILE, *TOKENIZER_FILES))])
+        weights = " ".join([weights, *map(file_hash, others)])
+    elif is_timm(model):
+        model = full_name(model)
+        if (crop_pct := published_preprocess(model).crop_pct) != 1:
+            changed["crop_pct"] = crop_pct
+    if images is not None:
+        changed["images"] = images.model_dump(exclude_none=True)
     return {"model": model, "weights": weights, **changed}
 
 

@@ -15,6 +15,7 @@ from pydantic import (
     PositiveInt,
     TypeAdapter,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -78,11 +79,41 @@ class Sampling(BaseModel):
         return self
 
 
+Channels = Annotated[tuple[float, float, float], Field(strict=False)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Preparation(BaseModel):
+    """How images are prepared other than the model's own settings say; None: as they say."""
+
+    model_config = ConfigDict(**_STRICT, allow_inf_nan=False)
+
+    size: PositiveInt | None = None  # in pixels
+    mean: Channels | None = None  # of red, green and blue on [0, 1]
+    std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] | None = None
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    crop_pct: Share | None = None  # of the resized image's side that a test's centre crop keeps
+    crop_mode: Literal["center", "squash"] | None = None  # the shorter side is resized, or both are
+
+    def of_tower(self) -> dict[str, Any]:
+        """Those that are set, under the names of the tower."""
+        given = self.model_dump(exclude_none=True)
+        if mode := given.pop("crop_mode", None):
+            given["resize"] = {"center": "shortest", "squash": "squash"}[mode]
+        return given
+
+
 class Backbone(BaseModel):
     model_config = _STRICT
     model: Location
     weights: Location
     quantize: Literal["nf4"] | None = None
+    images: Preparation | None = None
+
+    @field_validator("images")
+    @classmethod
+    def _any(cls, images: Preparation | None) -> Preparation | None:
+        return images if images is not None and images.of_tower() else None
 
 
 def _check_template(template: str) -> str:
@@ -225,6 +256,14 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         return Settings.model_validate(at_these_shots(config))
     except ValidationError as error:
         raise explain(error) from None
+
+
+def read_backbone(config: Mapping[str, Any]) -> Backbone:
+    """Check the settings of a frozen model alone; what a later version added is left out. Raises: UserError."""
+    try:
+        return Backbone.model_validate({name: config[name] for name in Backbone.model_fields if name in config})
+    except ValidationError as error:
+        raise explain(error, "backbone") from None
 
 
 def at_these_shots(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What happens to an image before a tower sees it, and the seeds of what is random in that."""
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,9 +20,13 @@ def seed_of(*parts: object) -> int:
 
 
 def eval_transform(pre: Preprocess) -> transforms.Compose:
-    """One centre crop, as bytes: shorter side to `size` (or squashed, where the model was trained so), antialiased."""
+    """One centre crop, as bytes, of an image resized with antialiasing.
+
+    Its shorter side (or both, where the model was trained so) becomes size / crop_pct, rounded down as in timm.
+    """
     mode = InterpolationMode(pre.interpolation)
-    size = [pre.size, pre.size] if pre.resize == "squash" else pre.size
+    side = math.floor(pre.size / pre.crop_pct)
+    size = [side, side] if pre.resize == "squash" else side
     resize = transforms.Resize(size, interpolation=mode, antialias=True)
     return transforms.Compose([resize, transforms.CenterCrop(pre.size), transforms.PILToTensor()])
 
@@ -41,7 +46,7 @@ PUBLISHED = Augment()
 
 
 def train_transform(pre: Preprocess, augment: Augment = PUBLISHED) -> transforms.Compose:
-    """A random view, as bytes."""
+    """A random view, as bytes, resized as the model wants it; the share that a test crops is no part of it."""
     mode = InterpolationMode(pre.interpolation)
     crop = transforms.RandomResizedCrop(pre.size, scale=augment.scale, interpolation=mode, antialias=True)
     return transforms.Compose([crop, transforms.RandomHorizontalFlip(augment.flip), transforms.PILToTensor()])

@@ -85,6 +85,7 @@ class Record(RunKey):
     # quantization_error, mergeable; flops_* and seconds_per_image (costs.py);
     # once also trained_together, of runs that shared the passes of the towers
     cost: dict[str, bool | int | float | None] = {}
+    preprocess: dict[str, Any] = {}  # how images were prepared for the model; earlier records do not say
     bank: dict[str, Any] = {}
     curve: list[dict[str, int | float | None]] = []  # epoch, loss, accuracy, lr
     imported: dict[str, dict[str, str | int]] = {}  # by test split: the log it was read from, its sha256, its decimals

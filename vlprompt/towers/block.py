@@ -120,6 +120,7 @@ class Block:
     gain1: Map  # layer scale, or identity
     gain2: Map
     matrices: Mapping[str, Matrix]  # by edit site: q, k, v, o, fc1, fc2
+    norm_heads: Map | None = None  # of the joined heads, before `out`
     fused: Map | None = None  # norm2 to fc2 and the sum with what entered, in fewer steps
 
     def __call__(
@@ -137,6 +138,8 @@ class Block:
             x, u = read(x), read(u)
         q = self.q_norm(self._heads(_plus(self.q(u), edit.q, u)))
         a = self._attend(q, k, v, edit.prefix, attend).flatten(-2)
+        if self.norm_heads is not None:
+            a = self.norm_heads(a)
         h = _plus(self.out(a), edit.o, a)
         if edit.attn is not None:
             h = edit.attn(h, x).to(h.dtype)
@@ -182,6 +185,12 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
+def _gate(h: Float[Tensor, "*rows f"], act: Map, *, last: bool) -> Float[Tensor, "*rows g"]:
+    """One half of the hidden units times the activations of the other: a gated linear unit."""
+    a, b = h.chunk(2, dim=-1)
+    return a * act(b) if last else act(a) * b
+
+
 def _matrices(weights: Weights, qkv: str, out: str, fc1: str, fc2: str) -> dict[str, Matrix]:
     n, d = weights.tensor(qkv).shape
     third = {site: slice(i * n // 3, (i + 1) * n // 3) for i, site in enumerate("qkv")}
@@ -194,11 +203,10 @@ def _matrices(weights: Weights, qkv: str, out: str, fc1: str, fc2: str) -> dict[
 
 def _queries_and_keys(weights: Weights, matrix: str, bias: str) -> tuple[Map, Map]:
     """The maps to queries, and to keys and values, of a matrix that stacks the three."""
-    d = weights.tensor(matrix).shape[0] // 3
+    d, biased = weights.tensor(matrix).shape[0] // 3, _attribute(weights.module, bias) is not None
 
     def project(u: Tensor, rows: slice) -> Tensor:
-        b = weights.tensor(bias)
-        return F.linear(u, weights.tensor(matrix)[rows], None if b is None else b[rows])
+        return F.linear(u, weights.tensor(matrix)[rows], weights.tensor(bias)[rows] if biased else None)
 
     return partial(project, rows=slice(0, d)), partial(project, rows=slice(d, None))
 
@@ -256,20 +264,27 @@ def view(weights: Weights) -> Block:
             fused=_fuse_quick_gelu(weights),
         )
     if kind == "Block" and hasattr(getattr(block, "attn", None), "qkv"):  # timm's VisionTransformer
-        if getattr(block.attn, "gate", None) is not None:
-            raise UserError("timm blocks with gated attention are not supported: choose another model")
+        parts = type(block.attn).__name__, type(block.mlp).__name__
+        if parts[0] != "Attention" or getattr(block.attn, "gate", None) is not None:
+            raise UserError(
+                f"timm's blocks with {'gated attention' if parts[0] == 'Attention' else parts[0]} are not supported: "
+                "allowed is its Attention without a gate; choose another model"
+            )
+        if parts[1] not in ("Mlp", "GluMlp"):
+            raise UserError(
+                f"timm's blocks with {parts[1]} are not supported: allowed are its Mlp and GluMlp; choose another model"
+            )
         mlp_norm, act = weights.call("mlp.norm"), weights.call("mlp.act")
-        attn_norm = weights.call("attn.norm") if hasattr(block.attn, "norm") else _identity
-        proj = weights.call("attn.proj")
+        gated, last = parts[1] == "GluMlp", getattr(block.mlp, "gate_last", False)
         q, kv = _queries_and_keys(weights, "attn.qkv.weight", "attn.qkv.bias")
         return Block(
             norm1=weights.call("norm1"),
             q=q,
             kv=kv,
-            out=lambda a: proj(attn_norm(a)),
+            out=weights.call("attn.proj"),
             norm2=weights.call("norm2"),
             fc1=weights.call("mlp.fc1"),
-            act=lambda h: mlp_norm(act(h)),
+            act=lambda h: mlp_norm(_gate(h, act, last=last) if gated else act(h)),
             fc2=weights.call("mlp.fc2"),
             heads=block.attn.num_heads,  # type: ignore[union-attr, arg-type]
             q_norm=weights.call("attn.q_norm"),
@@ -277,6 +292,7 @@ def view(weights: Weights) -> Block:
             gain1=weights.call("ls1"),
             gain2=weights.call("ls2"),
             matrices=_matrices(weights, "attn.qkv.weight", "attn.proj", "mlp.fc1", "mlp.fc2"),
+            norm_heads=weights.call("attn.norm") if hasattr(block.attn, "norm") else None,
         )
     raise UserError(
         f"blocks of kind {type(block).__module__}.{kind} are not supported: allowed are open_clip's "

@@ -14,22 +14,12 @@ from torch import Tensor, nn
 from vlprompt.errors import UserError, unknown
 from vlprompt.towers.block import Weights, view
 from vlprompt.towers.image import ImageTower, image_tower, timm_vit
+from vlprompt.towers.preprocess import Preprocess
 from vlprompt.towers.quantization import Format, Quantized, count_bytes, quantize
 from vlprompt.towers.text import TextTower
 from vlprompt.towers.weights import WordTable
 
 SCALES = ("logit_scale", "logit_bias")  # parameters of no tower
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """How the model wants its images: size in pixels, channel mean and deviation on [0, 1], and the way to resize."""
-
-    size: int = 224
-    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    resize: Literal["shortest", "squash"] = "shortest"
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +118,9 @@ class Clip:
         """sha256 of the image tower: its modules as they print themselves, heads and pooling, and its weights."""
         visual = self.weights.below("visual") if self.words is not None else self.weights
         heads, pooling = [block.heads for block in self.image.blocks], getattr(visual.module, "pool_type", "")
+        trunk: Any = getattr(visual.module, "trunk", visual.module)
+        if hasattr(trunk, "global_pool"):  # timm's, which prints none of this
+            pooling = f"{trunk.global_pool} {getattr(trunk, 'pool_include_prefix', False)}"
         digest = hashlib.sha256(f"{visual.module!r} {heads} {pooling}".encode())
         for name in visual.module.state_dict():
             tensor = visual.tensor(name)

@@ -6,9 +6,9 @@ from typing import Any
 
 import open_clip
 
-from vlprompt.errors import unknown
-from vlprompt.towers.clip import Preprocess
-from vlprompt.towers.loading import preprocess_of, read_folder
+from vlprompt.towers.loading import is_timm_folder, read_folder, unknown_model
+from vlprompt.towers.preprocess import Preprocess, preprocess_of
+from vlprompt.towers.timm_models import is_timm
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,15 @@ def read_geometry(model: str, weights: str) -> Geometry | None:
     Raises:
         UserError: an unknown model, or a folder whose configuration cannot be read.
     """
-    if Path(model).is_dir():
-        config, settings = read_folder(Path(model))
-    elif model.startswith(("timm:", "hf-hub:")):
+    folder = Path(model)
+    if (folder.is_dir() and is_timm_folder(folder)) or model.startswith("hf-hub:") or is_timm(model):
         return None
+    if folder.is_dir():
+        config, settings = read_folder(Path(model))
     else:
         config = open_clip.get_model_config(model)
         if config is None:
-            raise unknown("model", model, open_clip.list_models(), do="A folder is allowed too.")
+            raise unknown_model(model)
         tags = open_clip.list_pretrained_tags_by_model(model)
         settings = open_clip.get_pretrained_cfg(model, weights if weights in tags else tags[0]) if tags else {}
     return _measure(config, settings)

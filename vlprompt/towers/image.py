@@ -12,6 +12,9 @@ from vlprompt.errors import UserError
 from vlprompt.towers.block import Block, Map, Weights, view
 from vlprompt.towers.edits import NO_EDITS, NONE, Edit, Edits, Prefix, check_layers
 
+TIMM = ("VisionTransformer", "VisionTransformerDistilled")
+"""timm's classes whose blocks are run here; the second reads two tokens."""
+
 
 class NeedsPixels(Exception):
     """A tower that has to run was given images that came without pixels."""
@@ -150,7 +153,7 @@ def image_tower(weights: Weights, *, frozen: bool = True) -> ImageTower:
         )  # fmt: skip
     if kind == "VisionTransformer":
         return _open_clip_vit(weights, frozen)
-    if kind == "TimmModel" and type(visual.trunk).__name__ == "VisionTransformer":
+    if kind == "TimmModel" and type(visual.trunk).__name__ in TIMM:
         return timm_vit(weights.below("trunk"), weights.call("head"), frozen=frozen)
     inner = f" ({type(visual.trunk).__name__})" if hasattr(visual, "trunk") else ""
     raise UserError(
@@ -211,8 +214,11 @@ def timm_vit(weights: Weights, last: Callable[[Tensor], Tensor] = _same, *, froz
         UserError: another kind of model.
     """
     trunk: Any = weights.module
-    if type(trunk).__name__ != "VisionTransformer":
-        raise UserError(f"timm models of kind {type(trunk).__name__} are not supported: choose a plain ViT")
+    if (kind := type(trunk).__name__) not in TIMM:
+        raise UserError(
+            f"timm's models of kind {kind} are not supported: allowed are its VisionTransformer (ViT, DeiT, DINOv2, "
+            "SigLIP, CLIP's image tower); choose another model"
+        )
     patches, positions = weights.call("patch_embed"), weights.call("", "_pos_embed")
     norm, forward_head = weights.call("norm"), weights.call("", "forward_head")
 
@@ -233,7 +239,7 @@ def timm_vit(weights: Weights, last: Callable[[Tensor], Tensor] = _same, *, froz
         blocks=tuple(view(weights.below(f"blocks.{i}")) for i in range(len(trunk.blocks))),
         norm_out=norm,
         head=head,
-        read=_class_token if trunk.attn_pool is None and trunk.global_pool == "token" else None,
+        read=_class_token if kind == TIMM[0] and trunk.attn_pool is None and trunk.global_pool == "token" else None,
         n_prefix_tokens=trunk.num_prefix_tokens,
         width=trunk.embed_dim,
         embed_dim=embed_dim,

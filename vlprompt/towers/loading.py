@@ -1,9 +1,10 @@
 """From the name of a model and of its weights to a frozen CLIP: open_clip's and timm's models, folders and files."""
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import open_clip
@@ -16,46 +17,76 @@ from torch import Tensor, nn
 
 from vlprompt.errors import UserError, unknown
 from vlprompt.textfiles import read_json
+from vlprompt.towers import timm_models
 from vlprompt.towers.block import Weights
-from vlprompt.towers.clip import Clip, Preprocess, build
-from vlprompt.towers.weights import WordTable, check_finite, read_state, reason_of
+from vlprompt.towers.clip import Clip, build
+from vlprompt.towers.preprocess import Preprocess, preprocess_of
+from vlprompt.towers.weights import WordTable, check_finite, fetch, fit, read_state, reason_of
 
 RANDOM, PRETRAINED = "random", "pretrained"
 CONFIG_FILE = "open_clip_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")  # any of them
 TOKENIZER_SETTINGS = {"clean", "strip_sep_token", "language"}  # others may have code of the model's authors run
-CHOICES = {"interpolation": ("bicubic", "bilinear", "random"), "resize_mode": ("shortest", "squash")}
 N_WORDS = 49408  # of CLIP's tokenizer
 WEIGHTS_FILE = "open_clip_model.safetensors"  # of a model in a folder
 
 
-def load_clip(model: str, weights: str = RANDOM, *, seed: int = 0) -> Clip:
+def load_clip(
+    model: str, weights: str = RANDOM, *, seed: int = 0, images: Mapping[str, Any] = MappingProxyType({})
+) -> Clip:
     """A frozen CLIP in float32 on the CPU.
 
     `model` is an open_clip architecture, `hf-hub:owner/name`, a folder with `open_clip_config.json` and
-    `open_clip_model.safetensors`, or `timm:NAME`, a vision transformer without a text tower. `weights` is one of the
-    architecture's tags, `pretrained` (a folder's or timm's own), the path of a file (open_clip's or OpenAI's format;
-    safetensors, a state dict, or OpenAI's TorchScript archive), or `random`.
+    `open_clip_model.safetensors`, or a vision transformer of timm's without a text tower: NAME, `timm:NAME`, or a
+    folder with `config.json` and `model.safetensors`. `weights` is one of the architecture's tags, `pretrained` (a
+    folder's or timm's own), the path of a file (open_clip's, OpenAI's or timm's format; safetensors, a state dict,
+    OpenAI's TorchScript archive, or a NumPy archive of a ViT in JAX), or `random`. `images`: fields of `Preprocess`
+    other than the model's own; `size` is for timm's alone.
 
     Raises:
         UserError: an unknown model or tag, weights that cannot be fetched or read, that do not fit, or that were
-            trained with another activation.
+            trained with another activation; a size that the model does not take.
     """
+    more = dict(images)
+    size = more.pop("size", None)
+    if holds_timm(model):
+        clip = load_timm(model, weights, seed, size)
+    else:
+        clip = _load_open_clip(model, weights, seed)
+        if size not in (None, clip.preprocess.size):
+            raise UserError(
+                f"backbone.images.size is {size}, and {model} takes images of {clip.preprocess.size} pixels: drop it "
+                "(timm's models take other sizes)"
+            )
+    return replace(clip, preprocess=replace(clip.preprocess, **more)) if more else clip
+
+
+def is_timm_folder(folder: Path) -> bool:
+    """Whether a folder holds a model in timm's form rather than in open_clip's."""
+    return timm_models.is_timm_folder(folder) and not (folder / CONFIG_FILE).is_file()
+
+
+def files_of(folder: Path) -> tuple[Path, tuple[Path, ...]]:
+    """What a folder of a model is built of: its own file of weights, and its other files that count."""
+    if is_timm_folder(folder):
+        return timm_models.weights_in(folder), (folder / timm_models.CONFIG,)
+    return folder / WEIGHTS_FILE, tuple(folder / name for name in (CONFIG_FILE, *TOKENIZER_FILES))
+
+
+def _load_open_clip(model: str, weights: str, seed: int) -> Clip:
     if Path(model).is_dir():
         return _load_folder(Path(model), weights, seed)
-    if model.startswith("timm:"):
-        return _load_timm(model.removeprefix("timm:"), weights, seed)
     if model.startswith("hf-hub:"):
-        path = _fetch(lambda: download_pretrained_from_hf(model.removeprefix("hf-hub:"), filename=CONFIG_FILE), model)
+        path = fetch(lambda: download_pretrained_from_hf(model.removeprefix("hf-hub:"), filename=CONFIG_FILE), model)
         read_config(Path(path))
-        net = _fetch(lambda: open_clip.create_model(model), model)
+        net = fetch(lambda: open_clip.create_model(model), model)
         check_finite(net.state_dict(), model)
         return clip_of(
             net, name=model, preprocess=preprocess_of(net.visual.preprocess_cfg), tokenizer=_tokenizer(model)
         )
     config = open_clip.get_model_config(model)
     if config is None:
-        raise unknown("model", model, open_clip.list_models(), do="A folder or hf-hub:owner/name is allowed too.")
+        raise unknown_model(model)
     tags = open_clip.list_pretrained_tags_by_model(model)
     settings = open_clip.get_pretrained_cfg(model, weights if weights in tags else tags[0]) if tags else {}
     quick = bool(config.get("quick_gelu", False))
@@ -63,7 +94,7 @@ def load_clip(model: str, weights: str = RANDOM, *, seed: int = 0) -> Clip:
         _check_activation(model, weights, quick, bool(settings.get("quick_gelu", False)))
     net = make_model(config, seed)
     if weights in tags:
-        path = _fetch(lambda: open_clip.download_pretrained(settings), f"{model}/{weights}")
+        path = fetch(lambda: open_clip.download_pretrained(settings), f"{model}/{weights}")
         try:
             open_clip.load_checkpoint(net, path, strict=True, weights_only=True)
         except Exception as error:  # as for what cannot be fetched
@@ -83,9 +114,24 @@ def load_clip(model: str, weights: str = RANDOM, *, seed: int = 0) -> Clip:
     return clip_of(net, name=f"{model}/{Path(weights).name}", preprocess=preprocess, tokenizer=_tokenizer(model))
 
 
+def holds_timm(model: str) -> bool:
+    """Whether a name or a folder is of a model of timm."""
+    return is_timm_folder(Path(model)) if Path(model).is_dir() else timm_models.is_timm(model)
+
+
 def has_text(model: str) -> bool:
-    """Whether `load_clip` finds a text tower in the model of a name; nothing is loaded."""
-    return not model.startswith("timm:")
+    """Whether `load_clip` gives a text tower for the name of a model, or for a folder; nothing is loaded."""
+    return not holds_timm(model)
+
+
+def unknown_model(model: str) -> UserError:
+    """A name that neither library has: those near it of the one in whose way it is spelt."""
+    if model == model.lower() and "_" in model:
+        do = "These are timm's; open_clip.list_models() lists CLIPs, and a folder or hf-hub:owner/name is allowed too."
+        return unknown("model", model, timm_models.near(model), do=do)
+    return unknown(
+        "model", model, open_clip.list_models(), do="timm's names, a folder and hf-hub:owner/name will do, too."
+    )
 
 
 def clip_of(net: nn.Module, *, name: str, preprocess: Preprocess, tokenizer: Any, words: Tensor | None = None) -> Clip:
@@ -109,21 +155,11 @@ def make_model(config: Mapping[str, Any], seed: int = 0) -> Any:
         return (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
 
 
-def _load_timm(name: str, weights: str, seed: int) -> Clip:
+def load_timm(model: str, weights: str, seed: int, size: int | None) -> Clip:
     """timm's vision transformer with its classifier taken off; the features are what it would read."""
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0][:8]}*")
-        raise unknown("timm model", name, near or ["vit_base_patch16_224"], do="timm.list_models() lists all.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = _fetch(lambda: timm.create_model(name, pretrained=weights == "pretrained", num_classes=0), name)
-    if Path(weights).is_file():
-        state, _ = read_state(Path(weights))
-        fit(net, {k: t for k, t in state.items() if not k.startswith("head.")}, weights, name)
-    elif weights not in ("pretrained", RANDOM):
-        raise unknown("weights", weights, ["pretrained", RANDOM], do="The path of a file is allowed too.")
-    settings = {**net.pretrained_cfg, "size": net.pretrained_cfg["input_size"][1:]}
-    return build(Weights(net), name=f"{name}/{Path(weights).name}", preprocess=preprocess_of(settings), words=None)
+    net, preprocess = timm_models.make(model, weights, seed=seed, pretrained=PRETRAINED, random=RANDOM, size=size)
+    name = Path(model).name if Path(model).is_dir() else model.removeprefix(timm_models.PREFIX)
+    return build(Weights(net), name=f"{name}/{Path(weights).name}", preprocess=preprocess, words=None)
 
 
 def _load_folder(folder: Path, weights: str, seed: int) -> Clip:
@@ -243,30 +279,6 @@ class _File(_Part):
     preprocess_cfg: dict[str, Any] = {}
 
 
-def fit(net: nn.Module, state: Mapping[str, Tensor], weights: str, model: str) -> None:
-    """Load a state dict strictly.
-
-    Raises:
-        UserError: naming the first tensors that are missing, unexpected or of another shape or type.
-    """
-    expected = net.state_dict()
-    wrong = [f"'{k}' is {list(state[k].shape)}, needed {list(expected[k].shape)}" for k in expected
-             if k in state and state[k].shape != expected[k].shape]  # fmt: skip
-    wrong += [f"'{k}' is of type {state[k].dtype}, needed {expected[k].dtype}" for k in expected
-              if k in state and state[k].is_floating_point() != expected[k].is_floating_point()]  # fmt: skip
-    wrong += [f"'{k}' is missing" for k in expected if k not in state]
-    wrong += [f"'{k}' is not part of the model" for k in state if k not in expected]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(
-            f"the weights {weights} do not fit {model}: {'; '.join(wrong[:3])}{more}; choose the architecture that "
-            "they were made with (backbone.model)"
-        )
-    if "logit_scale" in state and not state["logit_scale"].exp().isfinite().all():
-        raise UserError(f"the weights {weights} have a logit_scale whose exponential is infinite: get other ones")
-    net.load_state_dict(state)
-
-
 def _check_activation(model: str, weights: str, have: bool, need: bool) -> None:
     if have != need:
         names = ("GELU", "QuickGELU")
@@ -277,17 +289,6 @@ def _check_activation(model: str, weights: str, have: bool, need: bool) -> None:
         )
 
 
-def _fetch(get: Callable[[], Any], what: str) -> Any:
-    try:
-        return get()
-    except Exception as error:  # the hub's client raises dozens of kinds, all meaning the same here
-        reason = reason_of(error) if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"the weights {what} could not be fetched ({reason}): connect this machine to the network, or give a "
-            "file with backbone.weights=PATH"
-        ) from error
-
-
 def _tokenizer(model: str) -> Any:
     try:
         text = (open_clip.get_model_config(model) or {}).get("text_cfg", {})
@@ -296,31 +297,3 @@ def _tokenizer(model: str) -> Any:
         return open_clip.get_tokenizer(model, **more)
     except Exception as error:  # as above
         raise UserError(f"the tokenizer of {model} could not be fetched ({type(error).__name__})") from error
-
-
-def preprocess_of(settings: Mapping[str, Any]) -> Preprocess:
-    """How images are prepared, from open_clip's or timm's settings of a model; CLIP's own where they are silent.
-
-    Raises:
-        UserError: images that are not square, or another setting that is not supported.
-    """
-    size = settings.get("size", 224)
-    sides = list(size) if isinstance(size, Sequence) else [size]
-    if len(set(sides)) != 1:
-        raise UserError(f"the model's images are of {sides} pixels, allowed are square ones: choose another model")
-    default = Preprocess()
-    mean, std = (settings.get(name) or getattr(default, name) for name in ("mean", "std"))
-    for name, values in (("mean", mean), ("std", std)):
-        numbers = [v for v in values if isinstance(v, int | float)] if isinstance(values, Sequence) else []
-        if len(numbers) != 3 or not all(map(math.isfinite, numbers)) or (name == "std" and min(numbers) <= 0):
-            raise UserError(f"the model's {name} is {values}, allowed are three numbers: of red, green and blue")
-    for name, choices in CHOICES.items():
-        if settings.get(name) not in (None, *choices):
-            raise unknown(f"{name} of the model's images", settings[name], choices)
-    return Preprocess(
-        size=int(sides[0]),
-        mean=tuple(mean),
-        std=tuple(std),
-        interpolation="bilinear" if settings.get("interpolation") == "bilinear" else "bicubic",
-        resize="squash" if settings.get("resize_mode") == "squash" else "shortest",
-    )

@@ -6,8 +6,9 @@ from typing import Any
 import open_clip
 import torch
 
-from vlprompt.towers.clip import Clip, Preprocess
+from vlprompt.towers.clip import Clip
 from vlprompt.towers.loading import clip_of, make_model
+from vlprompt.towers.preprocess import Preprocess
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 3}
 VISION = {"image_size": 32, "patch_size": 8, "width": 48, "head_width": 16, "layers": 3}

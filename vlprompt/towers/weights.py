@@ -2,16 +2,19 @@
 
 import hashlib
 import io
+import logging
 import re
 import warnings
 import zipfile
+from argparse import Namespace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlprompt.errors import UserError
 from vlprompt.towers.pickles import check_pickles
@@ -32,6 +35,12 @@ OPENAI_ARCHIVES = {
     "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02": "ViT-L-14-336",
 }
 """sha256 of the TorchScript archives that OpenAI published. Reading such an archive runs code, so no other is read."""
+VIT = "patch_embed.proj.weight"
+"""A name that all of timm's vision transformers have."""
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+"""Under which training programs keep a state dict; averaged weights come first, as in timm."""
+PREFIXES = ("_orig_mod.", "module.", "_orig_mod.")
+"""What torch.compile and data-parallel training put in front of names, in any order."""
 FETCH = "fetch it again"
 STARTS = {
     b"version https://git-lfs": ("a git-lfs pointer instead of the weights", "fetch them with `git lfs pull`"),
@@ -48,8 +57,8 @@ STARTS = {
 def read_state(path: Path) -> tuple[dict[str, Tensor], bool]:
     """A state dict in float32, and whether the file is in OpenAI's format (trained with QuickGELU).
 
-    Reads safetensors, `torch.save`d state dicts (plain, or under `state_dict`; never arbitrary pickles) and OpenAI's
-    own TorchScript archives. No code of a file is run.
+    Reads safetensors, `torch.save`d state dicts (plain, or under a name of `WRAPPERS`; never arbitrary pickles) and
+    OpenAI's own TorchScript archives. No code of a file is run.
 
     Raises:
         UserError: a file that is something else, damaged, or would need code to be run.
@@ -65,19 +74,34 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], bool]:
                 "was run; give a file of tensors alone, as torch.save(model.state_dict(), FILE) writes it"
             ) from None
         raise UserError(f"{path} cannot be read as weights ({reason_of(error)}): {FETCH}") from None
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    state = loaded
+    if isinstance(loaded, dict):
+        state = next((inner for name in WRAPPERS if (inner := loaded.get(name)) and isinstance(inner, dict)), loaded)
     if not isinstance(state, dict) or not all(isinstance(t, Tensor | int) for t in state.values()):
         names = f" but {', '.join(repr(str(name)) for name in list(state)[:4])}" if isinstance(state, dict) else ""
         raise UserError(f"{path} holds no state dict{names}: give a file of tensors by name")
     openai = archive or all(key in state for key in OPENAI_KEYS)
-    tensors = {
-        str(name).removeprefix("module."): tensor for name, tensor in state.items() if name not in OPENAI_KEYS + DERIVED
-    }
+    tensors = {bare(str(name)): tensor for name, tensor in state.items() if name not in OPENAI_KEYS + DERIVED}
     if wrong := [name for name, tensor in tensors.items() if not is_dense(tensor)]:
         raise UserError(f"'{wrong[0]}' in {path} is no dense tensor: give a file of plain tensors by name")
     tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
     check_finite(tensors, str(path))  # as they are used: a double may have no float
     return tensors, openai
+
+
+def bare(name: str) -> str:
+    """A tensor's name without what wrappers of the model put in front."""
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def is_archive_of_numpy(path: Path) -> bool:
+    """Whether a file is what `numpy.savez` writes, whatever its name."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(name.endswith(".npy") for name in archive.namelist())
 
 
 def is_dense(tensor: Any) -> bool:
@@ -106,7 +130,7 @@ def _read(path: Path) -> tuple[Any, bool]:
             with zipfile.ZipFile(file) as archive:
                 names = [Path(name).name for name in archive.namelist()]
                 unpacked = sum(entry.file_size for entry in archive.infolist())
-            if all(name.endswith(".npy") for name in names):
+            if is_archive_of_numpy(path):
                 raise UserError(f"{path} is a NumPy archive: give safetensors or a state dict of torch")
             if "data.pkl" not in names:
                 raise UserError(f"{path} is a zip archive without weights of torch: unpack it")
@@ -118,7 +142,8 @@ def _read(path: Path) -> tuple[Any, bool]:
             return safetensors.torch.load_file(path), False
         check_pickles(path)
         file.seek(0)  # not the path, by whose end torch would choose a reader
-        return torch.load(file, map_location="cpu", weights_only=True), False
+        with torch.serialization.safe_globals([Namespace]):  # the arguments of a training program: names and values
+            return torch.load(file, map_location="cpu", weights_only=True), False
 
 
 def reason_of(error: Exception) -> str:
@@ -158,6 +183,47 @@ def read_archive(path: Path) -> dict[str, Tensor]:
         warnings.simplefilter("ignore", FutureWarning)  # deprecated, but these files stay as they are
         state: dict[str, Tensor] = torch.jit.load(io.BytesIO(content), map_location="cpu").state_dict()
     return state
+
+
+def fit(net: nn.Module, state: Mapping[str, Tensor], weights: str, model: str, *, do: str = "") -> None:
+    """Load a state dict strictly. `do`: what mends it where it does not fit, if that is known.
+
+    Raises:
+        UserError: naming the first tensors that are missing, unexpected or of another shape or type.
+    """
+    expected = net.state_dict()
+    wrong = [f"'{k}' is {list(state[k].shape)}, needed {list(expected[k].shape)}" for k in expected
+             if k in state and state[k].shape != expected[k].shape]  # fmt: skip
+    wrong += [f"'{k}' is of type {state[k].dtype}, needed {expected[k].dtype}" for k in expected
+              if k in state and state[k].is_floating_point() != expected[k].is_floating_point()]  # fmt: skip
+    wrong += [f"'{k}' is missing" for k in expected if k not in state]
+    wrong += [f"'{k}' is not part of the model" for k in state if k not in expected]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        if not do and VIT in state and VIT not in expected:
+            do = "they have timm's names: use backbone=timm_vit with backbone.model=NAME"
+        do = do or "choose the architecture that they were made with (backbone.model)"
+        raise UserError(f"the weights {weights} do not fit {model}: {'; '.join(wrong[:3])}{more}; {do}")
+    if "logit_scale" in state and not state["logit_scale"].exp().isfinite().all():
+        raise UserError(f"the weights {weights} have a logit_scale whose exponential is infinite: get other ones")
+    net.load_state_dict(state)
+
+
+def fetch(get: Callable[[], Any], what: str) -> Any:
+    """What `get` gets from the network. Raises: UserError for whatever keeps it from that."""
+    hub = logging.getLogger("huggingface_hub")  # which tells of every attempt
+    level = hub.level
+    hub.setLevel(logging.ERROR)
+    try:
+        return get()
+    except Exception as error:  # the hub's client raises dozens of kinds, all meaning the same here
+        reason = reason_of(error) if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"the weights {what} could not be fetched ({reason}): connect this machine to the network, or give a "
+            "file with backbone.weights=PATH"
+        ) from error
+    finally:
+        hub.setLevel(level)
 
 
 class WordTable:
