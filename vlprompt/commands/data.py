@@ -65,37 +65,41 @@ def show_list(options: argparse.Namespace) -> int:
 
     if options.names or options.overrides:
         asked = asked_for(options)
-        rows = [row_of(one.name, one.about, state_of(one)) for one in asked]
+        rows = [row_of(one.name, one.about, *state_of(one)) for one in asked]
         root = asked[0].root
     else:
         root, rows = data_root(options.root), []
         for name, entry in sorted(catalogue(options).items()):
             state = entry.state(root) if entry.about else "your own"
             if state == "present":
-                state = state_of(Asked(name, plain(entry), entry.about, root, entry.base(root)))
+                state, _ = state_of(Asked(name, plain(entry), entry.about, root, entry.base(root)))
             rows.append(row_of(name, entry.about, state))
     sys.stdout.write(tabulate(rows, ["name", "classes", *PARTS, "download", "licence", "state"], intfmt=",") + "\n")
     sys.stdout.write(f"\ndata root: {root.absolute()}\n")
     return 0
 
 
-def row_of(name: str, about: Any, state: str) -> list[Any]:
+def row_of(name: str, about: Any, state: str, dataset: Any = None) -> list[Any]:
+    """Published counts, else those of the data set itself, where it was read."""
     counts = ["", "", "", ""] if about is None else list(about.counts.model_dump().values())
+    if about is None and dataset is not None:
+        counts = [len(dataset.classes), *(len(getattr(dataset, part)) for part in PARTS)]
     return [name, *counts, cost_of(about), about.licence if about else "your own", state]
 
 
-def state_of(asked: "Asked") -> str:
-    """present, or which images are missing, by class; or why that cannot be told."""
+def state_of(asked: "Asked") -> tuple[str, Any]:
+    """present, or which images are missing, by class, or why that cannot be told; and the data set, if it was read."""
     from vlprompt.data.presence import gaps, summary
 
     try:
         dataset = asked.load(need_images=False)
     except UserError as error:
-        return printable(f"not readable: {error}")
+        return printable(f"not complete: {error}"), None
     if missing := gaps(dataset):
-        return printable(f"present, but {summary(missing, dataset, most=1)}")
+        return printable(f"present, but {summary(missing, dataset, most=1)}"), dataset
     n_there, n_classes = len({i.label for part in PARTS for i in getattr(dataset, part)}), len(dataset.classes)
-    return "present" if n_there == n_classes else f"present, but images of {n_there:,} of {n_classes:,} classes"
+    some = "" if n_there == n_classes else f", but images of {n_there:,} of {n_classes:,} classes"
+    return f"present{some}", dataset
 
 
 def cost_of(about: Any) -> str:
@@ -261,12 +265,12 @@ def asked_for(options: argparse.Namespace) -> list[Asked]:
 
 def with_settings(name: str, settings: Sequence[str], options: argparse.Namespace) -> Asked:
     """A data set as `python run.py` with these settings reads it."""
-    from vlprompt.config.compose import compose, modernized
+    from vlprompt.config.compose import composed, modernized
     from vlprompt.config.datasets import folder_of
     from vlprompt.config.schema import read_settings
 
-    config = compose([*searched(options.config_dir), f"dataset={name}", *modernized(settings)])
-    asked = read_settings(config)
+    with composed([*searched(options.config_dir), f"dataset={name}", *modernized(settings)]) as (config, _):
+        asked = read_settings(config)
     root = data_root(asked.data.root or options.root)
     described = asked.dataset
     return Asked(name, described.source, described.about, root, folder_of(described, root), described.classes)

@@ -38,6 +38,11 @@ WORDING = ("template", "templates")  # arguments of a method that may be those o
 SHARED_WITH_DEFAULT = ("seed", "shots", "hydra")
 """What a run has in common with its default: seed and shots, and the folders that both are composed from."""
 SINGLE = ("seed", "fit.lr")  # earlier versions took lists of them
+PATHS = (
+    *("dataset.root", "dataset.labels", "dataset.names", "dataset.split", "data.root", "sampler.file"),
+    *("backbone.model", "backbone.weights", "method.descriptions"),
+)
+"""Settings that are paths, or may be one."""
 NULL_GROUP = "Config group override must be"  # how Hydra's ValueError for method=null begins
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 
@@ -65,11 +70,26 @@ def read_reference(overrides: Sequence[str]) -> RunSpec:
 
 
 def modernized(overrides: Sequence[str]) -> list[str]:
-    """Overrides with recipes as they are spelled today; what is spelled otherwise is told once."""
-    overrides, notices = recipes.modernize(overrides)
+    """Overrides with recipes as they are spelled today, paths in quotes; what is spelled otherwise is told once."""
+    overrides, notices = recipes.modernize(map(with_quotes, overrides))
     for notice in notices:
         tell(notice)
     return overrides
+
+
+def with_quotes(override: str) -> str:
+    """A path that Hydra cannot read (~/pets, /home/Jürgen/pets), with the quotes that it asks for.
+
+    What could be several values, or has quotes of its own, is left as it is.
+    """
+    key, _, value = override.partition("=")
+    if key.lstrip("+") not in PATHS or not value or set(value) & set("'\",[]{}$\\"):
+        return override
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return f"{key}='{value}'"
+    return override
 
 
 @cache
