@@ -14,6 +14,7 @@ from vlprompt.commands.arguments import is_override, searched
 from vlprompt.config.paths import config_dir, data_root
 from vlprompt.data.dataset import PARTS
 from vlprompt.errors import UserError, printable
+from vlprompt.textfiles import path_of
 
 NAMES = "a data set, and settings as for a run: dataset=folder dataset.root=PATH"
 
@@ -46,7 +47,7 @@ def add(commands: Any, name: str, function: Any, text: str) -> argparse.Argument
     """A command with what all of them take."""
     command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     command.add_argument("--root", metavar="PATH", help="where data sets lie (default: VLPROMPT_DATA, or datasets)")
-    command.add_argument("--config-dir", metavar="PATH", type=Path, help="a folder with dataset/*.yaml of your own")
+    command.add_argument("--config-dir", metavar="PATH", type=path_of, help="a folder with dataset/*.yaml of your own")
     command.set_defaults(command=function, overrides=[])
     return command
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlprompt.commands.arguments import add_config_dir, refuse, searched, whole_numbers, words
 from vlprompt.errors import UserError
+from vlprompt.textfiles import path_of
 
 if TYPE_CHECKING:
     from vlprompt.config.spec import RunSpec
@@ -30,7 +31,7 @@ def register(commands: Any) -> None:
     parser.add_argument("--seeds", type=whole_numbers, default=[1, 2, 3], help="default: 1,2,3")
     parser.add_argument("--source", help="only numbers whose source has this text in it")
     text = "a file of published numbers, may be repeated (default: results/published/*.csv)"
-    parser.add_argument("--published", type=Path, action="append", metavar="FILE", help=text)
+    parser.add_argument("--published", type=path_of, action="append", metavar="FILE", help=text)
     parser.add_argument("--dry-run", action="store_true", help="show the plan and run nothing")
     add_config_dir(parser)
     parser.set_defaults(command=reproduce, overrides=[])

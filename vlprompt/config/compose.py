@@ -27,6 +27,7 @@ from vlprompt.config import recipes
 from vlprompt.config.paths import config_dir
 from vlprompt.config.spec import RunSpec, check_steps, read_spec
 from vlprompt.errors import ChoiceError, UnknownSettingError, UserError, unknown, unknown_setting
+from vlprompt.textfiles import path_of
 
 GROUPS = ("method", "dataset", "protocol", "backbone")
 SHARED_WITH_REFERENCE = (
@@ -83,7 +84,7 @@ def with_quotes(override: str) -> str:
     What could be several values, or has quotes of its own, is left as it is.
     """
     key, _, value = override.partition("=")
-    if key.lstrip("+") not in PATHS or not value or set(value) & set("'\",[]{}$\\"):
+    if key.lstrip("+") not in PATHS or not value or value.endswith("\\") or set(value) & set("'\",[]{}$"):
         return override
     try:
         OverridesParser.create().parse_override(override)
@@ -206,7 +207,7 @@ def config_dirs(arguments: Sequence[str] | None = None) -> list[Path]:
     if arguments is None:
         return [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd", type=Path)
+    parser.add_argument("--config-dir", "-cd", type=path_of)
     extra = parser.parse_known_args(arguments)[0].config_dir
     searched = [text for text in arguments if text.startswith("hydra.searchpath=")][-1:]
     listed = [OverridesParser.create().parse_override(text).value() for text in searched]
