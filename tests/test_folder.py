@@ -7,7 +7,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import StringIO
 from itertools import combinations
 from pathlib import Path
@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 from running import ask, check_mistake
 
 from vlprompt import cli, sweep
+from vlprompt.config.build import clip_at
 from vlprompt.config.compose import compose, with_quotes
 from vlprompt.config.datasets import load_dataset
 from vlprompt.config.paths import data_root
@@ -31,6 +33,8 @@ from vlprompt.data.sources import digits, folder
 from vlprompt.data.sources.files import Files
 from vlprompt.data.sources.layouts import warn
 from vlprompt.errors import UserError
+from vlprompt.learners.linear_probe import LinearProbe
+from vlprompt.results.costs import costs_of_use
 from vlprompt.textfiles import absolute
 
 
@@ -751,6 +755,13 @@ def scans(results: Path, tmp_path: Path) -> Path:
         for item in [item for item in source.train if item.label == label][:10]:
             source.open_image(item.image).convert("L").save(tmp_path / "my scans" / name / f"{item.image}.png")
     return tmp_path / "my scans"
+
+
+def test_a_probe_needs_no_words_for_the_classes() -> None:
+    probe = LinearProbe(clip_at("shapes_vit", "pretrained", torch.device("cpu")), ("Wald", "Wüste"))
+    costs = costs_of_use(probe, autocast=nullcontext)
+    assert costs["flops_per_image"] >= costs["flops_per_image_frozen"] > 0
+    assert costs["flops_classes_frozen"] == 0
 
 
 @pytest.mark.slow
