@@ -243,3 +243,13 @@ def test_mistakes_in_one_sentence(results: Path, arguments: list[str], words: st
     assert answer.code in (1, 2)
     assert words in answer.err
     assert answer.err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_published_numbers_are_not_held_against_a_part(results: Path) -> None:
+    shutil.rmtree(lay_out(results.parent / "datasets") / "emu")
+    arguments = ["reproduce", "zero_shot", "--datasets", "dtd", "--protocol", "few_shot", "--dry-run"]
+    answer = ask(cli.main, [*arguments, "dataset.classes=present"])
+    assert answer.code == 0
+    assert "cannot run" in answer.out
+    assert "in part" in answer.out

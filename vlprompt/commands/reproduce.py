@@ -136,7 +136,10 @@ def prepare_seed(method: str, key: "RunRequest", seed: int, overrides: Sequence[
     groups = [f"{name}={getattr(key, name)}" for name in ("protocol", "dataset", "backbone")]
     recipe = [] if key.recipe == f"{method}/{key.protocol}" else [f"recipe={key.recipe}"]  # else the default
     shots = [f"shots={key.shots}"] if key.shots else []  # 0: nothing is trained
-    return read_run([f"method={method}", *groups, *recipe, *shots, f"seed={seed}", *overrides])
+    spec = read_run([f"method={method}", *groups, *recipe, *shots, f"seed={seed}", *overrides])
+    if spec.key.dataset.startswith(f"{key.dataset}-"):
+        raise UserError(f"{spec.key.dataset} is {key.dataset} in part, and published numbers are of all its classes")
+    return spec
 
 
 def check_weights(cells: Sequence[Request]) -> None:
