@@ -7,7 +7,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import StringIO
 from itertools import combinations
 from pathlib import Path
@@ -16,12 +16,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 from running import ask, check_mistake
 
 from vlprompt import cli, sweep
-from vlprompt.config.compose import compose
+from vlprompt.config.build import clip_at
+from vlprompt.config.compose import compose, with_quotes
 from vlprompt.config.datasets import load_dataset
+from vlprompt.config.paths import data_root
 from vlprompt.config.schema import read_settings
 from vlprompt.data.dataset import PARTS, Dataset
 from vlprompt.data.disk import complain
@@ -29,6 +33,9 @@ from vlprompt.data.sources import digits, folder
 from vlprompt.data.sources.files import Files
 from vlprompt.data.sources.layouts import warn
 from vlprompt.errors import UserError
+from vlprompt.learners.linear_probe import LinearProbe
+from vlprompt.results.costs import costs_of_use
+from vlprompt.textfiles import absolute
 
 
 @pytest.fixture(autouse=True)
@@ -607,6 +614,132 @@ def test_broken_exif_is_no_broken_image(tmp_path: Path) -> None:
     assert opened(path, as_shown=True).shape == (4, 8, 3)
 
 
+# where paths lead
+
+
+@pytest.fixture
+def visited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder `pets` in the home folder, and a working directory next to it, reached through a link."""
+    fill(tmp_path / "pets", cat=4, dog=4)
+    (tmp_path / "there/deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "there/deep")
+    (tmp_path / "there/pets").symlink_to(tmp_path / "pets")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "there")
+    return tmp_path
+
+
+@pytest.mark.parametrize("root", ["../pets", "~/pets", "~/there/../pets", "pets", "../link/../pets", "deep/../pets/."])
+def test_a_root_is_seen_from_the_working_directory(visited: Path, root: str) -> None:
+    assert same(folder.load("folder", path=root), load(visited / "pets"))
+
+
+def test_the_working_directory_itself_and_the_one_above(visited: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = load(visited / "pets").name
+    for here, root in (("pets", "."), ("pets/cat", "..")):
+        monkeypatch.chdir(visited / here)
+        assert folder.load("folder", path=root).name == name
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "cat/../", "~/pets/", "{home}/pets/", "{home}/there/pets/", "..\\pets\\"])
+@pytest.mark.parametrize("root", ["../pets", "pets"])
+def test_paths_in_a_table_are_seen_from_the_root(visited: Path, prefix: str, root: str) -> None:
+    prefix = prefix.format(home=visited)
+    slash = "\\" if "\\" in prefix else "/"
+    names = sorted(path.relative_to(visited / "pets") for path in visited.glob("pets/*/*.png"))
+    rows = [f"{prefix}{slash.join(name.parts)},{name.parent}" for name in names]
+    (visited / "table.csv").write_text("\n".join(["path,label", *rows]))
+    dataset = folder.load("folder", path=root, labels="~/table.csv", stored="../split.json")
+    assert images(dataset) == images(folder.load("folder", path=root, stored="~/split.json"))
+    assert (visited / "split.json").is_file()
+
+
+@pytest.mark.parametrize("path", ["../out.png", "cat/../../out.png", "~/out.png", "{home}/out.png", "..\\out.png"])
+def test_a_table_does_not_leave_the_root(visited: Path, path: str) -> None:
+    draw(visited / "out.png")
+    (visited / "table.csv").write_text(f"path,label\n{path.format(home=visited)},cat\ncat/00.png,cat\ndog/00.png,dog\n")
+    for gaps in (False, True):
+        with pytest.raises(UserError, match=r"line 2: .*out\.png is not below"):
+            folder.load("folder", path="../pets", labels="../table.csv", present=gaps)
+
+
+def test_names_by_a_path(visited: Path) -> None:
+    (visited / "names.csv").write_text("cat,tabby\ndog,hound\n")
+    for path in ("~/names.csv", "../names.csv", "deep/../../names.csv"):
+        assert folder.load("folder", path="pets", names=path).classes == ("tabby", "hound")
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("dataset.root=~/pets", "~/pets"),
+        ("data.root=/home/Jürgen/Bilder (neu)", "/home/Jürgen/Bilder (neu)"),
+        ("backbone.weights=~/w.pt", "~/w.pt"),
+        ("dataset.root='~/a, b'", "~/a, b"),
+        ("dataset.root=../pets", "../pets"),
+    ],
+)
+def test_a_path_needs_no_second_quotes(given: str, read: str) -> None:
+    assert OverridesParser.create().parse_override(with_quotes(given)).value() == read
+    assert with_quotes("dataset.root=a,ü") == "dataset.root=a,ü"  # two values, perhaps
+    assert with_quotes("fit.lr=~1") == "fit.lr=~1"
+
+
+def test_data_below_a_root_with_dots(visited: Path) -> None:
+    assert absolute("../link/../pets") == visited / "there/pets"  # what the system opens
+    assert absolute("~/link") == visited / "link"
+    assert data_root("~/data") == visited / "data"
+
+
+# captions
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", "image,caption\n1.jpg,A dog runs.\n"),
+        ("t.csv", "path,text\n1.jpg,A dog runs.\n"),
+        ("t.tsv", "filepath\ttitle\n1.jpg\tA dog runs.\n"),
+        ("t.csv", 'image;"Description"\n1.jpg;"A dog, running"\n'),
+        ("t.csv", "image_name| comment_number| comment\n1.jpg| 0| A dog runs.\n"),
+        ("t.jsonl", '{"file_name": "1.jpg", "text": "A dog runs."}\n'),
+        ("t.tsv", "a very typical bus station\thttp://example.com/1.jpg\n"),
+        ("t.txt", "1000268201.jpg#0\tA child in a pink dress .\n"),
+        ("t.csv", "path,label\ncat/00.png,a small cat on a mat\ndog/00.png,two dogs in the snow\n"),
+    ],
+)
+def test_captions_are_no_classes(tmp_path: Path, name: str, text: str) -> None:
+    fill(tmp_path, cat=4, dog=4)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=r"image-text pairs is not built.*a column label") as caught:
+        load(tmp_path, labels=name)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("header", ["path,label,caption", "path,label,text"])
+def test_captions_next_to_classes_are_ignored(tmp_path: Path, header: str) -> None:
+    fill(tmp_path, cat=4, dog=4)
+    rows = [f"{name}/{i:02d}.png,{name},a photo of one {name} number {i}" for name in ("cat", "dog") for i in range(4)]
+    (tmp_path / "t.csv").write_text("\n".join([header, *rows]))
+    assert load(tmp_path, labels="t.csv").classes == ("cat", "dog")
+
+
+def test_class_names_of_many_words_are_classes(tmp_path: Path) -> None:
+    names = ["a bird of the deep woods", "the old dog of my aunt"]
+    rows = [f"{n}/{i:02d}.png,{names[n == 'dog']}" for n in ("cat", "dog") for i in range(4)]
+    (fill(tmp_path, cat=4, dog=4) / "t.csv").write_text("\n".join(["path,label", *rows]))
+    assert set(load(tmp_path, labels="t.csv").classes) == set(names)
+
+
+@pytest.mark.parametrize("files", [["00000.tar"], ["1.jpg", "1.txt"], ["a.parquet"]])
+def test_shards_and_pairs_are_no_class_folders(tmp_path: Path, files: list[str]) -> None:
+    for file in files:
+        (tmp_path / file).write_bytes(b"")
+    with pytest.raises(UserError, match="image-text pairs is not built"):
+        load(tmp_path)
+
+
 # from nothing to a row of a table
 
 RUN = ["dataset=folder", "protocol=few_shot", "shots=4", "fit.epochs=1", "bank.views=1", "workers=0"]
@@ -622,6 +755,13 @@ def scans(results: Path, tmp_path: Path) -> Path:
         for item in [item for item in source.train if item.label == label][:10]:
             source.open_image(item.image).convert("L").save(tmp_path / "my scans" / name / f"{item.image}.png")
     return tmp_path / "my scans"
+
+
+def test_a_probe_needs_no_words_for_the_classes() -> None:
+    probe = LinearProbe(clip_at("shapes_vit", "pretrained", torch.device("cpu")), ("Wald", "Wüste"))
+    costs = costs_of_use(probe, autocast=nullcontext)
+    assert costs["flops_per_image"] >= costs["flops_per_image_frozen"] > 0
+    assert costs["flops_classes_frozen"] == 0
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from vlprompt import __version__
 from vlprompt.commands import bank, check_learner, comparisons, curves, reproduce, tables, trained, tune
@@ -11,6 +10,7 @@ from vlprompt.commands.arguments import is_override
 from vlprompt.commands.data import add_commands as add_data_commands
 from vlprompt.errors import UserError, prepare_streams, printable
 from vlprompt.interop.dassl.command import add_parser as add_import
+from vlprompt.textfiles import path_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     top = parser()
     options, rest = top.parse_known_args(given)
     if hasattr(options, "folders_anywhere") and not any(text.startswith("-") for text in rest):
-        options.folders = [*options.folders, *map(Path, rest)]
+        options.folders = [*options.folders, *map(path_of, rest)]
         return options
     if not hasattr(options, "overrides") or not all(map(is_override, rest)):
         if rest:

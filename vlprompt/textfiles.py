@@ -39,6 +39,16 @@ def path_of(text: str) -> Path:
     return path
 
 
+def absolute(path: str | Path) -> Path:
+    """The whole path that a user means: seen from the working directory, ~ as the home folder, .. followed.
+
+    Links before a .. are followed, as the system does; later ones keep their names. Raises: UserError.
+    """
+    whole = path_of(str(path)).absolute()
+    end = max((n for n, part in enumerate(whole.parts, 1) if part == ".."), default=0)
+    return Path(*whole.parts[:end]).resolve().joinpath(*whole.parts[end:]) if end else whole
+
+
 def read_text(path: Path, what: str = "") -> str:
     """The text of a file, line ends as they are. `what` names it in messages instead of its path.
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlprompt.errors import UserError
+from vlprompt.textfiles import path_of
 
 
 def is_override(text: str) -> bool:
@@ -33,7 +34,7 @@ def positive(text: str) -> int:
 
 
 def add_config_dir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config-dir", "-cd", type=Path, help="a folder of configurations of your own")
+    parser.add_argument("--config-dir", "-cd", type=path_of, help="a folder of configurations of your own")
 
 
 def searched(folder: Path | None) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlprompt.commands.arguments import add_config_dir, refuse, searched, whole_numbers
 from vlprompt.errors import UserError, first_names, printable
+from vlprompt.textfiles import path_of
 
 if TYPE_CHECKING:
     from vlprompt.config.spec import RunSpec
@@ -34,12 +35,12 @@ def register(commands: Any) -> None:
     shown.set_defaults(command=show)
     text = "all features that runs read, as one file; what is missing is computed first"
     packed = below.add_parser("pack", help=text, description=text)
-    packed.add_argument("file", type=Path, metavar="FILE")
+    packed.add_argument("file", type=path_of, metavar="FILE")
     packed.add_argument("--seeds", type=whole_numbers, default=[1], help="of the runs: 1,2,3 (default: 1)")
     add_config_dir(packed)
     packed.set_defaults(command=pack, overrides=[])
     unpacked = below.add_parser("unpack", help="put such a file into the bank of this machine")
-    unpacked.add_argument("file", type=Path, metavar="FILE")
+    unpacked.add_argument("file", type=path_of, metavar="FILE")
     unpacked.set_defaults(command=unpack)
     for parser in (shown, unpacked):
         parser.add_argument("--root", metavar="PATH", help="where data sets lie (default: VLPROMPT_DATA, or datasets)")

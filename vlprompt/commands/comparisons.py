@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vlprompt.commands.selection import add_selection, naming_left_out, selected
 from vlprompt.commands.tables import FORMATS, show_notes, write
 from vlprompt.errors import UserError, first_names
+from vlprompt.textfiles import path_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,13 +37,13 @@ def register(commands: Any) -> None:
         compare.add_argument(f"--{name}", help=f"short for --where {name}=...")
     compare.add_argument("--split", help="what counts of a data set for ranks: base, novel, H, all, test")
     compare.add_argument("--format", choices=FORMATS, default="terminal")
-    compare.add_argument("--output", type=Path, help="write into this file instead of showing")
+    compare.add_argument("--output", type=path_of, help="write into this file instead of showing")
     compare.set_defaults(command=show_comparison)
     plot = commands.add_parser("plot", help="figures: reliability, critical-difference, few-shot")
     plot.add_argument("figure", choices=tuple(FIGURES))
     add_selection(plot)
     plot.add_argument("--split", help="base, novel, all or test")
-    plot.add_argument("--output", type=Path, required=True, help="a file that ends with .png, .pdf or .svg")
+    plot.add_argument("--output", type=path_of, required=True, help="a file that ends with .png, .pdf or .svg")
     plot.set_defaults(command=draw)
 
 

@@ -1,12 +1,12 @@
 """`vlprompt curve`: a metric against one setting, and where it comes near a reference."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from vlprompt.commands.selection import add_selection, naming_left_out, selected
 from vlprompt.commands.tables import write
 from vlprompt.errors import UserError
+from vlprompt.textfiles import path_of
 
 
 def register(commands: Any) -> None:
@@ -18,7 +18,7 @@ def register(commands: Any) -> None:
     curve.add_argument("--reference", metavar="METHOD", help="compare with this method: full_finetune")
     curve.add_argument("--share", type=float, default=0.9, help="how near is near enough, above 0 to 1 (default: 0.9)")
     curve.add_argument("--format", choices=("terminal", "markdown", "latex"), default="terminal")
-    curve.add_argument("--output", type=Path, help="write into this file instead of showing")
+    curve.add_argument("--output", type=path_of, help="write into this file instead of showing")
     curve.set_defaults(command=show_curve)
 
 

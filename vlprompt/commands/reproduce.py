@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlprompt.commands.arguments import add_config_dir, refuse, searched, whole_numbers, words
 from vlprompt.errors import UserError
+from vlprompt.textfiles import path_of
 
 if TYPE_CHECKING:
     from vlprompt.config.spec import RunSpec
@@ -30,7 +31,7 @@ def register(commands: Any) -> None:
     parser.add_argument("--seeds", type=whole_numbers, default=[1, 2, 3], help="default: 1,2,3")
     parser.add_argument("--source", help="only numbers whose source has this text in it")
     text = "a file of published numbers, may be repeated (default: results/published/*.csv)"
-    parser.add_argument("--published", type=Path, action="append", metavar="FILE", help=text)
+    parser.add_argument("--published", type=path_of, action="append", metavar="FILE", help=text)
     parser.add_argument("--dry-run", action="store_true", help="show the plan and run nothing")
     add_config_dir(parser)
     parser.set_defaults(command=reproduce, overrides=[])
@@ -135,7 +136,10 @@ def prepare_seed(method: str, key: "RunRequest", seed: int, overrides: Sequence[
     groups = [f"{name}={getattr(key, name)}" for name in ("protocol", "dataset", "backbone")]
     recipe = [] if key.recipe == f"{method}/{key.protocol}" else [f"recipe={key.recipe}"]  # else the default
     shots = [f"shots={key.shots}"] if key.shots else []  # 0: nothing is trained
-    return read_run([f"method={method}", *groups, *recipe, *shots, f"seed={seed}", *overrides])
+    spec = read_run([f"method={method}", *groups, *recipe, *shots, f"seed={seed}", *overrides])
+    if spec.key.dataset.startswith(f"{key.dataset}-"):
+        raise UserError(f"{spec.key.dataset} is {key.dataset} in part, and published numbers are of all its classes")
+    return spec
 
 
 def check_weights(cells: Sequence[Request]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.errors import UserError
+from vlprompt.textfiles import path_of
 
 if TYPE_CHECKING:
     from vlprompt.results.record import Record
@@ -21,10 +22,12 @@ def add_selection(parser: argparse.ArgumentParser, *, positional: bool = True) -
     """What commands on results share: folders, conditions, the metric."""
     text = "results folders (default: the runs of ./results, or of VLPROMPT_RESULTS)"
     if positional:
-        parser.add_argument("folders", nargs="*", type=Path, help=text)
+        parser.add_argument("folders", nargs="*", type=path_of, help=text)
         parser.set_defaults(folders_anywhere=True)
     else:
-        parser.add_argument("--results", dest="folders", nargs="+", type=Path, default=[], metavar="FOLDER", help=text)
+        parser.add_argument(
+            "--results", dest="folders", nargs="+", type=path_of, default=[], metavar="FOLDER", help=text
+        )
     parser.add_argument(
         "--where", nargs="+", default=[], metavar="KEY=VALUE", help="only these runs: method=coop fit.lr=0.002"
     )

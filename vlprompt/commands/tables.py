@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlprompt.commands.selection import add_selection, no_runs, published_settings, selected
 from vlprompt.errors import UserError, printable
+from vlprompt.textfiles import path_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +41,7 @@ def register(commands: Any) -> None:
         default="difference",
         help="difference: a table below, where papers have the same cells; rows: the papers' numbers as rows, too",
     )
-    table.add_argument("--output", type=Path, help="write into this file instead of showing")
+    table.add_argument("--output", type=path_of, help="write into this file instead of showing")
     table.set_defaults(command=show_table)
 
 

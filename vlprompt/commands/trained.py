@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vlprompt.commands.selection import add_selection, selected
 from vlprompt.commands.tables import FORMATS, show_notes, write
 from vlprompt.errors import UserError, printable
+from vlprompt.textfiles import path_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,12 +26,12 @@ def register(commands: Any) -> None:
     add_selection(parser, positional=False)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--format", choices=FORMATS, default="terminal")
-    parser.add_argument("--output", type=Path, help="write into this file instead of showing")
+    parser.add_argument("--output", type=path_of, help="write into this file instead of showing")
     parser.set_defaults(command=evaluate)
     text = "write a trained LoRA as the folder of an adapter that PEFT reads onto transformers.CLIPModel"
     parser = commands.add_parser("export", help=text, description=text)
-    parser.add_argument("run", type=Path, help="the folder of a finished run, with learner.safetensors")
-    parser.add_argument("folder", type=Path, help="where the adapter goes")
+    parser.add_argument("run", type=path_of, help="the folder of a finished run, with learner.safetensors")
+    parser.add_argument("folder", type=path_of, help="where the adapter goes")
     parser.add_argument("--force", action="store_true", help="replace an adapter that is there")
     parser.set_defaults(command=export)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from vlprompt.config.locate import import_named
 from vlprompt.config.schema import DataSource, Settings
 from vlprompt.errors import UserError
+from vlprompt.textfiles import path_of
 from vlprompt.training.device import default_workers
 
 ALLOW = "VLPROMPT_ALLOW"
@@ -35,7 +36,7 @@ def from_file(settings: Settings, file: Path, allow: Sequence[str] = ()) -> Sett
     names = {f"{where}._target_": (part.get("_target_"), rooms) for where, (part, rooms) in parts.items()}
     check_names(names, settings.backbone.model, file, allow)
     for where, source in sources.items():
-        if (stored := source.get("stored")) and not Path(str(stored)).expanduser().is_file():
+        if (stored := source.get("stored")) and not path_of(str(stored)).is_file():
             raise UserError(f"{where}.stored in {file} is '{stored}': there is no such file, put the split back")
     targets = {
         name: target.model_copy(update={"dataset": here(target.dataset)}) for name, target in settings.targets.items()

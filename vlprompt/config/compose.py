@@ -27,6 +27,7 @@ from vlprompt.config import recipes
 from vlprompt.config.paths import config_dir
 from vlprompt.config.spec import RunSpec, check_steps, read_spec
 from vlprompt.errors import ChoiceError, UnknownSettingError, UserError, unknown, unknown_setting
+from vlprompt.textfiles import path_of
 
 GROUPS = ("method", "dataset", "protocol", "backbone")
 SHARED_WITH_REFERENCE = (
@@ -38,6 +39,11 @@ WORDING = ("template", "templates")  # arguments of a method that may be those o
 SHARED_WITH_DEFAULT = ("seed", "shots", "hydra")
 """What a run has in common with its default: seed and shots, and the folders that both are composed from."""
 SINGLE = ("seed", "fit.lr")  # earlier versions took lists of them
+PATHS = (
+    *("dataset.root", "dataset.labels", "dataset.names", "dataset.split", "data.root", "sampler.file"),
+    *("backbone.model", "backbone.weights", "method.descriptions"),
+)
+"""Settings that are paths, or may be one."""
 NULL_GROUP = "Config group override must be"  # how Hydra's ValueError for method=null begins
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 
@@ -65,11 +71,26 @@ def read_reference(overrides: Sequence[str]) -> RunSpec:
 
 
 def modernized(overrides: Sequence[str]) -> list[str]:
-    """Overrides with recipes as they are spelled today; what is spelled otherwise is told once."""
-    overrides, notices = recipes.modernize(overrides)
+    """Overrides with recipes as they are spelled today, paths in quotes; what is spelled otherwise is told once."""
+    overrides, notices = recipes.modernize(map(with_quotes, overrides))
     for notice in notices:
         tell(notice)
     return overrides
+
+
+def with_quotes(override: str) -> str:
+    """A path that Hydra cannot read (~/pets, /home/Jürgen/pets), with the quotes that it asks for.
+
+    What could be several values, or has quotes of its own, is left as it is.
+    """
+    key, _, value = override.partition("=")
+    if key.lstrip("+") not in PATHS or not value or value.endswith("\\") or set(value) & set("'\",[]{}$"):
+        return override
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return f"{key}='{value}'"
+    return override
 
 
 @cache
@@ -186,7 +207,7 @@ def config_dirs(arguments: Sequence[str] | None = None) -> list[Path]:
     if arguments is None:
         return [Path(source.path) for source in HydraConfig.get().runtime.config_sources if source.schema == "file"]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd", type=Path)
+    parser.add_argument("--config-dir", "-cd", type=path_of)
     extra = parser.parse_known_args(arguments)[0].config_dir
     searched = [text for text in arguments if text.startswith("hydra.searchpath=")][-1:]
     listed = [OverridesParser.create().parse_override(text).value() for text in searched]

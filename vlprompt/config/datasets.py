@@ -16,6 +16,7 @@ from vlprompt.data.disk import complain
 from vlprompt.data.download.get import ensure
 from vlprompt.data.sources import banked
 from vlprompt.errors import UserError, first_names
+from vlprompt.textfiles import absolute
 from vlprompt.training.progress import Reporter
 
 LOCATION = ("path", "labels", "names", "stored")  # arguments of a source that say where it lies, not what it is
@@ -50,7 +51,8 @@ def load_datasets(settings: Settings) -> tuple[Dataset, dict[str, Dataset]]:
 
 def target_names(settings: Settings, source: str) -> list[str]:
     """The data sets that the protocol tests in addition to the source, which is left out where it is one of them."""
-    return [name for name in dict.fromkeys(make_protocol(settings).targets) if name != source]
+    sources = source, settings.dataset.name  # which differ where some of its classes are left out
+    return [name for name in dict.fromkeys(make_protocol(settings).targets) if name not in sources]
 
 
 def not_loaded(problems: Mapping[str, UserError], source: str, names: Sequence[str]) -> UserError:
@@ -71,13 +73,13 @@ def not_loaded(problems: Mapping[str, UserError], source: str, names: Sequence[s
 def load_dataset(settings: Settings, described: DataSource) -> Dataset:
     """A data set as described; fetched first, where it is missing and the user agrees."""
     root = data_root(settings.data.root)
-    base = Path(described.root or root / described.source.get("folder", "")).expanduser().absolute()
+    base = folder_of(described, root)
     contents = bank_folder(root) / DATASETS / f"{stored_name(described)}.json"
     if contents.is_file() and not base.exists():
         return replace(banked.read(contents).dataset(), origin=stored_name(described))
     if described.about and not described.root:
         ensure(described.name, described.about, base, download=settings.data.download, reporter=Reporter())
-    dataset = load_source(described.name, described.source, root)
+    dataset = load_source(described.name, described.source, root, **only(described))
     if not described.about and (same := same_prompts(dataset.classes)):  # published ones have such by design
         complain(
             f"classes of {dataset.name} have the same prompt, so that their names do not distinguish them: "
@@ -85,6 +87,11 @@ def load_dataset(settings: Settings, described: DataSource) -> Dataset:
         )
     origin = {**described.source, "root": str(root), "split": dataset.fingerprint()}
     return replace(dataset, origin=config_hash(origin))
+
+
+def folder_of(described: DataSource, root: Path) -> Path:
+    """Where a data set lies: in its `root`, else below the root of all data."""
+    return absolute(described.root or root / described.source.get("folder", ""))
 
 
 def load_source(name: str, source: Mapping[str, Any], root: Path, **more: Any) -> Dataset:
@@ -96,8 +103,15 @@ def load_source(name: str, source: Mapping[str, Any], root: Path, **more: Any) -
         raise UserError(f"dataset.source._target_ is '{target}', allowed is the import path of a function")
     check_arguments(load, arguments, "dataset.source")
     known = inspect.signature(load).parameters
+    if more.get("present") and "present" not in known:
+        raise UserError(f"dataset.classes=present is for data sets of files on this disk, and {name} is none: drop it")
     dataset: Dataset = load(name=name, **arguments, **{key: value for key, value in more.items() if key in known})
     return dataset
+
+
+def only(described: DataSource) -> dict[str, bool]:
+    """What a source is told of the classes to read."""
+    return {"present": True} if described.classes == "present" else {}
 
 
 def dataset_identity(described: DataSource) -> dict[str, Any]:
@@ -108,4 +122,4 @@ def dataset_identity(described: DataSource) -> dict[str, Any]:
 
 def stored_name(described: DataSource) -> str:
     """What a data set is called in a feature bank."""
-    return config_hash(dataset_identity(described))
+    return config_hash(dataset_identity(described) | only(described))

@@ -3,7 +3,6 @@
 import inspect
 import pydoc
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from vlprompt.config.schema import Settings, check_arguments
@@ -11,6 +10,7 @@ from vlprompt.data.lists import ListSampler
 from vlprompt.data.sampling import SAMPLERS, Sampler
 from vlprompt.errors import UserError
 from vlprompt.protocols.base import Protocol
+from vlprompt.textfiles import path_of
 
 
 def locate(config: Mapping[str, Any], kind: type, where: str) -> tuple[Any, dict[str, Any]]:
@@ -49,5 +49,5 @@ def make_protocol(settings: Settings) -> Protocol:
 def make_sampler(settings: Settings) -> Sampler:
     """The rule that draws the few-shot images."""
     if settings.sampler.file is not None:
-        return ListSampler(Path(settings.sampler.file).expanduser())
+        return ListSampler(path_of(settings.sampler.file))
     return SAMPLERS[settings.sampler.name]

@@ -23,12 +23,19 @@ SWEEP_DIR, MODE = "hydra.sweep.dir", "hydra.mode"
 
 def options_first(arguments: Sequence[str]) -> list[str]:
     """The arguments with all settings after the options, whose parser stops at the second group of settings."""
+    arguments = [with_home(text) for text in arguments]
     options, unread = get_args_parser().parse_known_args(arguments)
     more = [text for text in unread if text.startswith("~") or ("=" in text and not text.startswith("-"))]
     if not more:
         return list(arguments)
     settings = [*options.overrides, *more]
     return [*(text for text in arguments if text not in settings), *settings]
+
+
+def with_home(argument: str) -> str:
+    """--config-dir=~/conf with the home folder, which shells fill in only after a space."""
+    option, _, value = argument.partition("=")
+    return f"{option}={path_of(value)}" if option in ("--config-dir", "-cd") and value.startswith("~") else argument
 
 
 def read_options(arguments: Sequence[str]) -> Namespace:

@@ -148,6 +148,8 @@ class DataSource(BaseModel):
     labels: Location | None = Field(default=None, exclude=True)
     names: Location | None = Field(default=None, exclude=True)
     split: Location | None = Field(default=None, exclude=True)
+    # present: without the classes that lack images on this disk; the data set's name and its split say which are left.
+    classes: Literal["all", "present"] = Field(default="all", exclude=True)
 
 
 class Target(BaseModel):

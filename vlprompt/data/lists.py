@@ -4,6 +4,7 @@ Source: Farina et al., "Rethinking Few-Shot Adaptation of Vision-Language Models
 theirs in such files, because equal seeds give equal samples only where the random state is equal, too.
 """
 
+import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ class ListSampler:
 
 def find(path: str, known: dict[str, Item]) -> str | None:
     """The known image that a path ends with: lists have been written with folders of other machines in front."""
-    steps = path.replace("\\", "/").split("/")
+    steps = posixpath.normpath(path.replace("\\", "/")).split("/")
     tails = ("/".join(steps[start:]) for start in range(len(steps)))
     return next((tail for tail in tails if tail in known), None)
 

@@ -30,7 +30,7 @@ class Transfer(Protocol):
 
     def episode(self, dataset: Dataset, sample: Sample, *, targets: Mapping[str, Dataset] = {}) -> Episode:
         val = val_split(dataset, sample[1])
-        names = [name for name in self.targets if name != dataset.name]
+        names = [name for name in self.targets if name in targets]
         return Episode(
             train=dataset.split("train", sample[0]),
             val=val,

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
 from vlprompt.towers import Clip, Images
 
@@ -24,7 +25,7 @@ def costs_of_use(learner: Learner, *, autocast: Callable[[], AbstractContextMana
     FLOPs are those of products and convolutions, two for each multiplication with its addition. A learner that can be
     merged is counted as it is, not merged. The best of three times counts, of a batch of four images.
     """
-    frozen = Learner(learner.clip, learner.classes, template=learner.template) if learner.clip.text else None
+    frozen = frozen_classifier(learner)
     one, some = (blank(learner.clip, n) for n in (1, TIMED_IMAGES))
     with autocast(), without_gradients(learner):
         learner.forget()
@@ -42,6 +43,18 @@ def costs_of_use(learner: Learner, *, autocast: Callable[[], AbstractContextMana
         while len(times) < TIMES and time.perf_counter() - start < ENOUGH_SECONDS:
             times.append(timed(learner, some, classes)[1])
     return {**costs, "seconds_per_image": min(times) / TIMED_IMAGES}
+
+
+def frozen_classifier(learner: Learner) -> Learner | None:
+    """The frozen model with the same classes; None where it has no text tower, or no words for their names."""
+    if learner.clip.text is None:
+        return None
+    frozen = Learner(learner.clip, learner.classes, template=learner.template)
+    try:
+        frozen.make_prompts()
+    except UserError:  # which a learner without texts never comes across
+        return None
+    return frozen
 
 
 @contextmanager

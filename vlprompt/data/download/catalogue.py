@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from vlprompt.errors import UserError, unknown
+from vlprompt.textfiles import absolute
 
 CHECKSUM = "^(sha256:[0-9a-fA-F]{64}|md5:[0-9a-fA-F]{32})$"
 State = Literal["present", "partial", "missing", "built in"]
@@ -74,7 +75,7 @@ class Entry:
 
     def base(self, root: Path) -> Path:
         """Its folder below the data root."""
-        return root.absolute() / self.source.get("folder", "")
+        return absolute(root / self.source.get("folder", ""))
 
     def state(self, root: Path) -> State:
         if self.about is None or not self.about.parts:

@@ -8,8 +8,8 @@ from pathlib import Path
 from vlprompt.data.dataset import PARTS, Dataset, OpenImage
 from vlprompt.data.download.catalogue import OR, About
 from vlprompt.data.download.reporting import SILENT, Track
+from vlprompt.data.presence import count_gaps, is_there, summary
 from vlprompt.data.sources import split_file
-from vlprompt.data.sources.files import Files
 from vlprompt.errors import UserError, first_names
 
 N_NAMED = 5  # files of a kind that are named before the rest is counted
@@ -53,16 +53,20 @@ def check(dataset: Dataset, about: About | None, base: Path, *, decode: bool, tr
         yield from check_counts(dataset, about)
         yield from check_hashes(about, base)
     files = dataset.open_image
-    images = [item.image for part in PARTS for item in getattr(dataset, part)]
+    items = [item for part in PARTS for item in getattr(dataset, part)]
     missing, damaged = [], []
-    for image in images:
-        if isinstance(files, Files) and not files.locate(image).is_file():
-            missing.append(image)
-        elif decode and (reason := reason_to_refuse(files, image)):
+    for item in items:
+        if not is_there(dataset, item):
+            missing.append(item)
+        elif decode and (reason := reason_to_refuse(files, item.image)):
             damaged.append(reason)
         track.advance()
+    labels = {item.label for item in items}
+    if empty := [name for label, name in enumerate(dataset.classes) if label not in labels]:
+        yield f"no images of {len(empty):,} of {len(dataset.classes):,} classes: {first_names(empty, N_NAMED)}"
     if missing:
-        yield f"{len(missing)} of {len(images)} listed images are missing: {first_names(missing, N_NAMED)}"
+        images = list(dict.fromkeys(item.image for item in missing))
+        yield f"{summary(count_gaps(dataset, missing), dataset)}; for example {first_names(images, N_NAMED)}"
     if damaged:
         yield f"{len(damaged)} images cannot be read: {first_names(damaged, N_NAMED)}"
 

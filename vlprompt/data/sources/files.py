@@ -42,6 +42,10 @@ class Files:
         """The file of an image."""
         return self.root / image
 
+    def has(self, image: str) -> bool:
+        """Whether the file of an image is there."""
+        return self.locate(image).is_file()
+
     def read(self, image: str) -> bytes:
         """The file as it is stored. Raises: UserError where it cannot be read."""
         path = self.locate(image)

@@ -6,15 +6,17 @@ import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from vlprompt.data.dataset import PARTS, Dataset, Item, Part
 from vlprompt.data.disk import whole_file
+from vlprompt.data.presence import only_present
 from vlprompt.data.sources import split_file
 from vlprompt.data.sources.files import Files
-from vlprompt.data.sources.layouts import Labelled, walk, warn
+from vlprompt.data.sources.layouts import Labelled, class_in, walk, warn
 from vlprompt.data.sources.tables import read_names, read_table
 from vlprompt.errors import UserError, first_names
+from vlprompt.textfiles import absolute
 
 STORED = "vlprompt_split.json"
 SPLIT_SEED = 0  # not the run's: all runs share one split
@@ -30,13 +32,16 @@ def load(
     labels: str | None = None,
     stored: str | None = None,
     root: object = None,
+    need_images: bool = True,
+    present: bool = False,
 ) -> Dataset:
     """The images below the folder `path`. The data set is named after the folder and what is in it.
 
     Classes are sub-folders, in train, val and test folders where there are such; or what the table `labels` says. Their
     names are those of the folders, or what the file `names` says. Images without a part are split within each class:
     50/20/30, or 80/20 into train and val where a test is given. That split is stored in the file `stored` (next to the
-    images, where none is named), and used from then on. `root` is not used.
+    images, where none is named), and used from then on. `root` is not used. `need_images`: those that are listed have
+    to be there; `present`: classes that lack some are left out.
 
     Raises: UserError where the folder or one of the files is not what it should be.
     """
@@ -44,30 +49,39 @@ def load(
         raise UserError("dataset=folder needs to know where your images are, and dataset.root is "
                         f"{'null' if path is None else 'empty'}: add dataset.root=PATH.")  # fmt: skip
     assert path is not None
-    base = Path(path).expanduser().absolute()
+    base, gaps_allowed = absolute(path), present or not need_images
     if not base.is_dir():
         raise UserError(f"dataset.root={path} is no folder: give the one that holds your images.")
     try:
-        images = read_table(base, find(base, labels, "labels")) if labels else list(walk(base))
+        images = (
+            read_table(base, find(base, labels, "labels"), gaps_allowed=gaps_allowed)
+            if labels
+            else list(walk(base, gaps_allowed=gaps_allowed))
+        )
         keys = order(images)
         if len(keys) < 2:
             only = f"one class, '{keys[0]}'" if keys else "no images"
             raise UserError(f"{base} has {only}: give a folder with two classes or more.")
         class_names = read_names(find(base, names, "names"), keys) if names else {key: key for key in keys}
-        file = Path(stored).expanduser().absolute() if stored else base / STORED
-        images, remembered = settle(images, file, class_names, asked=bool(stored))
+        file = absolute(stored) if stored else base / STORED
+        images, remembered = settle(images, file, class_names, asked=bool(stored), gaps_allowed=gaps_allowed)
         again = f", or delete {file} to split again" if remembered else ""
         dataset = assemble(images, class_names, base, remedy=again)
+        dataset = replace(dataset, name=f"{name}-{slug(base.name)}")
+        if present:
+            dataset = only_present(dataset)
+        elif gaps_allowed:
+            return dataset
         sizes = sizes_of(dataset, base)
         warn_of_copies(dataset, base, sizes)
-        return replace(dataset, name=f"{name}-{slug(base.name)}-{digest(dataset, sizes)}")
+        return replace(dataset, name=f"{dataset.name}-{digest(dataset, sizes)}")
     except OSError as error:  # no permission, a link to nothing
         raise UserError(f"cannot read the images below {base}: {error}.") from error
 
 
 def find(base: Path, file: str, key: str) -> Path:
     """The file as seen from the working directory, else from the images."""
-    for path in (Path(file).expanduser().absolute(), base / file):
+    for path in (absolute(file), base / file):
         if path.is_file():
             return path
     raise UserError(f"dataset.{key}={file}: there is no such file, neither here nor in {base}.")
@@ -81,7 +95,7 @@ def order(images: Iterable[Labelled]) -> list[str]:
 
 
 def settle(
-    images: list[Labelled], stored: Path, class_names: Mapping[str, str], *, asked: bool
+    images: list[Labelled], stored: Path, class_names: Mapping[str, str], *, asked: bool, gaps_allowed: bool = False
 ) -> tuple[list[Labelled], bool]:
     """The images with a part each, and whether a stored split says which: else as given, or split now and stored.
 
@@ -98,7 +112,7 @@ def settle(
     if given == {"train"}:  # like class folders
         images = [replace(image, part=None) for image in images]
     if stored.is_file():
-        return recall(images, stored), True
+        return recall(images, stored, gaps_allowed=gaps_allowed), True
     images = divide(images)
     store(images, stored, class_names, asked=asked)
     return images, False
@@ -148,17 +162,25 @@ def store(images: Iterable[Labelled], path: Path, class_names: Mapping[str, str]
         )
 
 
-def recall(images: Iterable[Labelled], path: Path) -> list[Labelled]:
-    """The images of a stored split, with their parts in it."""
+def recall(images: Iterable[Labelled], path: Path, *, gaps_allowed: bool = False) -> list[Labelled]:
+    """The images of a stored split, with their parts in it; `gaps_allowed`: those that are not there among them."""
     again = f"delete {path} to split again"
     content = split_file.read(path, remedy=again)
-    parts: dict[str, Part] = {image: part for part in PARTS for image, _, _ in getattr(content, part)}
+    split_file.check_paths(path, content, remedy=again)
+    rows = {part: [(PurePosixPath(image).as_posix(), label) for image, label, _ in getattr(content, part)]
+            for part in PARTS}  # fmt: skip
+    parts: dict[str, Part] = {image: part for part in PARTS for image, _ in rows[part]}
     if len(parts) < sum(len(getattr(content, part)) for part in PARTS):
         raise UserError(f"{path} lists an image twice: {again}.")
     by_name = {image.image: image for image in images}
-    if missing := [name for name in parts if name not in by_name]:
+    missing = [name for name in parts if name not in by_name]
+    if missing and not gaps_allowed:
         raise UserError(f"{first_names(missing)} of the stored split {'are' if missing[1:] else 'is'} not there: "
-                        f"put back what is missing, or {again}.")  # fmt: skip
+                        f"put back what is missing, {again}, or use the classes that are there whole with "
+                        "dataset.classes=present.")  # fmt: skip
+    labels = dict(row for part in PARTS for row in rows[part])
+    keys = {labels[name]: image.key for name, image in by_name.items() if name in labels}
+    by_name |= {name: Labelled(name, keys.get(labels[name]) or class_in(name), None) for name in missing}
     for name, part in parts.items():
         if by_name[name].part not in (None, part, "train" if part == "val" else part):
             raise UserError(f"{name} is in {by_name[name].part}, but {path} has it in {part}: {again}.")
@@ -183,7 +205,7 @@ def assemble(images: Iterable[Labelled], class_names: Mapping[str, str], base: P
         raise UserError(f"class '{untrained[0]}' has no training images: add some, or leave the class out{remedy}.")
     if len(labels) < 2:
         raise UserError(f"one class is left, '{next(iter(labels))}': add images of others{remedy}.")
-    names = tuple(class_names[key] for key in labels)
+    names = tuple(class_names.get(key, key) for key in labels)  # a class without images has no other
     return Dataset("", names, parts["train"], parts["val"], parts["test"], Files(base, as_shown=True))
 
 

@@ -2,18 +2,21 @@
 
 import csv
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vlprompt.data.dataset import Dataset, Item
+from vlprompt.data.presence import Gap, gaps, published_part
 from vlprompt.data.sources.files import Files
 from vlprompt.data.sources.layouts import folders_in, is_image
 from vlprompt.data.sources.variant_lists import read_lines
 from vlprompt.errors import UserError
-from vlprompt.textfiles import read_text
+from vlprompt.textfiles import absolute, read_text
 
 CLASSES = "classnames.txt"
 LAYOUTS = ("images", ".", "ILSVRC/Data/CLS-LOC")  # CoOp's; torchvision's; Kaggle's
+TRAINING, VALIDATION = "training", "validation"
 SOLUTION = "LOC_val_solution.csv"  # Kaggle's: the classes of validation images, which lie in one folder there
 
 
@@ -27,16 +30,29 @@ class ImageNetFiles(Files):
         part, _, file = image.split("/", 2)
         return self.root / part / file if self.flat and part == "val" else self.root / image
 
+    def has(self, image: str) -> bool:
+        """Only a file of solutions names images that may not be there; the others were seen in their folders."""
+        return not (self.flat and image.startswith("val/")) or super().has(image)
 
-def load(name: str, *, root: str | Path, folder: str, path: str | None = None) -> Dataset:
+
+def load(
+    name: str,
+    *,
+    root: str | Path,
+    folder: str,
+    path: str | None = None,
+    need_images: bool = True,
+    present: bool = False,
+) -> Dataset:
     """ImageNet-1k: its validation images are the test, as in CoOp; it has none for choosing settings.
 
     It lies in `path`, else in `root/folder`. Files are sorted within each class, so that few-shot subsets depend on
-    nothing but the seed.
+    nothing but the seed. `need_images`: of each class to train on; `present`: classes without training or validation
+    images are left out (which images a class should have is written nowhere).
 
     Raises: UserError that names the layouts that are read.
     """
-    base = Path(path or Path(root, folder)).expanduser().absolute()
+    base = absolute(path or Path(root, folder))
     images = next((base / layout for layout in LAYOUTS if (base / layout / "train").is_dir()), None)
     if images is None or not (images / "val").is_dir():
         looked = ", ".join(str((base / layout).resolve() / "{train,val}") for layout in LAYOUTS)
@@ -45,13 +61,35 @@ def load(name: str, *, root: str | Path, folder: str, path: str | None = None) -
     train = list_folders(images / "train", wnids, "train/")
     flat = any(is_image(path.name) for path in (images / "val").iterdir())
     test = read_solution(base, wnids) if flat else list_folders(images / "val", wnids, "val/")
-    untrained = sorted(set(wnids.values()) - {item.label for item in train})
-    if untrained:
-        missing = [wnid for wnid, label in wnids.items() if label in untrained]
+    dataset = Dataset(name, classes, tuple(train), (), tuple(test), ImageNetFiles(images, flat=flat))
+    missing = gaps_in(dataset, list(wnids), look=present)
+    if present:
+        return published_part(dataset, missing)
+    untrained = [gap for gap in missing if gap.part == TRAINING]
+    if untrained and need_images:
         raise UserError(
-            f"{images / 'train'} has no images of {len(missing)} classes ({missing[0]}, ...): unpack it again."
+            f"{images / 'train'} has no images of {len(untrained)} classes ({untrained[0].name}, ...): unpack it "
+            "again, or use the classes that are there with dataset.classes=present."
         )
-    return Dataset(name, classes, tuple(train), (), tuple(test), ImageNetFiles(images, flat=flat))
+    return dataset
+
+
+def gaps_in(dataset: Dataset, wnids: Sequence[str], *, look: bool) -> list[Gap]:
+    """The classes without training or validation images, in the order of labels.
+
+    `look`: for each validation image, too, where a file lists them.
+    """
+    missing = {gap.label: gap for gap in gaps(dataset)} if look else {}
+    trained, tested = {item.label for item in dataset.train}, {item.label for item in dataset.test}
+    for label, wnid in enumerate(wnids):
+        name, n_parts = f"{wnid} ({dataset.classes[label]})", (label not in trained) + (label not in tested)
+        if n_parts:
+            whole = n_parts == 2 or (label in missing and missing[label].is_whole)
+            part = VALIDATION if label in trained else TRAINING
+            missing[label] = Gap(label, name, 2 if whole else 1, 2, part)
+        elif label in missing:
+            missing[label] = replace(missing[label], name=name)
+    return [missing[label] for label in sorted(missing)]
 
 
 def load_variant(name: str, *, root: str | Path, folder: str, images: str) -> Dataset:
@@ -61,7 +99,7 @@ def load_variant(name: str, *, root: str | Path, folder: str, images: str) -> Da
 
     Raises: UserError where the folder or the names of the classes are missing.
     """
-    base = Path(root).expanduser().absolute() / folder
+    base = absolute(root) / folder
     if not (base / images).is_dir():
         raise UserError(f"{name} is not complete: there is no {base / images}. Get it with: vlprompt data get {name}.")
     wnids, names = read_classes(name, [base / CLASSES, base.parent / "imagenet" / CLASSES])

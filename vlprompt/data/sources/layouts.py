@@ -25,6 +25,7 @@ PART_FOLDERS: Mapping[str, Part] = {
     "test": "test",
     "testing": "test",
 }
+SHARDS = (".tar", ".parquet")  # what image-text pairs are published in
 NO_DATA = "__MACOSX"  # what some archives unpack next to the data
 
 
@@ -43,8 +44,10 @@ def warn(text: str) -> None:
     logger.warning("%s", printable(text))
 
 
-def walk(base: Path) -> Iterator[Labelled]:
+def walk(base: Path, *, gaps_allowed: bool = False) -> Iterator[Labelled]:
     """The images below class folders, or below class folders in train, val and test folders.
+
+    `gaps_allowed`: a class folder may be empty, and is left out.
 
     Raises: UserError where there are no class folders, an empty one, or two folders of one part.
     """
@@ -52,7 +55,7 @@ def walk(base: Path) -> Iterator[Labelled]:
     parts = [folder for folder in folders if folder.name.lower() in PART_FOLDERS]
     split = {PART_FOLDERS[folder.name.lower()] for folder in parts if folders_in(folder)}
     if not parts or (parts != folders and not ("train" in split and len(split) > 1)):  # a class may be called "train"
-        yield from classes_in(base, base, None)
+        yield from classes_in(base, base, None, gaps_allowed=gaps_allowed)
         return
     if others := [folder.name for folder in folders if folder not in parts]:
         warn(f"{base} has train and test folders; what is next to them is left out: {', '.join(others)}")
@@ -62,16 +65,18 @@ def walk(base: Path) -> Iterator[Labelled]:
         if part in seen:
             raise UserError(f"{seen[part]} and {folder} mean the same: leave one of them.")
         seen[part] = folder
-        images = list(classes_in(folder, base, part))
+        images = list(classes_in(folder, base, part, gaps_allowed=gaps_allowed))
         if not images:
             raise UserError(f"{folder} holds no images ({' '.join(SUFFIXES)}): fill the folder, or remove it.")
         yield from images
 
 
-def classes_in(folder: Path, base: Path, part: Part | None) -> Iterator[Labelled]:
+def classes_in(folder: Path, base: Path, part: Part | None, *, gaps_allowed: bool = False) -> Iterator[Labelled]:
     """The images below the class folders in `folder`."""
     folders = folders_in(folder)
     if not folders:
+        if holds_pairs(folder):
+            raise pairs(f"{folder} holds images with texts or in archives, and no class folders")
         raise UserError(
             f"{folder} has no class folders: put the images of each class into a folder with its name, "
             "or give dataset.labels=FILE."
@@ -81,9 +86,35 @@ def classes_in(folder: Path, base: Path, part: Part | None) -> Iterator[Labelled
     for of_class in folders:
         images = list(images_below(of_class))
         if not images and part in (None, "train"):
-            raise UserError(f"{of_class} holds no images ({' '.join(SUFFIXES)}): fill the folder, or remove it.")
+            empty = f"{of_class} holds no images ({' '.join(SUFFIXES)})"
+            if not gaps_allowed:
+                raise UserError(f"{empty}: fill the folder, remove it, or leave it out with dataset.classes=present.")
+            warn(f"{empty}: it is left out")
         for image in images:
             yield Labelled(in_utf8(image.relative_to(base).as_posix()), normal(of_class.name), part)
+
+
+def holds_pairs(folder: Path) -> bool:
+    """Whether there are texts next to the images, or shards of archives."""
+    files = {path.name.lower() for path in folder.iterdir() if is_shown(path.name)}
+    stems = {name.rpartition(".")[0] for name in files if is_image(name)}
+    return any(name.endswith(SHARDS) for name in files) or any(
+        f"{stem}{suffix}" in files for stem in stems for suffix in (".txt", ".caption", ".json")
+    )
+
+
+def pairs(what: str) -> UserError:
+    """The error for images that come with texts instead of classes."""
+    return UserError(
+        f"{what}: training on image-text pairs is not built, only on images of classes; give a class folder for each "
+        "class, or a table with a column path and a column label, the class of the image."
+    )
+
+
+def class_in(image: str) -> str:
+    """The class folder in an image's path."""
+    first, *rest = image.split("/")
+    return normal(rest[0] if rest[1:] and first.lower() in PART_FOLDERS else first)
 
 
 def folders_in(folder: Path) -> list[Path]:

@@ -10,9 +10,10 @@ from typing import Annotated
 from pydantic import BaseModel, Field, StrictInt, StrictStr, ValidationError
 
 from vlprompt.data.dataset import PARTS, Dataset, Item
+from vlprompt.data.presence import published_part
 from vlprompt.data.sources.files import Files
 from vlprompt.errors import UserError
-from vlprompt.textfiles import parse_json, read_text
+from vlprompt.textfiles import absolute, parse_json, read_text
 
 DOWNLOAD = "delete it and download it again"
 REMEDY = "Get it with: vlprompt data get {}; or point data.root to the folder that holds {}."
@@ -29,12 +30,23 @@ class SplitFile(BaseModel):
     test: list[Entry] = Field(min_length=1)
 
 
-def load(name: str, *, root: str | Path, folder: str, images: str, split: str, need_images: bool = True) -> Dataset:
+def load(
+    name: str,
+    *,
+    root: str | Path,
+    folder: str,
+    images: str,
+    split: str,
+    need_images: bool = True,
+    present: bool = False,
+) -> Dataset:
     """The data set below `root/folder`: its split file is `split`, its paths are relative to the folder `images`.
+
+    `need_images`: look for them; `present`: leave out the classes that lack some.
 
     Raises: UserError where a file is missing, or the split file is not what it should be.
     """
-    base = Path(root).expanduser().absolute() / folder
+    base = absolute(root) / folder
     image_root, split_path = base / images, base / split
     missing = [] if image_root.is_dir() or not need_images else [f"no image folder at {image_root}"]
     missing += [] if split_path.is_file() else [f"no split file at {split_path}"]
@@ -43,9 +55,10 @@ def load(name: str, *, root: str | Path, folder: str, images: str, split: str, n
     content = read(split_path)
     classes = check(split_path, content)
     parts = {part: tuple(Item(path, label) for path, label, _ in getattr(content, part)) for part in PARTS}
-    if need_images:
+    if need_images and not present:
         check_presence(parts.values(), Files(image_root), split_path)
-    return Dataset(name, classes, parts["train"], parts["val"], parts["test"], Files(image_root))
+    dataset = Dataset(name, classes, parts["train"], parts["val"], parts["test"], Files(image_root))
+    return published_part(dataset) if present else dataset
 
 
 def read(path: Path, *, remedy: str = DOWNLOAD) -> SplitFile:
@@ -65,12 +78,10 @@ def read(path: Path, *, remedy: str = DOWNLOAD) -> SplitFile:
 
 def check(path: Path, content: SplitFile) -> tuple[str, ...]:
     """The class names by label, after checks of what the format alone cannot say."""
+    check_paths(path, content)
     names: dict[int, str] = {}
     for part in PARTS:
-        for index, (image, label, name) in enumerate(getattr(content, part)):
-            pure = PureWindowsPath(image)  # knows both kinds of slashes, and drives
-            if pure.anchor or ".." in pure.parts or not pure.parts:
-                raise damaged(path, f"{part}[{index}] has the path '{image}', which is not below the image folder")
+        for index, (_, label, name) in enumerate(getattr(content, part)):
             if names.setdefault(label, name) != name:
                 raise damaged(path, f"{part}[{index}] calls label {label} '{name}', but it is '{names[label]}'")
     trained = {label for _, label, _ in content.train}
@@ -78,6 +89,16 @@ def check(path: Path, content: SplitFile) -> tuple[str, ...]:
     if gap is not None:
         raise damaged(path, f"labels go from 0 to {max(names)}, but train has no image of label {gap}")
     return tuple(names[label] for label in sorted(names))
+
+
+def check_paths(path: Path, content: SplitFile, *, remedy: str = DOWNLOAD) -> None:
+    """Raises: UserError where an image would lie elsewhere than below the folder of images."""
+    for part in PARTS:
+        for index, (image, _, _) in enumerate(getattr(content, part)):
+            pure = PureWindowsPath(image)  # knows both kinds of slashes, and drives
+            if pure.anchor or ".." in pure.parts or not pure.parts:
+                why = f"{part}[{index}] has the path '{image}', which is not below the image folder"
+                raise damaged(path, why, remedy)
 
 
 def damaged(path: Path, why: str, remedy: str = DOWNLOAD) -> UserError:
@@ -94,5 +115,6 @@ def check_presence(parts: Iterable[Iterable[Item]], files: Files, listed_in: Pat
     for image in first.values():
         if not files.locate(image).is_file():
             raise UserError(
-                f"{listed_in} lists {image}, which is not below {files.root}: unpack the images there again."
+                f"{listed_in} lists {image}, which is not below {files.root}: unpack the images there again, or use "
+                "the classes that are there whole with dataset.classes=present."
             )

@@ -1,5 +1,6 @@
 """Tables that people write with a spreadsheet or an editor: labels of images, names of classes."""
 
+import contextlib
 import csv
 import io
 import os
@@ -8,12 +9,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlprompt.data.sources.layouts import PART_FOLDERS, Labelled, normal
+from vlprompt.data.sources.layouts import PART_FOLDERS, SUFFIXES, Labelled, normal, pairs
 from vlprompt.errors import UserError
-from vlprompt.textfiles import read_text
+from vlprompt.textfiles import parse_json, path_of, read_text
 
 DELIMITERS = (",", ";", "\t")
 COLUMNS = ("path", "label")  # that a table of labels needs
+TEXTS = (
+    *("caption", "captions", "text", "texts", "txt", "description", "descriptions", "sentence", "sentences", "comment"),
+    *("title", "alt", "alt_text", "report"),
+)
+"""Columns that say in words what an image shows."""
+SUFFIX = "|".join(suffix.removeprefix(".") for suffix in SUFFIXES)
+LONG = 4  # words of a cell that is a sentence rather than a class
 HEADINGS = ("name", "names", "class", "classes", "class_name", "classname", "label", "labels")  # of names alone
 
 
@@ -26,14 +34,18 @@ class Row:
     text: str
 
 
-def read_table(base: Path, path: Path) -> list[Labelled]:
+def read_table(base: Path, path: Path, *, gaps_allowed: bool = False) -> list[Labelled]:
     """The rows of a CSV file with the columns path, label and, if wanted, split. Paths are relative to `base`.
+
+    `gaps_allowed`: images that are not there are listed all the same.
 
     Raises: UserError that names the line.
     """
     images: dict[str, Labelled] = {}
-    for line, row in rows_of(path):
-        file = Path(os.path.normpath(base / row["path"]))
+    rows = list(rows_of(path))
+    refuse_captions(path, [row["label"] for _, row in rows])
+    for line, row in rows:
+        file = image_file(base, row["path"])
         part = PART_FOLDERS.get(row["split"].lower()) if "split" in row else None
         if not row["path"] or not row["label"]:
             raise UserError(f"{path}, line {line}: path or label is empty.")
@@ -41,12 +53,30 @@ def read_table(base: Path, path: Path) -> list[Labelled]:
             raise UserError(f"{path}, line {line}: split is '{row['split']}', allowed are train, val and test.")
         if not file.is_relative_to(base):
             raise UserError(f"{path}, line {line}: {row['path']} is not below {base}; paths are relative to it.")
-        if not file.is_file():
+        if not file.is_file() and not gaps_allowed:
             raise UserError(f"{path}, line {line}: there is no file {file}; paths are relative to {base}.")
         new = Labelled(file.relative_to(base).as_posix(), plain(row["label"]), part)
         if images.setdefault(new.image, new) != new:
             raise UserError(f"{path}, line {line}: {new.image} has another label or split in an earlier line.")
     return list(images.values())
+
+
+def image_file(base: Path, path: str) -> Path:
+    """The file that a table means, which lies below `base` or is to be refused: .. and ~ are followed first."""
+    file = Path(os.path.normpath(base / path_of(path)))
+    if not file.is_file() and "\\" in path:  # written on Windows
+        file = Path(os.path.normpath(base / path.replace("\\", "/")))
+    if not file.is_relative_to(base):  # by another name of the same folder, perhaps
+        real, folder = Path(os.path.realpath(file)), Path(os.path.realpath(base))
+        return base / real.relative_to(folder) if real.is_relative_to(folder) else file
+    return file
+
+
+def refuse_captions(path: Path, labels: Sequence[str]) -> None:
+    """Raises: UserError where the labels are sentences, most of them in one row alone."""
+    n_words = sum(len(label.split()) for label in labels)
+    if 2 * len(set(labels)) > len(labels) > 1 and n_words >= LONG * len(labels):
+        raise pairs(f"the column label of {path} holds sentences ('{labels[0][:80]}')")
 
 
 def rows_of(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -56,6 +86,8 @@ def rows_of(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     fits = [d for d, rows in heads.items() if rows and set(COLUMNS) <= {cell.lower() for cell in rows[0].cells}]
     if not fits:
         begin = heads[","][0].text if heads[","] else ""
+        if texts := column_of_texts(begin):
+            raise pairs(f"{path} has {texts}")
         raise UserError(f"{path} begins with '{begin[:80]}', allowed is the header path,label,split.")
     header, *rows = parse_strictly(path, text, fits[0])
     columns = [cell.lower() for cell in header.cells]
@@ -68,6 +100,24 @@ def rows_of(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 f"({','.join(columns)}): put quotes around a cell that holds the separator."
             )
         yield row.line, dict(zip(columns, row.cells + [""] * len(columns), strict=False))
+
+
+def column_of_texts(line: str) -> str:
+    """What the first line of a table shows of texts about images; nothing where it shows none, or a column of classes.
+
+    It may be a header, an object in JSON, or a row without a header: a file or an address, and a sentence.
+    """
+    with contextlib.suppress(ValueError):
+        first = parse_json(line)
+        line = ",".join(map(str, first)) if isinstance(first, dict) else line
+    for delimiter in (*DELIMITERS, "|"):
+        cells = [cell.strip(' "').lower() for cell in line.split(delimiter)]
+        if column := next((cell for cell in cells if cell in TEXTS), ""):
+            return "" if set(cells) & {"label", "class"} else f"a column '{column}'"
+        files = [cell for cell in cells if "://" in cell or re.search(rf"\.({SUFFIX})(#\d+)?$", cell)]
+        if len(cells) > 1 and files and any(len(cell.split()) >= LONG for cell in cells if cell not in files):
+            return f"sentences ('{line[:80]}')"
+    return ""
 
 
 def parse(text: str, delimiter: str, *, strict: bool = False) -> list[Row]:

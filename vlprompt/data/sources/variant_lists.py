@@ -3,21 +3,26 @@
 from pathlib import Path
 
 from vlprompt.data.dataset import PARTS, Dataset, Item
+from vlprompt.data.presence import published_part
 from vlprompt.data.sources.files import Files
 from vlprompt.data.sources.split_file import REMEDY, check_presence
 from vlprompt.errors import UserError
-from vlprompt.textfiles import read_text
+from vlprompt.textfiles import absolute, read_text
 
 CLASSES = "variants.txt"
 LIST = "images_variant_{}.txt"
 
 
-def load(name: str, *, root: str | Path, folder: str, images: str, need_images: bool = True) -> Dataset:
+def load(
+    name: str, *, root: str | Path, folder: str, images: str, need_images: bool = True, present: bool = False
+) -> Dataset:
     """The data set below `root/folder`; labels follow the order of the names in `variants.txt`.
+
+    `need_images`: look for them; `present`: leave out the classes that lack some.
 
     Raises: UserError where a file is missing, or is not what it should be.
     """
-    base = Path(root).expanduser().absolute() / folder
+    base = absolute(root) / folder
     wanted = [CLASSES, *(LIST.format(part) for part in PARTS), *([images] if need_images else [])]
     missing = [str(base / file) for file in wanted if not (base / file).exists()]
     if missing:
@@ -27,9 +32,10 @@ def load(name: str, *, root: str | Path, folder: str, images: str, need_images: 
     if len(labels) < len(classes) or not classes:
         raise UserError(f"{base / CLASSES} is empty, or names a class twice: unpack the data set again.")
     parts = {part: read_list(base / LIST.format(part), labels) for part in PARTS}
-    if need_images:
+    if need_images and not present:
         check_presence(parts.values(), Files(base / images), base / LIST.format("*"))
-    return Dataset(name, classes, parts["train"], parts["val"], parts["test"], Files(base / images))
+    dataset = Dataset(name, classes, parts["train"], parts["val"], parts["test"], Files(base / images))
+    return published_part(dataset) if present else dataset
 
 
 def read_list(path: Path, labels: dict[str, int]) -> tuple[Item, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlprompt.errors import UserError, first_names, printable
+from vlprompt.textfiles import path_of
 
 CHECKPOINTS = "model*.pth.tar*"
 FLAGS = {
@@ -26,9 +27,9 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "import", help="read checkpoints, logs and few-shot lists of the CoOp family", description=DESCRIPTION
     )
-    parser.add_argument("path", type=Path, metavar="PATH")
+    parser.add_argument("path", type=path_of, metavar="PATH")
     parser.add_argument("--kind", choices=tuple(FLAGS), help="what PATH is, where its name and content do not say it")
-    parser.add_argument("--output", type=Path, help="learner: a folder; results: a results root; list: a file")
+    parser.add_argument("--output", type=path_of, help="learner: a folder; results: a results root; list: a file")
     parser.add_argument("--force", action="store_true", help="replace what was imported before")
     for flag, text in (
         ("method", "learner, results: our name of the method"),
@@ -41,7 +42,9 @@ def add_parser(commands: Any) -> None:
         ("images", "list: the image folder, or its name, below which the paths count"),
     ):
         parser.add_argument(f"--{flag}", help=text)
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="learner: class names, one a line in label order")
+    parser.add_argument(
+        "--classes", type=path_of, metavar="FILE", help="learner: class names, one a line in label order"
+    )
     parser.add_argument("--half", choices=("base", "novel"), help="learner: the half of --dataset it was trained on")
     parser.add_argument(
         "--position", choices=("end", "middle", "front"), help="learner: where CoOp's class name stands"
