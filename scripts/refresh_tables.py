@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -41,14 +42,14 @@ def refresh(path: Path) -> list[str]:
     return failed
 
 
-def main() -> None:
+def main(paths: Sequence[str] = ()) -> None:
     os.chdir(ROOT)  # commands name folders from here
     pages = [*sorted((ROOT / "results" / "tables").glob("*.md")), ROOT / "docs" / "demo_results.md", ROOT / "README.md"]
-    failed = {str(path): refresh(path) for path in map(Path, sys.argv[1:] or pages)}
+    failed = {str(path): refresh(path) for path in map(Path, paths or pages)}
     for path, commands in failed.items():
         for command in commands:
             print(f"left as it was in {path}: vlprompt {command}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
