@@ -103,30 +103,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)  # records name files from here
     os.environ["VLPROMPT_RESULTS"] = str(options.folder)
     os.environ.setdefault("WANDB_MODE", "disabled")
-    return {"list": show, "run": run, "publish": publish}[options.do](options.demo, options.folder)
+    try:
+        return {"list": show, "run": run, "publish": publish}[options.do](options.demo, options.folder)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def read_jobs(demo: Path) -> list[Cell | Tuning]:
     """What the list asks for, each run once; a search instead of the runs whose settings it is to choose."""
-    jobs: dict[RunKey, Cell | Tuning] = {}
+    jobs = []
     for line in (demo / SWEEPS).read_text(encoding="utf-8").splitlines():
-        if not (asked := shlex.split(line, comments=True)):
-            continue
-        with started() as hydra:
-            for overrides in expand(asked, hydra):
-                job: Cell | Tuning = Cell(read_run(overrides))
-                if TUNED in overrides:
-                    job = tuned(overrides, next(text for text in asked if text.startswith("seed=")), demo)
-                jobs.setdefault(job.search.base.key if isinstance(job, Tuning) else job.spec.key, job)
-    return list(jobs.values())
+        if asked := shlex.split(line, comments=True):
+            seeds = next((text.partition("=")[2] for text in asked if text.startswith("seed=")), "1")
+            with started() as hydra:
+                for cell in expand(asked, hydra):
+                    jobs.append(tuned(cell, seeds, demo) if TUNED in cell else Cell(read_run(cell)))
+    return list({job.label: job for job in jobs}.values())
 
 
 def tuned(overrides: list[str], seeds: str, demo: Path) -> Cell | Tuning:
     """The run with the settings that a search chose, if a search today would be the same one; else that search."""
     search, setting = searched(tuple(t for t in overrides if t != TUNED and not t.startswith("seed=")), demo)
-    if setting is None:
-        return Tuning(search, seeds.partition("=")[2])
-    return Cell(read_run([*overrides, *as_overrides(setting)]))
+    return Tuning(search, seeds) if setting is None else Cell(read_run([*overrides, *as_overrides(setting)]))
 
 
 @cache
@@ -166,8 +165,8 @@ def show(demo: Path, folder: Path) -> int:
     left = table[~table["done"]]
     known, unknown = left["seconds before"].sum(), left["seconds before"].isna().sum()
     print(f"\n{len(jobs) - len(left)} of {len(jobs)} are done; the others took {known:.0f} s before, {unknown} are new")
-    for key in old.keys() - {job.spec.key for job in jobs if isinstance(job, Cell)}:
-        print(f"`publish` will delete {'/'.join(key.folder_names)}: no line of {SWEEPS} has it, or a search is to come")
+    for label in sorted({"/".join(key.folder_names) for key in old} - {job.label for job in jobs}):
+        print(f"`publish` will delete {label}, unless a search still to come makes it again")
     return 0
 
 
@@ -210,7 +209,7 @@ def publish(demo: Path, folder: Path) -> int:
     print_moves(old, new)
     for key, (source, _) in new.items():
         replace(demo.joinpath(*key.folder_names), source)
-    for key in old.keys() - new.keys():
+    for key in sorted(old.keys() - new.keys(), key=lambda key: key.folder_names):
         print(f"deleted: {'/'.join(key.folder_names)}")
         shutil.rmtree(old[key][0])
     for path in sorted(demo.rglob("*"), reverse=True):  # what is below a folder comes before it

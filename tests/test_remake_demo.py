@@ -49,16 +49,19 @@ def test_the_list_is_that_of_the_records(script: Any) -> None:
 
 
 def test_tuned_settings_are_searched_again_where_the_search_is_another_today(script: Any, tmp_path: Path) -> None:
-    demo = write_list(tmp_path / "demo", "protocol=few_shot shots=16 seed=1,2 name=tuned method=linear_head")
+    lines = (f"protocol=few_shot shots=16 seed=1,2 method=linear_head{name}" for name in ("", " name=tuned"))
+    demo = write_list(tmp_path / "demo", *lines)
     cell = Path("few_shot/shapes/shapes_vit/linear_head/shots16/seed1")
     shutil.copytree(ROOT / "results" / "tuning" / cell, study := tmp_path / "tuning" / cell)
-    first, second = script.read_jobs(demo)
+    *default, first, second = script.read_jobs(demo)
+    assert [job.spec.key.variant for job in default] == [None, None]
     assert (first.spec.key.seed, second.spec.key.seed) == (1, 2)
     assert first.spec.settings.name == "tuned"
     assert first.spec.changes["fit.lr"] == 0.605
     (study / "study.json").write_text((study / "study.json").read_text().replace('"high": 10.0', '"high": 5.0'))
     script.searched.cache_clear()
-    (search,) = script.read_jobs(demo)
+    *default, search = script.read_jobs(demo)
+    assert len(default) == 2  # the search is to come in addition to the default's own runs
     assert search.label == "tune/linear_head"
     assert search.seeds == "1,2"
 
