@@ -1,6 +1,6 @@
 """Write the committed tables again, from the records that are committed with them.
 
-    python scripts/refresh_tables.py                            # results/tables/*.md, docs/demo_results.md, README.md
+    python scripts/refresh_tables.py                            # results/tables/*.md, and all pages with tables
     python scripts/refresh_tables.py results/tables/costs.md
 
 A table stands after `<!-- vlprompt ... -->`, the command that prints it, up to the next `<!-- end -->` or the end of
@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from vlprompt.cli import main as vlprompt
 from vlprompt.data.disk import whole_file
 
 ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/demo_results.md", "docs/real_images.md")
 TABLE = re.compile(r"(<!-- vlprompt (?P<command>.*?) -->\n).*?(?=<!-- end -->|\Z)", re.DOTALL)
 
 
@@ -41,14 +43,14 @@ def refresh(path: Path) -> list[str]:
     return failed
 
 
-def main() -> None:
+def main(paths: Sequence[str] = ()) -> None:
     os.chdir(ROOT)  # commands name folders from here
-    pages = [*sorted((ROOT / "results" / "tables").glob("*.md")), ROOT / "docs" / "demo_results.md", ROOT / "README.md"]
-    failed = {str(path): refresh(path) for path in map(Path, sys.argv[1:] or pages)}
+    pages = [*sorted((ROOT / "results" / "tables").glob("*.md")), *map(ROOT.joinpath, PAGES)]
+    failed = {str(path): refresh(path) for path in map(Path, paths or pages)}
     for path, commands in failed.items():
         for command in commands:
             print(f"left as it was in {path}: vlprompt {command}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
