@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import nn
+from torch import Tensor, nn
 
 Encoder = Literal["none", "mlp", "lstm"]
 
