@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.learners.base import Learner
-from vlprompt.learners.head import HeadKind, HeadStart
 from vlprompt.towers import Clip, Edit, Edits, Images, ImageTower, TextTower
 
 Towers = Literal["image", "text", "both"]
@@ -19,17 +18,8 @@ class BlockLearner(Learner):
     `towers` holds the edited ones by name, "image" and "text"; next to a linear head that of images alone.
     """
 
-    def __init__(
-        self,
-        clip: Clip,
-        classes: Sequence[str],
-        *,
-        template: str,
-        towers: Towers,
-        head: HeadKind = "text",
-        head_start: HeadStart = "probe",
-    ) -> None:
-        super().__init__(clip, classes, template=template, head=head, head_start=head_start)
+    def __init__(self, clip: Clip, classes: Sequence[str], *, template: str, towers: Towers, **head: Any) -> None:
+        super().__init__(clip, classes, template=template, **head)
         towers = "image" if self.has_head else towers
         self.towers: dict[str, ImageTower | TextTower] = {}
         if towers != "text":

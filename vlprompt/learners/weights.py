@@ -1,14 +1,13 @@
 """What methods have in common that change the weights of the frozen model itself."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vlprompt.learners.base import Learner
-from vlprompt.learners.head import HeadKind, HeadStart
 from vlprompt.learners.sites import Towers
 from vlprompt.towers import Clip, Images
 
@@ -23,17 +22,8 @@ class WeightLearner(Learner):
     words: ClassVar[bool] = True
     """Whether the word embeddings may be among the tensors, so that prompts are embedded anew each time."""
 
-    def __init__(
-        self,
-        clip: Clip,
-        classes: Sequence[str],
-        *,
-        template: str,
-        towers: Towers,
-        head: HeadKind = "text",
-        head_start: HeadStart = "probe",
-    ) -> None:
-        super().__init__(clip, classes, template=template, head=head, head_start=head_start)
+    def __init__(self, clip: Clip, classes: Sequence[str], *, template: str, towers: Towers, **head: Any) -> None:
+        super().__init__(clip, classes, template=template, **head)
         names: Mapping[Towers, tuple[Literal["image", "text"], ...]] = {
             "image": ("image",), "text": ("text",), "both": ("image", "text"),
         }  # fmt: skip
