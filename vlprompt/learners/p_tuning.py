@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Batches, Overridden
+from vlprompt.learners.prompt_encoder import Encoder, VirtualTokens, make_encoder
 from vlprompt.learners.sites import BlockLearner, Towers
 from vlprompt.towers import Clip, Edit, Images, Prompts
-
-Encoder = Literal["none", "mlp", "lstm"]
 
 
 class PTuning(BlockLearner):
@@ -114,40 +113,3 @@ class PTuning(BlockLearner):
         if state_dict.keys() == {f"tokens.{tower}.start" for tower in self.tokens}:
             self.drop_encoders()
         return super().load_state_dict(state_dict, strict, assign)
-
-
-class VirtualTokens(nn.Module):
-    """An embedding and the network that turns it into tokens."""
-
-    def __init__(self, start: Float[Tensor, "n d"], encoder: nn.Module) -> None:
-        super().__init__()
-        self.start, self.encoder = nn.Parameter(start), encoder
-
-    def forward(self) -> Float[Tensor, "n d"]:
-        return self.encoder(self.start)
-
-    @torch.no_grad()
-    def drop_encoder(self) -> None:
-        self.start, self.encoder = nn.Parameter(self().clone()), nn.Identity()
-
-
-class Recurrent(nn.Module):
-    """A bidirectional LSTM over the tokens, and an MLP on its states."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(width, hidden, num_layers=2, bidirectional=True)
-        self.mlp = nn.Sequential(nn.Linear(2 * hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, width))
-
-    def forward(self, start: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        return self.mlp(self.lstm(start)[0])
-
-
-def make_encoder(kind: Encoder, width: int, hidden: int) -> nn.Module:
-    """From embeddings [n, width] to tokens [n, width]."""
-    if kind == "none":
-        return nn.Identity()
-    if kind == "lstm":
-        return Recurrent(width, hidden)
-    maps = [nn.Linear(width, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, width)]
-    return nn.Sequential(maps[0], nn.ReLU(), maps[1], nn.ReLU(), maps[2])
