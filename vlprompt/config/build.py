@@ -134,6 +134,8 @@ def features_at(
 ) -> FeatureCache:
     """Features of images in this process, shared like the model; on disk below `folder`, up to `limit` bytes."""
     about = {"model": clip.name, "precision": precision, **asdict(clip.preprocess)}
+    if clip.preprocess.crop_pct == 1:
+        del about["crop_pct"]  # which earlier versions do not read
     files = FeatureFiles(folder / tower_key(clip, precision), limit, about) if folder else None
     return FeatureCache(clip, precision=precision, workers=workers, cache=images, files=files)
 

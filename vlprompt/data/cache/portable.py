@@ -54,6 +54,7 @@ class About(BaseModel):
     std: Annotated[list[float], Field(max_length=4)] | None = None
     interpolation: Literal["bicubic", "bilinear"] | None = None
     resize: Literal["shortest", "squash"] | None = None
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None  # None: 1, as earlier versions wrote it
 
 
 class Manifest(BaseModel):
