@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,9 @@ def tiny_clip(parity_folder) -> Clip:
     return load_tiny(parity_folder if (parity_folder / "clip_tiny.json").exists() else FIXTURES)
 
 
-def load_tiny(folder: Path) -> Clip:
+@cache
+def load_tiny(folder: Path, layers: int | None = None) -> Clip:
+    """The CLIP of a folder with cases; with `layers`, cut to the first blocks of both towers."""
     shape = json.loads((folder / "clip_tiny.json").read_text())
     state = safetensors.torch.load_file(folder / "clip_tiny.safetensors")
     ids, rows = state.pop("token_embedding.sample_ids"), state.pop("token_embedding.sample_rows")
@@ -59,11 +62,13 @@ def load_tiny(folder: Path) -> Clip:
         "embed_dim": shape["embed_dim"],
         "quick_gelu": shape["activation"] == "quick_gelu",
         "vision_cfg": {"image_size": shape["image_size"], "patch_size": shape["patch_size"],
-                       "width": shape["vision_width"], "layers": shape["vision_layers"], "head_width": 64},
+                       "width": shape["vision_width"], "layers": layers or shape["vision_layers"], "head_width": 64},
         "text_cfg": {"context_length": shape["context_length"], "vocab_size": shape["vocab_size"],
-                     "width": shape["text_width"], "heads": shape["text_heads"], "layers": shape["text_layers"]},
+                     "width": shape["text_width"], "heads": shape["text_heads"],
+                     "layers": layers or shape["text_layers"]},
     })  # fmt: skip
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    left = model.state_dict()  # of the blocks that remain
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items() if name in left})
     preprocess = Preprocess(size=shape["image_size"])
     return clip_of(model, name="tiny", preprocess=preprocess, tokenizer=open_clip.SimpleTokenizer())
 
