@@ -10,7 +10,8 @@ import safetensors.torch
 import torch
 from test_parity import FIXTURES, load_tiny, near
 
-from vlprompt.learners.adapter import Adapter
+from vlprompt.errors import UserError
+from vlprompt.learners.adapter import ACTIVATIONS, Adapter
 from vlprompt.learners.llama_adapter import LlamaAdapter
 from vlprompt.learners.lora import LoRA
 from vlprompt.learners.prefix_tuning import PrefixTuning
@@ -148,3 +149,21 @@ def test_four_bits_where_the_last_block_is_not_full():
         off = (given[:, None] / top - torch.tensor(NF4)).abs()
         chosen = off.take_along_dim(level.argmin(1, keepdim=True), 1)[:, 0]
         assert torch.all(chosen <= off.min(1).values + 1e-6)
+
+
+def test_adapters_start_as_asked(clips):
+    """As the authors' adapters do: both matrices from a normal distribution cut at twice its deviation, no biases."""
+    drawn = Adapter(clips["plain"], STRINGS, bottleneck=64, std=0.001, sites="attn_mlp", activation="gelu_tanh")
+    for name, p in drawn.named_parameters():
+        if name.endswith("bias"):
+            assert not p.any()
+        else:
+            assert p.abs().max() <= 0.002
+            assert p.std().item() == pytest.approx(0.001 * 0.8796, rel=0.03)  # what the cut leaves of it
+    plain = Adapter(clips["plain"], STRINGS, bottleneck=64, sites="attn_mlp")
+    assert torch.equal(plain.encode_classes(), Adapter.neutral(clips["plain"], STRINGS, std=0.001).encode_classes())
+    x = torch.linspace(-3, 3, 50)
+    cubic = 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    torch.testing.assert_close(ACTIVATIONS["gelu_tanh"](x), cubic)
+    with pytest.raises(UserError, match=r"std=0\.0"):
+        Adapter(clips["plain"], STRINGS, std=0.0)
