@@ -19,6 +19,7 @@ from vlprompt.learners.ivlp import IVLP
 from vlprompt.learners.kgcoop import KgCoOp
 from vlprompt.learners.lora import LoRA
 from vlprompt.learners.maple import MaPLe
+from vlprompt.learners.mmrl import MMRL
 from vlprompt.learners.promptsrc import PromptSRC
 from vlprompt.learners.taskres import TaskRes
 from vlprompt.learners.tip_adapter import TipAdapter
@@ -170,6 +171,23 @@ def vpt(clip: Clip, case: Mapping[str, Any]) -> Learner:
     return VPT(clip, case["config"]["classnames"], n_tokens=n, depth=depth)  # always "a photo of a {}."
 
 
+def mmrl(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    config = case["config"]
+    options, layers = config["trainer_options"], config["trainer_options"]["REP_LAYERS"]  # counted from 1
+    depth = min(clip.image.depth, clip.text.depth)
+    assert layers == list(range(layers[0], depth + 1)), "an original whose tokens stay in upper layers has no form here"
+    return MMRL(
+        replace(clip, scale=float(config["logit_scale"])),
+        config["classnames"],
+        template=template_of(case),
+        n_tokens=options["N_REP_TOKENS"],
+        space=options["REP_DIM"],
+        first_layer=layers[0] - 1,
+        alpha=float(options["ALPHA"]),
+        weight=float(options["REG_WEIGHT"]),
+    )
+
+
 def clip_lora(clip: Clip, case: Mapping[str, Any]) -> Learner:
     config = case["config"]
     return LoRA(
@@ -250,6 +268,17 @@ METHODS = {
     **dict.fromkeys(
         ("tip_adapter_f", "tip_adapter_f_synthetic"),
         Original(partial(tip_adapter, finetune=True), {"adapter.weight": "keys"}, parameters=1e-3),
+    ),
+    "MMRL": Original(
+        mmrl,
+        {
+            r"representation_learner\.compound_rep_tokens": "tokens",
+            r"representation_learner\.compound_rep_tokens_r2vproj\.(.*)": r"maps.image.\1",
+            r"representation_learner\.compound_rep_tokens_r2tproj\.(.*)": r"maps.text.\1",
+            r"image_encoder\.proj_rep": "projection",
+        },
+        logits=1e-4,
+        parameters=1e-3,
     ),
     "CLIP-LoRA": Original(
         clip_lora,

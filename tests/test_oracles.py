@@ -197,7 +197,7 @@ def test_mmrl_against_the_librarys_blocks(world: Any) -> None:
     frozen = F.normalize(model.encode_image(images.pixels)), F.normalize(model.encode_text(ids))
     near = [(F.normalize(a) * b).sum(-1).mean() for a, b in zip((features[0], classes), frozen, strict=True)]
     losses = [F.cross_entropy(c, LABELS) for c in cosines]
-    expected = 0.7 * losses[0] + 0.3 * losses[1] + 0.5 * (2 - near[0] - near[1])
+    expected = 0.7 * losses[0] + 0.3 * losses[1] + 1.0 * (2 - near[0] - near[1])
     torch.testing.assert_close(learner.loss(images, LABELS)[0], expected)
 
 
@@ -216,15 +216,42 @@ def test_mmrl_tells_other_classes_apart_by_the_class_token(world: Any) -> None:
     assert not torch.allclose(learner(images, classes), alone(images, classes))
 
 
+@pytest.mark.parametrize(("classes", "rows"), [(CLASSES, None), (CLASSES, range(3)), (CLASSES[:2], [0, 1])])
+def test_mmrl_judges_other_data_sets_by_the_class_token(world: Any, classes: Any, rows: Any) -> None:
+    """Whether their classes are those trained on (ImageNet-V2), some of them (-A), or unrelated."""
+    clip, _, images = world
+    learner = double(MMRL(clip, CLASSES, space=20, first_layer=1))
+    learner.bind(classes, rows)
+    fused = learner(images, learner.encode_classes())
+    learner.bind(classes, rows, transfer=True)
+    main = learner(images, learner.encode_classes())
+    learner.alpha = 1.0
+    learner.bind(classes, rows)
+    torch.testing.assert_close(learner(images, learner.encode_classes()), main)
+    assert not torch.allclose(fused, main)
+
+
 def test_mmrl_needs_a_tower_whose_class_token_a_matrix_reads() -> None:
     clip, _ = tiny.clip("timm", torch.float32)
     with pytest.raises(UserError, match="choose one of OpenAI's ViTs"):
         MMRL(clip, CLASSES, first_layer=1)
 
 
-def test_mmrl_starts_from_the_frozen_projection(world: Any) -> None:
+def test_mmrl_starts_with_equal_maps_and_a_projection_of_its_own(world: Any) -> None:
     clip, model, _ = world
-    torch.testing.assert_close(MMRL(clip, CLASSES, first_layer=1).projection, model.visual.proj.float())
+    torch.manual_seed(0)
+    learner = MMRL(clip, CLASSES, first_layer=1, space=64, n_tokens=8)
+    for maps in learner.maps.values():
+        first, *rest = maps
+        assert rest
+        for other in rest:
+            assert torch.equal(other.weight, first.weight)
+            assert torch.equal(other.bias, first.bias)
+            assert other.weight is not first.weight
+    assert learner.projection.shape == model.visual.proj.shape
+    assert not torch.allclose(learner.projection, model.visual.proj.float())
+    assert learner.projection.std().item() == pytest.approx(clip.image.width**-0.5, rel=0.1)
+    assert learner.tokens.std().item() == pytest.approx(0.02, rel=0.1)
 
 
 # --- LP++

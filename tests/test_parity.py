@@ -175,6 +175,11 @@ def check_run(clip, original, case, tensors, run):
             if expected is None:
                 expected = learner.clip.scale * tensors[f"{run}.final_cosine_{name}_images"]
             torch.testing.assert_close(logits, expected, atol=max(1e-4, 10 * original.logits), rtol=0)
+            if (elsewhere := tensors.get(f"{run}.logits_final_{name}_images_main")) is not None:
+                learner.bind(learner.classes, transfer=True)  # the original judges other data sets by these
+                logits = learner.logits(Images(tensors[key].float()), learner.encode_classes())
+                torch.testing.assert_close(logits, elsewhere, atol=max(1e-4, 10 * original.logits), rtol=0)
+                learner.bind(learner.classes)
 
 
 class Passes:
