@@ -18,6 +18,7 @@ from vlprompt.learners.coop import CoOp
 from vlprompt.learners.ivlp import IVLP
 from vlprompt.learners.kgcoop import KgCoOp
 from vlprompt.learners.lora import LoRA
+from vlprompt.learners.lp_plus_plus import LPPlusPlus
 from vlprompt.learners.maple import MaPLe
 from vlprompt.learners.mmrl import MMRL
 from vlprompt.learners.promptsrc import PromptSRC
@@ -171,6 +172,14 @@ def vpt(clip: Clip, case: Mapping[str, Any]) -> Learner:
     return VPT(clip, case["config"]["classnames"], n_tokens=n, depth=depth)  # always "a photo of a {}."
 
 
+def lp_plus_plus(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    """Its features are made up, of a width of their own."""
+    config = case["config"]
+    classes = [f"class {i}" for i in range(config["n_classes"])]
+    image = replace(clip.image, embed_dim=config["dim"])
+    return LPPlusPlus(replace(clip, image=image), classes, iterations=config["cfg"]["train_epoch"])
+
+
 def mmrl(clip: Clip, case: Mapping[str, Any]) -> Learner:
     config = case["config"]
     options, layers = config["trainer_options"], config["trainer_options"]["REP_LAYERS"]  # counted from 1
@@ -279,6 +288,11 @@ METHODS = {
         },
         logits=1e-4,
         parameters=1e-3,
+    ),
+    "LP++": Original(
+        lp_plus_plus,
+        {r"classifier\.(.*)": r"\1", "alpha_vec": "alpha"},
+        parameters=1e-4,
     ),
     "CLIP-LoRA": Original(
         clip_lora,

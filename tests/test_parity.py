@@ -100,6 +100,8 @@ def test_parity(tiny_clip, case_file):
         check_untrained(tiny_clip, original, case, tensors)
     elif "cache_keys" in tensors:
         check_cache(tiny_clip, original, case, tensors)
+    elif "init_forward.train_logits" in tensors:
+        check_probe(tiny_clip, original, case, tensors)
     else:
         for run in case["runs"]:
             check_run(tiny_clip, original, case, tensors, run)
@@ -250,6 +252,55 @@ def check_cache(clip, original, case, tensors):
     expected = tensors["test_logits_final_best_hp" if name == "final" else "test_tip_logits_best_hp"]
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
     assert right == pytest.approx(results[key])
+
+
+def check_probe(clip, original, case, tensors):
+    """LP++: the start, the epochs one by one, and the one that is best on validation images."""
+    results, bounds = case["results"], case["tolerances"]
+    images = {part: Images(features=tensors[f"{part}_features_raw"]) for part in ("train", "val", "test")}
+    tensors = {name: x[0] if name.endswith("alpha_vec") else x for name, x in tensors.items()}
+
+    def fresh(n_epochs):
+        learner = original.build(clip, case)
+        learner.iterations, learner.zero_shot_features = n_epochs, lambda templates: tensors["clip_weights"].T
+        learner.bias.data.copy_(tensors["init.classifier.bias"])
+        return learner
+
+    def logits(learner, part):
+        with torch.no_grad():
+            return learner.logits(images[part], learner.encode_classes())
+
+    total = len(results["losses"])
+    learner, epochs = fresh(total), results["recorded_epochs_from_1"]
+    parameters, checked = dict(learner.named_parameters()), 0
+    features = torch.nn.functional.normalize(tensors["train_features_raw"], dim=-1)
+    for epoch, loss in enumerate(learner.descend(features, tensors["train_labels"]), 1):
+        assert loss.item() == pytest.approx(results["losses"][epoch - 1], abs=bounds["loss"]["atol"], rel=1e-5)
+        for prefix, bound, kind in (
+            (f"run.grad{epoch}.", bounds["gradient_rel_l2"], lambda p: p.grad),
+            (f"run.summed_grad{epoch}.", bounds["gradient_rel_l2"], lambda p: p.grad),
+            (f"run.param{epoch}.", bounds["parameter_rel_l2"], lambda p: p.data),
+        ):
+            checked += compare(parameters, original, tensors, prefix, bound, kind)
+        right = (logits(learner, "val").argmax(-1) == tensors["val_labels"]).double().mean()
+        assert 100 * right.item() == pytest.approx(results["val_acc_per_epoch"][epoch - 1])
+    assert epoch == total
+    assert checked == 6 * len(epochs)
+
+    train, val = ((images[part], tensors[f"{part}_labels"]) for part in ("train", "val"))
+    for n_epochs, selection, prefix, part, key in (
+        (0, None, "init.", "train", "init_forward.train_logits"),
+        (total, None, f"run.param{total}.", "test", "run.test_logits_last_epoch"),
+        (total, [val], f"run.param{results['best_epoch_from_0'] + 1}.", "test", "run.test_logits_best_epoch"),
+    ):
+        learner = fresh(n_epochs)
+        learner.prepare([train], selection)
+        bound = bounds["parameter_rel_l2" if n_epochs else "lr_and_init_alpha_rel"]
+        n = compare(dict(learner.named_parameters()), original, tensors, prefix, bound, lambda p: p.data)
+        assert n == 3 or selection  # not all epochs are recorded
+        torch.testing.assert_close(logits(learner, part), tensors[key], atol=bounds["final_logits"]["atol"], rtol=1e-4)
+    right = (logits(learner, "test").argmax(-1) == tensors["test_labels"]).double().mean()
+    assert 100 * right.item() == pytest.approx(results["test_acc_of_best_epoch"])
 
 
 def check_start(learner, original, tensors, images):
