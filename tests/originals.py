@@ -1,17 +1,18 @@
 """How the options and tensors of the original implementations are called here: one entry a method."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vlprompt.interop.dassl.names import ORIGINALS as FAMILY
-from vlprompt.learners.base import Learner
+from vlprompt.learners.base import Learner, normalize, scaled_cosine
 from vlprompt.learners.clip_adapter import CLIPAdapter
 from vlprompt.learners.cocoop import CoCoOp
 from vlprompt.learners.coop import CoOp
@@ -26,34 +27,123 @@ from vlprompt.learners.taskres import TaskRes
 from vlprompt.learners.tip_adapter import TipAdapter
 from vlprompt.learners.vpt import VPT
 from vlprompt.learners.zero_shot import ZeroShot
-from vlprompt.towers import Clip, Preprocess
+from vlprompt.towers import Clip, Images, Preprocess, Prompts
 from vlprompt.towers.block import Weights
 from vlprompt.towers.clip import build as build_clip
+
+TOLERANCES: Mapping[str, Any] = {
+    "init_logits": {"atol": 2e-5, "rtol": 1e-5},
+    "features": {"atol": 2e-5, "rtol": 1e-5},
+    "loss": {"atol": 2e-5, "rtol": 1e-5},
+    "gradient_rel_l2": 1e-4,
+    "parameter_rel_l2": 1e-5,
+    "final_logits": {"atol": 1e-4},
+    "lr_rel": 1e-9,
+}
+"""How near a case has to come that brings no `tolerances`: absolute and relative, or the relative L2 distance."""
+COMPARED = frozenset({"config", "runs", "trainable_names_in_order", "name_lens", "init_kg_score", "init_ce", "results",
+                      "tolerances", "start_of_the_original", "frozen_text_templates", "train_step_batch_sizes",
+                      "ce_loss", "top1_pred"})  # fmt: skip
+ABOUT = {
+    **dict.fromkeys(("case", "set", "versions", "tensors", "source", "loss"), "says what the case is"),
+    "texts_tokenised_in_order": "token ids and features of them are compared",
+    "frozen_params_in_optimizer": "parameters without a gradient, which no optimiser moves",
+    "quirk_cache_keys_mutated_in_place": "the keys after each step and those that are searched with are compared",
+}
+"""What a case's json holds that no number here is compared with, and why."""
+NO_TARGETS = {
+    "lora_nonzero_b_mergepath": "documents a fault of the original: it merges updates into frozen weights twice"
+}
+"""Cases that are skipped, and why; a case of a method that is not in METHODS fails."""
+
+Value = Callable[[Any, Images], Tensor]
+
+
+def raw(learner: Any, images: Images) -> Tensor:
+    """Image features: those of the frozen tower where they are edited after it alone."""
+    return learner.clip.image(images) if not learner.edits_image else learner.encode_images(images)
+
+
+def frozen_text(learner: Any) -> Tensor:
+    return normalize(learner.zero_shot_features(teacher_templates(learner)))
+
+
+def unnormalised_mean(learner: Any, images: Images) -> Tensor:
+    features: Tensor = learner.zero_shot_features(teacher_templates(learner), normalize=False)
+    return features
+
+
+VALUES: Mapping[str, Value] = {
+    "logits": lambda learner, images: learner.logits(images, learner.encode_classes()),
+    "logits_train_mode": lambda learner, images: learner.logits(images, learner.encode_classes()),
+    "image_features_raw": raw,
+    "image_features_normalised": lambda learner, images: normalize(raw(learner, images)),
+    "cls_feature": raw,
+    "text_features_raw": lambda learner, images: learner.encode_classes(),
+    "text_features_normalised": lambda learner, images: normalize(learner.encode_classes()),
+    "frozen_image_features_normalised": lambda learner, images: normalize(learner.clip.image(images)),
+    "frozen_text_features_normalised": lambda learner, images: frozen_text(learner),
+    "frozen_text_features_unnormalised_mean": unnormalised_mean,
+    "frozen_logits": lambda learner, images: scaled_cosine(
+        learner.clip.image(images), frozen_text(learner), learner.clip.scale
+    ),
+}
+"""What cases hold of a learner before training (`init_forward.NAME`), and of logits (with their suffix) after it."""
+
+
+def teacher_templates(learner: Any) -> Sequence[str]:
+    return getattr(learner, "templates", None) or [learner.template]
+
+
+def texts(learner: Any) -> list[Prompts]:
+    """What a learner's class features are made of."""
+    if hasattr(learner, "context"):
+        return [learner.prompts]
+    return [learner.text.prompts(learner.classes, template=template) for template in teacher_templates(learner)]
+
+
+def teacher_texts(learner: Any) -> list[Prompts]:
+    return [learner.text.prompts(learner.classes, template=template) for template in teacher_templates(learner)]
 
 
 @dataclass(frozen=True)
 class Original:
     """`build(clip, case)` makes the learner; `names` maps the original's trained tensors (patterns) to ours.
 
-    A name may end in an index or a slice of our parameter. `logits` is an absolute bound, `parameters` one on the
-    relative L2 distance after a step. With `own_backbone`, `build` gets the case's tensors for a clip.
-    With `frozen_images` the case's image features are those of the unedited tower. With `decay_all` the case was made
-    with one optimiser group, whatever groups the method asks for.
+    A name may end in an index or a slice of our parameter. `tolerances` are those that are not as usual (TOLERANCES).
+    `values` are a case's quantities that are others than in VALUES, or more; `components` the parts of the loss that
+    `loss_components` names, apart from the cross-entropy `ce`. `texts` and `teacher_texts` make what `token_ids` and
+    `teacher_token_ids` are compared with. With `own_backbone`, `build` gets the case's tensors for a clip.
+    With `decay_all` the case was made with one optimiser group, whatever groups the method asks for.
     """
 
     build: Callable[[Any, Mapping[str, Any]], Learner]
     names: Mapping[str, str | Callable[[re.Match[str]], str]] = field(default_factory=dict)
-    logits: float = 2e-5
-    parameters: float = 1e-5
+    tolerances: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Value] = field(default_factory=dict)
+    components: Mapping[str, Callable[[Any, Images, Tensor], float]] = field(default_factory=dict)
+    texts: Callable[[Any], list[Prompts]] = texts
+    teacher_texts: Callable[[Any], list[Prompts]] = teacher_texts
     own_backbone: bool = False
-    frozen_images: bool = False
     decay_all: bool = False
 
     def ours(self, name: str) -> str:
         for pattern, replacement in self.names.items():
             if re.fullmatch(pattern, name):
                 return re.sub(pattern, replacement, name)
-        raise KeyError(f"no name here for the original's {name}")
+        raise AssertionError(f"no name here for the original's {name}")
+
+    def value(self, name: str) -> Value | None:
+        """How to compute one of a case's quantities; None where that is not known."""
+        return self.values.get(name, VALUES.get(name))
+
+
+def method_of(name: str, case: Mapping[str, Any]) -> str:
+    """A case's method, or for those of Tip-Adapter, which name none, which of the two it is."""
+    method: str | None = case["config"].get("method")
+    if method is None and name.startswith("tip_adapter"):
+        return "tip_adapter_f" if "train_step_batch_sizes" in case else "tip_adapter"
+    return method or name
 
 
 def coop(clip: Clip, case: Mapping[str, Any]) -> Learner:
@@ -75,10 +165,19 @@ def zero_shot(clip: Clip, case: Mapping[str, Any]) -> Learner:
 
 
 def template_of(case: Mapping[str, Any]) -> str:
-    """A template that the original chose by data set: read off the first of its texts that names a class."""
-    name = case["config"]["classnames"][0].replace("_", " ")
-    text: str = next(text for text in case["texts_tokenised_in_order"] if name in text)
-    return text.replace(name, "{}")
+    """A template that the original chose by data set: the first that makes as many of its texts as there are classes.
+
+    Names stand in it with underscores or with spaces.
+    """
+    texts, given = case["texts_tokenised_in_order"], case["config"]["classnames"]
+    for names in ([name.replace("_", " ") for name in given], given):
+        for first in range(len(texts) - len(names) + 1):
+            block = texts[first : first + len(names)]
+            for found in re.finditer(re.escape(names[0]), block[0]):
+                before, after = block[0][: found.start()], block[0][found.end() :]
+                if block == [before + name + after for name in names]:
+                    return before + "{}" + after
+    raise AssertionError("no template makes the texts that the original tokenised")
 
 
 def kgcoop(clip: Clip, case: Mapping[str, Any]) -> Learner:
@@ -103,6 +202,15 @@ def promptsrc(clip: Clip, case: Mapping[str, Any]) -> Learner:
         text_weight=float(options["TEXT_LOSS_WEIGHT"]),
         image_weight=float(options["IMAGE_LOSS_WEIGHT"]),
     )
+
+
+@torch.no_grad()
+def weighted(learner: Any, images: Images, labels: Tensor, **weights: float) -> float:
+    """PromptSRC's loss with other weights of its three terms, 0 where none is given, less the cross-entropy."""
+    zero = dict.fromkeys(("text_weight", "image_weight", "logit_weight"), 0.0)
+    with mock.patch.multiple(learner, **zero | weights):
+        loss, logits = learner.loss(images, labels)
+    return (loss - nn.functional.cross_entropy(logits, labels)).item()
 
 
 def clip_adapter(clip: Clip, case: Mapping[str, Any]) -> Learner:
@@ -135,6 +243,13 @@ def cocoop(clip: Clip, case: Mapping[str, Any]) -> Learner:
     phrase = options["CTX_INIT"] or ""
     n_context = None if phrase else options["N_CTX"]
     return CoCoOp(clip, case["config"]["classnames"], n_context=n_context, ctx_init=phrase)
+
+
+def conditional(learner: Any, images: Images) -> Tensor:
+    """CoCoOp's class features for each image."""
+    shift = learner.meta_net(normalize(learner.encode_images(images)))
+    features: Tensor = learner.text(learner.prompts.with_context(learner.context + shift[:, None]))
+    return features
 
 
 def short_phrase(options: Mapping[str, Any], n_context: int) -> str:
@@ -180,6 +295,14 @@ def lp_plus_plus(clip: Clip, case: Mapping[str, Any]) -> Learner:
     return LPPlusPlus(replace(clip, image=image), classes, iterations=config["cfg"]["train_epoch"])
 
 
+def elsewhere(learner: Any, images: Images) -> Tensor:
+    """Logits of images of another data set than the one trained on."""
+    learner.bind(learner.classes, transfer=True)
+    logits: Tensor = learner.logits(images, learner.encode_classes())
+    learner.bind(learner.classes)
+    return logits
+
+
 def mmrl(clip: Clip, case: Mapping[str, Any]) -> Learner:
     config = case["config"]
     options, layers = config["trainer_options"], config["trainer_options"]["REP_LAYERS"]  # counted from 1
@@ -199,6 +322,7 @@ def mmrl(clip: Clip, case: Mapping[str, Any]) -> Learner:
 
 def clip_lora(clip: Clip, case: Mapping[str, Any]) -> Learner:
     config = case["config"]
+    assert config["position"] == "all", "updates of some blocks alone are not built"
     return LoRA(
         replace(clip, scale=float(config["logit_scale"])),
         config["classnames"],
@@ -265,18 +389,35 @@ METHODS = {
     "ZeroshotCLIP": Original(zero_shot),
     "ZeroshotCLIP2": Original(zero_shot),
     "CoOp": Original(coop, FAMILY["CoOp"].tensors),
-    "CoCoOp": Original(cocoop, FAMILY["CoCoOp"].tensors),
+    "CoCoOp": Original(cocoop, FAMILY["CoCoOp"].tensors, values={"text_features_raw": conditional}),
     "MaPLe": Original(maple, FAMILY["MaPLe"].tensors),
     "IVLP": Original(ivlp, FAMILY["IVLP"].tensors),
     "VPT": Original(vpt, FAMILY["VPT"].tensors),
-    "KgCoOp": Original(kgcoop, FAMILY["CoOp"].tensors),
-    "PromptSRC": Original(promptsrc, FAMILY["IVLP"].tensors),
-    "CLIP_Adapter": Original(clip_adapter, {r"adapter\.fc\.(\d)\.weight": r"adapter.\1.weight"}, frozen_images=True),
+    "KgCoOp": Original(
+        kgcoop,
+        FAMILY["CoOp"].tensors,
+        components={"kg_score": lambda learner, images, labels: learner.distance(learner.encode_classes()).item()},
+    ),
+    "PromptSRC": Original(
+        promptsrc,
+        FAMILY["IVLP"].tensors,
+        components={
+            "l1_text_raw": lambda *at: weighted(*at, text_weight=1.0),
+            "l1_image_raw": lambda *at: weighted(*at, image_weight=1.0),
+            "kl_sum_raw": lambda *at: weighted(*at, logit_weight=1.0) * len(at[2]) * len(at[0].classes),
+        },
+        values={
+            "frozen_text_features_normalised": lambda learner, images: normalize(unnormalised_mean(learner, images)),
+            "frozen_logits": lambda learner, images: scaled_cosine(
+                learner.clip.image(images), unnormalised_mean(learner, images), learner.clip.scale
+            ),
+        },
+    ),
+    "CLIP_Adapter": Original(clip_adapter, {r"adapter\.fc\.(\d)\.weight": r"adapter.\1.weight"}),
     "TaskRes": Original(taskres, {r"prompt_learner\.text_feature_residuals": "residual"}),
-    **dict.fromkeys(("tip_adapter", "tip_adapter_synthetic"), Original(tip_adapter)),
-    **dict.fromkeys(
-        ("tip_adapter_f", "tip_adapter_f_synthetic"),
-        Original(partial(tip_adapter, finetune=True), {"adapter.weight": "keys"}, parameters=1e-3),
+    "tip_adapter": Original(tip_adapter),
+    "tip_adapter_f": Original(
+        partial(tip_adapter, finetune=True), {"adapter.weight": "keys", "adapter_weight": "keys"}
     ),
     "MMRL": Original(
         mmrl,
@@ -286,13 +427,17 @@ METHODS = {
             r"representation_learner\.compound_rep_tokens_r2tproj\.(.*)": r"maps.text.\1",
             r"image_encoder\.proj_rep": "projection",
         },
-        logits=1e-4,
-        parameters=1e-3,
+        values={
+            "logits_main": elsewhere,
+            "logits_rep": lambda learner, images: scaled_cosine(
+                learner.encode_both(images)[1], learner.encode_classes(), learner.clip.scale
+            ),
+            "image_features_rep_raw": lambda learner, images: learner.encode_both(images)[1],
+        },
     ),
     "LP++": Original(
         lp_plus_plus,
         {r"classifier\.(.*)": r"\1", "alpha_vec": "alpha"},
-        parameters=1e-4,
     ),
     "CLIP-LoRA": Original(
         clip_lora,
@@ -300,8 +445,11 @@ METHODS = {
             r"visual\.transformer\.resblocks\.(\d+)\.attn\.(\w+)\.w_lora_(.)": lambda m: lora_name("image", m),
             r"transformer\.resblocks\.(\d+)\.attn\.(\w+)\.w_lora_(.)": lambda m: lora_name("text", m),
         },
-        logits=1e-4,
-        parameters=1e-3,
+        tolerances={
+            "init_logits": {"atol": 1e-4, "rtol": 1e-5},
+            "parameter_rel_l2": 1e-3,
+            "final_logits": {"atol": 1e-4},
+        },
     ),
     "VPT (original, supervised ViT)": Original(
         vpt_vit,
@@ -315,8 +463,6 @@ METHODS = {
         decay_all=True,
     ),
 }
-NO_TARGETS = ("lora_nonzero_b_mergepath",)
-"""Cases that document a fault of the original."""
 
 
 def lora_name(tower: str, match: re.Match[str]) -> str:
