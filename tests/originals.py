@@ -19,7 +19,9 @@ from vlprompt.learners.coop import CoOp
 from vlprompt.learners.ivlp import IVLP
 from vlprompt.learners.kgcoop import KgCoOp
 from vlprompt.learners.lora import LoRA
+from vlprompt.learners.lp_plus_plus import LPPlusPlus
 from vlprompt.learners.maple import MaPLe
+from vlprompt.learners.mmrl import MMRL
 from vlprompt.learners.promptsrc import PromptSRC
 from vlprompt.learners.taskres import TaskRes
 from vlprompt.learners.tip_adapter import TipAdapter
@@ -285,6 +287,39 @@ def vpt(clip: Clip, case: Mapping[str, Any]) -> Learner:
     return VPT(clip, case["config"]["classnames"], n_tokens=n, depth=depth)  # always "a photo of a {}."
 
 
+def lp_plus_plus(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    """Its features are made up, of a width of their own."""
+    config = case["config"]
+    classes = [f"class {i}" for i in range(config["n_classes"])]
+    image = replace(clip.image, embed_dim=config["dim"])
+    return LPPlusPlus(replace(clip, image=image), classes, iterations=config["cfg"]["train_epoch"])
+
+
+def elsewhere(learner: Any, images: Images) -> Tensor:
+    """Logits of images of another data set than the one trained on."""
+    learner.bind(learner.classes, transfer=True)
+    logits: Tensor = learner.logits(images, learner.encode_classes())
+    learner.bind(learner.classes)
+    return logits
+
+
+def mmrl(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    config = case["config"]
+    options, layers = config["trainer_options"], config["trainer_options"]["REP_LAYERS"]  # counted from 1
+    depth = min(clip.image.depth, clip.text.depth)
+    assert layers == list(range(layers[0], depth + 1)), "an original whose tokens stay in upper layers has no form here"
+    return MMRL(
+        replace(clip, scale=float(config["logit_scale"])),
+        config["classnames"],
+        template=template_of(case),
+        n_tokens=options["N_REP_TOKENS"],
+        space=options["REP_DIM"],
+        first_layer=layers[0] - 1,
+        alpha=float(options["ALPHA"]),
+        weight=float(options["REG_WEIGHT"]),
+    )
+
+
 def clip_lora(clip: Clip, case: Mapping[str, Any]) -> Learner:
     config = case["config"]
     assert config["position"] == "all", "updates of some blocks alone are not built"
@@ -383,6 +418,26 @@ METHODS = {
     "tip_adapter": Original(tip_adapter),
     "tip_adapter_f": Original(
         partial(tip_adapter, finetune=True), {"adapter.weight": "keys", "adapter_weight": "keys"}
+    ),
+    "MMRL": Original(
+        mmrl,
+        {
+            r"representation_learner\.compound_rep_tokens": "tokens",
+            r"representation_learner\.compound_rep_tokens_r2vproj\.(.*)": r"maps.image.\1",
+            r"representation_learner\.compound_rep_tokens_r2tproj\.(.*)": r"maps.text.\1",
+            r"image_encoder\.proj_rep": "projection",
+        },
+        values={
+            "logits_main": elsewhere,
+            "logits_rep": lambda learner, images: scaled_cosine(
+                learner.encode_both(images)[1], learner.encode_classes(), learner.clip.scale
+            ),
+            "image_features_rep_raw": lambda learner, images: learner.encode_both(images)[1],
+        },
+    ),
+    "LP++": Original(
+        lp_plus_plus,
+        {r"classifier\.(.*)": r"\1", "alpha_vec": "alpha"},
     ),
     "CLIP-LoRA": Original(
         clip_lora,

@@ -37,7 +37,13 @@ CLASSES = ("zero", "one", "two")
 N_IMAGES = 5  # in batches of two
 Tensors = list[tuple[str, Tensor]]
 PROTOCOLS = sorted(path.stem for path in (config_dir() / "protocol").glob("*.yaml"))
-SHORT: dict[str, Any] = {"n_views": 2, "iterations": 3, "search_steps": [3, 2], "search_scale": [2000.0, 50.0]}
+SHORT: dict[str, Any] = {
+    "n_views": 2,
+    "iterations": 12,
+    "start": 1.0,
+    "search_steps": [3, 2],
+    "search_scale": [2000.0, 50.0],
+}
 DRAWN = {("p_tuning", "method.n_tokens")}  # without effect, but that the encoder starts from other random numbers
 TIED = {("linear_probe", "method.n_steps")}  # all C are equally good on so few images
 QUICK = [("coop", "base_to_novel"), ("tip_adapter", "few_shot"), ("tip_adapter_f", "few_shot")]
@@ -55,6 +61,7 @@ OTHERS: dict[str, list[Any]] = {
     "search_steps": [[7, 5], [2, 9]],
     "n_steps": [1],  # of a bisection
     "descriptions": [str(DESCRIPTIONS)],
+    "iterations": [1],  # before the epoch that is chosen
     "max_iter": [1],  # far from convergence
     "betas": [[0.5, 0.6]],
     "average": [{"mu": 1.0, "sigma": 0.5}],
@@ -302,7 +309,7 @@ def test_each_setting_of_each_method_in_each_protocol(method: str, dataset: str)
     seen = set()
     for protocol in PROTOCOLS:
         case = case_of(method, protocol, dataset)
-        selects = "tip" in method or method == "linear_probe"
+        selects = "tip" in method or method in ("linear_probe", "lp_plus_plus")
         about = canonical([case.config["method"], case.config["fit"], case.val or not selects])
         if about not in seen and runs(case):
             assert [(protocol, p) for key in case.settings() if (p := judge(case, key))] == []

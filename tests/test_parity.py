@@ -156,6 +156,8 @@ def check(clip, case_file) -> Case:
         assert [clip.text.count(name) for name in names] == case.told["name_lens"]
     if "cache_keys" in case:
         check_cache(clip, original, case)
+    elif "init_forward.train_logits" in case:
+        check_probe(clip, original, case)
     elif "logits" in case:
         check_untrained(clip, original, case)
     elif case.told.get("runs"):
@@ -406,6 +408,56 @@ def finetune(learner, original, case, accuracy):
     assert compared >= 2
     assert ends == pytest.approx(results["test_acc_per_epoch"])
     learner._set_cache(keys[ends.index(max(ends))], learner.labels)
+
+
+def check_probe(clip, original, case):
+    """LP++: the start, the epochs one by one, and the one that is best on validation images."""
+    results, bounds, texts = case.told["results"], case.bounds(original), case["clip_weights"].T
+    images = {name: Images(features=case[f"{name}_features_raw"]) for name in ("train", "val", "test")}
+    labels = {name: case[f"{name}_labels"] for name in images}
+    total = len(results["losses"])
+
+    def fresh(n_epochs):
+        learner = original.build(clip, case.told)
+        learner.iterations, learner.zero_shot_features = n_epochs, lambda templates: texts
+        learner.bias.data.copy_(case["init.classifier.bias"])
+        return learner
+
+    def compare(learner, prefix, bound, value=lambda p: p.data):
+        ours, theirs = dict(learner.named_parameters()), case.below(prefix)
+        for name, expected in theirs.items():
+            near(value(ours[original.ours(name)]), expected.squeeze(0), bound)
+        return len(theirs)
+
+    @torch.no_grad()
+    def judged(learner, name):
+        logits = learner.logits(images[name], learner.encode_classes())
+        return logits, 100 * (logits.argmax(-1) == labels[name]).double().mean().item()
+
+    learner, compared = fresh(total), 0
+    features = torch.nn.functional.normalize(images["train"].features, dim=-1)
+    for epoch, (loss, expected) in enumerate(
+        zip(learner.descend(features, labels["train"]), results["losses"], strict=True), 1
+    ):
+        equal(loss.item(), expected, bounds["loss"])
+        for kind in ("grad", "summed_grad"):
+            compared += compare(learner, f"run.{kind}{epoch}.", bounds["gradient_rel_l2"], lambda p: p.grad)
+        compared += compare(learner, f"run.param{epoch}.", bounds["parameter_rel_l2"])
+        assert judged(learner, "val")[1] == pytest.approx(results["val_acc_per_epoch"][epoch - 1])
+    assert compared == 6 * len(results["recorded_epochs_from_1"])
+
+    for n_epochs, selects, name, key, prefix in (
+        (0, False, "train", "init_forward.train_logits", "init."),
+        (total, False, "test", "run.test_logits_last_epoch", f"run.param{total}."),
+        (total, True, "test", "run.test_logits_best_epoch", f"run.param{results['best_epoch_from_0'] + 1}."),
+    ):
+        learner = fresh(n_epochs)
+        learner.prepare([(images["train"], labels["train"])], [(images["val"], labels["val"])] if selects else None)
+        n = compare(learner, prefix, bounds["parameter_rel_l2" if n_epochs else "lr_and_init_alpha_rel"])
+        assert n == 3 or selects  # not every epoch is recorded
+        logits, right = judged(learner, name)
+        close(logits, case[key], bounds["final_logits"])
+    assert right == pytest.approx(results["test_acc_of_best_epoch"])
 
 
 def part(tensors, name):

@@ -68,7 +68,7 @@ class Data(BaseModel):
 
 class Sampling(BaseModel):
     model_config = _STRICT
-    name: Literal["coop", "clip_lora", "tip_adapter", "list"] = "coop"
+    name: Literal["coop", "clip_lora", "tip_adapter", "lp_plus_plus", "list"] = "coop"
     file: Location | None = None
 
     @model_validator(mode="after")
