@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from vlprompt.interop.dassl.names import ORIGINALS as FAMILY
 from vlprompt.learners.base import Learner
@@ -19,12 +20,14 @@ from vlprompt.learners.ivlp import IVLP
 from vlprompt.learners.kgcoop import KgCoOp
 from vlprompt.learners.lora import LoRA
 from vlprompt.learners.maple import MaPLe
+from vlprompt.learners.prograd import ProGrad
 from vlprompt.learners.promptsrc import PromptSRC
 from vlprompt.learners.taskres import TaskRes
+from vlprompt.learners.tcp import TCP
 from vlprompt.learners.tip_adapter import TipAdapter
 from vlprompt.learners.vpt import VPT
 from vlprompt.learners.zero_shot import ZeroShot
-from vlprompt.towers import Clip, Preprocess
+from vlprompt.towers import Clip, Images, Preprocess
 from vlprompt.towers.block import Weights
 from vlprompt.towers.clip import build as build_clip
 
@@ -35,6 +38,7 @@ class Original:
 
     A name may end in an index or a slice of our parameter. `logits` is an absolute bound, `parameters` one on the
     relative L2 distance after a step. With `own_backbone`, `build` gets the case's tensors for a clip.
+    `parts` computes terms of a step's loss under the names of the case's `loss_components`.
     With `frozen_images` the case's image features are those of the unedited tower. With `decay_all` the case was made
     with one optimiser group, whatever groups the method asks for.
     """
@@ -43,6 +47,7 @@ class Original:
     names: Mapping[str, str | Callable[[re.Match[str]], str]] = field(default_factory=dict)
     logits: float = 2e-5
     parameters: float = 1e-5
+    parts: Callable[[Any, Images, Tensor], Mapping[str, Tensor]] = lambda learner, images, labels: {}
     own_backbone: bool = False
     frozen_images: bool = False
     decay_all: bool = False
@@ -89,6 +94,57 @@ def kgcoop(clip: Clip, case: Mapping[str, Any]) -> Learner:
         template=template_of(case),
         weight=options["W"],
     )
+
+
+def prograd(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    options, loss = case["config"]["trainer_options"], case["config"]["loss_options"]
+    return ProGrad(
+        clip,
+        case["config"]["classnames"],
+        n_context=options["N_CTX"],
+        init="template" if options["CTX_INIT"] else "random",
+        template=template_of(case),
+        strength=float(loss["LAMBDA"]),
+        temperature=float(loss["T"]),
+        class_specific=options["CSC"] and not options["CTX_INIT"],  # the original ignores CSC next to CTX_INIT
+        position=options["CLASS_TOKEN_POSITION"],
+    )
+
+
+def tcp(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    config = case["config"]
+    options = config["trainer_options"]
+    n_context = 4 if options["CTX_INIT"] else options["N_CTX"]  # the phrase is always the same
+    (layer,) = value_of(config["constants_of_the_source"], "layers")
+    words = value_of(config, "learnable_template").split(" ")
+    return TCP(
+        clip,
+        config["classnames"],
+        n_context=None if options["CTX_INIT"] else n_context,
+        ctx_init="a photo of a" if options["CTX_INIT"] else "",
+        learned_template=" ".join(words[n_context:]),
+        template=value_of(config, "frozen_template"),
+        weight=value_of(config["constants_of_the_source"], "loss weight"),  # W is not read
+        layer=layer,
+        n_tokens=4,
+        reduction=value_of(config["constants_of_the_source"], "reduction"),
+    )
+
+
+def value_of(table: Mapping[str, Any], name: str) -> Any:
+    """The value whose key begins so; what follows in it is a remark."""
+    (value,) = (value for key, value in table.items() if key.startswith(name))
+    return value
+
+
+def parts_of_tcp(learner: Any, images: Images, labels: Tensor) -> dict[str, Tensor]:
+    classes = learner.encode_classes()
+    return {"kg_score": learner.distance(classes), "ce": cross_entropy(learner.logits(images, classes), labels)}
+
+
+def parts_of_prograd(learner: Any, images: Images, labels: Tensor) -> dict[str, Tensor]:
+    features = learner.encode_images(images)
+    return {"kl_loss": learner.divergence(learner.compare(features, learner.encode_classes()), features)}
 
 
 def promptsrc(clip: Clip, case: Mapping[str, Any]) -> Learner:
@@ -243,6 +299,16 @@ METHODS = {
     "IVLP": Original(ivlp, FAMILY["IVLP"].tensors),
     "VPT": Original(vpt, FAMILY["VPT"].tensors),
     "KgCoOp": Original(kgcoop, FAMILY["CoOp"].tensors),
+    "ProGrad": Original(prograd, FAMILY["CoOp"].tensors, parts=parts_of_prograd),
+    "TCP": Original(
+        tcp,
+        {
+            r"prompt_learner\.ctx": "context",
+            r"prompt_learner\.meta_net\.linear1\.(.*)": r"down.\1",
+            r"prompt_learner\.meta_net\.linear2\.(.*)": r"up.\1",
+        },
+        parts=parts_of_tcp,
+    ),
     "PromptSRC": Original(promptsrc, FAMILY["IVLP"].tensors),
     "CLIP_Adapter": Original(clip_adapter, {r"adapter\.fc\.(\d)\.weight": r"adapter.\1.weight"}, frozen_images=True),
     "TaskRes": Original(taskres, {r"prompt_learner\.text_feature_residuals": "residual"}),

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 from vlprompt.config.schema import Average, Fit, Schedule
+from vlprompt.learners.context import ContextLearner
 from vlprompt.towers import Images, Preprocess
 from vlprompt.towers.clip import Clip
 from vlprompt.towers.loading import clip_of, make_model
@@ -125,6 +126,8 @@ def check_run(clip, original, case, tensors, run):
     learner = original.build(tensors if original.own_backbone else clip, case).train()
     start = {original.ours(k.removeprefix("init.")): v for k, v in tensors.items() if k.startswith("init.")}
     parameters = dict(learner.named_parameters())
+    if isinstance(learner, ContextLearner):
+        check_words(learner, case, tensors, start["context"])
     with torch.no_grad():
         for name, value in start.items():
             part(parameters, name).copy_(value)
@@ -151,6 +154,8 @@ def check_run(clip, original, case, tensors, run):
             assert rate == pytest.approx(told["lr_used"][step], rel=1e-9)
         for group in optimizer.param_groups:
             group["lr"] = rate
+        for name, value in original.parts(learner, images, labels).items():
+            assert value.item() == pytest.approx(told["loss_components"][step][name], abs=2e-5, rel=1e-5)
         optimizer.zero_grad()
         loss, _ = learner.backward(images, labels)
         assert loss.item() == pytest.approx(expected, abs=2e-5, rel=1e-5)
@@ -247,6 +252,16 @@ def check_cache(clip, original, case, tensors):
     assert right == pytest.approx(results[key])
 
 
+def check_words(learner, case, tensors, start):
+    """The fixed tokens of the learned text, and a context that starts from words."""
+    ids, after = tensors["inputs.token_ids"], learner.text.n_prefix_tokens + learner.n_context
+    ours, theirs = learner.prompts.whole(), learner.text.embed(ids)
+    for row, end in enumerate(ids.argmax(-1).tolist()):
+        assert torch.equal(ours[row, after : end + 1], theirs[row, after : end + 1])
+    if learner.ctx_init and "start_of_the_original" not in case:
+        assert torch.equal(learner.context, start)
+
+
 def check_start(learner, original, tensors, images):
     """Logits and features before the first step."""
     classes = learner.encode_classes()
@@ -255,6 +270,8 @@ def check_start(learner, original, tensors, images):
     if "init_forward.image_features_raw" in tensors:
         features = learner.clip.image(images) if original.frozen_images else learner.encode_images(images)
         torch.testing.assert_close(features, tensors["init_forward.image_features_raw"], atol=2e-5, rtol=1e-5)
+    if "init_forward.class_prompt" in tensors:
+        torch.testing.assert_close(learner.class_tokens(), tensors["init_forward.class_prompt"], atol=2e-5, rtol=1e-5)
     if classes is not None and "init_forward.text_features_raw" in tensors:
         torch.testing.assert_close(classes, tensors["init_forward.text_features_raw"], atol=2e-5, rtol=1e-5)
 

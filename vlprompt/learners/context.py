@@ -17,9 +17,10 @@ WORDS: dict[str, Any] = {"n_context": 4, "ctx_init": "a photo of a"}
 class ContextLearner(Learner):
     """A learner of a context [n, d] in front of the class names.
 
-    `ctx_init` starts it from the embeddings of a phrase's first `n_context` words, whose rest stays as fixed words;
-    otherwise it starts from N(0, 0.02^2). With `whole_phrase` all words are learned, and `n_context` is their number or
-    None.
+    `ctx_init` starts it from the embeddings of a phrase's first `n_context` tokens, whose rest stays as fixed words;
+    otherwise it starts from N(0, 0.02^2). With `whole_phrase` a phrase sets the length: its number of words, whatever
+    `n_context` says. Words are what spaces and underscores separate; one of several tokens, or with a comma, therefore
+    leaves the phrase's last tokens as fixed ones before the name, as in the originals.
 
     Raises:
         UserError: a number of tokens that the phrase does not have, or none at all.
@@ -28,16 +29,13 @@ class ContextLearner(Learner):
     neutral_settings: ClassVar[Mapping[str, Any] | None] = WORDS
     whole_phrase: ClassVar[bool] = False
     """Whether a phrase sets the length of the context."""
+    learned_template = "{}."
+    """The class name, and what stands around it after the context."""
 
     def __init__(self, clip: Clip, classes: Sequence[str], *, n_context: int | None, ctx_init: str) -> None:
         super().__init__(clip, classes)
         words = words_of(ctx_init)
         if self.whole_phrase and words:
-            if n_context not in (None, len(words)):
-                raise UserError(
-                    f"method.n_context is {n_context}, and the {len(words)} words of method.ctx_init='{ctx_init}' are "
-                    "the context: use method.n_context=null, or method.ctx_init='' to start from random values"
-                )
             n_context = len(words)
         if n_context is None:
             raise UserError("method.n_context is null, and no method.ctx_init sets it: give a number of context tokens")
@@ -70,9 +68,10 @@ class ContextLearner(Learner):
         return {"n_context": ("method.ctx_init", f"whose words, {n_words}, are the context: {do}")}
 
     def make_prompts(self) -> Prompts:
-        if self.ctx_init:
-            return self.text.prompts(self.classes, template=self.ctx_init + " {}.")
-        return self.text.prompts(self.classes, n_context=self.n_context)
+        """Placeholders where the phrase is shorter than the context, the phrase, and the name with what follows it."""
+        words = words_of(self.ctx_init)
+        template = " ".join([*words, self.learned_template])
+        return self.text.prompts(self.classes, template=template, n_context=max(0, self.n_context - len(words)))
 
 
 def words_of(phrase: str) -> list[str]:
