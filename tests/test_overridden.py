@@ -48,6 +48,7 @@ DESCRIPTIONS = Path(__file__).parent / "fixtures" / "descriptions.json"
 OTHERS: dict[str, list[Any]] = {
     "ctx_init": ["a photo of one", "a blurry photo of one", ""],
     "template": ["a blurry {}."],
+    "learned_template": ["one {}."],
     "templates": ["a blurry {}."],
     "phrase": ["a blurry {description}"],
     "sites": [["q", "fc1"]],
