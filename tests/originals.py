@@ -22,8 +22,10 @@ from vlprompt.learners.lora import LoRA
 from vlprompt.learners.lp_plus_plus import LPPlusPlus
 from vlprompt.learners.maple import MaPLe
 from vlprompt.learners.mmrl import MMRL
+from vlprompt.learners.prograd import ProGrad
 from vlprompt.learners.promptsrc import PromptSRC
 from vlprompt.learners.taskres import TaskRes
+from vlprompt.learners.tcp import TCP
 from vlprompt.learners.tip_adapter import TipAdapter
 from vlprompt.learners.vpt import VPT
 from vlprompt.learners.zero_shot import ZeroShot
@@ -190,6 +192,59 @@ def kgcoop(clip: Clip, case: Mapping[str, Any]) -> Learner:
         template=template_of(case),
         weight=options["W"],
     )
+
+
+def prograd(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    options, loss = case["config"]["trainer_options"], case["config"]["loss_options"]
+    return ProGrad(
+        clip,
+        case["config"]["classnames"],
+        n_context=options["N_CTX"],
+        init="template" if options["CTX_INIT"] else "random",
+        template=template_of(case),
+        strength=float(loss["LAMBDA"]),
+        temperature=float(loss["T"]),
+        class_specific=options["CSC"] and not options["CTX_INIT"],  # the original ignores CSC next to CTX_INIT
+        position=options["CLASS_TOKEN_POSITION"],
+    )
+
+
+def tcp(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    config = case["config"]
+    options = config["trainer_options"]
+    n_context = 4 if options["CTX_INIT"] else options["N_CTX"]  # the phrase is always the same
+    (layer,) = value_of(config["constants_of_the_source"], "layers")
+    words = value_of(config, "learnable_template").split(" ")
+    return TCP(
+        clip,
+        config["classnames"],
+        n_context=None if options["CTX_INIT"] else n_context,
+        ctx_init="a photo of a" if options["CTX_INIT"] else "",
+        learned_template=" ".join(words[n_context:]),
+        template=value_of(config, "frozen_template"),
+        weight=value_of(config["constants_of_the_source"], "loss weight"),  # W is not read
+        layer=layer,
+        n_tokens=4,
+        reduction=value_of(config["constants_of_the_source"], "reduction"),
+    )
+
+
+def value_of(table: Mapping[str, Any], name: str) -> Any:
+    """The value whose key begins so; what follows in it is a remark."""
+    (value,) = (value for key, value in table.items() if key.startswith(name))
+    return value
+
+
+def gradients_of_prograd(learner: Any, images: Images, labels: Tensor) -> Tensor:
+    """The cosine of the gradients of the cross-entropy and of the divergence from the zero-shot predictions."""
+    losses = nn.functional.cross_entropy(VALUES["logits"](learner, images), labels), divergence(learner, images)
+    pair = (torch.autograd.grad(loss, learner.context)[0].flatten() for loss in losses)
+    return nn.functional.cosine_similarity(*pair, dim=0)
+
+
+def divergence(learner: Any, images: Images) -> Tensor:
+    value: Tensor = learner.divergence(VALUES["logits"](learner, images), learner.encode_images(images))
+    return value
 
 
 def promptsrc(clip: Clip, case: Mapping[str, Any]) -> Learner:
@@ -397,6 +452,25 @@ METHODS = {
         kgcoop,
         FAMILY["CoOp"].tensors,
         components={"kg_score": lambda learner, images, labels: learner.distance(learner.encode_classes()).item()},
+    ),
+    "ProGrad": Original(
+        prograd,
+        FAMILY["CoOp"].tensors,
+        components={
+            "kl_loss": lambda learner, images, labels: divergence(learner, images).item(),
+            "cosine_of_the_two_gradients": lambda *at: gradients_of_prograd(*at).item(),
+            "projected": lambda *at: bool(gradients_of_prograd(*at) < 0),
+        },
+    ),
+    "TCP": Original(
+        tcp,
+        {
+            r"prompt_learner\.ctx": "context",
+            r"prompt_learner\.meta_net\.linear1\.(.*)": r"down.\1",
+            r"prompt_learner\.meta_net\.linear2\.(.*)": r"up.\1",
+        },
+        components={"kg_score": lambda learner, images, labels: learner.distance(learner.encode_classes()).item()},
+        values={"class_prompt": lambda learner, images: learner.class_tokens()},
     ),
     "PromptSRC": Original(
         promptsrc,

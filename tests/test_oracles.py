@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
+from vlprompt.learners.cocoop import CoCoOp
 from vlprompt.learners.coop import CoOp
 from vlprompt.learners.kgcoop import KgCoOp
 from vlprompt.learners.lp_plus_plus import LPPlusPlus
@@ -111,6 +112,60 @@ def test_prograd_starts_with_zeros_before_the_words(world: Any) -> None:
     torch.testing.assert_close(context[2:], clip.text.embed_phrase("a centered photo of").float())
 
 
+def fixed_words(learner: Any) -> list[Tensor]:
+    """Of each class, the embedded tokens from the context to the end token."""
+    first = learner.text.n_prefix_tokens + learner.n_context
+    rows, shared = learner.prompts.whole(), learner.prompts.shared.shape[-2]
+    return [row[first : shared + end] for row, end in zip(rows, learner.prompts.eot, strict=True)]
+
+
+def embedded(clip: Any, text: str) -> Tensor:
+    return clip.text.embed(clip.text.tokenize([text])[0, 1 : 1 + clip.text.count(text)])
+
+
+def test_prograd_counts_words_and_keeps_the_tokens_that_are_more(world: Any) -> None:
+    """With a comma, the last token of the template's words stands before the name, and is not learned."""
+    clip, _, _ = world
+    learner = ProGrad(clip, CLASSES, n_context=9, template="a type of pet, a photo of a {}.")
+    words = embedded(clip, "a type of pet, a photo of a").float()
+    assert len(words) == 9
+    assert not learner.context[0].any()
+    assert torch.equal(learner.context[1:], words[:8])
+    for tokens, name in zip(fixed_words(learner), CLASSES, strict=True):
+        assert torch.equal(tokens, embedded(clip, f"a {name.replace('_', ' ')}."))
+    with pytest.raises(UserError, match=r"n_context is 7, .* 8 words"):
+        ProGrad(clip, CLASSES, n_context=7, template=learner.template)
+
+
+@pytest.mark.parametrize("class_specific", [False, True])
+def test_prograd_from_random_values(world: Any, class_specific: bool) -> None:
+    clip, _, _ = world
+    shape = (3, 20, clip.text.width) if class_specific else (20, clip.text.width)
+    learner = ProGrad(clip, CLASSES, n_context=20, init="random", class_specific=class_specific)
+    assert learner.context.shape == shape
+    assert learner.context.std().item() == pytest.approx(0.02, rel=0.2)
+    assert torch.equal(fixed_words(learner)[0], embedded(clip, "cat."))
+    with pytest.raises(UserError, match="init=random"):
+        ProGrad(clip, CLASSES, class_specific=True)
+
+
+# --- The length of a phrase
+
+
+@pytest.mark.parametrize("kind", [CoOp, CoCoOp, KgCoOp, TCP])
+@pytest.mark.parametrize(
+    ("phrase", "n", "left"), [("a photo of", 3, ""), ("a_photo_of a", 4, ""), ("a photo, of a", 4, "a")]
+)
+def test_a_context_is_as_long_as_its_phrase_has_words(world: Any, kind: Any, phrase: str, n: int, left: str) -> None:
+    """Whatever number is given next to it, and whatever number of tokens the words have."""
+    clip, _, _ = world
+    more = {"reduction": 4} | ({"layer": 2} if kind is TCP else {})
+    learner = kind(clip, CLASSES, n_context=7, ctx_init=phrase, **(more if kind in (CoCoOp, TCP) else {}))
+    assert (learner.n_context, *learner.context.shape) == (n, n, clip.text.width)
+    assert torch.equal(learner.context, embedded(clip, phrase.replace("_", " ")).float()[:n])
+    assert torch.equal(fixed_words(learner)[0], embedded(clip, f"{left} cat."))
+
+
 # --- KgCoOp, PromptSRC
 
 
@@ -129,9 +184,9 @@ def test_without_their_weights_they_are_the_methods_that_they_build_on(world: An
 def test_tcp_without_tokens_is_kgcoop_and_without_weight_coop(world: Any) -> None:
     clip, _, images = world
     kgcoop = gradients(double(KgCoOp(clip, CLASSES)), images)
-    torch.testing.assert_close(gradients(double(TCP(clip, CLASSES, layer=None)), images), kgcoop)
+    torch.testing.assert_close(gradients(double(TCP(clip, CLASSES, **WORDS, layer=None)), images), kgcoop)
     coop = gradients(double(CoOp(clip, CLASSES, **WORDS)), images)
-    torch.testing.assert_close(gradients(double(TCP(clip, CLASSES, layer=None, weight=0.0)), images), coop)
+    torch.testing.assert_close(gradients(double(TCP(clip, CLASSES, **WORDS, layer=None, weight=0.0)), images), coop)
 
 
 def test_tcp_writes_tokens_that_are_made_of_each_class_alone(world: Any) -> None:
@@ -144,6 +199,37 @@ def test_tcp_writes_tokens_that_are_made_of_each_class_alone(world: Any) -> None
         tokens = learner.up(hidden * torch.sigmoid(1.702 * hidden)).view(4, -1)
         prompts = clip.text.prompts([name], template="a photo of a {}.").with_context(learner.context)
         torch.testing.assert_close(got[c], clip.text(prompts, {2: Edit(tokens=tokens)})[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"learned_template": "{}, a type of car"}, "cat, a type of car"),
+        ({"learned_template": "person doing {}."}, "person doing cat."),
+        ({"learned_template": "{} texture.", "ctx_init": "a photo of a"}, "cat texture."),
+        ({"learned_template": "X X {}.", "n_context": 2, "n_tokens": 4}, "X X cat."),
+    ],
+)
+def test_tcp_learns_the_first_tokens_of_a_text_and_keeps_the_rest(world: Any, settings: Any, text: str) -> None:
+    clip, _, _ = world
+    learner = double(TCP(clip, CLASSES, layer=2, **settings))
+    assert torch.equal(fixed_words(learner)[0], embedded(clip, text))
+    assert learner.class_tokens().shape == (3, 4, clip.text.width)
+    assert learner.encode_classes().isfinite().all()
+
+
+def test_tcp_starts_as_the_original() -> None:
+    """The properties of the start that the original draws for itself, in a width of 128 and an embedding of 64."""
+    clip, _ = tiny.clip()
+    learner = TCP(clip, CLASSES, layer=2)
+    assert learner.context.std().item() == pytest.approx(0.02, rel=0.2)
+    for layer in (learner.down, learner.up):
+        bound = layer.in_features**-0.5
+        assert layer.weight.abs().max() <= bound
+        assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.2)
+    assert learner.up.out_features == 4 * clip.text.width
+    with pytest.raises(UserError, match=r"n_tokens is 5, allowed is 1 to 4"):
+        TCP(clip, CLASSES, layer=2, n_tokens=5)
 
 
 # --- MMRL

@@ -193,6 +193,8 @@ def check_run(clip, original, case, run):
     check_drawn(parameters, original, case)
     start = case.below("init.")
     assert sorted(start) == sorted(case.told["trainable_names_in_order"])
+    if getattr(learner, "ctx_init", "") and "start_of_the_original" not in case.told:
+        assert torch.equal(learner.context, start["prompt_learner.ctx"])  # from words, as in the original
     with torch.no_grad():
         for name, value in start.items():
             ours = part(parameters, original.ours(name))

@@ -91,6 +91,16 @@ def test_class_bound_methods_are_refused_before_training(
     check_mistake(answer, ["owns parameters for each of its 5 training classes"], results)
 
 
+def test_words_that_do_not_fit_a_target_are_refused_before_training(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The context has as many tokens as the source's template has words, and fewer than the target's."""
+    monkeypatch.setattr(vlprompt.run, "train", no_training)
+    words = "+wording.template.tiny_other='one two three four five six {}.'"
+    answer = ask(sweep.main, [*TINY, *SHORT, *CROSS, "method=prograd", "method.n_context=5", words])
+    check_mistake(answer, ["method.n_context is 5", "6 words"], results)
+
+
 def test_a_target_that_is_no_variant_is_refused_before_training(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vlprompt.run, "train", no_training)
     answer = ask(sweep.main, [*RUN, DOMAINS[0], "protocol.targets=[tiny_sketch,tiny_other]"])

@@ -77,6 +77,9 @@ def make_learner(spec: RunSpec, clip: Clip, episode: Episode) -> Learner:
         torch.manual_seed(seed_of("init", spec.settings.seed))
         try:
             learner = spec.learner(clip, episode.train.classes, **spec.arguments).to(spec.device)
+            for target in spec.targets:  # words that do not fit are told before the training
+                if wording := target_wording(spec, target):
+                    spec.learner(clip, episode.train.classes, **{**spec.arguments, **wording})
         except UserError as error:
             raise NotApplicableError(str(error)) from error
     for split in episode.tests.values():
