@@ -113,9 +113,9 @@ class Original:
     """`build(clip, case)` makes the learner; `names` maps the original's trained tensors (patterns) to ours.
 
     A name may end in an index or a slice of our parameter. `tolerances` are those that are not as usual (TOLERANCES).
-    `values` are a case's quantities that are others than in VALUES, or more; `components` the parts of the loss that
-    `loss_components` names, apart from the cross-entropy `ce`. `texts` and `teacher_texts` make what `token_ids` and
-    `teacher_token_ids` are compared with. With `own_backbone`, `build` gets the case's tensors for a clip.
+    `values` are a case's quantities that are others than in VALUES, or more; `components` makes the parts of the loss
+    that `loss_components` names, apart from the cross-entropy `ce`. `texts` and `teacher_texts` make what `token_ids`
+    and `teacher_token_ids` are compared with. With `own_backbone`, `build` gets the case's tensors for a clip.
     With `decay_all` the case was made with one optimiser group, whatever groups the method asks for.
     """
 
@@ -123,7 +123,7 @@ class Original:
     names: Mapping[str, str | Callable[[re.Match[str]], str]] = field(default_factory=dict)
     tolerances: Mapping[str, Any] = field(default_factory=dict)
     values: Mapping[str, Value] = field(default_factory=dict)
-    components: Mapping[str, Callable[[Any, Images, Tensor], float]] = field(default_factory=dict)
+    components: Callable[[Any, Images, Tensor], Mapping[str, float]] = lambda learner, images, labels: {}
     texts: Callable[[Any], list[Prompts]] = texts
     teacher_texts: Callable[[Any], list[Prompts]] = teacher_texts
     own_backbone: bool = False
@@ -235,16 +235,28 @@ def value_of(table: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def gradients_of_prograd(learner: Any, images: Images, labels: Tensor) -> Tensor:
-    """The cosine of the gradients of the cross-entropy and of the divergence from the zero-shot predictions."""
-    losses = nn.functional.cross_entropy(VALUES["logits"](learner, images), labels), divergence(learner, images)
-    pair = (torch.autograd.grad(loss, learner.context)[0].flatten() for loss in losses)
-    return nn.functional.cosine_similarity(*pair, dim=0)
+def parts_of_prograd(learner: Any, images: Images, labels: Tensor) -> dict[str, float]:
+    """The divergence from the zero-shot predictions, and how its gradient and the cross-entropy's lie."""
+    features = learner.encode_images(images)
+    logits = learner.compare(features, learner.encode_classes())
+    losses = nn.functional.cross_entropy(logits, labels), learner.divergence(logits, features)
+    pair = (torch.autograd.grad(loss, learner.context, retain_graph=True)[0].flatten() for loss in losses)
+    cosine = nn.functional.cosine_similarity(*pair, dim=0).item()
+    return {"kl_loss": losses[1].item(), "cosine_of_the_two_gradients": cosine, "projected": cosine < 0}
 
 
-def divergence(learner: Any, images: Images) -> Tensor:
-    value: Tensor = learner.divergence(VALUES["logits"](learner, images), learner.encode_images(images))
-    return value
+def parts_of_kgcoop(learner: Any, images: Images, labels: Tensor) -> dict[str, float]:
+    with torch.no_grad():
+        return {"kg_score": learner.distance(learner.encode_classes()).item()}
+
+
+def parts_of_promptsrc(learner: Any, images: Images, labels: Tensor) -> dict[str, float]:
+    divergence = weighted(learner, images, labels, logit_weight=1.0)
+    return {
+        "l1_text_raw": weighted(learner, images, labels, text_weight=1.0),
+        "l1_image_raw": weighted(learner, images, labels, image_weight=1.0),
+        "kl_sum_raw": divergence * len(labels) * len(learner.classes),
+    }
 
 
 def promptsrc(clip: Clip, case: Mapping[str, Any]) -> Learner:
@@ -451,16 +463,12 @@ METHODS = {
     "KgCoOp": Original(
         kgcoop,
         FAMILY["CoOp"].tensors,
-        components={"kg_score": lambda learner, images, labels: learner.distance(learner.encode_classes()).item()},
+        components=parts_of_kgcoop,
     ),
     "ProGrad": Original(
         prograd,
         FAMILY["CoOp"].tensors,
-        components={
-            "kl_loss": lambda learner, images, labels: divergence(learner, images).item(),
-            "cosine_of_the_two_gradients": lambda *at: gradients_of_prograd(*at).item(),
-            "projected": lambda *at: bool(gradients_of_prograd(*at) < 0),
-        },
+        components=parts_of_prograd,
     ),
     "TCP": Original(
         tcp,
@@ -469,17 +477,13 @@ METHODS = {
             r"prompt_learner\.meta_net\.linear1\.(.*)": r"down.\1",
             r"prompt_learner\.meta_net\.linear2\.(.*)": r"up.\1",
         },
-        components={"kg_score": lambda learner, images, labels: learner.distance(learner.encode_classes()).item()},
+        components=parts_of_kgcoop,
         values={"class_prompt": lambda learner, images: learner.class_tokens()},
     ),
     "PromptSRC": Original(
         promptsrc,
         FAMILY["IVLP"].tensors,
-        components={
-            "l1_text_raw": lambda *at: weighted(*at, text_weight=1.0),
-            "l1_image_raw": lambda *at: weighted(*at, image_weight=1.0),
-            "kl_sum_raw": lambda *at: weighted(*at, logit_weight=1.0) * len(at[2]) * len(at[0].classes),
-        },
+        components=parts_of_promptsrc,
         values={
             "frozen_text_features_normalised": lambda learner, images: normalize(unnormalised_mean(learner, images)),
             "frozen_logits": lambda learner, images: scaled_cosine(

@@ -307,10 +307,10 @@ def check_start(learner, original, case, images):
 
 def check_components(learner, original, case, expected, bounds):
     """The parts that a loss is the sum of."""
+    ours = original.components(learner, case.images(), case["inputs.labels"]) if expected else {}
     for name, value in expected.items():
-        if name in original.components:
-            ours = original.components[name](learner, case.images(), case["inputs.labels"])
-            equal(ours, value, bounds["loss"])
+        if name in ours:
+            equal(ours[name], value, bounds["loss"])
         elif name != "ce":
             case.strange.add(f"loss component {name}")
 
