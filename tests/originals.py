@@ -19,9 +19,13 @@ from vlprompt.learners.coop import CoOp
 from vlprompt.learners.ivlp import IVLP
 from vlprompt.learners.kgcoop import KgCoOp
 from vlprompt.learners.lora import LoRA
+from vlprompt.learners.lp_plus_plus import LPPlusPlus
 from vlprompt.learners.maple import MaPLe
+from vlprompt.learners.mmrl import MMRL
+from vlprompt.learners.prograd import ProGrad
 from vlprompt.learners.promptsrc import PromptSRC
 from vlprompt.learners.taskres import TaskRes
+from vlprompt.learners.tcp import TCP
 from vlprompt.learners.tip_adapter import TipAdapter
 from vlprompt.learners.vpt import VPT
 from vlprompt.learners.zero_shot import ZeroShot
@@ -109,9 +113,9 @@ class Original:
     """`build(clip, case)` makes the learner; `names` maps the original's trained tensors (patterns) to ours.
 
     A name may end in an index or a slice of our parameter. `tolerances` are those that are not as usual (TOLERANCES).
-    `values` are a case's quantities that are others than in VALUES, or more; `components` the parts of the loss that
-    `loss_components` names, apart from the cross-entropy `ce`. `texts` and `teacher_texts` make what `token_ids` and
-    `teacher_token_ids` are compared with. With `own_backbone`, `build` gets the case's tensors for a clip.
+    `values` are a case's quantities that are others than in VALUES, or more; `components` makes the parts of the loss
+    that `loss_components` names, apart from the cross-entropy `ce`. `texts` and `teacher_texts` make what `token_ids`
+    and `teacher_token_ids` are compared with. With `own_backbone`, `build` gets the case's tensors for a clip.
     With `decay_all` the case was made with one optimiser group, whatever groups the method asks for.
     """
 
@@ -119,7 +123,7 @@ class Original:
     names: Mapping[str, str | Callable[[re.Match[str]], str]] = field(default_factory=dict)
     tolerances: Mapping[str, Any] = field(default_factory=dict)
     values: Mapping[str, Value] = field(default_factory=dict)
-    components: Mapping[str, Callable[[Any, Images, Tensor], float]] = field(default_factory=dict)
+    components: Callable[[Any, Images, Tensor], Mapping[str, float]] = lambda learner, images, labels: {}
     texts: Callable[[Any], list[Prompts]] = texts
     teacher_texts: Callable[[Any], list[Prompts]] = teacher_texts
     own_backbone: bool = False
@@ -188,6 +192,71 @@ def kgcoop(clip: Clip, case: Mapping[str, Any]) -> Learner:
         template=template_of(case),
         weight=options["W"],
     )
+
+
+def prograd(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    options, loss = case["config"]["trainer_options"], case["config"]["loss_options"]
+    return ProGrad(
+        clip,
+        case["config"]["classnames"],
+        n_context=options["N_CTX"],
+        init="template" if options["CTX_INIT"] else "random",
+        template=template_of(case),
+        strength=float(loss["LAMBDA"]),
+        temperature=float(loss["T"]),
+        class_specific=options["CSC"] and not options["CTX_INIT"],  # the original ignores CSC next to CTX_INIT
+        position=options["CLASS_TOKEN_POSITION"],
+    )
+
+
+def tcp(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    config = case["config"]
+    options = config["trainer_options"]
+    n_context = 4 if options["CTX_INIT"] else options["N_CTX"]  # the phrase is always the same
+    (layer,) = value_of(config["constants_of_the_source"], "layers")
+    words = value_of(config, "learnable_template").split(" ")
+    return TCP(
+        clip,
+        config["classnames"],
+        n_context=None if options["CTX_INIT"] else n_context,
+        ctx_init="a photo of a" if options["CTX_INIT"] else "",
+        learned_template=" ".join(words[n_context:]),
+        template=value_of(config, "frozen_template"),
+        weight=value_of(config["constants_of_the_source"], "loss weight"),  # W is not read
+        layer=layer,
+        n_tokens=4,
+        reduction=value_of(config["constants_of_the_source"], "reduction"),
+    )
+
+
+def value_of(table: Mapping[str, Any], name: str) -> Any:
+    """The value whose key begins so; what follows in it is a remark."""
+    (value,) = (value for key, value in table.items() if key.startswith(name))
+    return value
+
+
+def parts_of_prograd(learner: Any, images: Images, labels: Tensor) -> dict[str, float]:
+    """The divergence from the zero-shot predictions, and how its gradient and the cross-entropy's lie."""
+    features = learner.encode_images(images)
+    logits = learner.compare(features, learner.encode_classes())
+    losses = nn.functional.cross_entropy(logits, labels), learner.divergence(logits, features)
+    pair = (torch.autograd.grad(loss, learner.context, retain_graph=True)[0].flatten() for loss in losses)
+    cosine = nn.functional.cosine_similarity(*pair, dim=0).item()
+    return {"kl_loss": losses[1].item(), "cosine_of_the_two_gradients": cosine, "projected": cosine < 0}
+
+
+def parts_of_kgcoop(learner: Any, images: Images, labels: Tensor) -> dict[str, float]:
+    with torch.no_grad():
+        return {"kg_score": learner.distance(learner.encode_classes()).item()}
+
+
+def parts_of_promptsrc(learner: Any, images: Images, labels: Tensor) -> dict[str, float]:
+    divergence = weighted(learner, images, labels, logit_weight=1.0)
+    return {
+        "l1_text_raw": weighted(learner, images, labels, text_weight=1.0),
+        "l1_image_raw": weighted(learner, images, labels, image_weight=1.0),
+        "kl_sum_raw": divergence * len(labels) * len(learner.classes),
+    }
 
 
 def promptsrc(clip: Clip, case: Mapping[str, Any]) -> Learner:
@@ -285,6 +354,39 @@ def vpt(clip: Clip, case: Mapping[str, Any]) -> Learner:
     return VPT(clip, case["config"]["classnames"], n_tokens=n, depth=depth)  # always "a photo of a {}."
 
 
+def lp_plus_plus(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    """Its features are made up, of a width of their own."""
+    config = case["config"]
+    classes = [f"class {i}" for i in range(config["n_classes"])]
+    image = replace(clip.image, embed_dim=config["dim"])
+    return LPPlusPlus(replace(clip, image=image), classes, iterations=config["cfg"]["train_epoch"])
+
+
+def elsewhere(learner: Any, images: Images) -> Tensor:
+    """Logits of images of another data set than the one trained on."""
+    learner.bind(learner.classes, transfer=True)
+    logits: Tensor = learner.logits(images, learner.encode_classes())
+    learner.bind(learner.classes)
+    return logits
+
+
+def mmrl(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    config = case["config"]
+    options, layers = config["trainer_options"], config["trainer_options"]["REP_LAYERS"]  # counted from 1
+    depth = min(clip.image.depth, clip.text.depth)
+    assert layers == list(range(layers[0], depth + 1)), "an original whose tokens stay in upper layers has no form here"
+    return MMRL(
+        replace(clip, scale=float(config["logit_scale"])),
+        config["classnames"],
+        template=template_of(case),
+        n_tokens=options["N_REP_TOKENS"],
+        space=options["REP_DIM"],
+        first_layer=layers[0] - 1,
+        alpha=float(options["ALPHA"]),
+        weight=float(options["REG_WEIGHT"]),
+    )
+
+
 def clip_lora(clip: Clip, case: Mapping[str, Any]) -> Learner:
     config = case["config"]
     assert config["position"] == "all", "updates of some blocks alone are not built"
@@ -361,16 +463,27 @@ METHODS = {
     "KgCoOp": Original(
         kgcoop,
         FAMILY["CoOp"].tensors,
-        components={"kg_score": lambda learner, images, labels: learner.distance(learner.encode_classes()).item()},
+        components=parts_of_kgcoop,
+    ),
+    "ProGrad": Original(
+        prograd,
+        FAMILY["CoOp"].tensors,
+        components=parts_of_prograd,
+    ),
+    "TCP": Original(
+        tcp,
+        {
+            r"prompt_learner\.ctx": "context",
+            r"prompt_learner\.meta_net\.linear1\.(.*)": r"down.\1",
+            r"prompt_learner\.meta_net\.linear2\.(.*)": r"up.\1",
+        },
+        components=parts_of_kgcoop,
+        values={"class_prompt": lambda learner, images: learner.class_tokens()},
     ),
     "PromptSRC": Original(
         promptsrc,
         FAMILY["IVLP"].tensors,
-        components={
-            "l1_text_raw": lambda *at: weighted(*at, text_weight=1.0),
-            "l1_image_raw": lambda *at: weighted(*at, image_weight=1.0),
-            "kl_sum_raw": lambda *at: weighted(*at, logit_weight=1.0) * len(at[2]) * len(at[0].classes),
-        },
+        components=parts_of_promptsrc,
         values={
             "frozen_text_features_normalised": lambda learner, images: normalize(unnormalised_mean(learner, images)),
             "frozen_logits": lambda learner, images: scaled_cosine(
@@ -383,6 +496,26 @@ METHODS = {
     "tip_adapter": Original(tip_adapter),
     "tip_adapter_f": Original(
         partial(tip_adapter, finetune=True), {"adapter.weight": "keys", "adapter_weight": "keys"}
+    ),
+    "MMRL": Original(
+        mmrl,
+        {
+            r"representation_learner\.compound_rep_tokens": "tokens",
+            r"representation_learner\.compound_rep_tokens_r2vproj\.(.*)": r"maps.image.\1",
+            r"representation_learner\.compound_rep_tokens_r2tproj\.(.*)": r"maps.text.\1",
+            r"image_encoder\.proj_rep": "projection",
+        },
+        values={
+            "logits_main": elsewhere,
+            "logits_rep": lambda learner, images: scaled_cosine(
+                learner.encode_both(images)[1], learner.encode_classes(), learner.clip.scale
+            ),
+            "image_features_rep_raw": lambda learner, images: learner.encode_both(images)[1],
+        },
+    ),
+    "LP++": Original(
+        lp_plus_plus,
+        {r"classifier\.(.*)": r"\1", "alpha_vec": "alpha"},
     ),
     "CLIP-LoRA": Original(
         clip_lora,

@@ -9,6 +9,7 @@ import hydra
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from vlprompt.config.compose import compose
 from vlprompt.config.locate import locate
 from vlprompt.config.paths import config_dir
 from vlprompt.config.schema import Settings, check_arguments, read_settings
@@ -195,3 +196,58 @@ def test_a_missing_setting_is_named() -> None:
     del config["seed"]
     with pytest.raises(UserError, match="'seed' is missing"):
         read_settings(config)
+
+
+# What the authors' code has for each data set: trainers/tcp.py (the text that is learned, that of the frozen features)
+# and trainers/prograd.py; all that is not named here is the plain one.
+PLAIN_TCP, PLAIN_PROGRAD = ("X X X X {}.", "a photo of a {}."), "a photo of a {}."
+TCP_TEXTS = {
+    "oxford_pets": ("X X X X {}, a type of pet.", "a photo of a {}, a type of pet."),
+    "flowers102": ("X X X X {}, a type of flower.", "a photo of a {}, a type of flower."),
+    "fgvc_aircraft": ("X X X X {}, a type of aircraft.", "a photo of an aircraft {}."),
+    "dtd": ("X X X X {} texture.", "a photo of a {}, a type of texture."),
+    "eurosat": ("X X X X {}.", "a centered satellite photo of {}."),
+    "stanford_cars": ("X X X X {}, a type of car", "a photo of a {}."),
+    "food101": ("X X X X {}, a type of food.", "a photo of a {}, a type of food."),
+    "ucf101": ("a photo of a person doing {}.", "a photo of a person doing {}."),
+}
+PROGRAD_TEXTS = {
+    "oxford_pets": "a type of pet, a photo of a {}.",
+    "flowers102": "a type of flower, a photo of a {}.",
+    "fgvc_aircraft": "a type of aircraft, a photo of a {}.",
+    "dtd": "a texture of {}.",
+    "eurosat": "a centered satellite photo of {}.",
+    "food101": "a type of food, a photo of {}.",
+    "ucf101": "a photo of a person doing {}.",
+}
+
+
+def texts_of(method: str, arguments: dict[str, Any]) -> Any:
+    if method == "prograd":
+        return arguments["template"]
+    text = arguments["learned_template"]
+    return ("a photo of a " if text.startswith("person") else "X X X X ") + text, arguments["template"]
+
+
+@pytest.mark.parametrize(
+    ("method", "texts", "otherwise"), [("tcp", TCP_TEXTS, PLAIN_TCP), ("prograd", PROGRAD_TEXTS, PLAIN_PROGRAD)]
+)
+def test_texts_of_the_authors(method: str, texts: dict[str, Any], otherwise: Any) -> None:
+    """On the data set that is trained on, whatever the protocol, and on each that is tested after a transfer."""
+    for dataset, protocol in (("oxford_pets", "few_shot"), ("dtd", "base_to_novel"), ("caltech101", "train_val")):
+        arguments = plain(f"method={method}", f"dataset={dataset}", f"protocol={protocol}")["method"]
+        assert texts_of(method, arguments) == texts.get(dataset, otherwise)
+    transfer = compose([f"method={method}", "dataset=imagenet", "protocol=cross_dataset"])
+    tested = {name: texts_of(method, target["method"]) for name, target in transfer["targets"].items()}
+    assert texts_of(method, transfer["method"]) == otherwise
+    assert tested == {name: texts.get(name, otherwise) for name in tested}
+    assert set(texts) <= set(tested)
+
+
+def test_settings_of_tcp() -> None:
+    ours = settings("method=tcp", "dataset=oxford_pets", "protocol=base_to_novel")
+    assert ours.fit is not None
+    assert (ours.fit.optimizer, ours.fit.lr, ours.fit.eps, ours.fit.weight_decay) == ("adam", 0.002, 1e-3, 5e-4)
+    assert (ours.fit.epochs, ours.fit.batch_size, ours.method["ctx_init"], ours.method["layer"]) == (50, 32, "", 8)
+    for dataset, protocol in (("imagenet", "few_shot"), ("sun397", "base_to_novel"), ("imagenet", "cross_dataset")):
+        assert plain("method=tcp", f"dataset={dataset}", f"protocol={protocol}")["fit"]["epochs"] == 25

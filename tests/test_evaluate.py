@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_learners import CLASSES, build, plain, scatter
+from test_learners import CLASSES, build, clip_of, plain, scatter
 
 from vlprompt.data.dataset import Item, Split
 from vlprompt.data.loader import Loader
 from vlprompt.evaluate import evaluate
+from vlprompt.learners.base import Learner
 from vlprompt.training.progress import Reporter
 
 
@@ -32,3 +33,32 @@ def test_images_that_tests_share_are_encoded_once(method: str, monkeypatch: pyte
         assert np.allclose(predictions.label_logit, alone[name].label_logit, rtol=1e-5, atol=1e-5)
         assert (predictions.top5 == alone[name].top5).all()
     assert sum(encoded) == len(whole) or method == "mmrl"  # which has its own `logits`
+
+
+class Told(Learner):
+    """Remembers what its class features are asked for."""
+
+    def encode_classes(self) -> Any:
+        self.told = [*getattr(self, "told", []), (len(self.classes), self.rows, self.transfer)]
+        return super().encode_classes()
+
+
+class OfBefore(Told):
+    """With the `bind` that learners had before transfers were told."""
+
+    def bind(self, classes: Any, rows: Any = None) -> None:
+        super().bind(classes, rows)
+
+
+@pytest.mark.parametrize("kind", [Told, OfBefore])
+def test_a_learner_is_told_that_images_are_of_another_data_set(kind: Any) -> None:
+    """Even where classes are those trained on; and no longer, once it is back on its own."""
+    learner = kind(clip_of("vit"), CLASSES)
+    picture = Image.effect_noise((32, 32), 10).convert("RGB")
+    own = Split((Item("0", 0),), tuple(CLASSES), lambda image: picture, origin="these")
+    tests = {"own": own, "v2": replace(own, transfer=True), "a": replace(own.select([0]), rows=(0,), transfer=True)}
+    evaluate(learner, tests, Loader(learner.clip), precision="fp32", reporter=Reporter())
+    other = kind is Told
+    assert learner.told == [(len(CLASSES), None, False), (len(CLASSES), None, other), (1, (0,), other)]
+    learner.bind(CLASSES)
+    assert not learner.transfer

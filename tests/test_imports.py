@@ -101,12 +101,17 @@ def ivlp(n_context: int, depth: int, n_tokens: int, image_depth: int) -> dict[st
 
 VPT = {"head": "text", "template": "a photo of a {}.", "init": "normal", "project": None, "dropout": 0.0}
 COOP = {"n_context": 4, "ctx_init": "", "class_specific": False, "position": "end"}
+PROGRAD = {"n_context": 16, "init": "template", "template": "a type of pet, a photo of a {}.",
+           "class_specific": False, "position": "end"}  # fmt: skip
 TRIALS = [
     Trial("coop_m4", "coop", COOP),
     Trial("coop_csc_m4", "coop", COOP | {"class_specific": True}),
     Trial("coop_middle_m4", "coop", COOP | {"position": "middle"}, folder="nctx4_cscFalse_ctpmiddle/seed1/x"),
     Trial("coop_front_m4", "coop", COOP | {"position": "front"}, flags=("--position", "front")),
     Trial("kgcoop", "coop", COOP),
+    Trial("prograd_pets_m16", "prograd", PROGRAD, folder="oxford_pets/ProGrad/rn50_16shots/nctx16_ctpend/seed1/x"),
+    Trial("prograd_pets_m16", "prograd", PROGRAD,
+          flags=("--method", "prograd", "--ctx-init", "a type of pet, a photo of a", "--position", "end")),
     Trial("cocoop_m4", "cocoop", {"n_context": 4, "ctx_init": "", "reduction": 16}),
     Trial("cocoop_ctxinit", "cocoop", {"n_context": 4, "ctx_init": "", "reduction": 16}),
     Trial("maple_n2_d3", "maple", {"n_context": 2, "ctx_init": "a photo of a", "depth": 3}),
@@ -130,7 +135,7 @@ def original_tensors(clip: Any, case: Mapping[str, Any], tensors: Mapping[str, T
         embedded = clip.text.embed(tensors["inputs.token_ids"].long())
         saved["prompt_learner.token_prefix"] = embedded[:, :1]
         saved["prompt_learner.token_suffix"] = embedded[:, 1 + context.shape[-2] :]
-    if method in ("CoOp", "CoCoOp", "KgCoOp"):
+    if method in ("CoOp", "CoCoOp", "KgCoOp", "ProGrad"):
         saved = {name.removeprefix("prompt_learner."): tensor for name, tensor in saved.items()}
         return saved | ({"bias_vectors": torch.zeros(1, 8)} if method == "KgCoOp" else {})
     frozen = {"image_encoder.conv1.weight": torch.zeros(2), "text_encoder.positional_embedding": torch.zeros(2)}
@@ -279,6 +284,20 @@ def test_the_initial_phrase_is_read_off_the_text_or_the_log_or_asked_for(here: P
     assert phrase(2, "--ctx-init", "") == ""
     assert "has 1 words" in phrase(2, "--ctx-init", "photo")
     assert phrase(1, log=dassl.head(trainer="MaPLe", options={"CTX_INIT": "this is a"})) == "this is a"
+
+
+def test_prograd_needs_its_data_set_where_its_phrase_leaves_tokens(here: Path) -> None:
+    """These texts go on with the same token after the context."""
+    suffix = torch.cat([torch.ones(3, 1, 512), torch.randn(3, 71, 512)], 1)
+    path = dassl.write_checkpoint(here / "model.pth.tar-50", COOP_STATE | {"token_suffix": suffix})
+    order = (path, "--method", "prograd", "--backbone", "vit_b16", "--output", "out")
+    assert "--dataset" in ask(*order).err
+    assert ask(*order, "--ctx-init", "").code == 0
+    assert saved.read_config(here / "out")["arguments"]["init"] == "random"
+    dassl.write_checkpoint(path, COOP_STATE | {"token_suffix": suffix[:, 1:]})
+    answer = ask(*order, "--force")
+    assert (answer.code, "--ctx-init" in answer.err) == (0, True)
+    assert saved.read_config(here / "out")["arguments"]["template"] == "a photo of a {}."
 
 
 def test_an_existing_output_is_kept_unless_forced(here: Path) -> None:

@@ -1,6 +1,5 @@
 """Methods without numbers of their originals, held against independent computations and special cases."""
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
+from vlprompt.learners.cocoop import CoCoOp
 from vlprompt.learners.coop import CoOp
 from vlprompt.learners.kgcoop import KgCoOp
 from vlprompt.learners.lp_plus_plus import LPPlusPlus
@@ -112,6 +112,60 @@ def test_prograd_starts_with_zeros_before_the_words(world: Any) -> None:
     torch.testing.assert_close(context[2:], clip.text.embed_phrase("a centered photo of").float())
 
 
+def fixed_words(learner: Any) -> list[Tensor]:
+    """Of each class, the embedded tokens from the context to the end token."""
+    first = learner.text.n_prefix_tokens + learner.n_context
+    rows, shared = learner.prompts.whole(), learner.prompts.shared.shape[-2]
+    return [row[first : shared + end] for row, end in zip(rows, learner.prompts.eot, strict=True)]
+
+
+def embedded(clip: Any, text: str) -> Tensor:
+    return clip.text.embed(clip.text.tokenize([text])[0, 1 : 1 + clip.text.count(text)])
+
+
+def test_prograd_counts_words_and_keeps_the_tokens_that_are_more(world: Any) -> None:
+    """With a comma, the last token of the template's words stands before the name, and is not learned."""
+    clip, _, _ = world
+    learner = ProGrad(clip, CLASSES, n_context=9, template="a type of pet, a photo of a {}.")
+    words = embedded(clip, "a type of pet, a photo of a").float()
+    assert len(words) == 9
+    assert not learner.context[0].any()
+    assert torch.equal(learner.context[1:], words[:8])
+    for tokens, name in zip(fixed_words(learner), CLASSES, strict=True):
+        assert torch.equal(tokens, embedded(clip, f"a {name.replace('_', ' ')}."))
+    with pytest.raises(UserError, match=r"n_context is 7, .* 8 words"):
+        ProGrad(clip, CLASSES, n_context=7, template=learner.template)
+
+
+@pytest.mark.parametrize("class_specific", [False, True])
+def test_prograd_from_random_values(world: Any, class_specific: bool) -> None:
+    clip, _, _ = world
+    shape = (3, 20, clip.text.width) if class_specific else (20, clip.text.width)
+    learner = ProGrad(clip, CLASSES, n_context=20, init="random", class_specific=class_specific)
+    assert learner.context.shape == shape
+    assert learner.context.std().item() == pytest.approx(0.02, rel=0.2)
+    assert torch.equal(fixed_words(learner)[0], embedded(clip, "cat."))
+    with pytest.raises(UserError, match="init=random"):
+        ProGrad(clip, CLASSES, class_specific=True)
+
+
+# --- The length of a phrase
+
+
+@pytest.mark.parametrize("kind", [CoOp, CoCoOp, KgCoOp, TCP])
+@pytest.mark.parametrize(
+    ("phrase", "n", "left"), [("a photo of", 3, ""), ("a_photo_of a", 4, ""), ("a photo, of a", 4, "a")]
+)
+def test_a_context_is_as_long_as_its_phrase_has_words(world: Any, kind: Any, phrase: str, n: int, left: str) -> None:
+    """Whatever number is given next to it, and whatever number of tokens the words have."""
+    clip, _, _ = world
+    more = {"reduction": 4} | ({"layer": 2} if kind is TCP else {})
+    learner = kind(clip, CLASSES, n_context=7, ctx_init=phrase, **(more if kind in (CoCoOp, TCP) else {}))
+    assert (learner.n_context, *learner.context.shape) == (n, n, clip.text.width)
+    assert torch.equal(learner.context, embedded(clip, phrase.replace("_", " ")).float()[:n])
+    assert torch.equal(fixed_words(learner)[0], embedded(clip, f"{left} cat."))
+
+
 # --- KgCoOp, PromptSRC
 
 
@@ -130,9 +184,9 @@ def test_without_their_weights_they_are_the_methods_that_they_build_on(world: An
 def test_tcp_without_tokens_is_kgcoop_and_without_weight_coop(world: Any) -> None:
     clip, _, images = world
     kgcoop = gradients(double(KgCoOp(clip, CLASSES)), images)
-    torch.testing.assert_close(gradients(double(TCP(clip, CLASSES, layer=None)), images), kgcoop)
+    torch.testing.assert_close(gradients(double(TCP(clip, CLASSES, **WORDS, layer=None)), images), kgcoop)
     coop = gradients(double(CoOp(clip, CLASSES, **WORDS)), images)
-    torch.testing.assert_close(gradients(double(TCP(clip, CLASSES, layer=None, weight=0.0)), images), coop)
+    torch.testing.assert_close(gradients(double(TCP(clip, CLASSES, **WORDS, layer=None, weight=0.0)), images), coop)
 
 
 def test_tcp_writes_tokens_that_are_made_of_each_class_alone(world: Any) -> None:
@@ -145,6 +199,37 @@ def test_tcp_writes_tokens_that_are_made_of_each_class_alone(world: Any) -> None
         tokens = learner.up(hidden * torch.sigmoid(1.702 * hidden)).view(4, -1)
         prompts = clip.text.prompts([name], template="a photo of a {}.").with_context(learner.context)
         torch.testing.assert_close(got[c], clip.text(prompts, {2: Edit(tokens=tokens)})[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"learned_template": "{}, a type of car"}, "cat, a type of car"),
+        ({"learned_template": "person doing {}."}, "person doing cat."),
+        ({"learned_template": "{} texture.", "ctx_init": "a photo of a"}, "cat texture."),
+        ({"learned_template": "X X {}.", "n_context": 2, "n_tokens": 4}, "X X cat."),
+    ],
+)
+def test_tcp_learns_the_first_tokens_of_a_text_and_keeps_the_rest(world: Any, settings: Any, text: str) -> None:
+    clip, _, _ = world
+    learner = double(TCP(clip, CLASSES, layer=2, **settings))
+    assert torch.equal(fixed_words(learner)[0], embedded(clip, text))
+    assert learner.class_tokens().shape == (3, 4, clip.text.width)
+    assert learner.encode_classes().isfinite().all()
+
+
+def test_tcp_starts_as_the_original() -> None:
+    """The properties of the start that the original draws for itself, in a width of 128 and an embedding of 64."""
+    clip, _ = tiny.clip()
+    learner = TCP(clip, CLASSES, layer=2)
+    assert learner.context.std().item() == pytest.approx(0.02, rel=0.2)
+    for layer in (learner.down, learner.up):
+        bound = layer.in_features**-0.5
+        assert layer.weight.abs().max() <= bound
+        assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.2)
+    assert learner.up.out_features == 4 * clip.text.width
+    with pytest.raises(UserError, match=r"n_tokens is 5, allowed is 1 to 4"):
+        TCP(clip, CLASSES, layer=2, n_tokens=5)
 
 
 # --- MMRL
@@ -197,7 +282,7 @@ def test_mmrl_against_the_librarys_blocks(world: Any) -> None:
     frozen = F.normalize(model.encode_image(images.pixels)), F.normalize(model.encode_text(ids))
     near = [(F.normalize(a) * b).sum(-1).mean() for a, b in zip((features[0], classes), frozen, strict=True)]
     losses = [F.cross_entropy(c, LABELS) for c in cosines]
-    expected = 0.7 * losses[0] + 0.3 * losses[1] + 0.5 * (2 - near[0] - near[1])
+    expected = 0.7 * losses[0] + 0.3 * losses[1] + 1.0 * (2 - near[0] - near[1])
     torch.testing.assert_close(learner.loss(images, LABELS)[0], expected)
 
 
@@ -216,58 +301,94 @@ def test_mmrl_tells_other_classes_apart_by_the_class_token(world: Any) -> None:
     assert not torch.allclose(learner(images, classes), alone(images, classes))
 
 
+@pytest.mark.parametrize(("classes", "rows"), [(CLASSES, None), (CLASSES, range(3)), (CLASSES[:2], [0, 1])])
+def test_mmrl_judges_other_data_sets_by_the_class_token(world: Any, classes: Any, rows: Any) -> None:
+    """Whether their classes are those trained on (ImageNet-V2), some of them (-A), or unrelated."""
+    clip, _, images = world
+    learner = double(MMRL(clip, CLASSES, space=20, first_layer=1))
+    learner.bind(classes, rows)
+    fused = learner(images, learner.encode_classes())
+    learner.bind(classes, rows, transfer=True)
+    main = learner(images, learner.encode_classes())
+    learner.alpha = 1.0
+    learner.bind(classes, rows)
+    torch.testing.assert_close(learner(images, learner.encode_classes()), main)
+    assert not torch.allclose(fused, main)
+
+
 def test_mmrl_needs_a_tower_whose_class_token_a_matrix_reads() -> None:
     clip, _ = tiny.clip("timm", torch.float32)
     with pytest.raises(UserError, match="choose one of OpenAI's ViTs"):
         MMRL(clip, CLASSES, first_layer=1)
 
 
-def test_mmrl_starts_from_the_frozen_projection(world: Any) -> None:
+def test_mmrl_starts_with_equal_maps_and_a_projection_of_its_own(world: Any) -> None:
     clip, model, _ = world
-    torch.testing.assert_close(MMRL(clip, CLASSES, first_layer=1).projection, model.visual.proj.float())
+    torch.manual_seed(0)
+    learner = MMRL(clip, CLASSES, first_layer=1, space=64, n_tokens=8)
+    for maps in learner.maps.values():
+        first, *rest = maps
+        assert rest
+        for other in rest:
+            assert torch.equal(other.weight, first.weight)
+            assert torch.equal(other.bias, first.bias)
+            assert other.weight is not first.weight
+    assert learner.projection.shape == model.visual.proj.shape
+    assert not torch.allclose(learner.projection, model.visual.proj.float())
+    assert learner.projection.std().item() == pytest.approx(clip.image.width**-0.5, rel=0.1)
+    assert learner.tokens.std().item() == pytest.approx(0.02, rel=0.1)
 
 
 # --- LP++
 
 
-def test_lp_plus_plus_descends_to_the_optimum(world: Any) -> None:
-    """The loss is convex: steps never raise it, and they end where L-BFGS ends."""
-    clip, _, _ = world
+def lp_plus_plus(clip: Any, n_epochs: int) -> tuple[LPPlusPlus, Tensor, Tensor]:
+    """A learner with features of classes of different sizes."""
     generator = torch.Generator().manual_seed(5)
-    features = F.normalize(torch.randn(120, 24, generator=generator, dtype=torch.float64), dim=-1)
-    labels = torch.randint(3, (120,), generator=generator)  # at random, so that no weights separate them
-    learner = LPPlusPlus(clip, CLASSES, iterations=0, n_views=1).double()
+    labels = torch.tensor([0] * 20 + [1] * 10 + [2] * 5)
+    features = torch.randn(len(labels), clip.image.embed_dim, generator=generator, dtype=torch.float64)
+    torch.manual_seed(1)
+    return LPPlusPlus(clip, CLASSES, iterations=n_epochs).double(), features, labels
+
+
+def test_lp_plus_plus_against_its_formulas(world: Any) -> None:
+    clip, _, _ = world
+    learner, features, labels = lp_plus_plus(clip, 23)
+    bias = learner.bias.detach().numpy().copy()
+    assert 0 < np.abs(bias).max() <= features.shape[1] ** -0.5
     learner.prepare([(Images(features=features), labels)], None)
-    means = torch.stack([features[labels == c].mean(0) for c in range(3)])
-    torch.testing.assert_close(learner.weight.detach(), means)
-    texts = F.normalize(clip.text(clip.text.prompts(CLASSES, template="a photo of a {}.")), dim=-1)
-    cosine = (features * texts[labels]).sum(-1).mean()
-    torch.testing.assert_close(learner.alpha.detach(), (250 * cosine).expand(3))
-    wanted = F.one_hot(labels, 3).double()
 
-    def loss(weight: Tensor, alpha: Tensor) -> Tensor:
-        return F.cross_entropy(features @ weight.T + alpha * (features @ texts.T), labels)
+    f = features.numpy() / np.linalg.norm(features.numpy(), axis=1, keepdims=True)
+    texts = F.normalize(clip.text(clip.text.prompts(CLASSES, template="a photo of a {}.")), dim=-1).numpy()
+    wanted, cosines, n = np.eye(3)[labels], f @ texts.T, len(f)
+    weight = np.stack([f[labels == c].sum(0) for c in range(3)])
+    alpha = np.full(3, 250 * np.mean([cosines[labels == c, c].mean() for c in range(3)]))
+    step = 4 * n / np.linalg.eigvalsh(f.T @ f).max()
+    velocities, summed = [np.zeros_like(weight), np.zeros_like(bias)], np.zeros(3)
+    for epoch in range(1, 24):
+        logits = f @ weight.T + alpha * cosines + bias
+        odds = np.exp(logits - logits.max(1, keepdims=True))
+        slope = (odds / odds.sum(1, keepdims=True) - wanted) / n
+        summed += (slope * cosines).sum(0)
+        velocities = [0.9 * velocities[0] + slope.T @ f, 0.9 * velocities[1] + slope.sum(0)]
+        weight, bias = weight - step * velocities[0], bias - step * velocities[1]
+        if epoch % 10 == 0:
+            alpha = alpha - n / (4 * (cosines**2).sum(0).max()) * summed
+    for ours, theirs in ((learner.weight, weight), (learner.bias, bias), (learner.alpha, alpha)):
+        np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=1e-9)
 
-    losses = []
-    learner.iterations = 200
-    with torch.no_grad():
-        for _ in range(20):
-            losses.append(loss(learner.weight, learner.alpha).item())
-            learner.descend(features, wanted, texts)
-    assert all(after <= before + 1e-12 for before, after in pairwise(losses)), losses
-    weight, alpha = means.clone().requires_grad_(), torch.zeros(3, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, alpha], max_iter=500, line_search_fn="strong_wolfe")
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = loss(weight, alpha)
-        value.backward()
-        return value
-
-    for _ in range(5):
-        optimizer.step(closure)
-    assert loss(learner.weight, learner.alpha).item() == pytest.approx(loss(weight, alpha).item(), abs=2e-3)
-    assert losses[-1] < losses[0] - 0.05
+def test_lp_plus_plus_ends_with_the_last_of_the_best_epochs(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip, _, _ = world
+    learner, features, labels = lp_plus_plus(clip, 5)
+    weights = [learner.weight.detach().clone() for _ in learner.descend(F.normalize(features, dim=-1), labels)]
+    learner, *_ = lp_plus_plus(clip, 5)
+    right = iter([1, 3, 2, 3, 0])
+    monkeypatch.setattr(learner, "n_right", lambda features, labels: next(right))
+    images = [(Images(features=features), labels)]
+    learner.prepare(images, images)
+    assert torch.equal(learner.weight, weights[3])
+    assert not torch.equal(learner.weight, weights[1])
 
 
 # --- Tip-Adapter

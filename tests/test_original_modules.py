@@ -1,159 +1,169 @@
-"""DyLoRA, P-tuning and intrinsic dimension against the public originals: losses, gradients, steps and logits.
+"""Adapters, prefix tuning, LLaMA-Adapter and QLoRA against public originals (fixtures/originals/README.md)."""
 
-The numbers are in fixtures/originals, each method's README says what ran.
-"""
-
-import json
-import sys
+import importlib.util
+import re
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
-import open_clip
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from test_parity import FIXTURES, load_tiny, near
 
-from vlprompt.learners.base import Learner
-from vlprompt.learners.dylora import DyLoRA
-from vlprompt.learners.intrinsic_dimension import IntrinsicDimension
-from vlprompt.learners.p_tuning import PTuning
-from vlprompt.towers import Clip, Images, Preprocess
-from vlprompt.towers.loading import clip_of
+from vlprompt.errors import UserError
+from vlprompt.learners.adapter import ACTIVATIONS, Adapter
+from vlprompt.learners.llama_adapter import LlamaAdapter
+from vlprompt.learners.lora import LoRA
+from vlprompt.learners.prefix_tuning import PrefixTuning
+from vlprompt.towers import Images
+from vlprompt.towers.block import Weights
+from vlprompt.towers.clip import build
+from vlprompt.towers.quantization import quantize
 
-ORIGINALS = Path(__file__).parent / "fixtures" / "originals"
-sys.path.insert(0, str(ORIGINALS))
-import recording  # noqa: E402
-
-BOUND = 1e-4  # relative, of each tensor; float32 differs by up to 4e-5
-
-
-def runs(method: str) -> dict[str, Any]:
-    return json.loads((ORIGINALS / method / "cases.json").read_text())
-
-
-def cases(method: str, *quick: str) -> list[Any]:
-    """The runs of a method; all but the quick ones with -m slow."""
-    names = list(runs(method))
-    assert set(quick) <= set(names)
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+FOLDER = Path(__file__).parent / "fixtures" / "originals"
+STRINGS = ["a photo of a cat.", "golden retriever", "hot air balloon seen from far away"]
+TOWERS = {"image": "vision", "text": "text"}
+SITES = {"attention": "attn", "output": "mlp"}
+MAPS = {"q_proj": "q", "k_proj": "k", "out_proj": "o", "fc1": "fc1", "fc2": "fc2"}
 
 
-def expected(method: str, run: str) -> dict[str, Tensor]:
-    tensors = safetensors.torch.load_file(ORIGINALS / method / "cases.safetensors")
-    return {name.removeprefix(f"{run}."): t for name, t in tensors.items() if name.startswith(f"{run}.")}
+def of_adapters(tensors, tower):
+    """AdapterHub's names."""
+    pattern = rf"{TOWERS[tower]}\.(\d)\.(\w+)_adapters\.adapter_(down|up)(?:\.0)?\.(weight|bias)"
+    found = {}
+    for name, tensor in tensors.items():
+        if match := re.fullmatch(pattern, name):
+            layer, site, linear, kind = match.groups()
+            found[f"layers.{tower}.{layer}.{SITES[site]}.{linear}.{kind}"] = tensor
+    return found
+
+
+def of_prefixes(tensors, tower):
+    """AdapterHub's names, and the form in which it holds keys and values that are learned themselves."""
+    names = {"wte.weight": "embedding", "control_trans": "pairs"} | {
+        f"control_trans.{i}.{kind}": f"network.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")
+    }
+    given = {name.removeprefix(f"{TOWERS[tower]}."): t for name, t in tensors.items() if name.startswith(TOWERS[tower])}
+    found = {f"prefixes.{tower}.{ours}": given[theirs] for theirs, ours in names.items() if theirs in given}
+    if pairs := [name for name in found if name.endswith("pairs")]:
+        heads = {"image": 3, "text": 2}[tower]
+        found[pairs[0]] = found[pairs[0]].view(-1, 2, 2, heads, 64).permute(1, 2, 3, 0, 4)
+    return found
+
+
+def of_llama(tensors, tower):
+    """The authors' prompts and gates of one block each, or peft's, which has one gate for all heads."""
+    at = sorted({name.split(".")[1] for name in tensors if name.startswith(tower)})
+    tokens = torch.cat([tensors[f"{tower}.{layer}.prompt"] for layer in at])
+    gates = torch.stack([tensors[f"{tower}.{layer}.gate"].flatten() for layer in at])
+    return {f"prompted.{tower}.tokens": tokens, f"prompted.{tower}.gates": gates}
+
+
+def of_lora(tensors, tower):
+    """peft's names."""
+    pattern = rf"{TOWERS[tower]}\.(\d)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight"
+    found = {}
+    for name, tensor in tensors.items():
+        if match := re.fullmatch(pattern, name):
+            layer, linear, matrix = match.groups()
+            found[f"layers.{tower}.{layer}.{MAPS[linear]}.{matrix.lower()}"] = tensor
+    return found
+
+
+CASES = {
+    "adapter/houlsby": (Adapter, of_adapters, {"sites": "attn_mlp", "activation": "swish"}),
+    "adapter/houlsby_gelu": (Adapter, of_adapters, {"sites": "attn_mlp", "activation": "gelu"}),
+    "adapter/pfeiffer": (Adapter, of_adapters, {"sites": "mlp", "activation": "relu", "reads": "sum"}),
+    "prefix_tuning/network": (PrefixTuning, of_prefixes, {"n_tokens": 3, "reparameterise": True, "hidden": 2}),
+    "prefix_tuning/direct": (PrefixTuning, of_prefixes, {"n_tokens": 2}),
+    "llama_adapter/tanh": (LlamaAdapter, of_llama, {"n_tokens": 3, "depth": 2}),
+    "llama_adapter/tanh_topmost": (LlamaAdapter, of_llama, {"n_tokens": 2, "depth": 1}),
+    "llama_adapter/linear": (LlamaAdapter, of_llama, {"n_tokens": 3, "depth": 2, "gate": "linear"}),
+    "qlora/all": (LoRA, of_lora, {"sites": ["q", "o", "fc1", "fc2"], "rank": 1, "alpha": 3.0}),
+    "qlora/image": (LoRA, of_lora, {"sites": ["k", "o"], "rank": 2, "alpha": 3.0, "scaling": "alpha/sqrt(r)"}),
+}
+
+
+PAIRS = [(case, tower) for case in CASES for tower in TOWERS if (case, tower) != ("qlora/image", "text")]
 
 
 @pytest.fixture(scope="module")
-def clip() -> Clip:
-    preprocess = Preprocess(size=32)
-    return clip_of(recording.tiny_model(), name="tiny", preprocess=preprocess, tokenizer=open_clip.SimpleTokenizer())
+def clips():
+    """The tiny CLIP's first two blocks, as they are and in 4 bits."""
+    plain = load_tiny(FIXTURES, 2)
+    copy = build(Weights(deepcopy(plain.weights.root)), name="tiny", preprocess=plain.preprocess, words=plain.words)
+    return {"plain": plain, "nf4": copy.quantized("nf4") if importlib.util.find_spec("bitsandbytes") else None}
 
 
-def compare(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    """Each tensor by its relative L2 difference; where the original's is zero, so is ours."""
-    assert set(ours) == set(theirs)
-    for name, t in theirs.items():
-        assert (ours[name] - t).norm() <= BOUND * t.norm(), f"{name}: {(ours[name] - t).norm() / t.norm():.1e}"
-
-
-def logits_of(learner: Learner) -> Tensor:
-    return learner(Images(recording.images()), learner.encode_classes())
-
-
-# DyLoRA
-
-
-@pytest.mark.parametrize("run", cases("dylora", "published", "odd"))
-def test_dylora_is_the_authors(clip: Clip, run: str) -> None:
-    settings = runs("dylora")[run]
-    ranks = settings.pop("ranks")
-    learner = DyLoRA(clip, recording.CLASSES, **settings)
-    parameters: dict[str, nn.Parameter] = {}
-    for (tower, layer, site), update in learner.updates_by_site().items():
-        for matrix, p in (("a", update.a), ("b", update.b)):
-            name = f"{tower}.{layer}.{site}.{matrix}"
-            p.data, parameters[name] = 0.3 * recording.numbers(name, p.shape), p
-
-    def before(step: int) -> None:
-        learner.use_rank(ranks[-1])
-        learner.train(step <= recording.STEPS)
-        if learner.training:
-            learner._activate(ranks[step - 1])
-
-    compare(recording.train(lambda: logits_of(learner), parameters, lr=0.02, before=before), expected("dylora", run))
-
-
-# P-tuning
-
-
-def theirs_of(name: str) -> str:
-    """The original's name of a parameter of `VirtualTokens`."""
-    for ours, theirs in {
-        "start": "embedding.weight",
-        "encoder.lstm.": "lstm_head.",
-        "encoder.mlp.": "mlp_head.",
-        "encoder.": "mlp_head.",
-    }.items():
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    raise AssertionError(name)
-
-
-@pytest.mark.parametrize("run", cases("p_tuning", "authors", "peft_lstm", "peft_mlp"))
-def test_p_tuning_s_encoders_are_the_authors_and_peft_s(clip: Clip, run: str) -> None:
-    settings = runs("p_tuning")[run]
-    del settings["by"]
-    learner, theirs = PTuning(clip, recording.CLASSES, **settings), expected("p_tuning", run)
-    encoder = learner.tokens["text"]
-    parameters = {theirs_of(name): p for name, p in encoder.named_parameters()}
-    for name, p in parameters.items():
-        p.data = (0.3 if "embedding" in name else 0.6) * recording.numbers(name, p.shape)
+@pytest.mark.parametrize(("case", "tower"), PAIRS)
+def test_features_and_gradients_are_the_originals(case, tower, clips):
+    kind, renamed, options = CASES[case]
+    method, setting = case.split("/")
+    clip = clips["nf4" if method == "qlora" else "plain"]
+    if clip is None:
+        pytest.skip("needs bitsandbytes")
+    inputs, tensors = (safetensors.torch.load_file(FOLDER / f"{name}.safetensors") for name in ("inputs", method))
+    mine = {name.split("/")[1]: t.float() for name, t in tensors.items() if name.startswith(f"{setting}/")}
+    start, gradients = (
+        renamed({name.removeprefix(part): t for name, t in mine.items() if name.startswith(part)}, tower)
+        for part in ("param.", "grad.")
+    )
+    if kind is Adapter:
+        options = {**options, "bottleneck": len(next(t for name, t in start.items() if name.endswith("down.bias")))}
+    learner = kind(clip, STRINGS, template="{}", towers=tower, **options)
+    images = Images(inputs["images"].float())
+    run = (lambda: learner.encode_images(images)) if tower == "image" else learner.encode_classes
+    parameters = dict(learner.named_parameters())
+    assert set(parameters) == set(start)
     with torch.no_grad():
-        tokens = encoder().clone()
-    compare({"tokens": tokens, **recording.train(lambda: logits_of(learner), parameters, lr=0.01)}, theirs)
-    learner.drop_encoders()
-    compare({"logits": logits_of(learner)}, {"logits": theirs["logits"]})
+        for name, p in parameters.items():
+            p.copy_(start[name])
+    found = run()
+    near(found, mine[f"{tower}_features"], 5e-6)
+    (found * inputs[f"{tower}_weights"].float()).sum().backward()
+    for name, p in parameters.items():
+        g = p.grad.sum(-1, keepdim=True) if gradients[name].shape != p.shape else p.grad  # one gate for all heads
+        near(g, gradients[name], 2e-5)
 
 
-# Intrinsic dimension
+NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+       -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+       0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]  # fmt: skip
+"""The numbers of the data type: Dettmers et al., appendix E."""
 
 
-class Part(IntrinsicDimension):
-    """Of some tensors alone."""
-
-    parts: tuple[str, ...] = ()
-
-    def frozen(self, tower: Any) -> dict[str, Tensor]:
-        frozen = super().frozen(tower)
-        return {name: t for name, t in frozen.items() if any(part in name for part in self.parts)}
-
-
-def intrinsic(clip: Clip, run: str) -> tuple[Part, list[int]]:
-    """The learner with the original's projections and start, and the indices of its scales among the original's."""
-    settings = runs("intrinsic_dimension")[run]
-    Part.parts = tuple(settings["parts"])
-    names = [name for name, _ in clip.weights.root.named_parameters() if any(p in name for p in Part.parts)]
-    m = len(names) if settings["projection"] == "said" else 0
-    about = {"projection": settings["projection"], "dimension": settings["d"] + m, "scales": "tensor"}
-    learner, drawn, at = Part(clip, recording.CLASSES, **about), expected("intrinsic_dimension", "drawn"), 0
-    modules = {n: p for t in learner.towers for n, p in zip(learner.frozen(t), learner.projections[t], strict=True)}
-    for p in map(modules.__getitem__, names):
-        span, at = slice(at, at + p.n), at + p.n
-        p.signs, p.order, gains = drawn["BB"][span][None], drawn["Pi"][span][None], drawn["GG"][span]
-        p.gains = (gains / gains.norm() * p.gains.norm())[None]
-    assert at == len(drawn["BB"])
-    learner.theta.data = 0.5 * recording.numbers("theta", learner.theta.shape)
-    order = [names.index(name) for name in learner.scale_of]  # ours are by tower
-    if learner.scales is not None:
-        learner.scales.data += 0.5 * recording.numbers("scales", learner.scales.shape)[order]
-    return learner, order
+def test_four_bits_where_the_last_block_is_not_full():
+    pytest.importorskip("bitsandbytes")
+    tensors = safetensors.torch.load_file(FOLDER / "qlora.safetensors")
+    matrix = tensors["matrix"].float()
+    assert matrix.numel() % 64
+    quantized, error = quantize({"m": matrix}, "nf4")
+    found = quantized["m"].plain()
+    assert torch.equal(found, tensors["dequantized"])
+    assert error == pytest.approx((torch.linalg.norm(found - matrix) / torch.linalg.norm(matrix)).item())
+    for block, given in zip(found.flatten().split(64), matrix.flatten().split(64), strict=True):
+        scale, top = block.abs().max().item(), given.abs().max().item()
+        assert scale == pytest.approx(top, rel=0.02)  # quantised, too
+        level = (block[:, None] / scale - torch.tensor(NF4)).abs()
+        assert level.min(1).values.max() < 1e-6
+        off = (given[:, None] / top - torch.tensor(NF4)).abs()
+        chosen = off.take_along_dim(level.argmin(1, keepdim=True), 1)[:, 0]
+        assert torch.all(chosen <= off.min(1).values + 1e-6)
 
 
-@pytest.mark.parametrize("run", cases("intrinsic_dimension", "did_large", "said"))
-def test_intrinsic_dimension_of_each_tensor_is_the_public_codes(clip: Clip, run: str) -> None:
-    learner, order = intrinsic(clip, run)
-    theirs = expected("intrinsic_dimension", run)
-    theirs = {name: t[order] if name.endswith("scales") else t for name, t in theirs.items()}
-    theirs.pop("published_gradient.theta", None)
-    compare(recording.train(lambda: logits_of(learner), dict(learner.named_parameters()), lr=0.003), theirs)
+def test_adapters_start_as_asked(clips):
+    """As the authors' adapters do: both matrices from a normal distribution cut at twice its deviation, no biases."""
+    drawn = Adapter(clips["plain"], STRINGS, bottleneck=64, std=0.001, sites="attn_mlp", activation="gelu_tanh")
+    for name, p in drawn.named_parameters():
+        if name.endswith("bias"):
+            assert not p.any()
+        else:
+            assert p.abs().max() <= 0.002
+            assert p.std().item() == pytest.approx(0.001 * 0.8796, rel=0.03)  # what the cut leaves of it
+    plain = Adapter(clips["plain"], STRINGS, bottleneck=64, sites="attn_mlp")
+    assert torch.equal(plain.encode_classes(), Adapter.neutral(clips["plain"], STRINGS, std=0.001).encode_classes())
+    x = torch.linspace(-3, 3, 50)
+    cubic = 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    torch.testing.assert_close(ACTIVATIONS["gelu_tanh"](x), cubic)
+    with pytest.raises(UserError, match=r"std=0\.0"):
+        Adapter(clips["plain"], STRINGS, std=0.0)

@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,9 @@ def tiny_clip(parity_folder) -> Clip:
     return load_tiny(parity_folder if (parity_folder / "clip_tiny.json").exists() else FIXTURES)
 
 
-def load_tiny(folder: Path) -> Clip:
+@cache
+def load_tiny(folder: Path, layers: int | None = None) -> Clip:
+    """The CLIP of a folder with cases; with `layers`, cut to the first blocks of both towers."""
     shape = json.loads((folder / "clip_tiny.json").read_text())
     state = safetensors.torch.load_file(folder / "clip_tiny.safetensors")
     ids, rows = state.pop("token_embedding.sample_ids"), state.pop("token_embedding.sample_rows")
@@ -59,11 +62,13 @@ def load_tiny(folder: Path) -> Clip:
         "embed_dim": shape["embed_dim"],
         "quick_gelu": shape["activation"] == "quick_gelu",
         "vision_cfg": {"image_size": shape["image_size"], "patch_size": shape["patch_size"],
-                       "width": shape["vision_width"], "layers": shape["vision_layers"], "head_width": 64},
+                       "width": shape["vision_width"], "layers": layers or shape["vision_layers"], "head_width": 64},
         "text_cfg": {"context_length": shape["context_length"], "vocab_size": shape["vocab_size"],
-                     "width": shape["text_width"], "heads": shape["text_heads"], "layers": shape["text_layers"]},
+                     "width": shape["text_width"], "heads": shape["text_heads"],
+                     "layers": layers or shape["text_layers"]},
     })  # fmt: skip
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    left = model.state_dict()  # of the blocks that remain
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items() if name in left})
     preprocess = Preprocess(size=shape["image_size"])
     return clip_of(model, name="tiny", preprocess=preprocess, tokenizer=open_clip.SimpleTokenizer())
 
@@ -151,6 +156,8 @@ def check(clip, case_file) -> Case:
         assert [clip.text.count(name) for name in names] == case.told["name_lens"]
     if "cache_keys" in case:
         check_cache(clip, original, case)
+    elif "init_forward.train_logits" in case:
+        check_probe(clip, original, case)
     elif "logits" in case:
         check_untrained(clip, original, case)
     elif case.told.get("runs"):
@@ -186,6 +193,8 @@ def check_run(clip, original, case, run):
     check_drawn(parameters, original, case)
     start = case.below("init.")
     assert sorted(start) == sorted(case.told["trainable_names_in_order"])
+    if getattr(learner, "ctx_init", "") and "start_of_the_original" not in case.told:
+        assert torch.equal(learner.context, start["prompt_learner.ctx"])  # from words, as in the original
     with torch.no_grad():
         for name, value in start.items():
             ours = part(parameters, original.ours(name))
@@ -298,10 +307,10 @@ def check_start(learner, original, case, images):
 
 def check_components(learner, original, case, expected, bounds):
     """The parts that a loss is the sum of."""
+    ours = original.components(learner, case.images(), case["inputs.labels"]) if expected else {}
     for name, value in expected.items():
-        if name in original.components:
-            ours = original.components[name](learner, case.images(), case["inputs.labels"])
-            equal(ours, value, bounds["loss"])
+        if name in ours:
+            equal(ours[name], value, bounds["loss"])
         elif name != "ce":
             case.strange.add(f"loss component {name}")
 
@@ -401,6 +410,56 @@ def finetune(learner, original, case, accuracy):
     assert compared >= 2
     assert ends == pytest.approx(results["test_acc_per_epoch"])
     learner._set_cache(keys[ends.index(max(ends))], learner.labels)
+
+
+def check_probe(clip, original, case):
+    """LP++: the start, the epochs one by one, and the one that is best on validation images."""
+    results, bounds, texts = case.told["results"], case.bounds(original), case["clip_weights"].T
+    images = {name: Images(features=case[f"{name}_features_raw"]) for name in ("train", "val", "test")}
+    labels = {name: case[f"{name}_labels"] for name in images}
+    total = len(results["losses"])
+
+    def fresh(n_epochs):
+        learner = original.build(clip, case.told)
+        learner.iterations, learner.zero_shot_features = n_epochs, lambda templates: texts
+        learner.bias.data.copy_(case["init.classifier.bias"])
+        return learner
+
+    def compare(learner, prefix, bound, value=lambda p: p.data):
+        ours, theirs = dict(learner.named_parameters()), case.below(prefix)
+        for name, expected in theirs.items():
+            near(value(ours[original.ours(name)]), expected.squeeze(0), bound)
+        return len(theirs)
+
+    @torch.no_grad()
+    def judged(learner, name):
+        logits = learner.logits(images[name], learner.encode_classes())
+        return logits, 100 * (logits.argmax(-1) == labels[name]).double().mean().item()
+
+    learner, compared = fresh(total), 0
+    features = torch.nn.functional.normalize(images["train"].features, dim=-1)
+    for epoch, (loss, expected) in enumerate(
+        zip(learner.descend(features, labels["train"]), results["losses"], strict=True), 1
+    ):
+        equal(loss.item(), expected, bounds["loss"])
+        for kind in ("grad", "summed_grad"):
+            compared += compare(learner, f"run.{kind}{epoch}.", bounds["gradient_rel_l2"], lambda p: p.grad)
+        compared += compare(learner, f"run.param{epoch}.", bounds["parameter_rel_l2"])
+        assert judged(learner, "val")[1] == pytest.approx(results["val_acc_per_epoch"][epoch - 1])
+    assert compared == 6 * len(results["recorded_epochs_from_1"])
+
+    for n_epochs, selects, name, key, prefix in (
+        (0, False, "train", "init_forward.train_logits", "init."),
+        (total, False, "test", "run.test_logits_last_epoch", f"run.param{total}."),
+        (total, True, "test", "run.test_logits_best_epoch", f"run.param{results['best_epoch_from_0'] + 1}."),
+    ):
+        learner = fresh(n_epochs)
+        learner.prepare([(images["train"], labels["train"])], [(images["val"], labels["val"])] if selects else None)
+        n = compare(learner, prefix, bounds["parameter_rel_l2" if n_epochs else "lr_and_init_alpha_rel"])
+        assert n == 3 or selects  # not every epoch is recorded
+        logits, right = judged(learner, name)
+        close(logits, case[key], bounds["final_logits"])
+    assert right == pytest.approx(results["test_acc_of_best_epoch"])
 
 
 def part(tensors, name):

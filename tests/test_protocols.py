@@ -157,6 +157,8 @@ def test_transfer_trains_as_few_shot_and_tests_the_source_first(kind: type[Trans
         split = episode.tests[name]
         assert (images(split), split.classes, split.origin) == (images(target.split("test")), ("a", "b"), target.origin)
         assert split.rows == ((0, 1) if kind is DomainGeneralization else None)
+        assert split.transfer
+    assert not episode.tests["source"].transfer
 
 
 def test_any_sample_will_do() -> None:

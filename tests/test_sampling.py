@@ -184,6 +184,19 @@ def test_clip_lora_splits_one_draw_where_there_are_no_validation_images() -> Non
     assert val == drawn[0][2:] + drawn[1][2:]
 
 
+@pytest.mark.parametrize("val", [[0] * 30 + [1] * 3, []], ids=["with validation images", "without"])
+def test_lp_plus_plus_draws_as_many_validation_as_training_images(val: list[int]) -> None:
+    dataset, rng = make_dataset([0] * 30 + [1] * 30, val), random.Random(1)
+    train, chosen = SAMPLERS["lp_plus_plus"](dataset, shots=5, seed=1)
+    if val:
+        assert train == rng.sample(dataset.train[:30], 5) + rng.sample(dataset.train[30:], 5)
+        assert chosen == rng.sample(dataset.val[:30], 5) + rng.choices(dataset.val[30:], k=5)
+    else:
+        drawn = [rng.sample(dataset.train[:30], 10), rng.sample(dataset.train[30:], 10)]
+        assert train == drawn[0][:5] + drawn[1][:5]
+        assert chosen == drawn[0][5:] + drawn[1][5:]
+
+
 def write_list(path: Path, lines: list[dict]) -> ListSampler:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return ListSampler(path)

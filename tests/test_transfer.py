@@ -1,9 +1,11 @@
 """Runs that train on one data set and test on several, on tiny worlds: one record, one hash, one command."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from running import Answer, ask, check_mistake, succeed
 from tiny_world import CLASSES, PER_CLASS
 
@@ -12,9 +14,11 @@ from vlprompt import sweep
 from vlprompt.config.build import clip_at, features_at
 from vlprompt.config.compose import read_reference, read_run
 from vlprompt.config.spec import RunSpec
-from vlprompt.results.predictions import load_predictions
+from vlprompt.data.loader import Loader
+from vlprompt.results.predictions import Predictions, load_predictions
 from vlprompt.results.record import Record
 from vlprompt.results.store import find_records
+from vlprompt.training.progress import Reporter
 
 CONF = Path(__file__).parent / "fixtures" / "conf"
 TINY = ["--config-dir", str(CONF), "dataset=tiny", "backbone.weights=random"]
@@ -87,6 +91,16 @@ def test_class_bound_methods_are_refused_before_training(
     check_mistake(answer, ["owns parameters for each of its 5 training classes"], results)
 
 
+def test_words_that_do_not_fit_a_target_are_refused_before_training(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The context has as many tokens as the source's template has words, and fewer than the target's."""
+    monkeypatch.setattr(vlprompt.run, "train", no_training)
+    words = "+wording.template.tiny_other='one two three four five six {}.'"
+    answer = ask(sweep.main, [*TINY, *SHORT, *CROSS, "method=prograd", "method.n_context=5", words])
+    check_mistake(answer, ["method.n_context is 5", "6 words"], results)
+
+
 def test_a_target_that_is_no_variant_is_refused_before_training(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vlprompt.run, "train", no_training)
     answer = ask(sweep.main, [*RUN, DOMAINS[0], "protocol.targets=[tiny_sketch,tiny_other]"])
@@ -139,6 +153,29 @@ def test_how_a_method_words_the_classes_of_a_target_is_part_of_a_run() -> None:
     wordings = [run.settings.targets["tiny_other"].method["template"] for run in (default, fixed)]
     assert wordings == ["the {}.", "a photo of a {}."]
     assert default.hash != fixed.hash
+
+
+@pytest.mark.usefixtures("results")
+@pytest.mark.parametrize(("method", "words"), [("lora", "the {}."), ("taskres", "a photo of a {}.")])
+def test_what_is_learned_for_each_class_keeps_the_words_of_the_source(
+    monkeypatch: pytest.MonkeyPatch, method: str, words: str
+) -> None:
+    """As in the code of TaskRes, where the source's text features are a part of the checkpoint."""
+    searched = f"hydra.searchpath=['file://{CONF}']"
+    spec = read_run([searched, *TINY[2:], CROSS[0], "protocol.targets=[tiny_other]", f"method={method}"])
+    clip = clip_at("shapes_vit", "random", spec.device)
+    learner = spec.learner(clip, CLASSES, **spec.arguments)
+    texts: list[list[str]] = []
+    no_predictions = Predictions.from_logits([], torch.empty(0, dtype=torch.long), torch.empty(0, 5))
+
+    def evaluate(learner: Any, tests: Any, *_: Any, **__: Any) -> Any:
+        texts.extend(getattr(learner, "templates", [learner.template]) for _ in tests)
+        return dict.fromkeys(tests, no_predictions)
+
+    monkeypatch.setattr(vlprompt.run, "evaluate", evaluate)
+    tests = {"tiny": spec.dataset.split("test"), "tiny_other": spec.targets["tiny_other"].split("test")}
+    vlprompt.run.test(spec, learner, tests, Loader(clip), Reporter())
+    assert [*map(list, texts)] == [["a photo of a {}."], [words]]
 
 
 def test_choosing_settings_leaves_the_targets_alone(results: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vlprompt.config.build import bind_to
 from vlprompt.data.dataset import Split
 from vlprompt.data.loader import TEST_BATCH, Loader
 from vlprompt.learners.base import Learner
@@ -31,7 +32,7 @@ def evaluate(
     shared = shared_images(learner, tests, loader)
     predictions = {}
     for name, split in tests.items():
-        learner.bind(split.classes, split.rows)
+        bind_to(learner, split)
         with autocast(loader.clip.device, precision):
             classes = learner.encode_classes()
         with reporter.track(f"testing on {name}", len(split)) as track:

@@ -148,8 +148,9 @@ def warn_of_single_classes(episode: Episode) -> None:
 def test(
     spec: RunSpec, learner: Learner, tests: Mapping[str, Split], loader: Loader, reporter: Reporter
 ) -> dict[str, Predictions]:
-    """Predictions on each test, in the words of its data set."""
-    wordings = {name: wording for name in tests if (wording := build.target_wording(spec, name))}
+    """Predictions on each test, in the words of its data set; in the source's where something is learned a class."""
+    names = () if learner.class_bound else tests
+    wordings = {name: wording for name in names if (wording := build.target_wording(spec, name))}
     same = {name: split for name, split in tests.items() if name not in wordings}
     predictions = evaluate(learner, same, loader, precision=spec.precision, reporter=reporter)
     for name, wording in wordings.items():

@@ -33,6 +33,7 @@ from vlprompt.config.compose import (
 )
 from vlprompt.config.options import MODE, SWEEP_DIR, is_sweep, make_folder, options_first, read_options, sweep_folder
 from vlprompt.config.paths import config_dir, results_root
+from vlprompt.config.spec import UNREAD
 from vlprompt.data.disk import whole_file, writing
 from vlprompt.errors import NotApplicableError, UserError, prepare_streams, printable
 
@@ -223,7 +224,7 @@ def run_or_record_failure(
             fields |= {**spec.key.model_dump(), "config": spec.config, "config_hash": spec.hash}
             fields |= {"changes": spec.changes, "precision": spec.precision}  # so that it is of its seeds' row
         else:
-            fields |= {**key, "config": {name: value for name, value in config.items() if name != "search"}}
+            fields |= {**key, "config": {name: value for name, value in config.items() if name not in UNREAD}}
         return write_failure(fields, spec.folder if spec else None)
 
 

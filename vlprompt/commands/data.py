@@ -39,7 +39,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     subset.add_argument("--shots", default="16", metavar="K", help="images a class, or all (default 16)")
     subset.add_argument("--seed", type=int, default=1, metavar="S", help="(default 1)")
     subset.add_argument("--half", choices=("base", "novel"), help="only the classes of one half")
-    subset.add_argument("--sampler", default="coop", help="coop (default), clip_lora or tip_adapter")
+    subset.add_argument("--sampler", default="coop", help="coop (default), clip_lora, tip_adapter or lp_plus_plus")
     subset.add_argument("--json", action="store_true", help="a JSON list instead of lines")
 
 

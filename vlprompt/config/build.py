@@ -1,5 +1,6 @@
 """From a run's settings to its objects: the frozen model, the learner, the episode, the loader."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache, lru_cache
@@ -17,6 +18,7 @@ from vlprompt.config.spec import RunSpec
 from vlprompt.data.cache.feature_files import FeatureFiles
 from vlprompt.data.cache.features import FeatureCache, tower_key
 from vlprompt.data.cache.images import ImageCache
+from vlprompt.data.dataset import Split
 from vlprompt.data.loader import Loader
 from vlprompt.data.transforms import Augment, seed_of
 from vlprompt.errors import NotApplicableError, UserError
@@ -79,12 +81,21 @@ def make_learner(spec: RunSpec, clip: Clip, episode: Episode) -> Learner:
         torch.manual_seed(seed_of("init", spec.settings.seed))
         try:
             learner = spec.learner(clip, episode.train.classes, **spec.arguments).to(spec.device)
+            for target in spec.targets:  # words that do not fit are told before the training
+                if wording := target_wording(spec, target):
+                    spec.learner(clip, episode.train.classes, **{**spec.arguments, **wording})
         except UserError as error:
             raise NotApplicableError(str(error)) from error
     for split in episode.tests.values():
-        learner.bind(split.classes, split.rows)
+        bind_to(learner, split)
     learner.bind(episode.train.classes)
     return learner
+
+
+def bind_to(learner: Learner, split: Split) -> None:
+    """Classify among the classes of a test. A learner whose own `bind` does not take `transfer` is not told it."""
+    taken = inspect.signature(learner.bind).parameters
+    learner.bind(split.classes, split.rows, **({"transfer": split.transfer} if "transfer" in taken else {}))
 
 
 def target_wording(spec: RunSpec, target: str) -> dict[str, Any]:

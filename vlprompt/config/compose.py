@@ -35,7 +35,7 @@ SHARED_WITH_REFERENCE = (
     *("bank", "force", "wandb", "hydra"),
 )
 """What a run has in common with the zero-shot run that it is compared with."""
-WORDING = ("template", "templates")  # arguments of a method that may be those of the data set
+WORDING = ("template", "templates", "learned_template")  # arguments of a method that may be those of the data set
 SHARED_WITH_DEFAULT = ("seed", "shots", "hydra")
 """What a run has in common with its default: seed and shots, and the folders that both are composed from."""
 SINGLE = ("seed", "fit.lr")  # earlier versions took lists of them

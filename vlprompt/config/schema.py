@@ -69,7 +69,7 @@ class Data(BaseModel):
 
 class Sampling(BaseModel):
     model_config = _STRICT
-    name: Literal["coop", "clip_lora", "tip_adapter", "list"] = "coop"
+    name: Literal["coop", "clip_lora", "tip_adapter", "lp_plus_plus", "list"] = "coop"
     file: Location | None = None
 
     @model_validator(mode="after")
@@ -246,6 +246,7 @@ class Settings(BaseModel):
     fit: Fit | None
     targets: dict[str, Target] = {}  # by name in the configuration; filled from `protocol.targets`
     search: dict[str, Any] = {}  # what a search for settings may vary; a run does not read it
+    wording: dict[str, Any] = {}  # texts by data set, of which the settings of the method have theirs already
 
 
 def read_settings(config: Mapping[str, Any]) -> Settings:

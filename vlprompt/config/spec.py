@@ -29,7 +29,8 @@ from vlprompt.towers import has_text
 from vlprompt.training.device import device_name, resolve_device, resolve_precision
 
 MOST_BYTES = 10**6  # of a configuration: the longest recipes have some thousand
-OF_MACHINE = ("name", "force", "wandb", "device", "threads", "text_chunk", "workers", "cache", "search")
+OF_MACHINE = ("name", "force", "wandb", "device", "threads", "text_chunk", "workers", "cache", "search", "wording")
+UNREAD = ("search", "wording")  # by runs: what a search may vary, and what is in the method's settings already
 MODEL = "the backbone, which has a text tower or not"
 OF_TRAINING = ("fit", "bank", "augment", "sampler", "seed", "shots")
 
@@ -215,7 +216,7 @@ def of_result(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration as records keep it: without keys that affect no run."""
-    config = {name: value for name, value in config.items() if name != "search"}
+    config = {name: value for name, value in config.items() if name not in UNREAD}
     return config | {"dataset": {name: value for name, value in config["dataset"].items() if name != "about"}}
 
 

@@ -35,7 +35,8 @@ class Split:
     """Labelled images of a list of classes, and how to open them.
 
     `rows[i]` is the index of class i among the classes that were trained on, where these differ only by some being
-    left out (ImageNet-A has 200 of ImageNet's 1000). None: no such relation.
+    left out (ImageNet-A has 200 of ImageNet's 1000). None: no such relation. `transfer` says that these are images of
+    another data set than the one that was trained on.
     """
 
     items: tuple[Item, ...]
@@ -43,6 +44,7 @@ class Split:
     open_image: OpenImage  # -> RGB; must be picklable for worker processes
     rows: tuple[int, ...] | None = None
     origin: str = ""  # stands for the images that the items name; see `Dataset`
+    transfer: bool = False
 
     def __len__(self) -> int:
         return len(self.items)

@@ -65,10 +65,27 @@ def sample_tip_adapter(dataset: Dataset, *, shots: Shots, seed: int) -> tuple[li
     return draw(dataset.train, k, random.Random(seed), repeat=True), list(dataset.val)
 
 
+def sample_lp_plus_plus(dataset: Dataset, *, shots: Shots, seed: int) -> tuple[list[Item], list[Item]]:
+    """As LP++: as many validation as training images of each class, drawn after them; small classes repeat some.
+
+    Where the data set has no validation images (ImageNet), both come from the training images of a class in one draw.
+
+    Source: Huang et al., "LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP" (CVPR 2024), the published
+    implementation, which runs seeds 1 to 10.
+    """
+    k = check_shots(dataset, shots, repeat=True)
+    rng = random.Random(seed)
+    if dataset.val or k == ALL:
+        return draw(dataset.train, k, rng, repeat=True), draw(dataset.val, k, rng, repeat=True)
+    drawn = group_by_label(draw(dataset.train, 2 * k, rng, repeat=True)).values()
+    return [item for group in drawn for item in group[:k]], [item for group in drawn for item in group[k:]]
+
+
 SAMPLERS: Mapping[str, Sampler] = {
     "coop": sample_few_shot,
     "clip_lora": sample_clip_lora,
     "tip_adapter": sample_tip_adapter,
+    "lp_plus_plus": sample_lp_plus_plus,
 }
 
 

@@ -1,7 +1,7 @@
 """Bottleneck adapters within the blocks."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,22 +11,29 @@ from vlprompt.learners.head import HeadKind, HeadStart
 from vlprompt.learners.sites import SiteLearner, Towers
 from vlprompt.towers import Clip
 
+ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu, "swish": F.silu}
+
 
 class Adapter(SiteLearner):
     """Bottleneck adapters: a small residual network after the attention and the MLP of each block, or the MLP alone.
 
-    h -> h + W_up gelu(W_down h), for a branch's output h; W_up starts at zero, the learner as the frozen model.
+    h -> h + W_up act(W_down h), or W_down (h + the stream that h is added to), for a branch's output h; W_up starts at
+    zero, the learner as the frozen model.
 
     Args:
         towers: "image", "text" or "both".
-        sites: "attn_mlp" (Houlsby et al.) or "mlp" (Pfeiffer et al.).
+        sites, reads: "attn_mlp" and "branch" (Houlsby et al.); "mlp" and "sum" (Pfeiffer et al.).
         bottleneck: hidden width.
+        activation: "gelu", its approximation by a hyperbolic tangent ("gelu_tanh"), "relu" or "swish".
+        std: deviation of the initial weights, cut at twice as much, with biases of zero; None: W_up starts at zero.
         head, head_start: as in Learner.
 
     Source: Houlsby et al., ICML 2019, https://arxiv.org/abs/1902.00751, section 2.1; Pfeiffer et al., EACL 2021,
     https://arxiv.org/abs/2005.00247, section 3.
     Differs: norms stay frozen.
     """
+
+    neutral_settings: ClassVar = {"std": None}
 
     def __init__(
         self,
@@ -36,24 +43,33 @@ class Adapter(SiteLearner):
         template: str = "a photo of a {}.",
         towers: Towers = "both",
         sites: Literal["attn_mlp", "mlp"] = "mlp",
+        reads: Literal["branch", "sum"] = "branch",
         bottleneck: int = 16,
+        activation: Literal["gelu", "gelu_tanh", "relu", "swish"] = "gelu",
+        std: float | None = None,
         head: HeadKind = "text",
         head_start: HeadStart = "probe",
     ) -> None:
         super().__init__(clip, classes, template=template, towers=towers, head=head, head_start=head_start)
-        if bottleneck < 1:
-            raise UserError(f"method.bottleneck is {bottleneck}: at least 1 is needed")
-        self.fill(lambda tower, layer: {site: Bottleneck(tower.width, bottleneck) for site in sites.split("_")})
+        if bottleneck < 1 or (std is not None and std <= 0):
+            raise UserError(f"method.bottleneck={bottleneck}, std={std}: allowed are at least 1, and above 0 or null")
+        form = (bottleneck, reads, activation, std)
+        self.fill(lambda tower, layer: {site: Bottleneck(tower.width, *form) for site in sites.split("_")})
 
 
 class Bottleneck(nn.Module):
-    """h + up(gelu(down(h))), after a branch whose output is h."""
+    """h + up(act(down(h))), or h + up(act(down(h + stream))), after a branch whose output is h."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, reads: str, activation: str, std: float | None) -> None:
         super().__init__()
         self.down, self.up = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.sum, self.activation = reads == "sum", activation
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
+        if std is not None:
+            nn.init.zeros_(self.down.bias)
+            for linear in (self.down, self.up):
+                nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
 
     def forward(self, h: Tensor, stream: Tensor) -> Tensor:
-        return h + self.up(F.gelu(self.down(h)))
+        return h + self.up(ACTIVATIONS[self.activation](self.down(h + stream if self.sum else h)))

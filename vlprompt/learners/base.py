@@ -81,6 +81,7 @@ class Learner(nn.Module):
         self.clip, self.template = clip, template
         self.classes = self.trained_classes = tuple(classes)
         self.rows: tuple[int, ...] | None = None
+        self.transfer = False
         self._prompts: Prompts | None = None
         self._cache: dict[tuple[Any, ...], Tensor] = {}
         if self.has_head:
@@ -163,16 +164,17 @@ class Learner(nn.Module):
         """How many numbers are trained; a learner that keeps fewer of them afterwards overrides it."""
         return sum(p.numel() for p in self.parameters())
 
-    def bind(self, classes: Sequence[str], rows: Sequence[int] | None = None) -> None:
+    def bind(self, classes: Sequence[str], rows: Sequence[int] | None = None, *, transfer: bool = False) -> None:
         """Classify among other classes with the same parameters.
 
-        `rows[i]` is the index of class i among the classes trained on, where these are a subset of them.
+        `rows[i]` is the index of class i among the classes trained on, where these are a subset of them. `transfer`
+        says that the images are of another data set than the one trained on, be its classes the same or not.
 
         Raises:
             ClassBoundError: a learner with one parameter per class is given classes that it was not trained on.
         """
         classes, rows = tuple(classes), None if rows is None else tuple(rows)
-        if (classes, rows) == (self.classes, self.rows):
+        if (classes, rows, transfer) == (self.classes, self.rows, self.transfer):
             return
         if self.class_bound and rows is None and classes != self.trained_classes:
             raise ClassBoundError(
@@ -180,7 +182,7 @@ class Learner(nn.Module):
                 f"and cannot classify {len(classes)} other ones: use a method or setting without class-specific "
                 "parameters, or a protocol that tests the training classes (few-shot)"
             )
-        self.classes, self.rows = classes, rows
+        self.classes, self.rows, self.transfer = classes, rows, transfer
         self.forget()
 
     def forget(self) -> None:

@@ -17,43 +17,34 @@ WORDS: dict[str, Any] = {"n_context": 4, "ctx_init": "a photo of a"}
 class ContextLearner(Learner):
     """A learner of a context [n, d] in front of the class names.
 
-    `ctx_init` starts it from the embeddings of a phrase's first `n_context` words, whose rest stays as fixed words;
-    otherwise it starts from N(0, 0.02^2). With `whole_phrase` all words are learned, and `n_context` is their number or
-    None.
+    `ctx_init` starts it from a phrase's first `n_context` tokens, whose rest stays as fixed words; otherwise it starts
+    from N(0, 0.02^2). With `whole_phrase` a phrase sets the length: its words, separated by spaces or underscores. One
+    of several tokens, or with a comma, thus leaves the phrase's last tokens before the name, as in the originals.
 
     Raises:
         UserError: a number of tokens that the phrase does not have, or none at all.
     """
 
     neutral_settings: ClassVar[Mapping[str, Any] | None] = WORDS
-    whole_phrase: ClassVar[bool] = False
-    """Whether a phrase sets the length of the context."""
+    whole_phrase: ClassVar[bool] = False  # whether a phrase sets the length of the context
+    learned_template = "{}."  # the class name, and what stands around it after the context
 
     def __init__(self, clip: Clip, classes: Sequence[str], *, n_context: int | None, ctx_init: str) -> None:
         super().__init__(clip, classes)
         words = words_of(ctx_init)
         if self.whole_phrase and words:
-            if n_context not in (None, len(words)):
-                raise UserError(
-                    f"method.n_context is {n_context}, and the {len(words)} words of method.ctx_init='{ctx_init}' are "
-                    "the context: use method.n_context=null, or method.ctx_init='' to start from random values"
-                )
             n_context = len(words)
-        if n_context is None:
-            raise UserError("method.n_context is null, and no method.ctx_init sets it: give a number of context tokens")
-        if n_context < 1:
-            raise UserError(f"method.n_context is {n_context}: at least 1 is needed")
+        if n_context is None or n_context < 1:
+            given = "null, and no method.ctx_init sets it" if n_context is None else n_context
+            raise UserError(f"method.n_context is {given}: give a number of context tokens, at least 1")
         if words and n_context > len(words):
             raise UserError(
                 f"method.ctx_init='{ctx_init}' has {len(words)} words for n_context={n_context} tokens: use "
                 f"method.n_context={len(words)} or fewer, a longer phrase, or method.ctx_init='' for random values"
             )
         self.ctx_init, self.n_context = " ".join(words), n_context
-        if words:
-            context = self.text.embed_phrase(self.ctx_init)[:n_context].float().clone()
-        else:
-            context = torch.randn(n_context, self.text.width) * 0.02
-        self.context = nn.Parameter(context)
+        phrase = self.text.embed_phrase(self.ctx_init)[:n_context].float().clone() if words else None
+        self.context = nn.Parameter(torch.randn(n_context, self.text.width) * 0.02 if phrase is None else phrase)
 
     @classmethod
     def resolved(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,15 +55,14 @@ class ContextLearner(Learner):
     @classmethod
     def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
         n_words = len(words_of(settings.get("ctx_init", ""))) if cls.whole_phrase else 0
-        if not n_words or settings["n_context"] in (None, n_words):
-            return {}
         do = "drop it, or start from random values with method.ctx_init=''"
-        return {"n_context": ("method.ctx_init", f"whose words, {n_words}, are the context: {do}")}
+        rule = {"n_context": ("method.ctx_init", f"whose words, {n_words}, are the context: {do}")}
+        return rule if n_words and settings["n_context"] not in (None, n_words) else {}
 
     def make_prompts(self) -> Prompts:
-        if self.ctx_init:
-            return self.text.prompts(self.classes, template=self.ctx_init + " {}.")
-        return self.text.prompts(self.classes, n_context=self.n_context)
+        """Placeholders where the phrase is shorter than the context, the phrase, and the name with what follows it."""
+        template, placeholders = f"{self.ctx_init} {self.learned_template}", self.n_context - len(self.ctx_init.split())
+        return self.text.prompts(self.classes, template=template.strip(), n_context=max(0, placeholders))
 
 
 def words_of(phrase: str) -> list[str]:

@@ -49,9 +49,8 @@ class LlamaAdapter(BlockLearner):
         if n_tokens < 1 or std <= 0:
             raise UserError(f"method.n_tokens={n_tokens}, std={std}: both have to be positive")
         check_depth("method.depth", depth, min(tower.depth for tower in self.towers.values()))
-        self.prompted = nn.ModuleDict({
-            name: GatedPrompts(tower, n_tokens, depth, gate, std) for name, tower in self.towers.items()
-        })  # fmt: skip
+        prompted = {name: GatedPrompts(tower, n_tokens, depth, gate, std) for name, tower in self.towers.items()}
+        self.prompted = nn.ModuleDict(prompted)
 
     def edits(self, tower: str) -> Edits:
         if tower not in self.towers:
@@ -71,5 +70,5 @@ class GatedPrompts(nn.Module):
         self.tanh = gate == "tanh"
 
     def forward(self) -> list[Prefix]:
-        gates = self.gates.tanh() if self.tanh else self.gates
-        return [Prefix(tokens=tokens, gate=gate) for tokens, gate in zip(self.tokens, gates, strict=True)]
+        pairs = zip(self.tokens, self.gates.tanh() if self.tanh else self.gates, strict=True)
+        return [Prefix(tokens=tokens, gate=gate) for tokens, gate in pairs]

@@ -1,5 +1,6 @@
 """MMRL: representation tokens, common to both towers, in their upper layers."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,19 +18,21 @@ class MMRL(Learner):
     """Multi-modal representation learning: tokens of a shared space, mapped into the upper layers of both towers, and a
     second image feature read from them.
 
-    logits = alpha * (cosines of the class token's feature) + (1 - alpha) * (cosines of the tokens' feature); classes
-    that were not trained on are classified by the class token's feature alone.
+    logits = alpha * (cosines of the class token's feature) + (1 - alpha) * (cosines of the tokens' feature). Classes
+    that were not trained on, and images of any other data set than the one trained on, are classified by the class
+    token's feature alone.
 
     Args:
         n_tokens, space: tokens of the shared space and its width.
-        first_layer: counted from 0; from there on, each layer gets its tokens from another map.
+        first_layer: counted from 0; from there on, each layer gets its tokens from a map of its own. The maps of a
+            tower start equal.
         alpha: share of the class token's feature in loss and logits; the rest is the tokens'.
         weight: of 1 - cosine to the frozen features, of images and of texts (lambda).
         std: deviation of the initial tokens.
 
-    Source: Guo and Gu, CVPR 2025, https://arxiv.org/abs/2503.08497, section 3. Written from memory: not checked against
-    the paper are that logits rather than probabilities are mixed, the start of the tokens, and lambda, which the
-    authors choose for each data set.
+    Source: Guo and Gu, CVPR 2025, https://arxiv.org/abs/2503.08497, section 3, and the authors' code
+    (https://github.com/yunncheng/MMRL at 27d8821), whose numbers it reproduces.
+    Differs: the model's own scale instead of 100.
     """
 
     needs = frozenset({"text", "vit"})
@@ -46,7 +49,7 @@ class MMRL(Learner):
         space: int = 512,
         first_layer: int = 5,
         alpha: float = 0.7,
-        weight: float = 0.5,
+        weight: float = 1.0,
         std: float = 0.02,
     ) -> None:
         super().__init__(clip, classes, template=template)
@@ -60,16 +63,16 @@ class MMRL(Learner):
         self.first_layer, self.alpha, self.weight = first_layer, alpha, weight
         self.tokens = nn.Parameter(torch.randn(n_tokens, space) * std)
         widths = {"image": clip.image.width, "text": self.text.width}
-        self.maps = nn.ModuleDict({
-            tower: nn.ModuleList(nn.Linear(space, width) for _ in range(first_layer, depth))
-            for tower, width in widths.items()
-        })  # fmt: skip
+        self.maps = nn.ModuleDict()
+        for tower, width in widths.items():
+            first = nn.Linear(space, width)
+            self.maps[tower] = nn.ModuleList(copy.deepcopy(first) for _ in range(first_layer, depth))
         if clip.image.projection is None:
             raise UserError(
-                "MMRL reads its tokens by the matrix that reads the class token, which this image tower does not have: "
-                "choose one of OpenAI's ViTs (backbone=vit_b16)"
+                "MMRL reads its tokens by a matrix like the one that reads the class token, which this image tower "
+                "does not have: choose one of OpenAI's ViTs (backbone=vit_b16)"
             )
-        self.projection = nn.Parameter(clip.image.projection.float().clone())  # [d, e]
+        self.projection = nn.Parameter(torch.randn(clip.image.projection.shape) * clip.image.width**-0.5)  # [d, e]
 
     def edits(self, tower: str) -> Edits:
         maps: Any = self.maps[tower]
@@ -92,7 +95,8 @@ class MMRL(Learner):
 
     def logits(self, images: Images, class_features: Float[Tensor, "C e"] | None) -> Float[Tensor, "B C"]:
         assert class_features is not None
-        if self.rows is None and self.classes != self.trained_classes:
+        new_classes = self.rows is None and self.classes != self.trained_classes
+        if self.transfer or new_classes:
             return scaled_cosine(self.encode_images(images), class_features, self.clip.scale)
         by_class, by_tokens = (scaled_cosine(f, class_features, self.clip.scale) for f in self.encode_both(images))
         return self.mix(by_class, by_tokens)

@@ -1,14 +1,16 @@
 """ProGrad: CoOp whose updates never oppose what the frozen model knows."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vlprompt.errors import UserError
 from vlprompt.learners.base import Overridden, scaled_cosine
+from vlprompt.learners.context import words_of
 from vlprompt.learners.coop import CoOp
 from vlprompt.towers import PLAIN, Clip, Images, Position
 
@@ -20,17 +22,20 @@ class ProGrad(CoOp):
     the divergence from the zero-shot predictions
 
     Args:
-        n_context: context tokens. The last ones start as the template's words before the class name, the others as
-            zeros.
-        template: also the text of the zero-shot predictions.
+        n_context: context tokens.
+        init: "template": the last tokens start as the template's words before the class name, one token a word, the
+            others as zeros; "random": all from N(0, 0.02^2).
+        template: the text of the zero-shot predictions; with `init` "template" also the first words of the context.
         strength: how much of the opposing part is removed (lambda), 0 to 1.
         temperature: of both predictions in the divergence.
-        position: where the class name stands.
+        class_specific, position: as in CoOp; contexts of their own for classes start random.
 
-    Source: Zhu et al., ICCV 2023, https://arxiv.org/abs/2205.14865, section 3.2.
+    Source: Zhu et al., ICCV 2023, https://arxiv.org/abs/2205.14865, section 3.2; start and texts as in the authors'
+    code (BeierZhu/Prompt-align, commit 1b76203, trainers/prograd.py). There and here a comma in the template is a token
+    but no word, so that the last token before the name stays fixed: in OxfordPets, "a type of pet, a photo of a".
     """
 
-    neutral_settings: ClassVar = {"n_context": 4, "position": "end"}  # it starts from the template's words
+    neutral_settings: ClassVar = {"n_context": 4, "init": "template", "class_specific": False, "position": "end"}
 
     def __init__(
         self,
@@ -38,14 +43,29 @@ class ProGrad(CoOp):
         classes: Sequence[str],
         *,
         n_context: int = 16,
+        init: Literal["template", "random"] = "template",
         template: str = PLAIN,
         strength: float = 1.0,
         temperature: float = 1.0,
+        class_specific: bool = False,
         position: Position = "end",
     ) -> None:
-        super().__init__(clip, classes, n_context=n_context, position=position)
+        super().__init__(clip, classes, n_context=n_context, class_specific=class_specific, position=position)
         self.template, self.strength, self.temperature = template, strength, temperature
-        words = self.text.embed_phrase(template.partition("{}")[0].strip())[-n_context:].float()
+        if init == "random":
+            return
+        if class_specific:
+            raise UserError(
+                "method.init=template starts one context for all classes, method.class_specific=true asks for one "
+                "each: use method.init=random, or method.class_specific=false"
+            )
+        self.ctx_init = " ".join(words_of(template.partition("{}")[0]))
+        words = self.text.embed_phrase(self.ctx_init).float()
+        if len(words) > n_context:
+            raise UserError(
+                f"method.n_context is {n_context}, and method.template='{template}' has {len(words)} words before the "
+                f"name, which start it: use at least {len(words)}, or method.init=random"
+            )
         self.context = nn.Parameter(F.pad(words, (0, 0, n_context - len(words), 0)))
 
     @classmethod
@@ -54,6 +74,11 @@ class ProGrad(CoOp):
         if not settings["strength"]:
             why = "so that nothing is removed from the gradient: drop it, or give another strength"
             overridden["temperature"] = ("method.strength", why)
+            if settings["init"] == "random":
+                overridden["template"] = ("method.strength", why)
+        if settings["init"] == "template" and settings["class_specific"]:
+            why = "which starts one context for all classes: give method.init=random, too"
+            overridden["class_specific"] = ("method.init", why)
         return overridden
 
     def backward(self, images: Images, labels: Int[Tensor, " B"]) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:

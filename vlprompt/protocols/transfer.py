@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from statistics import fmean
 from typing import ClassVar
 
@@ -35,7 +36,7 @@ class Transfer(Protocol):
             train=dataset.split("train", sample[0]),
             val=val,
             tests={dataset.name: self.test_of(dataset, val)}
-            | {name: self.test(targets[name], dataset) for name in names},
+            | {name: replace(self.test(targets[name], dataset), transfer=True) for name in names},
         )
 
     @abstractmethod

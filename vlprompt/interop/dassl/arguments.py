@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vlprompt.errors import UserError
 from vlprompt.interop.dassl.facts import Facts
+from vlprompt.learners.context import words_of
 
 Arguments = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
@@ -18,9 +19,16 @@ NEEDED = "context"
 
 
 def derive_arguments(
-    original: str, tensors: Mapping[str, Tensor], suffix: Tensor | None, facts: Facts, path: Path
+    original: str,
+    tensors: Mapping[str, Tensor],
+    suffix: Tensor | None,
+    facts: Facts,
+    path: Path,
+    template: str | None = None,
 ) -> tuple[Arguments, list[str]]:
     """The constructor's arguments, and what was assumed. `suffix` [C, L, d]: the embedded text after the context.
+
+    `template`: ProGrad's on the data set, where it is known.
 
     Raises:
         UserError: a context of a shape that no setting gives, or a phrase that does not fit it.
@@ -30,9 +38,11 @@ def derive_arguments(
         fixed = {"head": "text", "template": PUBLISHED + " {}.", "init": "normal", "project": None, "dropout": 0.0}
         return {"n_tokens": n_tokens, "depth": depth, **fixed}, []
     context = tensors[NEEDED]
-    if context.ndim not in (2, 3) or 0 in context.shape or (context.ndim == 3 and original != "CoOp"):
+    if context.ndim not in (2, 3) or 0 in context.shape or (context.ndim == 3 and original not in ("CoOp", "ProGrad")):
         raise UserError(f"the context in {path} is {list(context.shape)}: needed are [tokens, width] numbers")
     n = context.shape[-2]
+    if original == "ProGrad":
+        return _prograd(context.ndim == 3, n, suffix, facts, path, template)
     if original == "CoOp":
         return _coop(context.ndim == 3, n, suffix, facts, path)
     phrase, notes = _phrase(n, suffix, facts, path, whole_phrase=original == "CoCoOp")
@@ -49,12 +59,37 @@ def derive_arguments(
     return arguments, notes
 
 
-def _coop(class_specific: bool, n: int, suffix: Tensor | None, facts: Facts, path: Path) -> tuple[Arguments, list[str]]:
-    position, notes = facts.position or "end", []
+def _position(facts: Facts) -> tuple[str, list[str]]:
+    position = facts.position or "end"
     if position not in POSITIONS:
         raise UserError(f"the class name stands at '{position}', allowed is {', '.join(POSITIONS)}: give --position")
     if facts.position is None:
-        notes.append("nothing says where the class name stands: after the context is assumed (--position)")
+        return position, ["nothing says where the class name stands: after the context is assumed (--position)"]
+    return position, []
+
+
+def _prograd(
+    class_specific: bool, n: int, suffix: Tensor | None, facts: Facts, path: Path, template: str | None
+) -> tuple[Arguments, list[str]]:
+    """Its text matters by the tokens of a phrase that the context does not cover: as many as it has commas."""
+    position, notes = _position(facts)
+    if facts.ctx_init:
+        template = " ".join(words_of(facts.ctx_init)) + " {}."
+    random = class_specific or facts.ctx_init == ""
+    if template is None and not random:
+        if left := 0 if suffix is None else _common_tokens(suffix):
+            raise UserError(
+                f"all texts in {path} have the same {left} tokens after the context: say which data set it was trained "
+                "on (--dataset), or the phrase that it was started from (--ctx-init)"
+            )
+        notes.append(f"nothing says which data set it was trained on: the phrase '{PUBLISHED}' is assumed (--ctx-init)")
+    arguments: Arguments = {"n_context": n, "init": "random" if random else "template"}
+    arguments |= {"template": template or PUBLISHED + " {}."}
+    return arguments | {"class_specific": class_specific, "position": position}, notes
+
+
+def _coop(class_specific: bool, n: int, suffix: Tensor | None, facts: Facts, path: Path) -> tuple[Arguments, list[str]]:
+    position, notes = _position(facts)
     phrase = ""
     if not class_specific:
         phrase, more = _phrase(n, suffix, facts, path, whole_phrase=True)

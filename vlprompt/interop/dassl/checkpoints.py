@@ -19,11 +19,12 @@ from vlprompt.learners.cocoop import CoCoOp
 from vlprompt.learners.coop import CoOp
 from vlprompt.learners.ivlp import IVLP
 from vlprompt.learners.maple import MaPLe
+from vlprompt.learners.prograd import ProGrad
 from vlprompt.learners.vpt import VPT
 from vlprompt.results import learner_files
 from vlprompt.towers.geometry import Geometry
 
-LEARNERS = {"CoOp": CoOp, "CoCoOp": CoCoOp, "MaPLe": MaPLe, "IVLP": IVLP, "VPT": VPT}
+LEARNERS = {"CoOp": CoOp, "ProGrad": ProGrad, "CoCoOp": CoCoOp, "MaPLe": MaPLe, "IVLP": IVLP, "VPT": VPT}
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,13 @@ class Trained:
     notes: list[str]
 
 
-def convert(checkpoint: Checkpoint, path: Path, *, method: str | None, facts: Facts) -> Trained:
+def convert(
+    checkpoint: Checkpoint, path: Path, *, method: str | None, facts: Facts, template: str | None = None
+) -> Trained:
     """Recognise the method, rename its tensors and derive its arguments from their shapes.
 
-    `facts` are what a log, the path or the user say: initial phrase, position, trainer.
+    `facts` are what a log, the path or the user say: initial phrase, position, trainer. `template` is that of ProGrad
+    on the data set that was trained on, where it is known.
 
     Raises:
         UserError: tensors of no method known here, of several, or that do not fit each other.
@@ -51,7 +55,7 @@ def convert(checkpoint: Checkpoint, path: Path, *, method: str | None, facts: Fa
     original = recognise(names, path, method=method, trainer=facts.trainer, whole=checkpoint.whole)
     tensors = rename(checkpoint, names, original, path)
     suffix = checkpoint.tensors.get("prompt_learner.token_suffix")
-    arguments, notes = derive_arguments(original, tensors, suffix, facts, path)
+    arguments, notes = derive_arguments(original, tensors, suffix, facts, path, template)
     check_shapes(tensors, expected_shapes(original, arguments, tensors), original, path)
     per_class = [tensor for tensor in (tensors.get("context"), suffix) if tensor is not None and tensor.ndim == 3]
     n_classes = len(per_class[0]) if per_class else None
@@ -70,9 +74,10 @@ def recognise(names: set[str], path: Path, *, method: str | None, trainer: str |
     Raises:
         UserError: none, several, or another one than `method`.
     """
-    fitting = [name for name, original in ORIGINALS.items() if original.fits(names)]
-    if fitting == ["CoOp", "IVLP"] and not whole:  # IVLP's checkpoints always hold the whole model
-        fitting = ["CoOp"]
+    asked = "ProGrad" in (trainer, METHODS.get(method or ""))  # else its context is one of CoOp
+    fitting = [name for name, original in ORIGINALS.items() if original.fits(names) and (asked or name != "ProGrad")]
+    if "CoOp" in fitting and not whole:  # IVLP's checkpoints always hold the whole model
+        fitting.remove("IVLP")
     if method is not None:
         if method not in METHODS:
             raise unknown("method to import", method, METHODS)

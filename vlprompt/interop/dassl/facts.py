@@ -122,7 +122,7 @@ def facts_of_options(options: Mapping[str, str]) -> Facts:
         backbone=BACKBONES.get(backbone) or (re.sub(r"\W+", "_", backbone.lower()) or None),
         precision=section.get("PREC") if section.get("PREC") in ("fp16", "fp32", "amp") else None,
         eval_only=options.get("eval_only") == "True",
-        ctx_init="" if trainer == "ProGrad" else _phrase(section.get("CTX_INIT")),  # its phrase is all in the context
+        ctx_init=_phrase(section.get("CTX_INIT"), trainer),
         position=section.get("CLASS_TOKEN_POSITION"),
         image_depth=_whole(section.get("PROMPT_DEPTH_VISION"), least=0),
     )
@@ -137,11 +137,11 @@ def _section(options: Mapping[str, str], trainer: str | None) -> dict[str, str]:
     return {}
 
 
-def _phrase(value: str | None) -> str | None:
-    """KgCoOp's is a bare true or false, and stands for this phrase."""
-    if value in ("True", "False"):
-        return "a photo of a" if value == "True" else ""
-    return value
+def _phrase(value: str | None, trainer: str | None) -> str | None:
+    """KgCoOp's and ProGrad's is a bare true or false, and stands for this phrase, or for one of each data set."""
+    if value == "True":
+        return None if trainer == "ProGrad" else "a photo of a"
+    return "" if value == "False" else value
 
 
 def _whole(value: str | None, *, least: int) -> int | None:

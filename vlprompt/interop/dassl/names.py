@@ -43,7 +43,8 @@ _LATER_IMAGE = rf"image_encoder\.transformer\.resblocks\.{_INDEX}\.VPT_shallow"
 _LATER_TEXT = rf"text_encoder\.transformer\.resblocks\.{_INDEX}\.VPT_shallow"
 
 ORIGINALS = {
-    "CoOp": Original(_CONTEXT, needs=("prompt_learner.ctx",), also=("KgCoOp", "ProGrad")),
+    "CoOp": Original(_CONTEXT, needs=("prompt_learner.ctx",), also=("KgCoOp",)),
+    "ProGrad": Original(_CONTEXT, needs=("prompt_learner.ctx",)),
     "CoCoOp": Original(
         {**_CONTEXT, r"prompt_learner\.meta_net\.(linear[12]\.(?:weight|bias))": r"meta_net.\1"},
         needs=("prompt_learner.ctx", "prompt_learner.meta_net.linear2.weight"),
@@ -73,6 +74,7 @@ ORIGINALS = {
 }
 METHODS = {
     "coop": "CoOp",
+    "prograd": "ProGrad",
     "cocoop": "CoCoOp",
     "maple": "MaPLe",
     "ivlp": "IVLP",

@@ -26,7 +26,13 @@ def write_trained(path: Path, options: Namespace) -> tuple[str, list[str]]:
     """Write a checkpoint as a learner folder; -> what was done, and what was assumed."""
     facts = gather_facts(path, options)
     checkpoint = read_checkpoint(path)
-    trained = checkpoints.convert(checkpoint, path, method=options.method, facts=facts)
+    trained = checkpoints.convert(
+        checkpoint,
+        path,
+        method=options.method,
+        facts=facts,
+        template=template_of_prograd(facts.trained_on or facts.dataset),
+    )
     backbone = facts.backbone or guess_backbone(checkpoint, path)
     setting, geometry = read_backbone(backbone)
     if geometry is not None:
@@ -62,6 +68,14 @@ def gather_facts(path: Path, options: Namespace) -> Facts:
         text = read_small(log).decode("utf-8", errors="replace")
         facts = facts.completed_by(replace(facts_of_options(read_options(text)), eval_only=False))
     return facts.completed_by(facts_of_path(path.absolute()))
+
+
+def template_of_prograd(dataset: str | None) -> str | None:
+    """Its authors' text of a data set; None of one that is not known here."""
+    if dataset not in names("dataset", [config_dir()]):
+        return None
+    template: str = compose(["method=prograd", f"dataset={dataset}"])["method"]["template"]
+    return template
 
 
 def guess_backbone(checkpoint: Checkpoint, path: Path) -> str:
