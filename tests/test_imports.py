@@ -479,6 +479,10 @@ def test_heads_and_paths_are_read_as_published() -> None:
     facts = facts_of_path(Path("/x/output/caltech101/CoOp/rn50_ep50_4shots/nctx16_cscFalse_ctpmiddle/seed3/log.txt"))
     told = (facts.dataset, facts.trainer, facts.shots, facts.seed, facts.half, facts.backbone, facts.position)
     assert told == ("caltech101", "CoOp", 4, 3, None, "rn50", "middle")
+    script = "output_1108_4_eval/base2new/test_new/oxford_pets/shots_16_1.0/TCP/vit_b16_ep100_ctxv1/seed2/log.txt"
+    facts = facts_of_path(Path("/x") / script)
+    told = (facts.dataset, facts.method, facts.shots, facts.seed, facts.half, facts.backbone)
+    assert told == ("oxford_pets", "tcp", 16, 2, "novel", "vit_b16")
 
 
 # Few-shot lists

@@ -32,6 +32,7 @@ TRAINERS = {
     "CoCoOp": "cocoop",
     "KgCoOp": "kgcoop",
     "ProGrad": "prograd",
+    "TCP": "tcp",
     "MaPLe": "maple",
     "IVLP": "ivlp",
     "VPT": "vpt_deep",
@@ -129,7 +130,7 @@ def facts_of_options(options: Mapping[str, str]) -> Facts:
 
 
 def _section(options: Mapping[str, str], trainer: str | None) -> dict[str, str]:
-    """The trainer's own options; KgCoOp and ProGrad keep theirs under CoOp's name."""
+    """The trainer's own options; KgCoOp, ProGrad and TCP keep theirs under CoOp's name."""
     for name in (re.sub(r"\W|_", "", trainer or "").upper(), "COOP"):
         prefix = f"TRAINER.{name}."
         if section := {key.removeprefix(prefix): value for key, value in options.items() if key.startswith(prefix)}:
@@ -153,7 +154,7 @@ def _whole(value: str | None, *, least: int) -> int | None:
 def facts_of_path(path: PurePath) -> Facts:
     """What the folders say, as the published scripts name them; the last of several counts."""
     text = "/" + "/".join(part for part in path.parts if part != path.anchor)
-    shots = re.findall(r"shots?_(\d{1,6})(?=/)|(\d{1,6})shots?(?=[/_])", text)
+    shots = re.findall(r"shots?_(\d{1,6})(?=[/_])|(\d{1,6})shots?(?=[/_])", text)
     seed = re.findall(r"(?<=/)seed(\d{1,6})(?=/)", text)
     half = re.findall(r"(?<=/)(?:(?:train|test)_(base|new|all)|(base|new)(?=/seed\d))(?=/)", text)
     backbone = re.findall(r"(?<=/)(rn50|rn101|vit_b32|vit_b16|vit_l14)(?=[/_])", text)
