@@ -44,7 +44,12 @@ def content(recipe: str) -> dict[tuple[str, ...], Any]:
     return {key: value for part in [*parts, leaves(tree)] for key, value in part.items() if key}
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+def copies(recipe: str) -> bool:
+    """Whether a recipe is another one by its own name."""
+    return set(yaml.safe_load((CONF / f"{recipe}.yaml").read_text(encoding="utf-8"))) == {"defaults"}
+
+
+@pytest.mark.parametrize("recipe", [pytest.param(one, marks=[pytest.mark.slow] * copies(one)) for one in RECIPES])
 def test_every_recipe_can_be_selected_and_takes_effect(recipe: str) -> None:
     expected = content(recipe)
     assert expected
