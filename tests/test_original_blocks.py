@@ -1,4 +1,4 @@
-"""Adapters, prefix tuning, LLaMA-Adapter and QLoRA against public originals (fixtures/originals/tiny_clip/README.md)."""
+"""Adapters, prefix tuning, LLaMA-Adapter and QLoRA against public originals: see fixtures/originals/tiny_clip."""
 
 import importlib.util
 import re
