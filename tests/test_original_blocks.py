@@ -1,4 +1,4 @@
-"""Adapters, prefix tuning, LLaMA-Adapter and QLoRA against public originals (fixtures/originals/README.md)."""
+"""Adapters, prefix tuning, LLaMA-Adapter and QLoRA against public originals: see fixtures/originals/tiny_clip."""
 
 import importlib.util
 import re
@@ -20,7 +20,7 @@ from vlprompt.towers.block import Weights
 from vlprompt.towers.clip import build
 from vlprompt.towers.quantization import quantize
 
-FOLDER = Path(__file__).parent / "fixtures" / "originals"
+FOLDER = Path(__file__).parent / "fixtures" / "originals" / "tiny_clip"
 STRINGS = ["a photo of a cat.", "golden retriever", "hot air balloon seen from far away"]
 TOWERS = {"image": "vision", "text": "text"}
 SITES = {"attention": "attn", "output": "mlp"}
