@@ -13,7 +13,7 @@ import vlprompt
 
 PACKAGE = Path(vlprompt.__file__).parent
 FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
-NO_METHODS = ("base", "checks", "__init__")
+NO_METHODS = ("base", "head", "checks", "__init__")
 LEARNERS = [name for name in FILES if name.startswith("learners/") and Path(name).stem not in NO_METHODS]
 FLOORS = [
     {"errors", "textfiles", "__init__"},

@@ -25,6 +25,8 @@ COMMITTED = {
     if methods is None or record.method in methods
 }
 """Of every method, and two that have their targets in their identity."""
+REWRITTEN = {"few_shot linear_head", "few_shot mmrl", "few_shot prograd", "few_shot tcp"}
+"""Whose settings are others since their records were made."""
 
 
 class Younger(CoOp):
@@ -59,8 +61,8 @@ def run_of(record: Record, *more: str) -> RunSpec:
 @pytest.mark.parametrize("name", COMMITTED)
 def test_runs_of_earlier_versions_are_found(name: str) -> None:
     spec, record = run_of(COMMITTED[name]), COMMITTED[name]
-    assert spec.matches(record)
     assert spec.key == record.key  # so that it is looked for where it lies
+    assert spec.matches(record) != (name in REWRITTEN)
 
 
 @pytest.mark.usefixtures("results")

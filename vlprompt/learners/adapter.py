@@ -17,8 +17,7 @@ ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tan
 class Adapter(SiteLearner):
     """Bottleneck adapters: a small residual network after the attention and the MLP of each block, or the MLP alone.
 
-    h -> h + W_up act(W_down h), or W_down (h + the stream that h is added to), for a branch's output h; W_up starts at
-    zero, the learner as the frozen model.
+    h -> h + W_up act(W_down h), or W_down (h + the stream that h is added to), for a branch's output h.
 
     Args:
         towers: "image", "text" or "both".
@@ -64,12 +63,10 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.down, self.up = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.sum, self.activation = reads == "sum", activation
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
-        if std is not None:
-            nn.init.zeros_(self.down.bias)
-            for linear in (self.down, self.up):
-                nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
+        for p in (self.up.weight, self.up.bias) if std is None else (self.down.bias, self.up.bias):
+            nn.init.zeros_(p)
+        for linear in () if std is None else (self.down, self.up):
+            nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
 
     def forward(self, h: Tensor, stream: Tensor) -> Tensor:
         return h + self.up(ACTIVATIONS[self.activation](self.down(h + stream if self.sum else h)))
