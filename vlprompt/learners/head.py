@@ -1,4 +1,4 @@
-"""A linear classifier that takes the place of class names."""
+"""A linear classifier instead of class names."""
 
 import math
 from typing import Literal
