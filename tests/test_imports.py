@@ -300,6 +300,19 @@ def test_prograd_needs_its_data_set_where_its_phrase_leaves_tokens(here: Path) -
     assert saved.read_config(here / "out")["arguments"]["template"] == "a photo of a {}."
 
 
+def test_a_checkpoint_of_tcp_is_no_cocoop(here: Path) -> None:
+    """Their tensors have the same names."""
+    names = ("meta_net.linear1.weight", "meta_net.linear1.bias", "meta_net.linear2.weight", "meta_net.linear2.bias")
+    path = dassl.write_checkpoint(
+        here / "TCP" / "vit_b16_ep100_ctxv1" / "seed1" / "prompt_learner" / "model.pth.tar-50",
+        COOP_STATE | dict.fromkeys(names, torch.zeros(2)),
+    )
+    answer = ask(path, "--backbone", "vit_b16", "--output", "out")
+    assert answer.code == 2
+    assert "is of TCP" in answer.err
+    assert "CoCoOp" not in answer.err
+
+
 def test_an_existing_output_is_kept_unless_forced(here: Path) -> None:
     path = dassl.write_checkpoint(here / "model.pth.tar-50", COOP_STATE)
     order = (path, "--backbone", "rn50", "--output", "out")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlprompt.errors import UserError, unknown
 from vlprompt.interop.dassl.arguments import Arguments, derive_arguments, expected_shapes
-from vlprompt.interop.dassl.facts import Facts
+from vlprompt.interop.dassl.facts import TRAINERS, Facts
 from vlprompt.interop.dassl.loading import Checkpoint, as_float32
 from vlprompt.interop.dassl.names import METHODS, ORIGINALS, split_names
 from vlprompt.learners.cocoop import CoCoOp
@@ -83,13 +83,15 @@ def recognise(names: set[str], path: Path, *, method: str | None, trainer: str |
             raise unknown("method to import", method, METHODS)
         if METHODS[method] in fitting:
             return METHODS[method]
+    importable = f"these are {', '.join(METHODS)}, KgCoOp as coop and PromptSRC as ivlp"
     if not fitting:
         strange = sorted(name for name in names if all(o.ours(name) is None for o in ORIGINALS.values()))
         what = f"'{(strange or sorted(names) or ['no tensor at all'])[0][:100]}'"
         raise UserError(
-            f"{path} holds the tensors of no method that can be imported ({what} is among them): these are "
-            f"{', '.join(METHODS)}, KgCoOp as coop and PromptSRC as ivlp"
+            f"{path} holds the tensors of no method that can be imported ({what} is among them): {importable}"
         )
+    if method is None and trainer in TRAINERS and all(trainer not in (o, *ORIGINALS[o].also) for o in ORIGINALS):
+        raise UserError(f"{path} is of {trainer}, by its folder or log, which cannot be imported: {importable}")
     if method is None and (named := [o for o in fitting if trainer in (o, *ORIGINALS[o].also)]):
         return named[0]
     possible = [ours for ours, name in METHODS.items() if name in fitting]

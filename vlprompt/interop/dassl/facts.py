@@ -33,6 +33,7 @@ TRAINERS = {
     "KgCoOp": "kgcoop",
     "ProGrad": "prograd",
     "TCP": "tcp",
+    "MMRL": "mmrl",
     "MaPLe": "maple",
     "IVLP": "ivlp",
     "VPT": "vpt_deep",
