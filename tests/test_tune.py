@@ -281,3 +281,13 @@ def test_a_method_that_the_user_brings(results: Path, tmp_path: Path) -> None:
     assert search.cell.method == "mine"
     assert list(search.space) == ["method.position"]
     assert json.dumps(search.trials[1].setting).startswith('{"method.position": ')
+
+
+@pytest.mark.slow
+def test_a_search_on_a_model_without_text_has_no_zero_shot_row(results: Path) -> None:
+    plain_vit = ["backbone=timm_vit", "backbone.model=test_vit", "backbone.weights=random", "backbone.images.size=16"]
+    given = [text for text in RUN if not text.startswith(("method.", "backbone"))]
+    answer = ask(cli.main, ["tune", "lora", "--trials", "1", *given, *plain_vit, "protocol=few_shot"])
+    assert (answer.code, answer.err) == (0, "")
+    assert "no zero-shot row" in answer.out
+    assert {record.method for record in find_records([results])} == {"lora"}

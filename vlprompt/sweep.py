@@ -36,6 +36,7 @@ from vlprompt.config.paths import config_dir, results_root
 from vlprompt.config.spec import UNREAD
 from vlprompt.data.disk import whole_file, writing
 from vlprompt.errors import NotApplicableError, UserError, prepare_streams, printable
+from vlprompt.towers import has_text
 
 if TYPE_CHECKING:
     from vlprompt.config.spec import RunSpec
@@ -138,21 +139,19 @@ def single_job(config: DictConfig) -> None:
     record = run(spec)  # first: a mistake in it shows before the reference is computed
     references = []
     try:
-        references = [run(reference)] if reference and has_text(reference) else []
+        references = [run(reference)] if reference and is_comparable(reference) else []
     except UserError as error:  # the run is finished all the same
         Reporter().say(f"there is no zero-shot row: {error}")
     Reporter().say("\n" + in_words([*references, record]))
 
 
-def has_text(reference: "RunSpec") -> bool:
+def is_comparable(reference: "RunSpec") -> bool:
     """Whether the zero-shot run can be asked for; it says so where the backbone has no text."""
-    from vlprompt.config.build import make_clip
-    from vlprompt.run import existing_record
     from vlprompt.training.progress import Reporter
 
-    if existing_record(reference) or make_clip(reference).text is not None:  # of a finished run no model is loaded
+    if has_text(model := reference.settings.backbone.model):
         return True
-    Reporter().say(f"there is no zero-shot row: {reference.settings.backbone.model} has no text tower")
+    Reporter().say(f"there is no zero-shot row: {model} has no text tower")
     return False
 
 
@@ -177,7 +176,7 @@ def sweep_job(config: DictConfig) -> None:
     if record.status == "finished" and record.shots:  # 0: a learner that is not trained
         try:
             reference = zero_shot_reference(choices, overrides)
-            records += [run_or_record_failure(reference)] if has_text(reference) else []
+            records += [run_or_record_failure(reference)] if is_comparable(reference) else []
         except UserError as error:  # the run is finished all the same, and other cells are to come
             print(printable(f"there is no zero-shot row: {error}"), file=sys.stderr)  # noqa: T201
     folders = [str(one.folder(results_root())) for one in reversed(records) if one.status == "finished"]

@@ -47,7 +47,7 @@ def export(options: argparse.Namespace) -> int:
         raise UserError(f"{options.run} holds a {type(learner).__name__}: only low-rank updates have a form in PEFT")
     if learner.has_head:
         raise UserError(
-            f"{options.run} has a linear head, which PEFT's form does not hold: train with method.head=text"
+            f"{options.run} has a linear head, which PEFT's form does not hold: train with method.head=text, on a CLIP"
         )
     with writing(f"'{options.folder}'", "and export again"):
         write_peft(learner, options.folder, force=options.force)

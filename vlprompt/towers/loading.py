@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError, unknown
-from vlprompt.textfiles import read_json
+from vlprompt.textfiles import path_of, read_json
 from vlprompt.towers import timm_models
 from vlprompt.towers.block import Weights
 from vlprompt.towers.clip import Clip, build
@@ -120,12 +120,14 @@ def holds_timm(model: str) -> bool:
 
 
 def has_text(model: str) -> bool:
-    """Whether `load_clip` gives a text tower for the name of a model, or for a folder; nothing is loaded."""
-    return not holds_timm(model)
+    """Whether `load_clip` gives a text tower for a name, or for a folder, be it below ~; nothing is loaded."""
+    return not holds_timm(str(path_of(model)))
 
 
 def unknown_model(model: str) -> UserError:
-    """A name that neither library has: those near it of the one in whose way it is spelt."""
+    """A path where no folder is, or a name that neither library has, with those near it of the one it is spelt like."""
+    if Path(model).is_absolute() or model.startswith("."):
+        return UserError(f"there is no folder '{model}': give one with {CONFIG_FILE} or timm's config.json, or a name")
     if model == model.lower() and "_" in model:
         do = "These are timm's; open_clip.list_models() lists CLIPs, and a folder or hf-hub:owner/name is allowed too."
         return unknown("model", model, timm_models.near(model), do=do)

@@ -15,7 +15,7 @@ from vlprompt.config.spec import RunSpec, check_name
 from vlprompt.errors import DamagedError, NonFiniteError, UserError
 from vlprompt.results.record import Record
 from vlprompt.results.store import TRIALS, stored_run
-from vlprompt.sweep import run_or_record_failure
+from vlprompt.sweep import is_comparable, run_or_record_failure
 from vlprompt.training.progress import Reporter
 from vlprompt.tuning.sampler import optuna, sampler, search
 from vlprompt.tuning.space import Space, read_space, value_at
@@ -102,7 +102,7 @@ class Search:
         )
 
     def test(self, study: Study, seeds: Sequence[int]) -> list[Record]:
-        """The default and the chosen setting on the test images, as ordinary runs, after the zero-shot run."""
+        """The default and the chosen setting on the test images, as ordinary runs, after the zero-shot run if any."""
         if study.chosen is None:
             return []
         name = "tuned" if study.cell.variant is None else f"tuned-{study.cell.variant}"
@@ -112,7 +112,8 @@ class Search:
         fields = {"variant", "seed", "status", "reason", "scores"}
         study.tests, study.status = [record.model_dump(include=fields) for record in records], "tested"
         study.write(self.folder)
-        return [run_or_record_failure(read_reference(self.overrides)), *records]
+        reference = read_reference(self.overrides)
+        return [run_or_record_failure(reference), *records] if is_comparable(reference) else records
 
 
 def instead_of_earlier(spec: RunSpec) -> RunSpec:
