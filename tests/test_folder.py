@@ -703,6 +703,10 @@ def test_data_below_a_root_with_dots(visited: Path) -> None:
         ("t.csv", 'image;"Description"\n1.jpg;"A dog, running"\n'),
         ("t.csv", "image_name| comment_number| comment\n1.jpg| 0| A dog runs.\n"),
         ("t.jsonl", '{"file_name": "1.jpg", "text": "A dog runs."}\n'),
+        ("t.csv", "path,prompt\n1.jpg,A dog runs.\n"),
+        ("t.json", '[\n {\n  "image": "1.jpg",\n  "caption": "A dog runs."\n }\n]\n'),  # of several lines
+        ("t.json", '{"images": [{"file_name": "1.jpg"}], "annotations": [{"image_id": 1, "caption": "A dog"}]}'),
+        ("t.json", '[{"image": "1.jpg", "conversations": [{"from": "gpt", "value": "A dog runs."}]}]'),
         ("t.tsv", "a very typical bus station\thttp://example.com/1.jpg\n"),
         ("t.txt", "1000268201.jpg#0\tA child in a pink dress .\n"),
         ("t.csv", "path,label\ncat/00.png,a small cat on a mat\ndog/00.png,two dogs in the snow\n"),
@@ -725,6 +729,20 @@ def test_captions_next_to_classes_are_ignored(tmp_path: Path, header: str) -> No
     assert load(tmp_path, labels="t.csv").classes == ("cat", "dog")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "do"),
+    [
+        ("t.json", '{"info": {"description": "COCO"}, "annotations": [{"category_id": 1}]}', "the header path"),
+        ("t.jsonl", '{"file_name": "1.jpg", "label": 0, "text": "A dog"}', "the header path"),
+        ("t.parquet", "PAR1", "save it as CSV"),
+    ],
+)
+def test_other_files_than_tables_are_told_from_captions(tmp_path: Path, name: str, text: str, do: str) -> None:
+    (fill(tmp_path, cat=4, dog=4) / name).write_text(text)
+    with pytest.raises(UserError, match=rf"{name}.*{do}"):
+        load(tmp_path, labels=name)
+
+
 def test_class_names_of_many_words_are_classes(tmp_path: Path) -> None:
     names = ["a bird of the deep woods", "the old dog of my aunt"]
     rows = [f"{n}/{i:02d}.png,{names[n == 'dog']}" for n in ("cat", "dog") for i in range(4)]
@@ -732,7 +750,9 @@ def test_class_names_of_many_words_are_classes(tmp_path: Path) -> None:
     assert set(load(tmp_path, labels="t.csv").classes) == set(names)
 
 
-@pytest.mark.parametrize("files", [["00000.tar"], ["1.jpg", "1.txt"], ["a.parquet"]])
+@pytest.mark.parametrize(
+    "files", [["0.tar"], ["0.tar.gz"], ["1.jpg", "1.txt"], ["a.parquet"], ["1.jpg", "metadata.csv"]]
+)
 def test_shards_and_pairs_are_no_class_folders(tmp_path: Path, files: list[str]) -> None:
     for file in files:
         (tmp_path / file).write_bytes(b"")

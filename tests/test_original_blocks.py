@@ -30,12 +30,12 @@ MAPS = {"q_proj": "q", "k_proj": "k", "out_proj": "o", "fc1": "fc1", "fc2": "fc2
 def of_adapters(tensors, tower):
     """AdapterHub's names."""
     pattern = rf"{TOWERS[tower]}\.(\d)\.(\w+)_adapters\.adapter_(down|up)(?:\.0)?\.(weight|bias)"
-    found = {}
+    renamed = {}
     for name, tensor in tensors.items():
         if match := re.fullmatch(pattern, name):
             layer, site, linear, kind = match.groups()
-            found[f"layers.{tower}.{layer}.{SITES[site]}.{linear}.{kind}"] = tensor
-    return found
+            renamed[f"layers.{tower}.{layer}.{SITES[site]}.{linear}.{kind}"] = tensor
+    return renamed
 
 
 def of_prefixes(tensors, tower):
@@ -44,11 +44,11 @@ def of_prefixes(tensors, tower):
         f"control_trans.{i}.{kind}": f"network.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")
     }
     given = {name.removeprefix(f"{TOWERS[tower]}."): t for name, t in tensors.items() if name.startswith(TOWERS[tower])}
-    found = {f"prefixes.{tower}.{ours}": given[theirs] for theirs, ours in names.items() if theirs in given}
-    if pairs := [name for name in found if name.endswith("pairs")]:
+    renamed = {f"prefixes.{tower}.{ours}": given[theirs] for theirs, ours in names.items() if theirs in given}
+    if pairs := [name for name in renamed if name.endswith("pairs")]:
         heads = {"image": 3, "text": 2}[tower]
-        found[pairs[0]] = found[pairs[0]].view(-1, 2, 2, heads, 64).permute(1, 2, 3, 0, 4)
-    return found
+        renamed[pairs[0]] = renamed[pairs[0]].view(-1, 2, 2, heads, 64).permute(1, 2, 3, 0, 4)
+    return renamed
 
 
 def of_llama(tensors, tower):
@@ -62,12 +62,12 @@ def of_llama(tensors, tower):
 def of_lora(tensors, tower):
     """peft's names."""
     pattern = rf"{TOWERS[tower]}\.(\d)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight"
-    found = {}
+    renamed = {}
     for name, tensor in tensors.items():
         if match := re.fullmatch(pattern, name):
             layer, linear, matrix = match.groups()
-            found[f"layers.{tower}.{layer}.{MAPS[linear]}.{matrix.lower()}"] = tensor
-    return found
+            renamed[f"layers.{tower}.{layer}.{MAPS[linear]}.{matrix.lower()}"] = tensor
+    return renamed
 
 
 CASES = {
@@ -118,9 +118,9 @@ def test_features_and_gradients_are_the_originals(case, tower, clips):
     with torch.no_grad():
         for name, p in parameters.items():
             p.copy_(start[name])
-    found = run()
-    near(found, mine[f"{tower}_features"], 5e-6)
-    (found * inputs[f"{tower}_weights"].float()).sum().backward()
+    ours = run()
+    near(ours, mine[f"{tower}_features"], 5e-6)
+    (ours * inputs[f"{tower}_weights"].float()).sum().backward()
     for name, p in parameters.items():
         g = p.grad.sum(-1, keepdim=True) if gradients[name].shape != p.shape else p.grad  # one gate for all heads
         near(g, gradients[name], 2e-5)
@@ -138,10 +138,10 @@ def test_four_bits_where_the_last_block_is_not_full():
     matrix = tensors["matrix"].float()
     assert matrix.numel() % 64
     quantized, error = quantize({"m": matrix}, "nf4")
-    found = quantized["m"].plain()
-    assert torch.equal(found, tensors["dequantized"])
-    assert error == pytest.approx((torch.linalg.norm(found - matrix) / torch.linalg.norm(matrix)).item())
-    for block, given in zip(found.flatten().split(64), matrix.flatten().split(64), strict=True):
+    ours = quantized["m"].plain()
+    assert torch.equal(ours, tensors["dequantized"])
+    assert error == pytest.approx((torch.linalg.norm(ours - matrix) / torch.linalg.norm(matrix)).item())
+    for block, given in zip(ours.flatten().split(64), matrix.flatten().split(64), strict=True):
         scale, top = block.abs().max().item(), given.abs().max().item()
         assert scale == pytest.approx(top, rel=0.02)  # quantised, too
         level = (block[:, None] / scale - torch.tensor(NF4)).abs()

@@ -14,6 +14,7 @@ from vlprompt.data.cache.portable import DATASETS
 from vlprompt.data.dataset import Dataset, same_prompts
 from vlprompt.data.disk import complain
 from vlprompt.data.download.get import ensure
+from vlprompt.data.presence import USE_PRESENT
 from vlprompt.data.sources import banked
 from vlprompt.errors import UserError, first_names
 from vlprompt.textfiles import absolute
@@ -67,7 +68,8 @@ def not_loaded(problems: Mapping[str, UserError], source: str, names: Sequence[s
     )
     left = [name for name in names if name not in problems]
     without = f" protocol.targets=[{','.join(left)}] does without targets that are not there." if left else ""
-    return UserError(f"cannot load {which} {str(first).rstrip('.')}.{without}")
+    why = str(first) if source in problems else str(first).replace(f", {USE_PRESENT}", "")  # targets have to be whole
+    return UserError(f"cannot load {which} {why.rstrip('.')}.{without}")
 
 
 def load_dataset(settings: Settings, described: DataSource) -> Dataset:

@@ -9,6 +9,8 @@ from vlprompt.data.disk import complain
 from vlprompt.data.sources.files import Files
 from vlprompt.errors import UserError, first_names
 
+USE_PRESENT = "or use the classes that are there whole with dataset.classes=present"
+
 
 @dataclass(frozen=True)
 class Gap:
@@ -49,7 +51,11 @@ def summary(missing: Sequence[Gap], dataset: Dataset, most: int = 10) -> str:
     """2,311 of 8,242 images are missing, in 28 of 100 classes: accordion 55 of 55, ..."""
     n_listed = len({item for part in PARTS for item in getattr(dataset, part)})
     n_missing = sum(gap.n_missing for gap in missing if not gap.part)
-    images = f"{n_missing:,} of {n_listed:,} images are missing, " if n_missing else "images are missing "
+    images = (
+        f"{n_missing:,} of {n_listed:,} images {'is' if n_missing == 1 else 'are'} missing, "
+        if n_missing
+        else "images are missing "
+    )
     return (
         f"{images}in {len(missing):,} of {len(dataset.classes):,} classes: {first_names(list(map(str, missing)), most)}"
     )

@@ -66,8 +66,8 @@ class Bottleneck(nn.Module):
         for p in (self.up.weight, self.up.bias) if std is None else (self.down.bias, self.up.bias):
             nn.init.zeros_(p)
         if std is not None:
-            for linear in (self.down, self.up):
-                nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
+            for weight in (self.down.weight, self.up.weight):
+                nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
     def forward(self, h: Tensor, stream: Tensor) -> Tensor:
         return h + self.up(ACTIVATIONS[self.activation](self.down(h + stream if self.sum else h)))

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from vlprompt.data.dataset import PARTS, Dataset, Item, Part
 from vlprompt.data.disk import whole_file
-from vlprompt.data.presence import only_present
+from vlprompt.data.presence import USE_PRESENT, only_present
 from vlprompt.data.sources import split_file
 from vlprompt.data.sources.files import Files
 from vlprompt.data.sources.layouts import Labelled, class_in, walk, warn
@@ -176,8 +176,7 @@ def recall(images: Iterable[Labelled], path: Path, *, gaps_allowed: bool = False
     missing = [name for name in parts if name not in by_name]
     if missing and not gaps_allowed:
         raise UserError(f"{first_names(missing)} of the stored split {'are' if missing[1:] else 'is'} not there: "
-                        f"put back what is missing, {again}, or use the classes that are there whole with "
-                        "dataset.classes=present.")  # fmt: skip
+                        f"put back what is missing, {again}, {USE_PRESENT}.")  # fmt: skip
     labels = dict(row for part in PARTS for row in rows[part])
     keys = {labels[name]: image.key for name, image in by_name.items() if name in labels}
     by_name |= {name: Labelled(name, keys.get(labels[name]) or class_in(name), None) for name in missing}

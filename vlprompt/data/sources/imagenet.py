@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vlprompt.data.dataset import Dataset, Item
-from vlprompt.data.presence import Gap, gaps, published_part
+from vlprompt.data.presence import USE_PRESENT, Gap, gaps, published_part
 from vlprompt.data.sources.files import Files
 from vlprompt.data.sources.layouts import folders_in, is_image
 from vlprompt.data.sources.variant_lists import read_lines
@@ -69,7 +69,7 @@ def load(
     if untrained and need_images:
         raise UserError(
             f"{images / 'train'} has no images of {len(untrained)} classes ({untrained[0].name}, ...): unpack it "
-            "again, or use the classes that are there with dataset.classes=present."
+            f"again, {USE_PRESENT}."
         )
     return dataset
 

@@ -25,7 +25,8 @@ PART_FOLDERS: Mapping[str, Part] = {
     "test": "test",
     "testing": "test",
 }
-SHARDS = (".tar", ".parquet")  # what image-text pairs are published in
+SHARDS = (".tar", ".tar.gz", ".tgz", ".parquet", ".arrow")  # what image-text pairs are published in
+LISTS = ("metadata.", "captions")  # what tables of texts are called
 NO_DATA = "__MACOSX"  # what some archives unpack next to the data
 
 
@@ -95,10 +96,10 @@ def classes_in(folder: Path, base: Path, part: Part | None, *, gaps_allowed: boo
 
 
 def holds_pairs(folder: Path) -> bool:
-    """Whether there are texts next to the images, or shards of archives."""
+    """Whether there are texts next to the images or a table of them, or shards of archives."""
     files = {path.name.lower() for path in folder.iterdir() if is_shown(path.name)}
     stems = {name.rpartition(".")[0] for name in files if is_image(name)}
-    return any(name.endswith(SHARDS) for name in files) or any(
+    return any(name.endswith(SHARDS) or name.startswith(LISTS) for name in files) or any(
         f"{stem}{suffix}" in files for stem in stems for suffix in (".txt", ".caption", ".json")
     )
 

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field, StrictInt, StrictStr, ValidationError
 
 from vlprompt.data.dataset import PARTS, Dataset, Item
-from vlprompt.data.presence import published_part
+from vlprompt.data.presence import USE_PRESENT, published_part
 from vlprompt.data.sources.files import Files
 from vlprompt.errors import UserError
 from vlprompt.textfiles import absolute, parse_json, read_text
@@ -115,6 +115,6 @@ def check_presence(parts: Iterable[Iterable[Item]], files: Files, listed_in: Pat
     for image in first.values():
         if not files.locate(image).is_file():
             raise UserError(
-                f"{listed_in} lists {image}, which is not below {files.root}: unpack the images there again, or use "
-                "the classes that are there whole with dataset.classes=present."
+                f"{listed_in} lists {image}, which is not below {files.root}: unpack the images there again, "
+                f"{USE_PRESENT}."
             )

@@ -1,6 +1,5 @@
 """Tables that people write with a spreadsheet or an editor: labels of images, names of classes."""
 
-import contextlib
 import csv
 import io
 import os
@@ -11,15 +10,17 @@ from pathlib import Path
 
 from vlprompt.data.sources.layouts import PART_FOLDERS, SUFFIXES, Labelled, normal, pairs
 from vlprompt.errors import UserError
-from vlprompt.textfiles import parse_json, path_of, read_text
+from vlprompt.textfiles import path_of, read_text
 
 DELIMITERS = (",", ";", "\t")
 COLUMNS = ("path", "label")  # that a table of labels needs
 TEXTS = (
     *("caption", "captions", "text", "texts", "txt", "description", "descriptions", "sentence", "sentences", "comment"),
-    *("title", "alt", "alt_text", "report"),
+    *("title", "alt", "alt_text", "report", "prompt", "conversations"),
 )
 """Columns that say in words what an image shows."""
+CLASSES = {"label", "class", "category_id"}  # columns next to which texts are no matter
+BINARY = (".parquet", ".arrow", ".xlsx", ".xls", ".ods")
 SUFFIX = "|".join(suffix.removeprefix(".") for suffix in SUFFIXES)
 LONG = 4  # words of a cell that is a sentence rather than a class
 HEADINGS = ("name", "names", "class", "classes", "class_name", "classname", "label", "labels")  # of names alone
@@ -81,12 +82,14 @@ def refuse_captions(path: Path, labels: Sequence[str]) -> None:
 
 def rows_of(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and cells by column."""
+    if path.suffix.lower() in BINARY:
+        raise UserError(f"{path} is no table in text: save it as CSV, with the header path,label,split.")
     text = read_text(path)
     heads = {delimiter: parse(text, delimiter)[:1] for delimiter in DELIMITERS}
     fits = [d for d, rows in heads.items() if rows and set(COLUMNS) <= {cell.lower() for cell in rows[0].cells}]
     if not fits:
         begin = heads[","][0].text if heads[","] else ""
-        if texts := column_of_texts(begin):
+        if texts := column_of_texts(text if text.lstrip()[:1] in ("{", "[") else begin):
             raise pairs(f"{path} has {texts}")
         raise UserError(f"{path} begins with '{begin[:80]}', allowed is the header path,label,split.")
     header, *rows = parse_strictly(path, text, fits[0])
@@ -102,18 +105,16 @@ def rows_of(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         yield row.line, dict(zip(columns, row.cells + [""] * len(columns), strict=False))
 
 
-def column_of_texts(line: str) -> str:
-    """What the first line of a table shows of texts about images; nothing where it shows none, or a column of classes.
+def column_of_texts(text: str) -> str:
+    """What JSON, or the first line of a table, shows of texts about images; nothing where it shows a column of classes.
 
-    It may be a header, an object in JSON, or a row without a header: a file or an address, and a sentence.
+    That line may be a header, or a row without a header: a file or an address, and a sentence.
     """
-    with contextlib.suppress(ValueError):
-        first = parse_json(line)
-        line = ",".join(map(str, first)) if isinstance(first, dict) else line
+    line = ",".join(re.findall(r'"(\w+)"\s*:', text)) or text
     for delimiter in (*DELIMITERS, "|"):
         cells = [cell.strip(' "').lower() for cell in line.split(delimiter)]
         if column := next((cell for cell in cells if cell in TEXTS), ""):
-            return "" if set(cells) & {"label", "class"} else f"a column '{column}'"
+            return "" if set(cells) & CLASSES else f"a column '{column}'"
         files = [cell for cell in cells if "://" in cell or re.search(rf"\.({SUFFIX})(#\d+)?$", cell)]
         if len(cells) > 1 and files and any(len(cell.split()) >= LONG for cell in cells if cell not in files):
             return f"sentences ('{line[:80]}')"
