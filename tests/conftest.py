@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from running import set_up
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -60,7 +61,14 @@ def short_waits() -> None:
     ended in an error waits this long for its workers."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000)
     torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fast_yaml() -> None:
+    """Hundreds of configurations are composed, and a sixth of that time reads their files."""
+    yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @pytest.fixture(scope="session", autouse=True)

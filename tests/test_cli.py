@@ -445,7 +445,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("fit.lr.x=1", ["unknown setting 'fit.lr.x'", "fit.lr is 0.0"]),
     ("~seed", ["'seed' is missing"]),
     ("nonsense", ["cannot read 'nonsense'", "NAME=VALUE"]),
-    ("backbone.weights=~/w.pt", ["cannot read", "\"backbone.weights='~/w.pt'\""]),
+    ("name=~tuned", ["cannot read", "\"name='~tuned'\""]),
     ("backbone.weights='~no-such-user/w.pt'", ["no home folder for '~no-such-user/w.pt'"]),
     (f"backbone.weights={'x' * 300}", ["File name too long"]),
     ("seed=[1,2]", ["seed", "-m seed=1,2"]),

@@ -98,7 +98,10 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("name", WRITERS)
+QUICK = ("half.safetensors", "compiled.pth", "model_best.pth.tar", "no_head.pth", "ViT-B_16.npz")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in WRITERS])
 def test_files_of_weights(name, net, state, tmp_path):
     WRITERS[name](state, tmp_path / name)
     clip = load_clip(NAME, str(tmp_path / name))
@@ -215,7 +218,12 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("kind", MISTAKES)
+QUICK_MISTAKES = ("clip", "other", "missing", "grid", "nan")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k not in QUICK_MISTAKES)) for k in MISTAKES]
+)
 def test_weights_that_do_not_fit(kind, state, tmp_path):
     make, words = MISTAKES[kind]
     torch.save(make(state), tmp_path / "m.pth")
@@ -345,22 +353,27 @@ def test_what_identifies_a_run_on_a_model_of_timms(state, small_state, tmp_path)
     assert before["weights"] != after["weights"]
 
 
+@pytest.fixture(scope="module")
+def config():
+    return compose(["backbone=timm_vit"])
+
+
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("images", "words"),
     [
-        ("crop_pct=0", "crop_pct"),
-        ("crop_pct=1.5", "crop_pct"),
-        ("mean=[0.5]", "mean"),
-        ("std=[0,1,1]", "std"),
-        ("interpolation=nearest", "'bicubic' or 'bilinear'"),
-        ("crop_mode=border", "'center' or 'squash'"),
-        ("size=0", "size"),
-        ("crop=1", "crop"),
+        ({"crop_pct": 0}, "crop_pct"),
+        ({"crop_pct": 1.5}, "crop_pct"),
+        ({"mean": [0.5]}, "mean"),
+        ({"std": [0, 1, 1]}, "std"),
+        ({"interpolation": "nearest"}, "'bicubic' or 'bilinear'"),
+        ({"crop_mode": "border"}, "'center' or 'squash'"),
+        ({"size": 0}, "size"),
+        ({"crop": 1}, "crop"),
     ],
 )
-def test_settings_of_images_are_checked(override, words):
+def test_settings_of_images_are_checked(images, words, config):
     with pytest.raises(UserError, match=words):
-        identity(f"++backbone.images.{override}")
+        read_settings({**config, "backbone": {**config["backbone"], "images": images}})
 
 
 @pytest.mark.slow
