@@ -25,8 +25,8 @@ COMMITTED = {
     if methods is None or record.method in methods
 }
 """Of every method, and two that have their targets in their identity."""
-REWRITTEN = {"few_shot linear_head", "few_shot mmrl", "few_shot prograd", "few_shot tcp"}
-"""Whose settings are others since their records were made."""
+REWRITTEN = {f"few_shot {name}" for name in ("linear_head", "lp_plus_plus", "mmrl", "prograd", "tcp")}
+"""Whose settings, or numbers with the same settings, are others since their records were made."""
 
 
 class Younger(CoOp):
@@ -63,6 +63,17 @@ def test_runs_of_earlier_versions_are_found(name: str) -> None:
     spec, record = run_of(COMMITTED[name]), COMMITTED[name]
     assert spec.key == record.key  # so that it is looked for where it lies
     assert spec.matches(record) != (name in REWRITTEN)
+
+
+@pytest.mark.usefixtures("results")
+def test_another_revision_of_a_method_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = COMMITTED["few_shot coop"]
+    monkeypatch.setattr(CoOp, "revision", 2)
+    spec = run_of(record)
+    assert not spec.matches(record)
+    assert spec.key == record.key
+    monkeypatch.setattr(CoOp, "revision", 3)
+    assert run_of(record).hash != spec.hash
 
 
 @pytest.mark.usefixtures("results")

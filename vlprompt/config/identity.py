@@ -49,6 +49,8 @@ def result_settings(
         "method": with_contents(settings.method),
         "precision": precision,
     }
+    if (revision := getattr(import_named(settings.method["_target_"], "setting"), "revision", 1)) > 1:
+        chosen["method"] |= {"revision": revision}
     if names := target_names(settings, dataset.name):  # their order changes nothing
         chosen["targets"] = {name: target_identity(settings, name, targets) for name in names}
     if settings.fit is not None:

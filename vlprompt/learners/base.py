@@ -57,6 +57,8 @@ class Learner(nn.Module):
     """Whether `prepare` or `conclude` choose something on the validation images; the record says so."""
     without_text: ClassVar[str] = "linear"
     """The head that `head=auto` stands for on a model without a text tower."""
+    revision: ClassVar[int] = 1
+    """Raised when the same settings give other numbers than before, so that finished runs are made again."""
     augmented: ClassVar[bool] = False
     """Whether `prepare` sees a new augmented view of the training images in each pass, instead of centre crops."""
 

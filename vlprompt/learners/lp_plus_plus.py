@@ -30,6 +30,7 @@ class LPPlusPlus(Learner):
     (https://github.com/FereshteShakeri/FewShot-CLIP-Strong-Baseline at f81054f), whose numbers it reproduces.
     """
 
+    revision = 2
     augmented = True
     class_bound = True
     closed_form = True

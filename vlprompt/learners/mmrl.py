@@ -35,6 +35,7 @@ class MMRL(Learner):
     Differs: the model's own scale instead of 100.
     """
 
+    revision = 2
     needs = frozenset({"text", "vit"})
     edits_image = True
     neutral_settings = None  # its tokens are attended to whatever they hold

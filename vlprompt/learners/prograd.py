@@ -35,6 +35,7 @@ class ProGrad(CoOp):
     but no word, so that the last token before the name stays fixed: in OxfordPets, "a type of pet, a photo of a".
     """
 
+    revision = 2
     neutral_settings: ClassVar = {"n_context": 4, "init": "template", "class_specific": False, "position": "end"}
 
     def __init__(
