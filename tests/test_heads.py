@@ -106,9 +106,10 @@ def test_starts() -> None:
     features, labels = zero.collect_features([candidate_of(headed("lora", "vit")).batch])
     centred = features - features.mean(0)
     assert torch.allclose(zero.head.seen(features), centred / centred.square().mean().sqrt(), atol=1e-5)
-    reference = LogisticRegression(tol=1e-8, max_iter=10_000).fit(probe.head.seen(features), labels)
-    found = probe.head(features).softmax(-1).detach()
-    assert torch.allclose(found, torch.tensor(reference.predict_proba(probe.head.seen(features))).float(), atol=1e-3)
+    reference = LogisticRegression(tol=1e-8, max_iter=10_000).fit(standardised := zero.head.seen(features), labels)
+    expected = torch.tensor(reference.predict_proba(standardised)).float()
+    assert torch.allclose(probe.head(features).softmax(-1), expected, atol=1e-3)
+    assert probe.head.seen(features).square().sum(1).mean().item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("start", ["zero", "probe"])
@@ -125,7 +126,7 @@ def test_a_head_is_the_same_whatever_the_length_of_features(start: str) -> None:
             torch.nn.functional.cross_entropy(head(features * length), labels).backward()
             optimizer.step()
         logits.append(head(features * length))
-    assert torch.allclose(*logits, atol=1e-3)
+    assert torch.allclose(*logits, atol=5e-3)
     assert logits[0].argmax(-1).unique().numel() > 1
 
 

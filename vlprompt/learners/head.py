@@ -43,7 +43,8 @@ class StandardHead(Head):
     So a learning rate means the same whatever the model's features are: those of ViTs have lengths from 1 to 60.
 
     Args:
-        probe: start as a logistic regression on the training images (LP-FT), with scikit-learn's C of 1.
+        probe: start as a logistic regression on the training images (LP-FT), with scikit-learn's C of 1. Features are
+            then scaled to a length of about one, so that the head, which fits already, takes smaller steps.
 
     Source: Kumar et al., ICLR 2022, https://arxiv.org/abs/2202.10054, section 4 (LP-FT).
     """
@@ -69,6 +70,9 @@ class StandardHead(Head):
         self.scale.fill_(variance.rsqrt() if variance > 0 else 1.0)  # zero of one image
         if self.probe:
             self.fit(features, labels)
+            length = math.sqrt(self.in_features)
+            self.scale /= length
+            self.weight *= length  # the logits stay
 
     @torch.enable_grad()
     def fit(self, features: Float[Tensor, "N e"], labels: Int[Tensor, " N"]) -> None:
