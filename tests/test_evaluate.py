@@ -55,8 +55,12 @@ def test_a_learner_is_told_that_images_are_of_another_data_set(kind: Any) -> Non
     """Even where classes are those trained on; and no longer, once it is back on its own."""
     learner = kind(clip_of("vit"), CLASSES)
     picture = Image.effect_noise((32, 32), 10).convert("RGB")
-    own = Split((Item("0", 0),), tuple(CLASSES), lambda image: picture, origin="these")
-    tests = {"own": own, "v2": replace(own, transfer=True), "a": replace(own.select([0]), rows=(0,), transfer=True)}
+    source = Split((Item("0", 0),), tuple(CLASSES), lambda image: picture, origin="these")
+    tests = {
+        "source": source,
+        "v2": replace(source, transfer=True),
+        "a": replace(source.select([0]), rows=(0,), transfer=True),
+    }
     evaluate(learner, tests, Loader(learner.clip), precision="fp32", reporter=Reporter())
     other = kind is Told
     assert learner.told == [(len(CLASSES), None, False), (len(CLASSES), None, other), (1, (0,), other)]

@@ -597,11 +597,11 @@ def test_parity_of_tip_adapter_f_with_other_steps_in_an_epoch(sizes, own_clip, t
             return 100 * features @ tensors["clip_weights"] + alpha * near
 
         def accuracy(part, *at):
-            found = logits(tensors[f"{part}_features"], *at).detach()
-            return found, 100 * (found.argmax(-1) == tensors[f"{part}_labels"]).double().mean().item()
+            given = logits(tensors[f"{part}_features"], *at).detach()
+            return given, 100 * (given.argmax(-1) == tensors[f"{part}_labels"]).double().mean().item()
 
         results.update(losses=[], lr_used=[], test_acc_per_epoch=[])
-        kept, steps = [], list(zip(*(tensors[f"train_step_{part}_concat"].split(told["train_step_batch_sizes"])
+        ends, steps = [], list(zip(*(tensors[f"train_step_{part}_concat"].split(told["train_step_batch_sizes"])
                                      for part in ("features", "labels")), strict=True))  # fmt: skip
         for step, (features, labels) in enumerate(steps):
             rate = 0.05 * (1 + np.cos(np.pi * step / len(steps))) / 2
@@ -615,18 +615,18 @@ def test_parity_of_tip_adapter_f_with_other_steps_in_an_epoch(sizes, own_clip, t
             results["losses"].append(loss.item())
             results["lr_used"].append(rate)
             if (step + 1) % len(sizes) == 0:
-                end, right = accuracy("test")
-                tensors[f"test_logits_after_epoch{len(kept)}"] = end
+                after, right = accuracy("test")
+                tensors[f"test_logits_after_epoch{len(ends)}"] = after
                 results["test_acc_per_epoch"].append(right)
-                kept.append(keys.detach().clone())
+                ends.append(keys.detach().clone())
         best = int(np.argmax(results["test_acc_per_epoch"]))
-        keys.data.copy_(kept[best])
+        keys.data.copy_(ends[best])
         (top_beta, top_alpha), (n_beta, n_alpha) = cfg["search_scale"], cfg["search_step"]
         grid = [(0.1 + i * (top_beta - 0.1) / n_beta, 0.1 + j * (top_alpha - 0.1) / n_alpha)
                 for i in range(n_beta) for j in range(n_alpha)]  # fmt: skip
-        found = [accuracy("val", *at)[1] for at in grid]
-        tensors["val_acc_grid_beta_outer_alpha_inner"] = torch.tensor(found).view(n_beta, n_alpha)
-        results["best_beta_alpha"] = list(grid[int(np.argmax(found))])
+        accuracies = [accuracy("val", *at)[1] for at in grid]
+        tensors["val_acc_grid_beta_outer_alpha_inner"] = torch.tensor(accuracies).view(n_beta, n_alpha)
+        results["best_beta_alpha"] = list(grid[int(np.argmax(accuracies))])
         tensors["test_logits_final_best_hp"], right = accuracy("test", *results["best_beta_alpha"])
         results["test_acc_final_best_hp"] = right
         results["reported"] = max(right, *results["test_acc_per_epoch"])

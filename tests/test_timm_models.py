@@ -339,8 +339,8 @@ def test_what_identifies_a_run_on_a_model_of_timms(state, small_state, tmp_path)
     assert identity(file)["crop_pct"] == 0.9
     assert "crop_pct" not in identity(file, "backbone.model=vit_small_patch14_dinov2")
     assert "images" not in identity(file)
-    own = identity(file, "backbone.images.crop_pct=1", "backbone.images.mean=[0.5,0.4,0.3]")
-    assert own["images"] == {"crop_pct": 1, "mean": (0.5, 0.4, 0.3)}
+    changed = identity(file, "backbone.images.crop_pct=1", "backbone.images.mean=[0.5,0.4,0.3]")
+    assert changed["images"] == {"crop_pct": 1, "mean": (0.5, 0.4, 0.3)}
     folder = write_folder(tmp_path / "m", small_state)
     before = identity(f"backbone.model={folder}")
     content = json.loads((tmp_path / "m" / "config.json").read_text())
