@@ -39,7 +39,7 @@ class Learner(nn.Module):
         head: "text": class names classify; "linear": a trained head does, for the training classes only; "auto": class
             names where the model has a text tower, else a head. A method that passes it on may have a head.
         head_start: of a linear head: "probe" (a logistic regression on the training images, LP-FT) or "zero", both on
-            standardised features; "published": VPT's, on features as they are.
+            centred and scaled features; "published": VPT's, on features as they are.
 
     Raises:
         UserError: the model lacks what the method needs.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 HeadKind = Literal["auto", "text", "linear"]
 """What classifies: class names, a linear head, or what the model allows: names, else a head."""
 HeadStart = Literal["zero", "probe", "published"]
-"""How a linear head starts: at zero or as a linear probe, both on standardised features, or as VPT's."""
+"""How a linear head starts: at zero or as a linear probe, both on centred and scaled features, or as VPT's."""
 
 
 class Head(nn.Linear):

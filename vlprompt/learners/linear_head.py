@@ -14,7 +14,7 @@ class LinearHead(Learner):
     logits = W f + b
 
     Args:
-        head_start: how W and b start: "zero" or "probe", both on standardised features, or "published".
+        head_start: how W and b start: "zero" or "probe", both on centred and scaled features, or "published".
 
     Source: Jia et al., ECCV 2022, https://arxiv.org/abs/2203.12119, section 4.1 ("Linear").
     """
