@@ -437,6 +437,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("backbone=vit_b17", ["unknown backbone 'vit_b17'", "did you mean 'vit_b16'?"]),
     ("recipe=coop_icjv", ["unknown recipe 'coop_icjv'", "did you mean 'coop/ijcv'?"]),
     ("method=null", ["cannot be null", "~recipe"]),
+    ("~method=1", ["~method=1 is no choice", "method is one name"]),
     ("sed=2", ["unknown setting 'sed'", "did you mean 'seed'?"]),
     ("method.n_contxt=2", ["unknown setting 'method.n_contxt'", "did you mean 'method.n_context'?"]),
     ("+method.foo=1", ["unknown setting of method 'foo': known are class_specific, ctx_init, n_context, position"]),

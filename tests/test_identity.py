@@ -58,7 +58,9 @@ def run_of(record: Record, *more: str) -> RunSpec:
 
 
 @pytest.mark.usefixtures("results")
-@pytest.mark.parametrize("name", COMMITTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if i % 4 == 0 else pytest.mark.slow) for i, name in enumerate(COMMITTED)]
+)
 def test_runs_of_earlier_versions_are_found(name: str) -> None:
     spec, record = run_of(COMMITTED[name]), COMMITTED[name]
     assert spec.key == record.key  # so that it is looked for where it lies

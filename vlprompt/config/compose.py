@@ -260,8 +260,10 @@ def check_groups(overrides: Sequence[str]) -> None:
     for override, text in zip(OverridesParser.create().parse_overrides(list(overrides)), overrides, strict=True):
         if not override.key_or_group:
             raise OverrideParseException(override=text, message="no name")
-        value = "" if override.is_sweep_override() or override.is_delete() else override.value()
-        if override.get_key_element().lstrip("+") in (*GROUPS, *recipes.GROUPS) and isinstance(value, list | dict):
+        if override.key_or_group not in (*GROUPS, *recipes.GROUPS) or override.is_sweep_override():
+            continue
+        value = override.value()
+        if isinstance(value, list | dict) or (override.is_delete() and not isinstance(value, str | None)):
             raise ChoiceError(f"{text} is no choice: {override.key_or_group} is one name, as in method=coop")
 
 
