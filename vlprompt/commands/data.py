@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from vlprompt.commands.arguments import is_override, searched
 from vlprompt.config.paths import config_dir, data_root
 from vlprompt.data.dataset import PARTS
-from vlprompt.errors import UserError, printable
+from vlprompt.errors import UserError, printable, unknown
 from vlprompt.textfiles import path_of
 
 NAMES = "a data set, and settings as for a run: dataset=folder dataset.root=PATH"
@@ -192,7 +192,6 @@ def show_path(options: argparse.Namespace) -> int:
 def show_subset(options: argparse.Namespace) -> int:
     from vlprompt.data.lists import make_lines
     from vlprompt.data.sampling import SAMPLERS, Shots
-    from vlprompt.errors import unknown
     from vlprompt.protocols.base_to_novel import halves
 
     if options.sampler not in SAMPLERS:
@@ -258,6 +257,9 @@ def asked_for(options: argparse.Namespace) -> list[Asked]:
         raise UserError(
             "which data set? Give a name (`vlprompt data list` has them), or dataset=folder dataset.root=PATH."
         )
+    for name in names:
+        if name not in known and (Path(name).name != name or Path(name).is_dir()):
+            raise unknown("data set", name, known, do=f"For a folder of your own: dataset=folder dataset.root={name}")
     entries = [find_entry(known, name) for name in dict.fromkeys(names)]
     if settings:
         return [with_settings(entry.name, settings, options) for entry in entries]
