@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import ask
+from running import ask, check_mistake
 from test_folder import draw, fill
 from test_imagenet import make as make_imagenet
 from tiny_data import CATALOGUE
 
-from vlprompt import cli
+from vlprompt import cli, sweep
 from vlprompt.config.compose import compose
 from vlprompt.config.datasets import load_dataset, load_datasets, load_source, stored_name
 from vlprompt.config.identity import result_settings
@@ -263,6 +263,10 @@ def test_mistakes_in_one_sentence(results: Path, arguments: list[str], words: st
     assert answer.code in (1, 2)
     assert words in answer.err
     assert answer.err.count("\n") == 1
+
+
+def test_a_run_on_a_path_says_how_a_folder_is_given(results: Path) -> None:
+    check_mistake(ask(sweep.main, ["dataset=../pets"]), ["dataset=folder dataset.root=../pets"], results)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from vlprompt.commands.arguments import is_override, searched
-from vlprompt.config.paths import config_dir, data_root
+from vlprompt.config.paths import config_dir, data_root, unknown_dataset
 from vlprompt.data.dataset import PARTS
 from vlprompt.errors import UserError, printable, unknown
 from vlprompt.textfiles import path_of
@@ -240,8 +240,6 @@ class Asked:
 
 def asked_for(options: argparse.Namespace) -> list[Asked]:
     """The data sets that the arguments name, settings (dataset.root=PATH) applied to each. Raises: UserError."""
-    from vlprompt.data.download.catalogue import find_entry
-
     given = [*options.names, *options.overrides]
     settings = [text for text in given if is_override(text)]
     names = [text for text in given if text not in settings]
@@ -258,9 +256,9 @@ def asked_for(options: argparse.Namespace) -> list[Asked]:
             "which data set? Give a name (`vlprompt data list` has them), or dataset=folder dataset.root=PATH."
         )
     for name in names:
-        if name not in known and (Path(name).name != name or Path(name).is_dir()):
-            raise unknown("data set", name, known, do=f"For a folder of your own: dataset=folder dataset.root={name}")
-    entries = [find_entry(known, name) for name in dict.fromkeys(names)]
+        if name not in known:
+            raise unknown_dataset(name, known)
+    entries = [known[name] for name in dict.fromkeys(names)]
     if settings:
         return [with_settings(entry.name, settings, options) for entry in entries]
     return [Asked(entry.name, plain(entry), entry.about, root, entry.base(root)) for entry in entries]
