@@ -1,7 +1,9 @@
 """What a method, a data set, a backbone or a protocol is called in print, and its paper: `about` in its YAML."""
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +20,7 @@ FAMILIES = (
     *("low-rank and weight methods", "linear"),
 )
 """Those of the methods, in the order in which they are shown."""
+OTHERS = "others"  # which have no family
 
 
 class About(BaseModel):
@@ -89,3 +92,39 @@ def without_about(config: Mapping[str, Any]) -> dict[str, Any]:
     parts = {group: part for group in ("backbone", "protocol") if isinstance(part := config.get(group), Mapping)}
     bare = {group: {key: value for key, value in part.items() if key != "about"} for group, part in parts.items()}
     return {key: value for key, value in config.items() if key != "about"} | bare
+
+
+def by_family(group: Group, folders: tuple[Path, ...] = ()) -> dict[str, dict[str, About]]:
+    """All of a group by family and name: the families of methods in their order, then others, those without one last.
+
+    Raises:
+        UserError: a file whose `about` is none.
+    """
+    everything = {name: about(group, name, folders) for name in paths(group, folders)}
+    families = dict.fromkeys((*FAMILIES, *sorted({one.family for one in everything.values() if one.family}), None))
+    members = {family: {n: one for n, one in everything.items() if one.family == family} for family in families}
+    return {family or OTHERS: those for family, those in members.items() if those}
+
+
+def recipes_by_method(folders: tuple[Path, ...] = ()) -> dict[str, dict[str, str]]:
+    """What each recipe is, in the first sentence of its comment, by method and name as in `recipe=coop/ijcv`."""
+    files = {
+        path.relative_to(folder / "recipe").with_suffix("").as_posix(): path
+        for folder in (config_dir(), *folders)
+        for path in (folder / "recipe").glob("*/*.yaml")
+    }
+    sentences: dict[str, dict[str, str]] = {}
+    for name, path in sorted(files.items()):
+        sentences.setdefault(name.partition("/")[0], {})[name] = first_sentence(path)
+    return sentences
+
+
+def first_sentence(path: Path) -> str:
+    """Of the comment at the top of a file, which may follow the line that gives its package. Raises: UserError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path} ({error}): mend or remove it") from None
+    comment = [line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
+    text = " ".join(line for line in comment if not line.startswith("@package"))
+    return re.split(r"(?<=[\w)\"'])\. (?=[A-Z])", text)[0].rstrip(".")
