@@ -102,6 +102,7 @@ def by_family(group: Group, folders: tuple[Path, ...] = ()) -> dict[str, dict[st
     """
     everything = {name: about(group, name, folders) for name in paths(group, folders)}
     families = dict.fromkeys((*FAMILIES, *sorted({one.family for one in everything.values() if one.family}), None))
+    everything = dict(sorted(everything.items(), key=lambda item: item[1].name.casefold()))
     members = {family: {n: one for n, one in everything.items() if one.family == family} for family in families}
     return {family or OTHERS: those for family, those in members.items() if those}
 
