@@ -114,7 +114,7 @@ def test_best_is_bold_and_second_underlined_within_a_block() -> None:
     assert latex.count(r"\midrule") == 2  # below the header and between the numbers of shots
     assert r"\textbf{70.00}" in latex
     assert r"\underline{60.00}" in latex
-    assert latex.startswith("% protocol few_shot, backbone vit_b16")
+    assert "% Caption: Few-shot, CLIP ViT-B/16, weights openai, bf16; accuracy" in latex
 
 
 def test_lower_is_better_for_errors() -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.commands.arguments import words
@@ -35,6 +36,8 @@ def register(commands: Any) -> None:
     table.add_argument("--published", choices=("difference", "rows", "none"), help=f"{text} (default with --papers)")
     text = "only the published numbers of these papers: maple,promptsrc"
     table.add_argument("--papers", type=words, default=[], metavar="NAMES", help=text)
+    text = "best in bold, second underlined (default in the layouts of papers, but for LaTeX)"
+    table.add_argument("--mark-best", action=argparse.BooleanOptionalAction, help=text)
     table.set_defaults(command=show_table)
 
 
@@ -91,11 +94,14 @@ def tables_of(
     if options.layout == "runs":
         table = summarise(records, **how)
         on_terminal, costs = width_of(options) is not None, options.costs or every
-        drawn = summary_grids(table, options.format, costs=costs, on_terminal=on_terminal)
+        drawn = summary_grids(table, costs=costs, on_terminal=on_terminal, mark=bool(options.mark_best))
         return drawn, table.drop(columns="named"), summary_notes(table, costs=options.costs)
     results, gaps = across_datasets(records, **how)
     notes = [*notes_of(results, records, options.interval), *INTERVAL_NOTES[options.interval]]
-    return grids(results, options.metric), numbers(results), [*notes, *general_notes(results), *gaps]
+    drawn = grids(results, options.metric)
+    if not (options.format != "latex" if options.mark_best is None else options.mark_best):
+        drawn = [replace(grid, marks={}) for grid in drawn]
+    return drawn, numbers(results), [*notes, *general_notes(results), *gaps]
 
 
 def published_tables(

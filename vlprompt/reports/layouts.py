@@ -6,7 +6,8 @@ import pandas as pd
 
 from vlprompt.errors import UserError, unknown
 from vlprompt.reports.averages import CONTEXT, identity, in_papers_order, in_parts_order
-from vlprompt.reports.grid import BEST, SECOND, Grid
+from vlprompt.reports.grid import Grid
+from vlprompt.reports.marks import best_and_second
 from vlprompt.reports.render import spread_text
 from vlprompt.reports.summary import MEAN_OF_H, H, Interval, learner_order, sources, without_result
 from vlprompt.results.metrics import Metric, find_metric
@@ -92,7 +93,7 @@ def _grid(members: pd.DataFrame, shown: Metric, *, tall: bool) -> Grid:
     keys = ["method", *(name for name in index if name != "method")]
     return Grid(
         ", ".join(f"{name} {value}" for name, value in context.items() if value != ""),
-        table, _marks(cells("mean"), shown), shape[index[0]].tolist(),
+        table, best_and_second(cells("mean"), shape[index[0]].tolist(), shown), shape[index[0]].tolist(),
         keys=keys, shared=("precision", "variant", "shots"), extras=[n for n in ("all", MEAN_OF_H) if n in columns],
         order=[keys[0], index[0], *averages, *keys[1:], "n"], unit=shown.label,
     )  # fmt: skip
@@ -100,16 +101,6 @@ def _grid(members: pd.DataFrame, shown: Metric, *, tall: bool) -> Grid:
 
 def _headings(rows: pd.DataFrame) -> pd.Series:
     return rows["dataset"].where(rows["part"] == "test", rows["dataset"] + " (" + rows["part"] + ")")
-
-
-def _marks(means: pd.DataFrame, shown: Metric) -> dict[tuple[int, str], str]:
-    """The best and the second of each block and column; equal means, as printed, share a mark."""
-    if means.empty:
-        return {}
-    blocks = means.round(shown.decimals).groupby(level=0)
-    ranks = blocks.rank(method="dense", ascending=not shown.higher_is_better)[blocks.transform("count") > 1]
-    marks = {1: BEST, 2: SECOND}
-    return {(i, name): marks[rank] for name in ranks for i, rank in enumerate(ranks[name]) if rank in marks}
 
 
 def distance_grid(table: pd.DataFrame) -> Grid:

@@ -6,8 +6,10 @@ from typing import Any
 import pandas as pd
 
 from vlprompt.errors import UserError, folded, unknown
-from vlprompt.reports.escapes import ESCAPES, csv, latex_comment
+from vlprompt.reports import latex
+from vlprompt.reports.escapes import ESCAPES, csv
 from vlprompt.reports.grid import BEST, SECOND, Grid
+from vlprompt.reports.marks import best_and_second
 from vlprompt.reports.summary import MEAN_OF_H, NO_RUNS, SHARED, H, summarise
 from vlprompt.reports.terminal import draw, terminal_width, wrapped
 from vlprompt.reports.variants import distinguishing, single_class_notes
@@ -28,10 +30,7 @@ INTERVAL_NOTES = {
     "t": ["In brackets: the 95 % interval by Student's t over n seeds."],
     "normal": ["±: population deviation; in brackets: 1.96 standard errors, as the originals' scripts print them."],
 }
-MARKED = {
-    "markdown": {BEST: "**{}**", SECOND: "<u>{}</u>"},
-    "latex": {BEST: r"\textbf{{{}}}", SECOND: r"\underline{{{}}}"},
-}
+MARKED = {"markdown": {BEST: "**{}**", SECOND: "<u>{}</u>"}}
 NO_ROOM = "widen the terminal, or send this to a file"
 
 
@@ -39,12 +38,12 @@ def render(table: pd.DataFrame, format: str = "terminal", *, costs: bool = False
     """A summary as text, a table for each protocol; with `costs` all of them have columns.
 
     CSV is one table of the raw numbers; the others have two decimals, `mean ± deviation`, and what all rows of a table
-    share above it (LaTeX: in columns). "terminal" is plain, never wrapped, never cut, unless it has a `width`.
+    share above it. "terminal" is plain, never wrapped, never cut, unless it has a `width`.
     """
     check_format(format)
     if format == "csv":
         return csv(_checked(table).drop(columns="named"))
-    grids = summary_grids(table, format, costs=costs, on_terminal=width is not None)
+    grids = summary_grids(table, costs=costs, on_terminal=width is not None)
     return render_grids(grids, summary_notes(table, costs=costs), format, width=width)
 
 
@@ -55,14 +54,16 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary_grids(
-    table: pd.DataFrame, format: str = "terminal", *, costs: bool = False, on_terminal: bool = False
+    table: pd.DataFrame, *, costs: bool = False, on_terminal: bool = False, mark: bool = False
 ) -> list[Grid]:
-    """A summary as a table for each protocol. On a terminal rows without a result are left to the notes, if others have
-    one."""
+    """A summary as a table for each protocol; `mark`: the best and the second of each cell.
+
+    On a terminal rows without a result are left to the notes, if others have one.
+    """
     ran = _checked(table)["n"] > 0
     shown = table[ran] if on_terminal and ran.any() else table
     metric = table.attrs.get("metric", "accuracy")
-    return [_summary_grid(part, format, metric, costs) for _, part in shown.groupby("protocol", sort=False)]
+    return [_summary_grid(part, metric, costs, mark) for _, part in shown.groupby("protocol", sort=False)]
 
 
 def summary_notes(table: pd.DataFrame, *, costs: bool = False) -> list[str]:
@@ -90,6 +91,8 @@ def render_grids(
 
     `width`: of a terminal, which a table must not exceed; `more` says how to see what there is no room for.
     """
+    if format == "latex":
+        return latex.document([grid.gathered(grid.constants) for grid in grids], folded(notes))
     if width is None:
         drawn = [_draw(grid.gathered(grid.shared), format) for grid in grids]
         return "\n\n".join([*drawn, *map(ESCAPES[format], folded(notes))]) + "\n"
@@ -123,7 +126,7 @@ def spread_text(mean: float, deviation: float, half_width: float = float("nan"),
     return text
 
 
-def _summary_grid(table: pd.DataFrame, format: str, metric: str, costs: bool) -> Grid:
+def _summary_grid(table: pd.DataFrame, metric: str, costs: bool, mark: bool) -> Grid:
     rows = _readable(table, find_metric(metric).decimals, costs)
     names = list(map(str, rows))
     n = names.index("n")
@@ -133,8 +136,10 @@ def _summary_grid(table: pd.DataFrame, format: str, metric: str, costs: bool) ->
     splits = [name for name in names[n:] if name in table and name not in ("failed", "missing", "parameters")]
     first, last = ("failed", "parameters", "all"), ("train s", "peak MB", MEAN_OF_H, "missing")
     extras = [*first, *(name for name in names[n:] if name not in (*splits, *first, *last)), *last]
+    cells = table[[*SHARED, "shots"]].astype(str).agg(" ".join, axis=1).tolist()
+    marks = best_and_second(table[splits], cells, find_metric(metric)) if mark else {}
     return Grid(
-        "", rows, keys=keys, shared=() if format == "latex" else SHARED,
+        "", rows, marks, keys=keys, shared=SHARED,
         extras=[name for name in extras if name in rows], order=[*keys[:1], *headline, *keys[1:], "n"],
         unit="" if metric == "accuracy" else find_metric(metric).label,
     )  # fmt: skip
@@ -190,21 +195,10 @@ def _draw(grid: Grid, format: str) -> str:
         i = names.index(column)
         rows[row][i] = MARKED.get(format, {}).get(mark, "{}").format(rows[row][i])
     headers = [escape(name) for name in names]
-    if format == "latex":
-        return _latex(latex_comment(grid.title), headers, rows, grid.starts)
     title = escape(grid.title)
     if format == "markdown":
         return f"{title}\n\n{_tabulated(headers, rows, 'pipe')}".lstrip("\n")
     return f"{title}\n{_tabulated(headers, rows, 'simple', grid.starts)}".lstrip("\n")
-
-
-def _latex(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], starts: Sequence[int]) -> str:
-    """booktabs; the title as a comment."""
-    lines = [f"% {title}"] * bool(title) + [rf"\begin{{tabular}}{{{'l' * len(headers)}}}", r"\toprule"]
-    lines += [" & ".join(headers) + r" \\", r"\midrule"]
-    for i, row in enumerate(rows):
-        lines += [r"\midrule"] * (i in starts) + [" & ".join(row) + r" \\"]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
 
 def _tabulated(headers: Sequence[str], rows: Sequence[Sequence[str]], form: str, starts: Sequence[int] = ()) -> str:
