@@ -23,9 +23,10 @@ CAPITALS = (
     *("method", "dataset", "backbone", "weights", "precision", "protocol", "variant", "shots", "learner", "source"),
     *("base", "novel", "all", "test", "failed", "missing", "parameters", "settings", "printed", "split", "seed"),
     *("images", "first", "second", "difference", "median_difference", "low", "high", "only_first", "only_second"),
-    *("wins", "losses"),
+    *("wins", "losses", "mean of H", "mean rank", "train s", "peak MB", "stored kB", "model MB", "can be merged"),
 )
 """Headings that begin with a capital letter; others are names, or have units."""
+ORDER = ("protocol", "source", "dataset", "backbone", "weights", "method", "variant", "shots", "precision")
 LEARNERS, GROUPS = ("method", "learner", "first", "second"), ("dataset", "backbone", "protocol")
 
 
@@ -125,7 +126,7 @@ def tex(number: str) -> str:
 
 def heading(name: str, column: Sequence[str]) -> str:
     """To the left of texts, to the right of numbers, centred above numbers with deviations or intervals."""
-    text = name.replace("_", " ").capitalize() if name in CAPITALS else printed("", name)
+    text = name[0].upper() + name[1:].replace("_", " ") if name in CAPITALS else printed("", name)
     centred = any(" ± " in cell or cell.endswith((")", "]")) for cell in column) and numeric(column)
     return rf"\multicolumn{{1}}{{c}}{{{latex(text)}}}" if centred else latex(text)
 
@@ -153,7 +154,7 @@ def group_name(group: str, name: str) -> str:
 
 
 def caption(title: str) -> str:
-    """What all rows share, in words: "Base to novel, ImageNet, CLIP ViT-B/16, bf16, 16 shots; accuracy (%)"."""
+    """What all rows share, in words: "Base to novel, ImageNet, CLIP ViT-B/16, 16 shots, bf16; accuracy (%)"."""
     words: dict[str, Callable[[str], str]] = {
         **{group: partial(group_name, group) for group in GROUPS},
         "source": lambda text: f"trained on {group_name('dataset', text)}",
@@ -162,11 +163,10 @@ def caption(title: str) -> str:
         "precision": str,
     }
     head, semicolon, unit = title.partition("; ")
-    parts = []
-    for part in filter(None, head.split(", ")):
-        key, _, value = part.partition(" ")
-        parts.append(words[key](value) if key in words and value else part)
-    return latex(", ".join(parts) + semicolon + unit)
+    parts = [(part, *part.partition(" ")[::2]) for part in head.split(", ") if part]
+    parts.sort(key=lambda part: ORDER.index(part[1]) if part[1] in ORDER else -1)
+    told = [words[key](value) if key in words and value else part for part, key, value in parts]
+    return latex(", ".join(told) + semicolon + unit)
 
 
 def is_wide(grid: Grid) -> bool:
