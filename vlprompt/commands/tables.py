@@ -84,7 +84,7 @@ def tables_of(
     from vlprompt.reports.averages import across_datasets, numbers
     from vlprompt.reports.layouts import grids, notes_of
     from vlprompt.reports.render import INTERVAL_NOTES, general_notes, summary_grids, summary_notes
-    from vlprompt.reports.summary import summarise
+    from vlprompt.reports.summary import summarise, without_result
 
     if options.layout == "published":
         return published_tables(records, how, printed, options)
@@ -92,7 +92,8 @@ def tables_of(
         table = summarise(records, **how)
         on_terminal, costs = width_of(options) is not None, options.costs or every
         drawn = summary_grids(table, options.format, costs=costs, on_terminal=on_terminal)
-        return drawn, table.drop(columns="named"), summary_notes(table, costs=options.costs)
+        notes = [*summary_notes(table, costs=options.costs), *without_result(records)]
+        return drawn, table.drop(columns="named"), notes
     results, gaps = across_datasets(records, **how)
     notes = [*notes_of(results, records, options.interval), *INTERVAL_NOTES[options.interval]]
     return grids(results, options.metric), numbers(results), [*notes, *general_notes(results), *gaps]

@@ -8,7 +8,7 @@ import pandas as pd
 from vlprompt.errors import UserError, folded, unknown
 from vlprompt.reports.escapes import ESCAPES, csv, latex_comment
 from vlprompt.reports.grid import BEST, SECOND, Grid
-from vlprompt.reports.summary import MEAN_OF_H, NO_RUNS, SHARED, H, summarise
+from vlprompt.reports.summary import MEAN_OF_H, NO_RUNS, SHARED, H, summarise, without_result
 from vlprompt.reports.terminal import draw, terminal_width, wrapped
 from vlprompt.reports.variants import distinguishing, single_class_notes
 from vlprompt.results.metrics import find_metric
@@ -67,15 +67,16 @@ def summary_grids(
 
 def summary_notes(table: pd.DataFrame, *, costs: bool = False) -> list[str]:
     notes = [*INTERVAL_NOTES[table.attrs.get("interval", "none")], *general_notes(table)]
-    return [*notes, *[COST_NOTE] * costs, *table.attrs.get("stopped", [])]
+    return [*notes, *[COST_NOTE] * costs]
 
 
 def in_words(records: Sequence[Record]) -> str:
     """What runs came to, for the terminal, with a column for each setting in which variants differ."""
-    width, notes = terminal_width(), single_class_notes(records)
+    width = terminal_width()
     table = summarise(records, columns=distinguishing(records))
     grids = summary_grids(table, on_terminal=width is not None)
-    return render_grids(grids, [*summary_notes(table), *notes], "terminal", width=width).rstrip()
+    notes = [*summary_notes(table), *without_result(records), *single_class_notes(records)]
+    return render_grids(grids, notes, "terminal", width=width).rstrip()
 
 
 def check_format(format: str) -> None:
