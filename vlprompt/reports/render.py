@@ -126,8 +126,7 @@ def spread_text(mean: float, deviation: float, half_width: float = float("nan"),
 
 def _summary_grid(table: pd.DataFrame, format: str, metric: str, costs: bool) -> Grid:
     rows = _readable(table, find_metric(metric).decimals, costs)
-    names = list(map(str, rows))
-    n = names.index("n")
+    names, n = list(map(str, rows)), list(map(str, rows)).index("n")
     asked = [name for name in names[:n] if name not in (*SHARED, "method", "variant", "shots")]
     keys = [name for name in ("method", "dataset", "variant", "shots", *asked, *SHARED[2:], "protocol") if name in rows]
     headline = [name for name in (H, "test", "average") if name in rows][:1]
@@ -163,7 +162,7 @@ def _readable(table: pd.DataFrame, decimals: int, costs: bool) -> pd.DataFrame:
     for column in ("failed", "missing"):
         if table[column].any():
             shown[column] = table[column].astype(str)
-    return shown.drop(columns=[name for name in shown if (shown[name] == "").all()])
+    return shown.drop(columns=[name for name in shown if name != "n" and (shown[name] == "").all()])
 
 
 def _costs(table: pd.DataFrame) -> dict[str, list[str]]:

@@ -142,7 +142,12 @@ def pieces(word: str, width: int) -> list[str]:
 
 
 def shortened(word: str, width: int) -> str:
-    return word if cell_len(word) <= width else set_cell_size(word, width - 1).rstrip() + "…"
+    """A word that is too long, with an ellipsis: of a setting the end stays, which is its value."""
+    if cell_len(word) <= width:
+        return word
+    if "=" in word:
+        return "…" + set_cell_size(word[::-1], width - 1)[::-1].lstrip()
+    return set_cell_size(word, width - 1).rstrip() + "…"
 
 
 def wrapped(text: str, width: int) -> str:
