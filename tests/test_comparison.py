@@ -202,7 +202,7 @@ def test_table_command_in_a_papers_layout(root: Path) -> None:
     assert ask("table", root, "--layout", "few_shot", "--metric", "nll", "--interval", "t")[::2] == (0, "")
     code, out, err = ask("table", root, "--layout", "auto", "--format", "csv", "--where", "method=coop")
     assert "method=coop: 2 of 3 runs" in err
-    assert out.splitlines()[0].startswith("protocol,source,backbone")
+    assert out.splitlines()[0].startswith("protocol,trained_on,backbone")
     assert len(out.splitlines()) == 2
     code, out, err = ask("table", root, "--layout", "base_to_novel")
     assert (code, out) == (2, "")

@@ -77,6 +77,9 @@ class Note(str):
         note.pattern, note.name = pattern, str(name)
         return note
 
+    def __getnewargs__(self) -> tuple[str, str]:  # to be copied
+        return self.pattern, self.name
+
 
 def folded(notes: Iterable[str]) -> list[str]:
     """Each note once, and those of one pattern as one: how many there are, and the first names."""

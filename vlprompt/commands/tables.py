@@ -87,7 +87,7 @@ def tables_of(
     from vlprompt.reports.averages import across_datasets, numbers
     from vlprompt.reports.layouts import grids, notes_of
     from vlprompt.reports.render import INTERVAL_NOTES, general_notes, summary_grids, summary_notes
-    from vlprompt.reports.summary import summarise
+    from vlprompt.reports.summary import summarise, without_result
 
     if options.layout == "published":
         return published_tables(records, how, printed, options)
@@ -95,7 +95,8 @@ def tables_of(
         table = summarise(records, **how)
         on_terminal, costs = width_of(options) is not None, options.costs or every
         drawn = summary_grids(table, costs=costs, on_terminal=on_terminal, mark=bool(options.mark_best))
-        return drawn, table.drop(columns="named"), summary_notes(table, costs=options.costs)
+        notes = [*summary_notes(table, costs=options.costs), *without_result(records)]
+        return drawn, table.drop(columns="named"), notes
     results, gaps = across_datasets(records, **how)
     notes = [*notes_of(results, records, options.interval), *INTERVAL_NOTES[options.interval]]
     drawn = grids(results, options.metric)

@@ -92,8 +92,8 @@ def of_papers(rows: pd.DataFrame, papers: Sequence[str]) -> pd.DataFrame:
 
 def paper_name(source: str) -> str:
     """MaPLe, of a source in the files of published numbers: the paper's method, or its repository's name."""
-    match = re.match(r"github:[^/]+/([^\s/]+)|(\S+)", source)
-    name = (match[1] or match[2]) if match else source
+    match = re.match(r"github:[^/]+/([^\s/]+)|([^\s,;]*)", source)
+    name = (match[1] or match[2]) if match else ""
     return PAPERS.get(name, name)
 
 
@@ -107,12 +107,12 @@ def as_records(rows: pd.DataFrame) -> list[Published]:
 
     H is left out, and so are averages where the numbers of single data sets are there: tables derive them.
     """
-    shown = rows[(rows["metric"] != "H") & [isinstance(shots, int) for shots in rows["shots"]]].copy()
-    averages = shown["dataset"].str.startswith("average_")
+    whole = rows["shots"].map(lambda shots: isinstance(shots, int)).astype(bool)
+    shown = rows[whole & (rows["metric"] != "H")]
     line = ["protocol", "backbone", "method", "shots", "source", "printed"]
-    single = set(shown[~averages][line].itertuples(index=False, name=None))
-    derived = [key in single for key in shown[line].itertuples(index=False, name=None)]
-    shown = shown[~(averages & pd.Series(derived, shown.index))]
+    averages = shown["dataset"].str.startswith("average_")
+    singles = (~averages).groupby([shown[name] for name in line]).transform("any")
+    shown = shown[~(averages & singles)].copy()
     transfer = shown["protocol"].map(is_transfer).astype(bool)
     shown["trained_on"] = shown["dataset"].where(~transfer, TRAINED_ON)
     shown["split"] = shown["dataset"].where(transfer, shown["part"])

@@ -10,7 +10,7 @@ from vlprompt.reports import latex
 from vlprompt.reports.escapes import ESCAPES, csv
 from vlprompt.reports.grid import BEST, SECOND, Grid
 from vlprompt.reports.marks import best_and_second
-from vlprompt.reports.summary import MEAN_OF_H, NO_RUNS, SHARED, H, summarise
+from vlprompt.reports.summary import MEAN_OF_H, NO_RUNS, SHARED, H, summarise, without_result
 from vlprompt.reports.terminal import draw, terminal_width, wrapped
 from vlprompt.reports.variants import distinguishing, single_class_notes
 from vlprompt.results.metrics import find_metric
@@ -68,15 +68,16 @@ def summary_grids(
 
 def summary_notes(table: pd.DataFrame, *, costs: bool = False) -> list[str]:
     notes = [*INTERVAL_NOTES[table.attrs.get("interval", "none")], *general_notes(table)]
-    return [*notes, *[COST_NOTE] * costs, *table.attrs.get("stopped", [])]
+    return [*notes, *[COST_NOTE] * costs]
 
 
 def in_words(records: Sequence[Record]) -> str:
     """What runs came to, for the terminal, with a column for each setting in which variants differ."""
-    width, notes = terminal_width(), single_class_notes(records)
+    width = terminal_width()
     table = summarise(records, columns=distinguishing(records))
     grids = summary_grids(table, on_terminal=width is not None)
-    return render_grids(grids, [*summary_notes(table), *notes], "terminal", width=width).rstrip()
+    notes = [*summary_notes(table), *without_result(records), *single_class_notes(records)]
+    return render_grids(grids, notes, "terminal", width=width).rstrip()
 
 
 def check_format(format: str) -> None:
@@ -128,8 +129,7 @@ def spread_text(mean: float, deviation: float, half_width: float = float("nan"),
 
 def _summary_grid(table: pd.DataFrame, metric: str, costs: bool, mark: bool) -> Grid:
     rows = _readable(table, find_metric(metric).decimals, costs)
-    names = list(map(str, rows))
-    n = names.index("n")
+    names, n = list(map(str, rows)), list(map(str, rows)).index("n")
     asked = [name for name in names[:n] if name not in (*SHARED, "method", "variant", "shots")]
     keys = [name for name in ("method", "dataset", "variant", "shots", *asked, *SHARED[2:], "protocol") if name in rows]
     headline = [name for name in (H, "test", "average") if name in rows][:1]
@@ -167,7 +167,7 @@ def _readable(table: pd.DataFrame, decimals: int, costs: bool) -> pd.DataFrame:
     for column in ("failed", "missing"):
         if table[column].any():
             shown[column] = table[column].astype(str)
-    return shown.drop(columns=[name for name in shown if (shown[name] == "").all()])
+    return shown.drop(columns=[name for name in shown if name != "n" and (shown[name] == "").all()])
 
 
 def _costs(table: pd.DataFrame) -> dict[str, list[str]]:

@@ -197,7 +197,7 @@ def summarise(
     shown = [name for key in keys for name in (key, *["changes"] * (key == "named"))]
     last = ["source"] * any(row["source"] for row in rows)
     table = pd.DataFrame(rows, columns=[*shown, "n", *names, *COSTS, "failed", "missing", *last])
-    table.attrs |= {"metric": metric, "interval": interval, "stopped": without_result(records)}
+    table.attrs |= {"metric": metric, "interval": interval}
     return table
 
 

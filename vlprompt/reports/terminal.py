@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len, set_cell_size
@@ -19,7 +19,30 @@ HEADING = 14  # and a heading
 NUMBER = re.compile(r"([-+−]?[\d.,]+(e[-+]?\d+)?( .*)?)?")
 DEVIATION = re.compile(r" ± [\d.]+( \[[^]]*\])?")
 STYLES = {BEST: "bold", SECOND: "underline"}
-Columns = dict[str, list[str]]  # by heading; the cells from top to bottom
+
+
+class Column:
+    """The cells of a column from top to bottom, numbers with their decimal points below one another."""
+
+    def __init__(self, name: str, cells: Sequence[str]) -> None:
+        self.is_text = not all(map(NUMBER.fullmatch, cells))
+        self.cells = list(cells) if self.is_text else aligned(cells)
+        self.heading, self.widest = longest_word(name), max(map(cell_len, self.cells), default=0)
+        self.wanted = max(cell_len(name), self.widest)
+        self.word = max(map(longest_word, self.cells), default=0) if self.is_text else self.widest
+
+    def least(self, cap: int) -> int:
+        """The width in which no word is broken but what is longer than `cap`."""
+        return max(min(self.heading, max(cap, HEADING)), min(self.word, cap) if self.is_text else self.word, 1)
+
+
+def aligned(numbers: Sequence[str]) -> list[str]:
+    whole = [re.split(r"[. ]", number)[0] for number in numbers]
+    most = max(map(len, whole), default=0)
+    return [" " * (most - len(part)) + number for part, number in zip(whole, numbers, strict=True)]
+
+
+Columns = Mapping[str, Column]
 
 
 def terminal_width() -> int | None:
@@ -30,31 +53,27 @@ def terminal_width() -> int | None:
 def draw(grid: Grid, width: int) -> tuple[str, list[str]]:
     """A table in lines of at most `width` characters; and what there was no room for, in words."""
     cells = {terminal(name): [terminal(text) for text in grid.rows[name]] for name in map(str, grid.rows)}
-    extras, order = ([terminal(name) for name in names if name in grid.rows] for names in (grid.extras, grid.order))
-    order = [*order, *(name for name in cells if name not in (*extras, *order))]
-    shown, widths = next((shown, w) for shown, w in attempts(cells, extras, order, width) if w is not None)
-    lacking = [name for name in cells if name not in shown]
-    if any("±" in text for name in shown for text in cells[name]) and not any(
-        "±" in t for c in shown.values() for t in c
-    ):
-        lacking.append("deviations")
+    means = {name: [DEVIATION.sub("", cell) for cell in column] for name, column in cells.items()}
+    shown, cap = fit(grid, *({n: Column(n, c) for n, c in of.items()} for of in (cells, means)), width)
+    widths = column_widths(shown, width, cap)
     drawn = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
     for name in shown:
         drawn.add_column(Text("\n".join(lines(name, widths[name]))), width=widths[name], no_wrap=True)
     marks = {(i, terminal(name)): STYLES[mark] for (i, name), mark in grid.marks.items()}
     for i in range(len(grid.rows)):
-        texts = {name: "\n".join(lines(shown[name][i], widths[name])) for name in shown}
-        drawn.add_row(
-            *(styled(t, marks.get((i, name), "")) for name, t in texts.items()), end_section=i + 1 in grid.starts
-        )
-    if any(cell_len(word) > widths[name] for name in shown for text in (name, *shown[name]) for word in text.split()):
-        lacking.append("long names in whole")
+        texts = ["\n".join(lines(column.cells[i], widths[name])) for name, column in shown.items()]
+        styles = [marks.get((i, name), "") for name in shown]
+        drawn.add_row(*map(styled, texts, styles), end_section=i + 1 in grid.starts)
     console = Console(width=width)
     with console.capture() as capture:
         console.print(drawn)
-    title = wrapped(grid.title, width)
+    lacking = [name for name in cells if name not in shown]
+    if any([cell.strip() for cell in column.cells] != cells[name] for name, column in shown.items()):
+        lacking.append("deviations")
+    if any(max(column.heading, column.word) > widths[name] for name, column in shown.items()):
+        lacking.append("long names in whole")
     table = "\n".join(line.rstrip() for line in capture.get().splitlines())
-    return f"{title}\n{table}".lstrip("\n"), lacking
+    return f"{wrapped(grid.title, width)}\n{table}".lstrip("\n"), lacking
 
 
 def styled(text: str, style: str) -> Text:
@@ -65,54 +84,33 @@ def styled(text: str, style: str) -> Text:
     return body
 
 
-def attempts(
-    cells: Columns, extras: Sequence[str], order: Sequence[str], width: int
-) -> Iterator[tuple[Columns, dict[str, int] | None]]:
-    """What may be shown, from all to next to nothing, with the widths of its columns; None where it does not fit."""
-    means = {name: [DEVIATION.sub("", text) for text in column] for name, column in cells.items()}
-
-    def attempt(names: Sequence[str], of: Columns, cap: int) -> tuple[Columns, dict[str, int] | None]:
-        shown = {name: aligned(of[name]) for name in of if name in names}
-        return shown, column_widths(shown, width, cap)
-
-    for n in range(len(extras), -1, -1):
-        yield attempt([*order, *extras[:n]], cells, ROOMY)
-    for of, cap in ((cells, NARROW), (means, NARROW), (means, LEAST)):
-        yield attempt(order, of, cap)
-    for n in range(len(order) - 1, 0, -1):
-        yield attempt(order[:n], means, LEAST)
-    yield {name: means[name] for name in order[:1]}, dict.fromkeys(order[:1], width)
+def fit(grid: Grid, cells: Columns, means: Columns, width: int) -> tuple[Columns, int]:
+    """The most that may be shown, and the `cap` of its columns of texts: first `extras` go, then deviations, then what
+    counts least."""
+    extras, order = ([terminal(n) for n in names if terminal(n) in cells] for names in (grid.extras, grid.order))
+    order = [*order, *(name for name in cells if name not in (*extras, *order))]
+    attempts = [(cells, [*order, *extras[:n]], ROOMY) for n in range(len(extras), -1, -1)]
+    attempts += [(cells, order, NARROW), (means, order, NARROW), (means, order, LEAST)]
+    attempts += [(means, order[:n], LEAST) for n in range(len(order) - 1, 0, -1)]
+    for of, names, cap in attempts:
+        shown = {name: of[name] for name in of if name in names}
+        if sum(column.least(cap) + GAP for column in shown.values()) - GAP <= width:
+            break
+    return shown, cap
 
 
-def column_widths(shown: Columns, room: int, cap: int) -> dict[str, int] | None:
-    """Characters of each column, so that no word is broken but what is longer than `cap`; None: no room for it."""
-    widths, wanted = {}, {}
-    for name, column in shown.items():
-        texts = not all(map(NUMBER.fullmatch, column))
-        heading = min(longest_word(name), max(cap, HEADING))
-        widest = max(map(cell_len, column), default=0)
-        widths[name] = max(heading, min(max(map(longest_word, column), default=0), cap) if texts else widest)
-        wanted[name] = (not texts, max(cell_len(name), widest))
-    spare = room - sum(widths.values()) - GAP * (len(widths) - 1)
-    if spare < 0:
-        return None
-    for name in sorted(shown, key=lambda name: wanted[name][0]):  # texts first
-        more = min(wanted[name][1] - widths[name], spare)
+def column_widths(shown: Columns, room: int, cap: int) -> dict[str, int]:
+    """Characters of each column: what it needs, and of what is left what it wants, those of texts first."""
+    widths = {name: min(column.least(cap), room) for name, column in shown.items()}
+    spare = max(room - sum(widths.values()) - GAP * (len(widths) - 1), 0)
+    for name in sorted(shown, key=lambda name: not shown[name].is_text):
+        more = min(max(shown[name].wanted - widths[name], 0), spare)
         widths[name], spare = widths[name] + more, spare - more
     return widths
 
 
 def longest_word(text: str) -> int:
     return max(map(cell_len, text.split()), default=0)
-
-
-def aligned(column: Sequence[str]) -> list[str]:
-    """Numbers with their decimal points below one another; texts as they are."""
-    if not all(map(NUMBER.fullmatch, column)):
-        return list(column)
-    whole = [re.split(r"[. ]", text)[0] for text in column]
-    most = max(map(len, whole), default=0)
-    return [" " * (most - len(part)) + text if text else "" for part, text in zip(whole, column, strict=True)]
 
 
 def lines(text: str, width: int, *, whole: bool = False) -> list[str]:
@@ -144,7 +142,12 @@ def pieces(word: str, width: int) -> list[str]:
 
 
 def shortened(word: str, width: int) -> str:
-    return word if cell_len(word) <= width else set_cell_size(word, width - 1).rstrip() + "…"
+    """A word that is too long, with an ellipsis: of a setting the end stays, which is its value."""
+    if cell_len(word) <= width:
+        return word
+    if "=" in word:
+        return "…" + set_cell_size(word[::-1], width - 1)[::-1].lstrip()
+    return set_cell_size(word, width - 1).rstrip() + "…"
 
 
 def wrapped(text: str, width: int) -> str:
