@@ -82,33 +82,36 @@ def drawn_column(texts: Sequence[str], marks: dict[int, str]) -> tuple[str, list
         form = r">{\raggedright\arraybackslash}p{0.4\linewidth}" if wraps else "l"
         return form, [marks.get(row, "{}").format(latex(text)) for row, text in enumerate(texts)]
     found = [CELL.fullmatch(text) for text in texts]
-    slots = [[match[n] or "" for match in found if match] for n in range(1, len(AROUND) + 1)]
-    used = [n for n, numbers in enumerate(slots) if any(numbers)]
+    cells = [match.groups("") if match else ("",) * len(AROUND) for match in found]
+    slots = [[number for number in slot if number] for slot in zip(*cells, strict=True)]
+    used = [n for n, numbers in enumerate(slots) if numbers]
     rows = []
-    for row, match in enumerate(found):
-        parts = ["" for _ in used]
-        for i, n in enumerate(used if match else []):
-            text = aligned(match[n + 1] or "", slots[n], first=n == 0, mark=marks.get(row, "{}") if n == 0 else "{}")
+    for row, cell in enumerate(cells):
+        parts = []
+        for n in used if any(cell) else []:
             before, after = AROUND[n]
-            parts[i] = f"{before}{text}{after}" if match[n + 1] else rf"\phantom{{{before}{text}{after}}}"
+            mark = marks.get(row, "{}") if n == 0 else "{}"
+            part = before + aligned(cell[n], slots[n], mark, first=n == 0) + after
+            parts.append(part if cell[n] else rf"\phantom{{{part}}}")
         rows.append("".join(parts))
     return "r", rows
 
 
-def aligned(number: str, others: Sequence[str], *, first: bool, mark: str) -> str:
-    """A number with blanks for what the widest of its slot has more; the widest where there is none."""
+def aligned(number: str, numbers: Sequence[str], mark: str, *, first: bool) -> str:
+    """A number with blanks for what the widest of its slot has more; the widest where there is none.
+
+    The first of a cell needs none before it: its column is aligned to the right.
+    """
     whole, decimals = split(number)
-    widest = max((split(other)[0] for other in others), key=len)
-    longest = max((split(other)[1] for other in others), key=len)
+    widest, longest = (max(parts, key=len) for parts in zip(*map(split, numbers), strict=True))
     if not number:
         return tex(widest + longest)
+    if any("e" in other for other in numbers):  # powers of ten have no common point
+        return mark.format(tex(number))
     left = "" if first else re.sub(r"\d", "0", widest[: max(len(widest) - len(whole), 0)])
     right = re.sub(r"\d", "0", longest[len(decimals) :])
-    if "e" in "".join(others):  # powers of ten: no common point
-        left = right = ""
-    return "".join(
-        [rf"\phantom{{{tex(left)}}}" * bool(left), mark.format(tex(number)), rf"\phantom{{{right}}}" * bool(right)]
-    )
+    before, after = (rf"\phantom{{{tex(blank)}}}" if blank else "" for blank in (left, right))
+    return before + mark.format(tex(number)) + after
 
 
 def split(number: str) -> tuple[str, str]:
