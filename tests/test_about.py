@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from vlprompt.config.about import FAMILIES, about, display_name, paths
 from vlprompt.config.compose import read_run
@@ -65,3 +66,27 @@ def test_a_broken_file_is_named(text: str, tmp_path: Path) -> None:
 def test_what_a_file_says_cannot_be_set(override: str) -> None:
     with pytest.raises(UnknownSettingError, match="about"):
         read_run([override])
+
+
+@pytest.mark.parametrize("said", [{"name": "Mine", "family": "new"}, 3])
+def test_no_run_knows_what_its_files_say(said: object, tmp_path: Path) -> None:
+    """Nor does its record; files of a stranger may say nothing, or nonsense."""
+    bases = {"method": "coop", "protocol": "few_shot", "backbone": "shapes_vit"}
+
+    def spec(folder: Path, about: dict[str, object]):
+        for group, base in bases.items():
+            node = yaml.safe_load(paths(group)[base].read_text(encoding="utf-8"))
+            del node["about"]
+            (folder / group).mkdir(parents=True)
+            package = "# @package _global_\n" if group == "method" else ""
+            (folder / group / "mine.yaml").write_text(package + yaml.safe_dump({**about, **node}), encoding="utf-8")
+        return read_run([f"hydra.searchpath=[{folder}]", "dataset=digits", *(f"{group}=mine" for group in bases)])
+
+    silent, told, ours = (
+        spec(tmp_path / "a", {}),
+        spec(tmp_path / "b", {"about": said}),
+        read_run(["dataset=digits", *(f"{group}={name}" for group, name in bases.items()), "~recipe", "~demo"]),
+    )
+    assert (told.hash, told.config, told.key) == (silent.hash, silent.config, silent.key)
+    assert ours.hash == silent.hash
+    assert "about" not in {*ours.config, *ours.config["protocol"], *ours.config["backbone"], *ours.config["dataset"]}
