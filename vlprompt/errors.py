@@ -93,7 +93,10 @@ def folded(notes: Iterable[str]) -> list[str]:
 
 
 def _of_several(pattern: str, notes: Sequence[str]) -> str:
-    return pattern.replace("{}", first_names([note.name for note in notes if isinstance(note, Note)], 3), 1)
+    names = [note.name for note in notes if isinstance(note, Note)]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    separator = "; " if any(", " in name for name in names) else ", "
+    return pattern.replace("{}", separator.join(names[:3]) + more, 1)
 
 
 def prepare_streams(arguments: Iterable[str] = ()) -> None:

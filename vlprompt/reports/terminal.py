@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from shutil import get_terminal_size
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len, set_cell_size
@@ -16,6 +17,7 @@ from vlprompt.reports.grid import BEST, SECOND, Grid
 GAP = 2  # characters between columns
 ROOMY, NARROW, LEAST = 28, 20, 12  # characters that a column of texts may always have
 HEADING = 14  # and a heading
+WIDE = 100  # characters of a line in which settings have columns of their own, and are not words in that of variants
 NUMBER = re.compile(r"([-+−]?[\d.,]+(e[-+]?\d+)?( .*)?)?")
 DEVIATION = re.compile(r" ± [\d.]+( \[[^]]*\])?")
 STYLES = {BEST: "bold", SECOND: "underline"}
@@ -29,7 +31,7 @@ class Column:
         self.cells = list(cells) if self.is_text else aligned(cells)
         self.heading, self.widest = longest_word(name), max(map(cell_len, self.cells), default=0)
         self.wanted = max(cell_len(name), self.widest)
-        self.word = max(map(longest_word, self.cells), default=0) if self.is_text else self.widest
+        self.word = max(min(self.widest, LEAST), *map(longest_word, self.cells)) if self.is_text else self.widest
 
     def least(self, cap: int) -> int:
         """The width in which no word is broken but what is longer than `cap`."""
@@ -47,7 +49,7 @@ Columns = Mapping[str, Column]
 
 def terminal_width() -> int | None:
     """How many characters a line has; None where stdout is a file or a pipe, which take any."""
-    return Console().width if sys.stdout.isatty() else None
+    return get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def draw(grid: Grid, width: int) -> tuple[str, list[str]]:
@@ -64,7 +66,7 @@ def draw(grid: Grid, width: int) -> tuple[str, list[str]]:
         texts = ["\n".join(lines(column.cells[i], widths[name])) for name, column in shown.items()]
         styles = [marks.get((i, name), "") for name in shown]
         drawn.add_row(*map(styled, texts, styles), end_section=i + 1 in grid.starts)
-    console = Console(width=width)
+    console = Console(width=width, height=len(grid.rows))  # both, or a dumb terminal has 80
     with console.capture() as capture:
         console.print(drawn)
     lacking = [name for name in cells if name not in shown]
