@@ -77,8 +77,8 @@ class Note(str):
         note.pattern, note.name = pattern, str(name)
         return note
 
-    def __getnewargs__(self) -> tuple[str, str]:  # to be copied
-        return self.pattern, self.name
+    def __reduce__(self) -> tuple[type["Note"], tuple[str, str]]:  # to be copied
+        return Note, (self.pattern, self.name)
 
 
 def folded(notes: Iterable[str]) -> list[str]:

@@ -56,7 +56,8 @@ def draw(grid: Grid, width: int) -> tuple[str, list[str]]:
     """A table in lines of at most `width` characters; and what there was no room for, in words."""
     cells = {terminal(name): [terminal(text) for text in grid.rows[name]] for name in map(str, grid.rows)}
     means = {name: [DEVIATION.sub("", cell) for cell in column] for name, column in cells.items()}
-    shown, cap = fit(grid, *({n: Column(n, c) for n, c in of.items()} for of in (cells, means)), width)
+    whole, short = ({name: Column(name, column) for name, column in of.items()} for of in (cells, means))
+    shown, cap = fit(grid, whole, short, width)
     widths = column_widths(shown, width, cap)
     drawn = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
     for name in shown:
