@@ -140,7 +140,7 @@ def test_compare_command(root: Path) -> None:
     for arguments, words in (
         (("coop",), "two learners or none"),
         ((), "ranks need two learners"),
-        (("coop", "zero_shot", "--dataset", "eurosat"), "none of 3 runs has dataset=eurosat"),
+        (("coop", "zero_shot", "--dataset", "eurosat"), "value of dataset 'eurosat': known are dtd"),
     ):
         code, out, err = ask("compare", *arguments, "--results", root)
         assert (code, out) == (2, "")

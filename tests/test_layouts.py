@@ -96,7 +96,7 @@ def test_failed_runs_are_named_and_have_a_row() -> None:
     assert "| 0 " in row
     many = [record("coop", "dtd", seed, status="failed", reason="x", scores={}) for seed in range(1, 30)]
     text = drawn(many)
-    assert "29 times: Without a result: coop on dtd, base_to_novel, 16 shots, seed 1, " in text
+    assert "29 times: Without a result: coop on dtd, base_to_novel, 16 shots, seed 1; " in text
     assert "seed 3 and 26 more: failed, x" in text
     assert text.count("Without") == 1
 

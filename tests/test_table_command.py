@@ -64,6 +64,8 @@ def test_rows_of_papers_next_to_ours(root: Path) -> None:
               if (row["method"], row["dataset"], row["part"]) == ("maple", "average_11", "base")}  # fmt: skip
     assert values == {"published: MaPLe": 82.28, "published: OnPoKD": 82.28}  # printed; derived
     assert {row["n"] for row in theirs} == {""}
+    single = {row["part"] for row in theirs if row["dataset"] == "dtd"}
+    assert single == {"base", "novel", "H"}  # a mean over seeds is not known
     answer = ask(cli.main, ["table", *map(str, layout)])
     assert answer.code == 0
     assert "average_2 is over dtd, eurosat." in answer.out

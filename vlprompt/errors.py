@@ -77,8 +77,8 @@ class Note(str):
         note.pattern, note.name = pattern, str(name)
         return note
 
-    def __getnewargs__(self) -> tuple[str, str]:  # to be copied
-        return self.pattern, self.name
+    def __reduce__(self) -> tuple[type["Note"], tuple[str, str]]:  # to be copied
+        return Note, (self.pattern, self.name)
 
 
 def folded(notes: Iterable[str]) -> list[str]:
@@ -93,7 +93,10 @@ def folded(notes: Iterable[str]) -> list[str]:
 
 
 def _of_several(pattern: str, notes: Sequence[str]) -> str:
-    return pattern.replace("{}", first_names([note.name for note in notes if isinstance(note, Note)], 3), 1)
+    names = [note.name for note in notes if isinstance(note, Note)]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    separator = "; " if any(", " in name for name in names) else ", "
+    return pattern.replace("{}", separator.join(names[:3]) + more, 1)
 
 
 def prepare_streams(arguments: Iterable[str] = ()) -> None:

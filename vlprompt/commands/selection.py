@@ -106,8 +106,8 @@ def of_several_folders(runs: Mapping[Path, "Record"]) -> list[str]:
     mixed = {row: by_folder for row, by_folder in rows.items() if len(by_folder) > 1}
     for (label, dataset, protocol, shots, *_), by_folder in mixed.items():
         seeds = "; ".join(f"seed {', '.join(seeds)} of {folder}" for folder, seeds in by_folder.items())
-        row = f"{label} on {dataset}, {protocol}, {shots} shots"
-        notes.append(Note(f"Seeds of several folders in one row: {{}}: {seeds}.", row))
+        name = f"{label} on {dataset}, {protocol}, {shots} shots"
+        notes.append(Note(f"Seeds of several folders in one row: {{}}: {seeds}.", name))
     return notes
 
 

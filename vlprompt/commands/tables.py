@@ -45,6 +45,7 @@ def show_table(options: argparse.Namespace) -> int:
     from vlprompt.reports.layouts import of_layout
     from vlprompt.reports.published import legend, load, of_papers
     from vlprompt.reports.summary import missing_metric
+    from vlprompt.reports.terminal import WIDE
     from vlprompt.reports.variants import distinguishing
     from vlprompt.results.metrics import complete
 
@@ -59,7 +60,8 @@ def show_table(options: argparse.Namespace) -> int:
         raise no_runs(options.folders, lacking)
     asked = asked_columns(options)
     settings = [name for name in asked if is_setting(name, records)]
-    by_themselves = [] if options.format == "csv" else distinguishing(records, across=options.layout != "runs")
+    in_words = options.format == "csv" or (width_of(options) or WIDE) < WIDE
+    by_themselves = [] if in_words else distinguishing(records, across=options.layout != "runs")
     how = {"metric": options.metric, "interval": options.interval}
     how |= {"columns": list(dict.fromkeys([*settings, *by_themselves]))}
     names = asked if len(settings) < len(asked) else []  # settings alone are columns more
@@ -91,15 +93,16 @@ def tables_of(
 
     if options.layout == "published":
         return published_tables(records, how, printed, options)
+    on_terminal = width_of(options) is not None
     if options.layout == "runs":
         table = summarise(records, **how)
-        on_terminal, costs = width_of(options) is not None, options.costs or every
+        costs = options.costs or every
         drawn = summary_grids(table, costs=costs, on_terminal=on_terminal, mark=bool(options.mark_best))
         notes = [*summary_notes(table, costs=options.costs), *without_result(records)]
         return drawn, table.drop(columns="named"), notes
     results, gaps = across_datasets(records, **how)
     notes = [*notes_of(results, records, options.interval), *INTERVAL_NOTES[options.interval]]
-    drawn = grids(results, options.metric)
+    drawn = grids(results, options.metric, on_terminal=on_terminal)
     if not (options.format != "latex" if options.mark_best is None else options.mark_best):
         drawn = [replace(grid, marks={}) for grid in drawn]
     return drawn, numbers(results), [*notes, *general_notes(results), *gaps]
@@ -144,7 +147,8 @@ def published_records(
     from vlprompt.reports.published import as_records, of_papers
 
     rows = printed[printed["protocol"] == options.layout] if options.layout in PAPERS else printed
-    records = [r for r in as_records(rows) if meets(r, conditions_of(options.where), CONTEXT)]
+    asked = {key: ",".join(texts).split(",") for key, texts in conditions_of(options.where).items() if key in CONTEXT}
+    records = [record for record in as_records(rows) if meets(record, asked)]
     cells = {(record.protocol, record.dataset, record.backbone) for record in ours}
     if not options.papers:
         return [r for r in records if not cells or (r.protocol, r.dataset, r.backbone) in cells], []

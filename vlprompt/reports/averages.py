@@ -87,6 +87,8 @@ def _tested(values: pd.DataFrame) -> pd.DataFrame:
 def _averages(group: pd.DataFrame, datasets: Sequence[str], interval: Interval) -> tuple[dict[str, Spread], list[str]]:
     """Of one learner over data sets, by part; and what is missing."""
     known, first = group.dropna(subset="value"), group.iloc[0]
+    if not {*datasets} & {*known["dataset"]}:  # it has no result, or an average alone is printed
+        return {}, []
     if missing := [name for name in datasets if name not in set(known["dataset"])]:
         shots = f", {first['shots']} shots" if first["given_shots"] != UNTRAINED else ""
         return {}, [f"{first['protocol']}{shots}: {', '.join(missing)}"]
@@ -146,6 +148,7 @@ def averaged_sets(members: pd.DataFrame, source: str) -> dict[str, list[str]]:
     published = members["record"].map(lambda record: bool(sources([record]))).astype(bool)
     sets: dict[str, list[str]] = {}
     for part in (members[~published], members[published]):
+        part = part.dropna(subset="value")
         datasets = averaged(part) if len(part) else []
         if len(datasets) > 1 and datasets not in sets.values():
             label = average_name(datasets, source)

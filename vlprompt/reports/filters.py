@@ -113,10 +113,9 @@ def values_in(text: str, key: str, records: Sequence[Record]) -> list[str]:
     return values
 
 
-def meets(record: Record, wanted: Mapping[str, Sequence[str]], keys: Sequence[str] = ()) -> bool:
-    """Whether a record meets all conditions, or those on `keys`."""
-    asked = {key: values for key, values in wanted.items() if key in keys or not keys}
-    return all(any(_meets(record, key, value) for value in values) for key, values in asked.items())
+def meets(record: Record, wanted: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a record has one of the values of each key."""
+    return all(any(_meets(record, key, value) for value in values) for key, values in wanted.items())
 
 
 @cache

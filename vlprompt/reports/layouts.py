@@ -43,12 +43,15 @@ def notes_of(results: pd.DataFrame, records: Sequence[Record], interval: Interva
     return [*notes, *without_result(records)]
 
 
-def grids(results: pd.DataFrame, metric: str = "accuracy") -> list[Grid]:
+def grids(results: pd.DataFrame, metric: str = "accuracy", *, on_terminal: bool = False) -> list[Grid]:
     """A table for each protocol, source, backbone and weights (of base-to-novel: and number of shots).
 
-    `results` are those of `across_datasets`.
+    `results` are those of `across_datasets`. On a terminal rows without a result are left to the notes, if others have
+    one.
     """
     drawn = []
+    if on_terminal and (results["n"] > 0).any():
+        results = results[results["n"] > 0]
     groups = results.groupby(CONTEXT[:-1], sort=False)
     for key, group in sorted(groups, key=lambda item: (*item[0][:3], item[0][3] == "", item[0][3])):
         tall = key[0] == "base_to_novel"
@@ -121,7 +124,7 @@ def distance_grid(table: pd.DataFrame) -> Grid:
     names = [name for name in ("dataset", "method", "shots", "precision", "variant") if name in shown]
     keys = ["method", *(name for name in [*names, "protocol", "backbone", "source"] if name != "method")]
     return Grid(
-        "Distance to the papers:", shown, blocks=table["dataset"].tolist(), keys=keys,
+        "Distance to the papers", shown, blocks=table["dataset"].tolist(), keys=keys,
         shared=("protocol", "backbone", "variant", "source"), extras=["printed"],
         order=[*names, *(name for name in shown if name not in (*keys, "printed"))],
     )  # fmt: skip

@@ -134,9 +134,14 @@ def as_records(rows: pd.DataFrame) -> list[Published]:
 
 def legend(records: Sequence[Record]) -> list[str]:
     """A note that says which sources the papers in a table are."""
-    read = {r.source: paper_name(r.source) for r in records if isinstance(r, Published)}
-    named = "; ".join(f"{paper} is {source}" for source, paper in read.items())
-    return [f"Published, without a number of seeds: {named}."] if read else []
+    read: dict[str, dict[str, None]] = {}
+    for record in records:
+        if isinstance(record, Published):
+            read.setdefault(paper_name(record.source), {})[record.source] = None
+    named = "; ".join(f"{paper} is {' and '.join(of_paper)}" for paper, of_paper in read.items())
+    halves = " H is made of the printed base and novel: to 0.01 the printed one."
+    any_halves = any("base" in record.scores for record in records)
+    return [f"Published, without a number of seeds: {named}.{halves * any_halves}"] if read else []
 
 
 def distances(results: pd.DataFrame, rows: pd.DataFrame, settings_of: SettingsOf) -> pd.DataFrame:

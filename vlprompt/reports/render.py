@@ -11,7 +11,7 @@ from vlprompt.reports.escapes import ESCAPES, csv
 from vlprompt.reports.grid import BEST, SECOND, Grid
 from vlprompt.reports.marks import best_and_second
 from vlprompt.reports.summary import MEAN_OF_H, NO_RUNS, SHARED, H, summarise, without_result
-from vlprompt.reports.terminal import draw, terminal_width, wrapped
+from vlprompt.reports.terminal import WIDE, draw, terminal_width, wrapped
 from vlprompt.reports.variants import distinguishing, single_class_notes
 from vlprompt.results.metrics import find_metric
 from vlprompt.results.record import Record
@@ -74,7 +74,7 @@ def summary_notes(table: pd.DataFrame, *, costs: bool = False) -> list[str]:
 def in_words(records: Sequence[Record]) -> str:
     """What runs came to, for the terminal, with a column for each setting in which variants differ."""
     width = terminal_width()
-    table = summarise(records, columns=distinguishing(records))
+    table = summarise(records, columns=[] if width and width < WIDE else distinguishing(records))
     grids = summary_grids(table, on_terminal=width is not None)
     notes = [*summary_notes(table), *without_result(records), *single_class_notes(records)]
     return render_grids(grids, notes, "terminal", width=width).rstrip()

@@ -111,7 +111,8 @@ def _values(record: Record, metric: str) -> dict[str, float]:
     values = {split: scores.get(metric, NAN) * factor for split, scores in record.scores.items()}
     if record.protocol in PROTOCOLS:
         numbers = headline(record.protocol, record.dataset, values, metric)
-        return values | ({MEAN_OF_H: numbers[H]} if H in numbers else {})
+        of_seed = H in numbers and not sources([record])  # of a paper's seeds nothing is known
+        return values | ({MEAN_OF_H: numbers[H]} if of_seed else {})
     of_run = record.headline if metric == "accuracy" else {}
     return values | {name: 100 * value for name, value in of_run.items() if name not in values}
 

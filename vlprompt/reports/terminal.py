@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from shutil import get_terminal_size
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len, set_cell_size
@@ -16,6 +17,7 @@ from vlprompt.reports.grid import BEST, SECOND, Grid
 GAP = 2  # characters between columns
 ROOMY, NARROW, LEAST = 28, 20, 12  # characters that a column of texts may always have
 HEADING = 14  # and a heading
+WIDE = 100  # characters of a line in which settings have columns of their own, and are not words in that of variants
 NUMBER = re.compile(r"([-+−]?[\d.,]+(e[-+]?\d+)?( .*)?)?")
 DEVIATION = re.compile(r" ± [\d.]+( \[[^]]*\])?")
 STYLES = {BEST: "bold", SECOND: "underline"}
@@ -29,7 +31,7 @@ class Column:
         self.cells = list(cells) if self.is_text else aligned(cells)
         self.heading, self.widest = longest_word(name), max(map(cell_len, self.cells), default=0)
         self.wanted = max(cell_len(name), self.widest)
-        self.word = max(map(longest_word, self.cells), default=0) if self.is_text else self.widest
+        self.word = max(min(self.widest, LEAST), *map(longest_word, self.cells)) if self.is_text else self.widest
 
     def least(self, cap: int) -> int:
         """The width in which no word is broken but what is longer than `cap`."""
@@ -47,14 +49,15 @@ Columns = Mapping[str, Column]
 
 def terminal_width() -> int | None:
     """How many characters a line has; None where stdout is a file or a pipe, which take any."""
-    return Console().width if sys.stdout.isatty() else None
+    return get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def draw(grid: Grid, width: int) -> tuple[str, list[str]]:
     """A table in lines of at most `width` characters; and what there was no room for, in words."""
     cells = {terminal(name): [terminal(text) for text in grid.rows[name]] for name in map(str, grid.rows)}
     means = {name: [DEVIATION.sub("", cell) for cell in column] for name, column in cells.items()}
-    shown, cap = fit(grid, *({n: Column(n, c) for n, c in of.items()} for of in (cells, means)), width)
+    whole, short = ({name: Column(name, column) for name, column in of.items()} for of in (cells, means))
+    shown, cap = fit(grid, whole, short, width)
     widths = column_widths(shown, width, cap)
     drawn = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
     for name in shown:
@@ -64,7 +67,7 @@ def draw(grid: Grid, width: int) -> tuple[str, list[str]]:
         texts = ["\n".join(lines(column.cells[i], widths[name])) for name, column in shown.items()]
         styles = [marks.get((i, name), "") for name in shown]
         drawn.add_row(*map(styled, texts, styles), end_section=i + 1 in grid.starts)
-    console = Console(width=width)
+    console = Console(width=width, height=len(grid.rows))  # both, or a dumb terminal has 80
     with console.capture() as capture:
         console.print(drawn)
     lacking = [name for name in cells if name not in shown]
