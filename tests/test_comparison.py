@@ -140,7 +140,7 @@ def test_compare_command(root: Path) -> None:
     for arguments, words in (
         (("coop",), "two learners or none"),
         ((), "ranks need two learners"),
-        (("coop", "zero_shot", "--dataset", "eurosat"), "none of 3 runs has dataset=eurosat"),
+        (("coop", "zero_shot", "--dataset", "eurosat"), "value of dataset 'eurosat': known are dtd"),
     ):
         code, out, err = ask("compare", *arguments, "--results", root)
         assert (code, out) == (2, "")
@@ -202,7 +202,7 @@ def test_table_command_in_a_papers_layout(root: Path) -> None:
     assert ask("table", root, "--layout", "few_shot", "--metric", "nll", "--interval", "t")[::2] == (0, "")
     code, out, err = ask("table", root, "--layout", "auto", "--format", "csv", "--where", "method=coop")
     assert "method=coop: 2 of 3 runs" in err
-    assert out.splitlines()[0].startswith("protocol,source,backbone")
+    assert out.splitlines()[0].startswith("protocol,trained_on,backbone")
     assert len(out.splitlines()) == 2
     code, out, err = ask("table", root, "--layout", "base_to_novel")
     assert (code, out) == (2, "")

@@ -33,7 +33,8 @@ texts = st.one_of(
     st.sampled_from(HOSTILE), st.text(max_size=20), st.text("\\%$&#_{}~^|<>`*[]()!=+-@\n\r\t ,'\"x1", max_size=12)
 )
 LATEX_WORDS = r"\\(?:textbackslash|textasciitilde|textasciicircum|textless|textgreater|textbar)\{\}|\\[&%$#_{}]"
-LATEX_WORDS += r"|\$\\pm\$|\$\\times\$|\$-\$|\{[\[*]\}"
+LATEX_WORDS += r"|\$\\(?:pm|times|to|leq|geq|approx|infty|[a-z]+)\$|\$[-+]\$|\{[\[*]?\}"
+LATEX_WORDS += r"|\\vlpunicode\{[^ -~]+\}\{[U+0-9A-F ]+\}"
 
 
 def is_printable(text: str) -> bool:
@@ -125,8 +126,12 @@ def check(text: str, format: str) -> None:
     assert all(map(is_printable, text.split("\n")))
     if format == "latex":
         commands = (r"\begin{tabular}", r"\end{tabular}", r"\toprule", r"\midrule", r"\bottomrule", "% ")
+        commands += (r"\begin{longtable}", r"\end{longtable}", r"\endhead", r"\providecommand", r"\medskip")
         for line in (line for line in lines if not line.startswith(commands)):
-            cells = re.sub(r"\\(?:textbf|underline)\{((?:[^{}]|\{\})*)\}", r"\1", line.removesuffix(r" \\"))
+            bare = line.removeprefix(r"\noindent").removesuffix(r"\par\smallskip").removesuffix(r" \\")
+            bare = re.sub(r"\$\\cdot10\^\{-?\d+\}\$", "", re.sub(LATEX_WORDS, "", bare))
+            cells = re.sub(r"\\(?:textbf|underline|phantom|multicolumn\{1\}\{c\})\{([^{}]*)\}", r"\1", bare)
+            cells = re.sub(r"\\phantom\{([^{}]*)\}", r"\1", cells)  # around another one
             assert all(map(is_plain_latex, re.split(r"(?<!\\)&", cells))), line
     if format == "markdown":
         rest = [unescaped(re.sub(r"\*\*|</?u>", "", line)) for line in lines]

@@ -22,9 +22,10 @@ from vlprompt.results.predictions import Predictions, save_predictions
 from vlprompt.results.record import Record
 
 
-def drawn(records: list[Record], format: str = "markdown", **how: Any) -> str:
+def drawn(records: list[Record], format: str = "markdown", width: int | None = None, **how: Any) -> str:
     results, notes = across_datasets(records, **how)
-    return render_grids(grids(results, how.get("metric", "accuracy")), [*notes_of(results, records), *notes], format)
+    tables = grids(results, how.get("metric", "accuracy"))
+    return render_grids(tables, [*notes_of(results, records), *notes], format, width=width)
 
 
 def cells(results: pd.DataFrame) -> pd.DataFrame:
@@ -94,7 +95,10 @@ def test_failed_runs_are_named_and_have_a_row() -> None:
     (row,) = (row for row in text.splitlines() if "linear_head" in row and row.startswith("|"))
     assert "| 0 " in row
     many = [record("coop", "dtd", seed, status="failed", reason="x", scores={}) for seed in range(1, 30)]
-    assert "... and 9 more without a result" in drawn(many)
+    text = drawn(many)
+    assert "29 times: Without a result: coop on dtd, base_to_novel, 16 shots, seed 1; " in text
+    assert "seed 3 and 26 more: failed, x" in text
+    assert text.count("Without") == 1
 
 
 def test_best_is_bold_and_second_underlined_within_a_block() -> None:
@@ -114,7 +118,7 @@ def test_best_is_bold_and_second_underlined_within_a_block() -> None:
     assert latex.count(r"\midrule") == 2  # below the header and between the numbers of shots
     assert r"\textbf{70.00}" in latex
     assert r"\underline{60.00}" in latex
-    assert latex.startswith("% protocol few_shot, backbone vit_b16")
+    assert "% Caption: Few-shot, CLIP ViT-B/16, weights openai, bf16; accuracy" in latex
 
 
 def test_lower_is_better_for_errors() -> None:
@@ -132,10 +136,8 @@ def test_terminal_marks_and_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = drawn(made, "terminal")
     assert "\x1b" not in plain
     assert sum(set(line) <= {"-", " "} for line in plain.splitlines() if line) == 2
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("FORCE_COLOR", "1")
-    text = drawn(made, "terminal")
+    text = drawn(made, "terminal", width=120)
     assert "\x1b[1m70.00" in text
     assert "\x1b[4m60.00" in text
     assert {"coop", "lora", "70.00", "50.00"} <= set(Text.from_ansi(text).plain.split())
@@ -188,10 +190,35 @@ def test_conditions_choose_runs() -> None:
     assert (value_of(whole, "fit.epochs"), value_of(whole, "fit.none")) == (200, None)
     assert value_of(whole.model_copy(update={"shots": 4}), "fit.epochs") == 200  # the next larger
     assert select(runs, ["method=coop"])[1] == ["Only method=coop: 2 of 3 runs."]
-    mistakes = {"method": "no condition", "methd=coop": "did you mean 'method'", "seed=9": "none of 2"}
+    assert chosen("method=coop,zero_shot", "seed=1") == "ac"
+    assert chosen("fit.lr=2e-2,0.002") == "ab"
+    assert chosen("variant=null,high", "method=coop") == "ab"
+    assert chosen("seed=2,1") == "abc"
+    mistakes = {"method": "no condition", "methd=coop": "did you mean 'method'", "seed=9": "seed '9': known are 1, 2",
+                "method=coop,cop": "value of method 'cop': known are coop; did",
+                "variant=low": "known are high, null"}  # fmt: skip
     for condition, words in mistakes.items():
         with pytest.raises(UserError, match=words):
             select({path: run for path, run in runs.items() if run.shots}, [condition])
+
+
+def test_values_with_commas_are_the_longest_that_a_run_has() -> None:
+    targets = {"protocol": {"targets": ["dtd", "eurosat"]}}
+    runs = {
+        Path("a"): record("coop", variant="x", changes={"fit.lr": 0.01, "fit.epochs": 5}),
+        Path("b"): record("coop", variant="a,b"),
+        Path("c"): record("coop", variant="a", config=targets),
+        Path("d"): record("coop", variant="b"),
+    }
+
+    def chosen(*conditions: str) -> str:
+        return "".join(map(str, select(runs, conditions)[0]))
+
+    assert chosen("variant=a,b") == "b"
+    assert chosen("variant=b,a") == "cd"
+    assert chosen("variant=b,a,b,x") == "abd"
+    assert chosen("learner=coop@a,b,coop@b") == "bd"
+    assert chosen("protocol.targets=[dtd,eurosat]") == "c"
 
 
 def test_layout_of_one_protocol_says_what_it_leaves_out() -> None:

@@ -24,7 +24,7 @@ METHODS, PROTOCOLS = (known(group, [paths.config_dir()]) for group in ("method",
 
 def results_from(source: str, protocol: str) -> dict[str, pd.DataFrame]:
     """What tables make of what a source prints of single data sets, by method."""
-    chosen = [r for r in RECORDS if r.protocol == protocol and source in str(r.variant)]
+    chosen = [r for r in RECORDS if r.protocol == protocol and source in r.source]
     return dict(list(across_datasets(chosen)[0].set_index(["dataset", "part"]).groupby("method")))
 
 
@@ -70,15 +70,15 @@ def test_published_averages_of_transfer_leave_the_source_out(protocol: str, sour
 
 
 def test_published_rows_in_the_latex_table_of_a_paper() -> None:
-    chosen = [r for r in RECORDS if r.protocol == "base_to_novel" and "OnPoKD" in str(r.variant)]
+    chosen = [r for r in RECORDS if r.protocol == "base_to_novel" and "OnPoKD" in r.source]
     text = render_grids(grids(across_datasets([r for r in chosen if r.method != "promptkd"])[0]), [], "latex")
     last = text.split(r"\midrule")[-1]
     coop, promptsrc, maple = (next(row for row in last.splitlines() if f"& {m} &" in row)
-                              for m in ("coop", "promptsrc", "maple"))  # fmt: skip
+                              for m in ("CoOp", "PromptSRC", "MaPLe"))  # fmt: skip
     assert r"\underline{82.69}" in coop
     assert r"\textbf{79.97}" in promptsrc
     assert r"\underline{78.55}" in maple
-    assert "average\\_11" in coop
+    assert last.lstrip().startswith("Average (11) &")
     assert "70.83" in coop
     assert (text.count(r"\toprule"), text.count(r"\bottomrule")) == (1, 1)
 
@@ -190,9 +190,37 @@ def test_published_default_settings_need_no_composition() -> None:
     assert asked == ["coop/base_to_novel"] * 2
 
 
-def test_published_records_leave_averages_out() -> None:
-    assert not [r for r in RECORDS if r.dataset.startswith("average") or any(s.startswith("average") for s in r.scores)]
+def test_published_averages_are_records_where_nothing_else_is_printed() -> None:
+    """Tables derive the others."""
+    sources = {True: set(), False: set()}
+    for one in RECORDS:
+        average = one.dataset.startswith("average") or any(name.startswith("average") for name in one.scores)
+        sources[average].add((one.protocol, one.method, one.shots, one.source, one.variant))
+    assert sources[True]
+    assert not sources[True] & sources[False]
     assert all(0 < value["accuracy"] < 1 for r in RECORDS for value in r.scores.values())
+
+
+def test_rows_of_a_paper_are_its_own_and_of_its_method_what_only_others_print() -> None:
+    maple = published.of_papers(ROWS, ["MaPLe"])
+    own = maple["source"].str.contains("multimodal-prompt-learning", regex=False)
+    assert {"coop", "zero_shot", "maple"} <= set(maple[own]["method"])
+    assert set(maple[own]["dataset"]) == {"average_11"}
+    assert set(maple[~own]["method"]) == {"maple"}
+    halves = maple[maple["protocol"] == "base_to_novel"]
+    assert set(halves[halves["method"] == "maple"]["dataset"]) == {*ELEVEN, "average_11"}
+    assert not maple.duplicated(["protocol", "backbone", "method", "printed", "shots", "dataset", "part"]).any()
+    assert len(published.of_papers(ROWS, ["maple", "maple", "promptkd"])) > len(maple)
+    assert published.of_papers(ROWS, []) is ROWS
+    with pytest.raises(UserError, match=r"unknown paper 'mapel': known are .*did you mean 'maple'"):
+        published.of_papers(ROWS, ["mapel"])
+
+
+def test_names_of_papers() -> None:
+    names = {"OnPoKD paper, Table 1 (reprint)": "OnPoKD", "github:CHENGY12/PLOT plot-pp/README.md": "PLOT",
+             "github:muzairkhattak/multimodal-prompt-learning issue 31": "MaPLe", "A, B": "A", "": ""}  # fmt: skip
+    assert {source: published.paper_name(source) for source in names} == names
+    assert len({published.paper_name(source) for source in ROWS["source"]}) >= 15
 
 
 HEADER = "source,protocol,dataset,method,backbone,shots,metric,value,recipe,printed\n"

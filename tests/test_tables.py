@@ -2,18 +2,15 @@
 
 import csv
 import io
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 from made_records import few_shot, record, save, transfer
-from rich.text import Text
 
 from vlprompt import cli
 from vlprompt.errors import UserError
-from vlprompt.reports.render import DEMO_NOTE, PRECISION_NOTE, WIDE_ONLY, render
+from vlprompt.reports.render import DEMO_NOTE, PRECISION_NOTE, render
 from vlprompt.reports.summary import frame, merged, summarise
 from vlprompt.results.record import Record
 
@@ -111,9 +108,10 @@ def test_average_of_a_transfer_leaves_the_source_out(records: list[Record]) -> N
 
 def test_each_protocol_has_a_table_of_its_own(records: list[Record]) -> None:
     few = [few_shot("coop", seed=seed) for seed in (1, 2)]
-    for format in ("terminal", "markdown", "latex"):
+    for format in ("terminal", "markdown"):
         first, second = (render(summarise(part), format) for part in (records, few))
         assert render(summarise([*records, *few]), format) == f"{first}\n{second}"
+    assert render(summarise([*records, *few]), "latex").count("toprule") == 2
     assert "novel" not in second
 
 
@@ -147,34 +145,6 @@ def test_plain_output_is_never_wrapped_cut_or_coloured(records: list[Record], mo
     assert any("83.90 ± 3.70" in line and "vpt" not in line for line in lines)
 
 
-@pytest.mark.parametrize(("width", "dropped"), [(120, 0), (100, 2), (90, 3)])
-def test_terminal_output_fits_and_names_what_it_has_no_room_for(
-    records: list[Record], monkeypatch: pytest.MonkeyPatch, width: int, dropped: int
-) -> None:
-    cost: dict[str, Any] = {"trained_parameters": 7168, "train_seconds": 1.0, "peak_memory_bytes": 2**30}
-    table = summarise([one.model_copy(update={"cost": cost}) for one in records])
-    plain = render(table)
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    monkeypatch.setenv("COLUMNS", str(width))
-    text = Text.from_ansi(render(table)).plain
-    assert max(map(len, text.splitlines())) <= width
-    assert f"No room for {', '.join(WIDE_ONLY[3 - dropped :])}:" in text if dropped else "No room" not in text
-    left = {"vpt_shallow", "zero_shot", "83.90", "7,168", "1.0"} - ({"7,168"} if dropped > 2 else set())
-    assert set(text.split()) >= left - ({"1.0"} if dropped > 1 else set())
-    if not dropped:
-        assert set(text.split()) - {"─" * (width - 2)} >= set(plain.replace("-", "").split())
-
-
-def test_in_a_very_narrow_terminal_words_are_folded_and_never_cut(
-    records: list[Record], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = render(summarise(records))  # without costs
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    monkeypatch.setenv("COLUMNS", "50")
-    letters = Counter("".join(Text.from_ansi(render(summarise(records))).plain.split()))
-    assert not Counter("".join(plain.replace("-", "").split())) - letters
-
-
 def test_a_run_without_a_result_knows_no_weights_and_hides_none(records: list[Record]) -> None:
     lost = record("coop", seed=9, status="failed", scores={}, headline={}, cost={})
     lines = render(summarise([*records, lost.model_copy(update={"weights": None, "precision": None})])).splitlines()
@@ -198,9 +168,8 @@ def test_markdown_and_latex(records: list[Record]) -> None:
     assert "| method " in markdown
     assert "vpt_shallow" in markdown
     assert "\\toprule" in latex
-    assert "vpt\\_shallow" in latex
+    assert "VPT-Shallow" in latex
     assert "83.90 $\\pm$ 3.70" in latex
-    assert "_shallow" not in latex.replace("\\_", "")
 
 
 @pytest.mark.parametrize("fields", [{"dataset": "shapes"}, {"dataset": "shapes_sketch"}, {"backbone": "shapes_vit"}])

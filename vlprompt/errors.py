@@ -67,6 +67,39 @@ def first_names(names: Sequence[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + more
 
 
+class Note(str):
+    """A note on one of several things; `pattern` has {} instead of its name. See `folded`."""
+
+    pattern: str
+    name: str
+
+    def __new__(cls, pattern: str, name: object) -> "Note":
+        note = super().__new__(cls, pattern.replace("{}", str(name), 1))
+        note.pattern, note.name = pattern, str(name)
+        return note
+
+    def __reduce__(self) -> tuple[type["Note"], tuple[str, str]]:  # to be copied
+        return Note, (self.pattern, self.name)
+
+
+def folded(notes: Iterable[str]) -> list[str]:
+    """Each note once, and those of one pattern as one: how many there are, and the first names."""
+    of_pattern: dict[str, list[str]] = {}
+    for note in dict.fromkeys(notes):
+        of_pattern.setdefault(note.pattern if isinstance(note, Note) else note, []).append(note)
+    return [
+        same[0] if len(same) == 1 else f"{len(same)} times: {_of_several(pattern, same)}"
+        for pattern, same in of_pattern.items()
+    ]
+
+
+def _of_several(pattern: str, notes: Sequence[str]) -> str:
+    names = [note.name for note in notes if isinstance(note, Note)]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    separator = "; " if any(", " in name for name in names) else ", "
+    return pattern.replace("{}", separator.join(names[:3]) + more, 1)
+
+
 def prepare_streams(arguments: Iterable[str] = ()) -> None:
     """Make the output take any text, whatever its encoding: what it cannot show is escaped, as in \\xb1.
 

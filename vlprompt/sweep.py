@@ -129,6 +129,7 @@ def launch(cells: Sequence[list[str]], config: DictConfig, hydra: Hydra) -> None
 
 def single_job(config: DictConfig) -> None:
     """Run, or find the finished run, and show its table next to the zero-shot reference's."""
+    from vlprompt.reports.endings import next_steps
     from vlprompt.reports.render import in_words
     from vlprompt.run import run
     from vlprompt.training.progress import Reporter
@@ -142,7 +143,7 @@ def single_job(config: DictConfig) -> None:
         references = [run(reference)] if reference and is_comparable(reference) else []
     except UserError as error:  # the run is finished all the same
         Reporter().say(f"there is no zero-shot row: {error}")
-    Reporter().say("\n" + in_words([*references, record]))
+    Reporter().say(f"\n{in_words([*references, record])}\n\n{next_steps([record])}")
 
 
 def is_comparable(reference: "RunSpec") -> bool:
@@ -243,6 +244,7 @@ def write_failure(fields: Mapping[str, Any], folder: Path | None) -> "Record":
 
 def summarise_sweep(folder: Path) -> int:
     """Show what the jobs of a sweep came to; -> 1 if one failed."""
+    from vlprompt.reports.endings import next_steps
     from vlprompt.reports.render import in_words
     from vlprompt.results.store import stored_run
 
@@ -250,12 +252,13 @@ def summarise_sweep(folder: Path) -> int:
     folders = dict.fromkeys(name for outcome in outcomes for name in outcome["folders"])
     records = [run[1] for folder in folders if (run := stored_run(Path(folder)))]
     if records:
-        print("\n" + in_words(records))  # noqa: T201
+        print(f"\n{in_words(records)}\n\n{next_steps(records)}")  # noqa: T201
     stopped = [outcome for outcome in outcomes if "status" in outcome]
     if stopped:
         lines = [f"{len(stopped)} of {len(outcomes)} runs did not finish:"]
         for status, reason in dict.fromkeys((outcome["status"], outcome["reason"]) for outcome in stopped):
             lines.append(f"  {status}: {reason}")
             lines += [f"    {o['job']}" for o in stopped if (o["status"], o["reason"]) == (status, reason)]
+        lines.append("next: mend this and give the same command again: finished runs are read, not made anew")
         print(printable("\n".join(lines)), file=sys.stderr)  # noqa: T201
     return int(any(outcome["status"] == "failed" for outcome in stopped))

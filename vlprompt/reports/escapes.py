@@ -5,6 +5,7 @@ no formula, no markup, no command, no line of its own.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable
 
 import pandas as pd
@@ -14,11 +15,18 @@ from vlprompt.errors import printable
 LINE_BREAKS = dict.fromkeys(map(ord, "\n\r\t\v\f"), " ")
 FORMULA = ("=", "+", "-", "@", "\N{FULLWIDTH EQUALS SIGN}", "\N{FULLWIDTH PLUS SIGN}", "\N{FULLWIDTH HYPHEN-MINUS}",
            "\N{FULLWIDTH COMMERCIAL AT}")  # fmt: skip
+GREEK = {"α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "η": "eta", "θ": "theta",
+         "κ": "kappa", "λ": "lambda", "μ": "mu", "π": "pi", "ρ": "rho", "σ": "sigma", "τ": "tau", "φ": "phi",
+         "ω": "omega"}  # fmt: skip
 LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "−": "$-$", "×": r"$\times$",
+    ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "−": "$-$", "×": r"$\times$", "→": r"$\to$",
+    "≤": r"$\leq$", "≥": r"$\geq$", "≈": r"$\approx$", "∞": r"$\infty$",
     **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{letter: f"$\\{name}$" for letter, name in GREEK.items()},
 })  # fmt: skip
+UNICODE = r"\vlpunicode"  # a macro with characters that pdfLaTeX does not take, and their numbers
+FOREIGN = re.compile(r"[^ -~\u00a0-\u017f–—‘’“”„…€™•†‡]+|[«»ÐÞðþĄąĐđĘęĦħĮįĸĿŀŉŊŋŦŧŲųſ\u00ad]+")
 MARKDOWN = str.maketrans({
     "&": "&amp;", "<": "&lt;", ">": "&gt;", **{character: f"\\{character}" for character in "\\|`*[]~$"},
 })  # fmt: skip
@@ -45,7 +53,9 @@ def markdown(text: object) -> str:
 
 def latex(text: object) -> str:
     """One line in which no character is a command, a comment or mathematics."""
-    line = terminal(text).translate(LATEX)
+    line = unicodedata.normalize("NFC", terminal(text)).translate(LATEX)
+    line = FOREIGN.sub(lambda part: f"{UNICODE}{{{part[0]}}}{{{' '.join(f'U+{ord(c):04X}' for c in part[0])}}}", line)
+    line = re.sub("(?<=-)(?=-)", "{}", line)  # two hyphens are no dash
     return re.sub(r"^(\s*)([\[*])", r"\1{\2}", line)  # after the end of a row these are its arguments
 
 

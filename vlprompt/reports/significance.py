@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from vlprompt.errors import UserError, first_names, unknown
+from vlprompt.errors import Note, UserError, first_names, unknown
 from vlprompt.reports.averages import CONTEXT, averaged
 from vlprompt.reports.summary import LEVEL, UNTRAINED, H
 from vlprompt.reports.variants import labels
@@ -231,11 +231,11 @@ def _ranking(members: pd.DataFrame, metric: str, part: str | None) -> Ranking | 
     shown, datasets = find_metric(metric), averaged(members)
     filled = members[members["n"] > 0]
     part = part or next((name for name in (H, "all", "test", *filled["part"]) if name in set(filled["part"])), "test")
-    scores, notes = {}, []
+    scores, notes = {}, list[str]()
     for (learner, precision, _), rows in members.groupby(["learner", "precision", "given_shots"], sort=False):
         means = rows[(rows["n"] > 0) & (rows["part"] == part)].set_index("dataset")["mean"]
         if lacking := [dataset for dataset in datasets if dataset not in means]:
-            notes.append(f"Left out: {learner} has no {part} on {', '.join(lacking)}.")
+            notes.append(Note(f"Left out: {{}} has no {part} on {', '.join(lacking)}.", learner))
         else:
             scores[learner if learner not in scores else f"{learner} ({precision})"] = means[datasets].to_numpy()
     if len(scores) < 2 or len(datasets) < 2:
