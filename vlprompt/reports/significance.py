@@ -215,6 +215,7 @@ class Ranking:
     friedman: float
     pairs: pd.DataFrame
     notes: list[str]
+    part: str  # what counts of a data set
 
 
 def rankings(results: pd.DataFrame, metric: str, part: str | None = None) -> list[Ranking]:
@@ -243,4 +244,4 @@ def _ranking(members: pd.DataFrame, metric: str, part: str | None) -> Ranking | 
     table = pd.DataFrame(scores, index=datasets) * (1 if shown.higher_is_better else -1)
     protocol, backbone, shots = (members[name].iloc[0] for name in ("protocol", "backbone", "shots"))
     title = f"{protocol}, backbone {backbone}, {shots} shots, {part}: {shown.label}"
-    return Ranking(title, table, mean_ranks(table), friedman(table), wilcoxon_pairs(table), notes)
+    return Ranking(title, table, mean_ranks(table), friedman(table), wilcoxon_pairs(table), notes, part)
