@@ -5,6 +5,7 @@ matplotlib is imported on use.
 """
 
 import warnings
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-COLUMN, TEXT = 3.35, 6.9  # inches
+COLUMN, TEXT, PAGE = 3.35, 6.9, 9.0  # inches
 WIDTHS = {"column": COLUMN, "text": TEXT}
 SUFFIXES = (".pdf", ".png", ".svg")
 FONT = 7.0  # points
@@ -148,12 +149,14 @@ def short(text: object, points: float) -> str:
     longest = int(points)  # a letter has at least a point
     if len(line) > 2 * longest:
         line = f"{line[:longest]}…{line[-longest:]}"
-    keep = len(line)
-    shown = line
-    while width_of(harmless(shown)) > points and keep > 2:
-        keep -= 1
-        shown = f"{line[: -(-keep // 2)].rstrip()}…{line[len(line) - keep // 2 :].lstrip()}"
-    return harmless(shown)
+
+    def cut(keep: int) -> str:
+        if keep >= len(line):
+            return harmless(line)
+        return harmless(f"{line[: -(-keep // 2)].rstrip()}…{line[len(line) - keep // 2 :].lstrip()}")
+
+    fitting = bisect_right(range(len(line) + 1), points, key=lambda keep: width_of(cut(keep))) - 1
+    return cut(max(2, fitting))
 
 
 def short_names(names: Iterable[str], points: float) -> dict[str, str]:
