@@ -1,5 +1,6 @@
 """Figures: what they show, that no text covers another, and `vlprompt plot`."""
 
+import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -293,6 +294,36 @@ def test_plot_draws_the_cell_with_the_most_learners(tmp_path: Path) -> None:
     assert code == 0
     assert "Drawn: dataset=dtd" in err
     assert "--where draws another: dataset=eurosat" in err
+
+
+def load_script() -> Any:
+    path = Path(__file__).parents[1] / "scripts" / "draw_figures.py"
+    spec = importlib.util.spec_from_file_location("draw_figures", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+draw_figures = load_script()
+PAGE = Path(__file__).parents[1] / "docs" / "figures.md"
+
+
+def test_the_page_shows_every_kind_and_its_pictures_are_there() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    drawn_into = {
+        Path(arguments[arguments.index("--output") + 1]).name for arguments in draw_figures.commands(Path("x"))
+    }
+    assert {arguments[1] for arguments in draw_figures.commands(Path("x"))} == {*KINDS}
+    assert {path.name for path in PAGE.with_suffix("").iterdir()} == drawn_into
+    assert all(f"(figures/{name})" in text for name in drawn_into)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(tmp_path: Path) -> None:
+    assert draw_figures.draw(tmp_path) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in PAGE.with_suffix("").iterdir()}
 
 
 def test_plot_without_matplotlib_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
     names = [dataset_name(dataset) if one_test else f"{dataset_name(dataset)}, {split}" for dataset, split in cells]
     heading(figure, ", ".join([*names, table.attrs["title"]] if len(cells) == 1 else [table.attrs["title"]]))
     of_panel = 72 * width * 0.62 / n_columns
-    grid = panels(figure, len(cells), n_columns, sharex=n_rows > 1, sharey=True)
+    grid = panels(figure, len(cells), n_columns, sharex=True, sharey=True)
     for panel, name, (dataset, split) in zip(grid, names, cells, strict=True):
         rows = table[(table["dataset"] == dataset) & (table["split"] == split)]
         panel.axvline(0, color="black", linewidth=0.6)

@@ -96,9 +96,8 @@ class Names:
 
 def _size(axes: "Axes") -> tuple[float, float]:
     """Width and height in points."""
-    figure, box = axes.get_figure(root=True), axes.get_position()
     box = axes.get_window_extent()
-    return box.width * 72 / figure.dpi, box.height * 72 / figure.dpi  # type: ignore[union-attr]
+    return box.width * 72 / axes.figure.dpi, box.height * 72 / axes.figure.dpi
 
 
 def names_for(figure: "Figure", learners: Mapping[str, str], looks: Mapping[str, Look], share: float = 0.36) -> Names:
