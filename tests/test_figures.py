@@ -279,7 +279,7 @@ def test_plot_command(tmp_path: Path) -> None:
         (("forest", "--against", "cop"), "did you mean 'coop'"),
         (("forest", "--where", "method=coop"), "run method=zero_shot"),
     ):
-        code, out, err = ask("plot", *arguments, tmp_path, "--output", tmp_path / "y.png")
+        code, out, err = ask("plot", arguments[0], tmp_path, *arguments[1:], "--output", tmp_path / "y.png")
         assert (code, out) == (2, ""), arguments
         assert words in err, arguments
         assert err.count("error:") == err.count("\n") == 1
@@ -307,6 +307,23 @@ def load_script() -> Any:
 
 
 draw_figures = load_script()
+
+
+def test_a_single_run_is_drawn_or_refused(tmp_path: Path) -> None:
+    test = predicted(1.0, np.random.default_rng(0))
+    curve = [{"epoch": 0, "loss": 1.0, "accuracy": 0.5}]
+    known = {"curve": curve, "cost": {"trained_parameters": 100}, "scores": {"test": score(test)}}
+    write(tmp_path / "a", few_shot("coop", **known), test=test)
+    write(tmp_path / "b", record("coop"))
+    refused = []
+    for kind in KINDS:
+        try:
+            assert faults(drawn(kind, find_runs([tmp_path]), WIDTHS["column"])) == []
+        except UserError:
+            refused.append(kind)
+    assert refused == ["critical-difference", "class-gains", "forest"]
+
+
 PAGE = Path(__file__).parents[1] / "docs" / "figures.md"
 
 

@@ -24,7 +24,7 @@ def confusion(table: pd.DataFrame, width: float) -> "Figure":
     wide = wide.loc[wide.mean(axis=1).sort_values(kind="stable").index]
     wide = wide.iloc[:, : _n_columns(table, width)]
     label = f"the {wide.shape[1]} worst pairs, true → predicted: % of the true class"
-    return _cells(wide, table, width, "Blues", (0.0, 100.0), label)
+    return _cells(wide, table, width, "Blues", (0.0, max(10.0, float(wide.to_numpy().max()))), label)
 
 
 def class_gains(table: pd.DataFrame, width: float) -> "Figure":
