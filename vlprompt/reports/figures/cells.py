@@ -177,7 +177,7 @@ def of_split(runs: Runs, request: Request, notes: list[str]) -> tuple[str, pd.Da
     split = request.split or next((name for name in ("all", "test") if name in known), known[0])
     table = learners({folder: runs[folder] for folder, splits in loaded.items() if split in splits})
     of_learners: dict[str, list[Predictions]] = {}
-    for folder, learner in table["learner"].items():
+    for folder, learner in zip(table.index.tolist(), table["learner"].tolist(), strict=True):
         of_learners.setdefault(learner, []).append(loaded[folder][split])
     return split, table.drop_duplicates("learner").set_index("learner"), of_learners
 

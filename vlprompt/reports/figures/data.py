@@ -140,10 +140,10 @@ def critical_difference(runs: Runs, request: Request, notes: list[str]) -> pd.Da
 def training(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
     """`epoch` (from 1), `n` seeds, `loss` and `accuracy` on training images, and `<name>_deviation` over seeds."""
     runs = one_cell({f: r for f, r in runs.items() if r.curve or r.status != "finished"}, CELL, notes)
-    table = learners(runs)
+    of_runs = learners(runs)[COLUMNS].to_dict("index")
     measured = ("epoch", "loss", "accuracy")
     rows = [
-        {**table.loc[folder, COLUMNS], **{name: point.get(name) for name in measured}}
+        {**of_runs[folder], **{name: point.get(name) for name in measured}}
         for folder, record in runs.items()
         for point in record.curve
     ]

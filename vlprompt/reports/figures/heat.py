@@ -1,6 +1,6 @@
 """Numbers of learners by class or pair of classes, a cell each: worst confusions, and gains over zero-shot."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -93,8 +93,8 @@ def _cells(
     return figure
 
 
-def _luminance(colour: tuple[float, float, float, float]) -> float:
-    return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+def _luminance(colour: Any) -> float:
+    return float(0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2])
 
 
 def _two_lines(label: str, width: float) -> str:

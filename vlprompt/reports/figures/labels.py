@@ -114,7 +114,8 @@ def legend(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]) -> "
     n_rows = -(-len(labels) // n_columns)
     height, needed = figure.get_figheight(), (LINE * 1.25 * n_rows + 3) / 72
     figure.set_figheight(height + needed)
-    above, below = figure.subfigures(2, 1, height_ratios=[height, needed], hspace=0)
+    parts: Any = figure.subfigures(2, 1, height_ratios=[height, needed], hspace=0)
+    above, below = parts
     below.legend(handles, [shown[label] for label in labels], loc="center", ncols=-(-len(labels) // n_rows),
                  borderaxespad=0, borderpad=0)  # fmt: skip
     return above

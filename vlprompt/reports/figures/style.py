@@ -60,11 +60,11 @@ def styled() -> Iterator[None]:
     except ImportError:
         raise UserError("figures need matplotlib, which is not installed: pip install 'vlprompt[plots]'") from None
     installed = set(fontManager.get_font_names())
-    fonts = ["DejaVu Sans", *(name for name in OTHER_FONTS if name in installed)]
+    settings: Any = SETTINGS | {"font.family": ["DejaVu Sans", *(name for name in OTHER_FONTS if name in installed)]}
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="(Glyph|Matplotlib currently does not support)")
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(SETTINGS | {"font.family": fonts})
+        matplotlib.rcParams.update(settings)
         yield
 
 
@@ -73,7 +73,8 @@ def new_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.03, hspace=0.03)  # type: ignore[union-attr]
+    engine: Any = figure.get_layout_engine()
+    engine.set(w_pad=0.03, h_pad=0.03, wspace=0.03, hspace=0.03)
     return figure
 
 
