@@ -1,6 +1,6 @@
 """Novel against base accuracy, on contours of their harmonic mean."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -24,12 +24,19 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
     panel = figure.subplots()
     panel.set(xlabel=f"base classes: {label}", ylabel=f"novel classes: {label}")
     names = names_for(figure, dict(zip(table["learner"], table["name"], strict=True)), drawn)
-    for row in table.itertuples():
+    rows: Any = table.itertuples()
+    for row in rows:
         look = drawn[row.learner]
         panel.plot([row.base], [row.novel], zorder=3 if look.distinct else 2, **look.points)
         if look.distinct:
             spreads = [np.nan_to_num(row.base_deviation)], [np.nan_to_num(row.novel_deviation)]
-            bars = {"color": look.colour, "linewidth": 0.5, "alpha": 0.6, "zorder": 1.5, "linestyle": "none"}
+            bars: dict[str, Any] = {
+                "color": look.colour,
+                "linewidth": 0.5,
+                "alpha": 0.6,
+                "zorder": 1.5,
+                "linestyle": "none",
+            }
             panel.errorbar([row.base], [row.novel], xerr=spreads[0], yerr=spreads[1], **bars)
         names.add(panel, row.base, row.novel, row.learner)
     panel.margins(0.08)

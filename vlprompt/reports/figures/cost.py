@@ -1,6 +1,6 @@
 """A metric against what a learner costs, with the Pareto front: those that no other beats at the same cost."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -43,7 +43,8 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
         front = known[known[f"{cost}_front"]].sort_values([cost, "mean"])
         panel.step([positions[learner] for learner in front["learner"]], front["mean"], where="post", color="0.4",
                    linewidth=0.8, linestyle=(0, (3, 1.5)), zorder=1.5)  # fmt: skip
-        for row in known.itertuples():
+        rows: Any = known.itertuples()
+        for row in rows:
             look = drawn[row.learner]
             panel.plot([positions[row.learner]], [row.mean], zorder=3 if look.distinct else 2, **look.points)
             if stacked or panel is panels[-1]:

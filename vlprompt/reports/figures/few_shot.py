@@ -1,7 +1,7 @@
 """Accuracy against shots: a panel for the average and for each data set. Source: Zhou et al., IJCV 2022, figure 3."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -50,7 +50,8 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
     height = max(height, LINE * len(learners) / 72 + 0.6) if large else 0.0
     figure = new_figure(width, height + 1.35 * n_rows + 0.45)
     if large and small:
-        upper, lower = figure.subfigures(2, 1, height_ratios=[height, 1.35 * n_rows])
+        parts: Any = figure.subfigures(2, 1, height_ratios=[height, 1.35 * n_rows])
+        upper, lower = parts
     elif large:
         upper = lower = figure
     else:
@@ -90,15 +91,14 @@ def ranked(table: pd.DataFrame, higher_is_better: bool) -> list[str]:
 def curves(panel: "Axes", rows: pd.DataFrame, drawn: Mapping[str, Look], positions: Mapping[object, int]) -> None:
     """One line a learner, the distinct ones on top."""
     panel.grid(axis="y")
-    for learner, of_learner in sorted(rows.groupby("learner", sort=False), key=lambda one: drawn[one[0]].distinct):
+    for learner in sorted(rows["learner"].unique(), key=lambda learner: drawn[learner].distinct):
         look = drawn[learner]
-        line = of_learner.assign(x=of_learner["shots"].map(positions)).sort_values("x")
+        line = rows[rows["learner"] == learner].assign(x=rows["shots"].map(positions)).sort_values("x")
         zorder = 2.5 if look.distinct else 2
         if look.distinct:
             spread = line["deviation"].fillna(0)
-            panel.fill_between(
-                line["x"], line["mean"] - spread, line["mean"] + spread, color=look.colour, alpha=0.15, lw=0
-            )
+            low, high = line["mean"] - spread, line["mean"] + spread
+            panel.fill_between(line["x"], low, high, color=look.colour, alpha=0.15, linewidth=0)
         level = {} if line["trained"].all() else {"linestyle": ":", "marker": "" if len(line) > 1 else look.marker}
         panel.plot(line["x"], line["mean"], zorder=zorder, **{**look.lines, **level})
         if len(line) == 1 and look.distinct:
@@ -109,5 +109,5 @@ def curves(panel: "Axes", rows: pd.DataFrame, drawn: Mapping[str, Look], positio
 
 def name_ends(names: Names, panel: "Axes", rows: pd.DataFrame, positions: Mapping[object, int]) -> None:
     for learner, of_learner in rows.groupby("learner", sort=False):
-        last = of_learner.loc[of_learner["shots"].map(positions).idxmax()]
+        last = of_learner.iloc[int(of_learner["shots"].map(positions).to_numpy().argmax())]
         names.add(panel, float(positions[last["shots"]]), last["mean"], str(learner))
