@@ -37,7 +37,7 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
                 "zorder": 1.5,
                 "linestyle": "none",
             }
-            panel.errorbar([row.base], [row.novel], xerr=spreads[0], yerr=spreads[1], linestyle="none", **bars)
+            panel.errorbar([row.base], [row.novel], xerr=spreads[0], yerr=spreads[1], **bars)
         names.add(panel, row.base, row.novel, row.learner)
     panel.margins(0.08)
     for axis, points in ((panel.xaxis, 72 * width * 0.5), (panel.yaxis, 72 * figure.get_figheight() * 0.6)):
