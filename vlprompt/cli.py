@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from vlprompt import __version__
-from vlprompt.commands import bank, check_learner, comparisons, curves, reproduce, tables, trained, tune
+from vlprompt.commands import bank, check_learner, comparisons, curves, report, reproduce, tables, trained, tune
 from vlprompt.commands.arguments import is_override
 from vlprompt.commands.data import add_commands as add_data_commands
 from vlprompt.errors import UserError, prepare_streams, printable
@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     tables.register(commands)
     curves.register(commands)
     comparisons.register(commands)
+    report.register(commands)
     bank.register(commands)
     tune.register(commands)
     reproduce.register(commands)
