@@ -67,7 +67,7 @@ def fill(text: str) -> str:
 
 def describe(method: str) -> str:
     path = CONF / "method" / f"{method}.yaml"
-    config = dict(read(path))
+    config = {name: value for name, value in read(path).items() if name != "about"}
     arguments: dict[str, Any] = dict(config.pop("method"))
     name = arguments.pop("_target_")
     target: Any = pydoc.locate(name)

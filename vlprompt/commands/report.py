@@ -27,6 +27,7 @@ def register(commands: Any) -> None:
 
 
 def make_report(options: argparse.Namespace) -> int:
+    from vlprompt.config.about import about
     from vlprompt.reports.report.content import Sources, content
     from vlprompt.reports.report.page import render
     from vlprompt.results.metrics import find_metric
@@ -35,7 +36,7 @@ def make_report(options: argparse.Namespace) -> int:
         raise UserError(f"--output={options.output} is no page: end its name with .html")
     find_metric(options.metric)
     runs, notes = selected(options)
-    sources = Sources(display_name, published_settings, images_of, class_names)
+    sources = Sources(lambda method: about("method", method).name, published_settings, images_of, class_names)
     page = render(content(runs, options.metric, notes, sources), options.title, command_of(options), selection(options))
     write(page, options.output)
     size = len(page.encode()) / 1e6
@@ -52,10 +53,6 @@ def selection(options: argparse.Namespace) -> str:
     """What chooses the runs, as on a command line."""
     words = [*map(str, options.folders), *(["--where", *options.where] if options.where else [])]
     return shlex.join(words + (["--metric", options.metric] if options.metric != "accuracy" else []))
-
-
-def display_name(method: str) -> str:
-    return method
 
 
 def images_of(record: "Record", test: str) -> "TestImages | None":

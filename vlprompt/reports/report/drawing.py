@@ -115,7 +115,10 @@ def cost(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> list
             point = {"x": [max(row[key], nothing)], "y": [row["mean"]]}
             traces.append(trace(row["name"], styles, mode="markers", hovertext=texts, **point))
         zero = " (none: at the left end)" if (known[key] == 0).any() else ""
-        axes = {"xaxis": {"type": "log", "nticks": 6, "title": {"text": words + zero}}, "yaxis": {"title": {"text": shown.label}}}
+        axes = {
+            "xaxis": {"type": "log", "nticks": 6, "title": {"text": words + zero}},
+            "yaxis": {"title": {"text": shown.label}},
+        }
         title = f"{table.attrs['title']}: {words}"
         numbers = known[["name", "mean", key]].assign(front=["yes" if on else "" for on in known[f"{key}_front"]])
         numbers = numbers.rename(columns={"name": "learner", "mean": shown.label, key: words, "front": "on the front"})

@@ -211,7 +211,8 @@ def _winner(shared: Mapping[str, Any], ranked: pd.DataFrame, names: Mapping[str,
 
 def learner_name(row: Mapping[str, Any], names: Mapping[str, str]) -> str:
     name = names.get(row["method"], row["method"])
-    return f"{name} ({row['named']})" if row["named"] else name
+    settings = row["named"].replace("method.", "")
+    return f"{name} ({settings})" if settings else name
 
 
 def _averages_first(datasets: Iterable[str]) -> list[str]:
