@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from vlprompt.commands.selection import add_selection, composed, known_names, published_settings, selected
+from vlprompt.commands.selection import add_selection, composed, published_settings, selected
 from vlprompt.commands.tables import write
 from vlprompt.errors import UserError, printable
 from vlprompt.textfiles import path_of
 
 if TYPE_CHECKING:
-    from vlprompt.reports.report.images import TestImages
+    from vlprompt.reports.report.images import KnownImages
     from vlprompt.results.record import Record
 
 
@@ -55,7 +55,7 @@ def selection(options: argparse.Namespace) -> str:
     return shlex.join(words + (["--metric", options.metric] if options.metric != "accuracy" else []))
 
 
-def images_of(record: "Record", test: str) -> "TestImages | None":
+def images_of(record: "Record", test: str) -> "KnownImages | None":
     """The images of a test: of the data set that the package describes, where its lists are those of the run."""
     from vlprompt.reports.summary import is_transfer
 
@@ -72,22 +72,24 @@ def class_names(dataset: str) -> Mapping[str, str]:
 
 
 @cache
-def loaded(name: str) -> "tuple[TestImages, str] | None":
+def loaded(name: str) -> "tuple[KnownImages, str] | None":
     """A data set of the package and the hash of its lists; None where it is none, or is not on this disk.
 
     Nothing that a record names is imported or opened, and nothing is fetched.
     """
+    from vlprompt.config.about import paths
+
+    if name not in paths("dataset", ()) or name == "folder":
+        return None
     from vlprompt.config.datasets import load_dataset
     from vlprompt.config.schema import read_settings
     from vlprompt.data.dataset import PARTS
-    from vlprompt.reports.report.images import TestImages
+    from vlprompt.reports.report.images import KnownImages
 
-    if name not in known_names()["dataset"] or name == "folder":
-        return None
     try:
         settings = read_settings(composed(f"dataset={name}"))
         dataset = load_dataset(settings, settings.dataset)
     except (UserError, OSError):
         return None
     classes = {item.image: dataset.classes[item.label] for part in PARTS for item in getattr(dataset, part)}
-    return TestImages(classes, dataset.open_image, dataset.origin or name), dataset.fingerprint()
+    return KnownImages(classes, dataset.open_image, dataset.origin or name), dataset.fingerprint()

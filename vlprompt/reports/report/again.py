@@ -12,7 +12,7 @@ from vlprompt.reports.summary import UNTRAINED
 from vlprompt.reports.variants import has_name
 from vlprompt.results.record import Record
 
-PLAIN = re.compile(r"[\w./+-]+")  # a value that Hydra reads without quotes
+PLAIN = re.compile(r"[\w./+-]+", re.ASCII)  # a value that Hydra reads without quotes
 
 
 def command(records: Sequence[Record]) -> str:

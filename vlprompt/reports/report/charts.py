@@ -106,7 +106,7 @@ def hover(name: str, *parts: str) -> str:
     return "<br>".join([f"<b>{text(name)}</b>", *map(text, parts)])
 
 
-def guide(x: Sequence[float], y: Sequence[float], **line: Any) -> dict[str, Any]:
+def guide(x: Sequence[int | float], y: Sequence[int | float], **line: Any) -> dict[str, Any]:
     """A line that is no learner's."""
     shape = {"type": "scatter", "mode": "lines", "x": list(x), "y": list(y), "hoverinfo": "skip", "showlegend": False}
     return {**shape, "line": {"color": GREY, "width": 1, "dash": "dot", **line}}

@@ -18,6 +18,7 @@ MOST_POINTS = 100  # of a training curve
 MOST_CLASSES = 40
 LEVELS = 5.0  # points between lines of equal H
 ROW = 22  # pixels of a line of text
+LONGEST = 26  # characters of a name at an axis
 
 
 def few_shot(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> list[View]:
@@ -37,6 +38,8 @@ def few_shot(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> 
             errors = {"type": "data", "array": line["deviation"].fillna(0).tolist(), "thickness": 1, "width": 3}
             more = {"error_y": errors} if line["deviation"].notna().any() else {}
             x, y = line["shots"].map(str).tolist(), line["mean"].tolist()
+            if len(shots) > 1 and len(x) == 1:  # dozens of single points hide each other
+                more["visible"] = False
             traces.append(trace(str(name), styles, mode="lines+markers", x=x, y=y, hovertext=texts, **more))
         numbers = of_set.pivot_table(index="name", columns="shots", values="mean", sort=False).reset_index()
         numbers = numbers.rename(columns={"name": "learner"} | {n: f"{n} shots" for n in shots})
@@ -104,7 +107,7 @@ def cost(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> list
         nothing = positive.min() / 3  # where a logarithm puts no cost at all
         traces = []
         front = known[known[f"{key}_front"]].sort_values(key)
-        stairs = guide(front[key].clip(lower=nothing), front["mean"], dash="solid", shape="hv")
+        stairs = guide(front[key].clip(lower=nothing).tolist(), front["mean"].tolist(), dash="solid", shape="hv")
         traces.append(stairs)
         for row in known.to_dict("records"):
             costs = f"{row[key]:,.4g}" if row[key] < 1e5 else f"{row[key]:,.0f}"
@@ -138,17 +141,23 @@ def critical_difference(runs: Runs, request: Request, styles: Styles, notes: lis
         for row in rows.to_dict("records")
     ]  # fmt: skip
     words = f"mean rank over {table.attrs['n_datasets']} data sets (1 is best); bars: half of {width:.2f} to each side"
-    layout = {"xaxis": {"title": {"text": words}}, **_names_axis(rows["name"])}
+    layout = {"xaxis": {"title": {"text": words}}, **_names_axis(rows["name"].tolist())}
     numbers = table[["name", "rank"]].rename(columns={"name": "learner", "rank": "mean rank"})
     caption = f"Mean ranks, {title}; critical difference {width:.2f}"
     return View(title, traces, layout, plain(caption, numbers, {"mean rank": ".2f"}))
 
 
-def _names_axis(names: Sequence[str] | pd.Series) -> dict[str, Any]:
+def _names_axis(names: Sequence[str]) -> dict[str, Any]:
     """A line for each learner, from the bottom up, and the height that they need."""
+    return {"yaxis": _categories(names), "height": 140 + ROW * len(names)}
+
+
+def _categories(names: Sequence[str]) -> dict[str, Any]:
+    """An axis of names, of which long ones are cut: the texts of its points say them whole."""
     order = [text(name) for name in names]
-    axis = {"type": "category", "categoryarray": order, "categoryorder": "array", "automargin": True}
-    return {"yaxis": axis, "height": 140 + ROW * len(order)}
+    cut = [text(name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…") for name in names]
+    shared = {"type": "category", "categoryarray": order, "categoryorder": "array", "automargin": True}
+    return {**shared, "tickmode": "array", "tickvals": order, "ticktext": cut}
 
 
 def reliability(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> View:
@@ -176,7 +185,7 @@ def confusion(runs: Runs, request: Request, styles: Styles, notes: list[str]) ->
     table = images.confusion(runs, request, notes)
     pairs = table["true"] + " → " + table["predicted"]
     wide = table.assign(pair=pairs).pivot_table(index="pair", columns="name", values="share", sort=False)
-    return _heat(wide, table.attrs["title"], "Worst confusions (%)", "classes", ".1f", "YlOrRd", (0, 100))
+    return _heat(wide, table.attrs["title"], "Worst confusions (%)", "classes", ".1f", "YlOrRd", (0.0, 100.0))
 
 
 def class_gains(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> View:
@@ -204,11 +213,13 @@ def _heat(
     y, x = ([text(name) for name in names] for names in (wide.index, wide.columns))
     z = [[None if pd.isna(v) else round(v, 2) for v in row] for row in wide.to_numpy().tolist()]
     low, high = limits
-    cells = {"type": "heatmap", "x": x, "y": y, "z": z, "zmin": low, "zmax": high, "colorscale": scale,
+    cells = {"type": "heatmap", "x": x, "y": y, "z": z, "zmin": low, "zmax": high, "colorscale": scale, "reversescale": scale == "RdBu",
              "hovertext": texts, "hoverinfo": "text", "colorbar": {"thickness": 12, "title": {"text": ""}}}  # fmt: skip
     if scale == "YlOrRd":
         cells["zmax"] = max(5.0, max((v for row in z for v in row if v is not None), default=5.0))
-    layout = _names_axis(wide.index[::-1]) | {"xaxis": {"type": "category", "tickangle": -60, "automargin": True}}
+    layout = _names_axis(wide.index[::-1].tolist()) | {
+        "xaxis": {**_categories(wide.columns.tolist()), "tickangle": -60}
+    }
     layout["height"] += 120
     numbers = wide.rename_axis(rows).reset_index()
     return View(title, [cells], layout, plain(f"{words}, {title}", numbers, dict.fromkeys(wide.columns, form)))
@@ -238,7 +249,7 @@ def forest(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> li
     table, views = images.forest(runs, request, notes), []
     for (dataset, split), rows in table.groupby(["dataset", "split"], sort=False):
         rows = rows.sort_values("difference", kind="stable")
-        traces = [guide([0, 0], [-0.5, len(rows) - 0.5])]
+        traces = []
         for row in rows.to_dict("records"):
             high, low = row["high"] - row["difference"], row["difference"] - row["low"]
             bars = {
@@ -255,7 +266,16 @@ def forest(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> li
             traces.append(trace(row["name"], styles, mode="markers", error_x=bars, hovertext=texts, **point))
         shared = f"{dataset}, {table.attrs['title']}, {split}"
         words = f"difference to {text(table.attrs['against'])} (points)"
-        layout = {"xaxis": {"title": {"text": words}}, **_names_axis(rows["name"])}
+        zero = {
+            "type": "line",
+            "x0": 0,
+            "x1": 0,
+            "yref": "paper",
+            "y0": 0,
+            "y1": 1,
+            "line": {"color": GREY, "dash": "dot"},
+        }
+        layout = {"xaxis": {"title": {"text": words}}, "shapes": [zero], **_names_axis(rows["name"].tolist())}
         numbers = rows[::-1][["name", "difference", "low", "high", "seeds", "images"]].rename(
             columns={"name": "learner"}
         )

@@ -15,7 +15,7 @@ MOST_IMAGES = 1000  # 2 kB each
 
 
 @dataclass(frozen=True)
-class TestImages:
+class KnownImages:
     """What is known of the images of a test: the classes by image, and how an image is opened."""
 
     classes: Mapping[str, str]
@@ -23,7 +23,7 @@ class TestImages:
     origin: str
 
 
-ImagesOf = Callable[[Record, str], TestImages | None]
+ImagesOf = Callable[[Record, str], KnownImages | None]
 """The images of a run's test; None where they are not on this disk, or are not those that were tested."""
 
 
@@ -35,7 +35,7 @@ class Thumbnails:
     sources: dict[str, str] = field(default_factory=dict)
     _names: dict[tuple[str, str], str] = field(default_factory=dict)
 
-    def add(self, images: TestImages, name: str) -> str:
+    def add(self, images: KnownImages, name: str) -> str:
         """The CSS class of an image; empty where it cannot be opened, or there are too many."""
         key = images.origin, name
         if key not in self._names:
@@ -44,7 +44,7 @@ class Thumbnails:
             self._names[key] = self._draw(images, name)
         return self._names[key]
 
-    def _draw(self, images: TestImages, name: str) -> str:
+    def _draw(self, images: KnownImages, name: str) -> str:
         try:
             source = thumbnail(images.open_image(name))
         except (OSError, UserError, ValueError, IndexError, KeyError, Image.DecompressionBombError):

@@ -13,7 +13,7 @@ from vlprompt.config.changes import value_text, words
 from vlprompt.errors import UserError
 from vlprompt.reports.filters import value_of
 from vlprompt.reports.report.again import command
-from vlprompt.reports.report.images import ImagesOf, TestImages, Thumbnails
+from vlprompt.reports.report.images import ImagesOf, KnownImages, Thumbnails
 from vlprompt.reports.summary import UNTRAINED
 from vlprompt.reports.variants import SECTIONS, leaves
 from vlprompt.results.metrics import per_class_accuracy
@@ -168,7 +168,7 @@ def curves(record: Record) -> list[tuple[str, str, float, float]]:
     return drawn
 
 
-def class_names(predictions: Predictions, images: TestImages | None) -> dict[int, str]:
+def class_names(predictions: Predictions, images: KnownImages | None) -> dict[int, str]:
     """By label: as the data set has them, else the folder that all images of a class share, else "class 7"."""
     names: dict[int, str] = {}
     for label in np.unique(predictions.labels).tolist():
@@ -182,7 +182,7 @@ def class_names(predictions: Predictions, images: TestImages | None) -> dict[int
     return {label: name if repeated[name] == 1 else f"{name} ({label})" for label, name in names.items()}
 
 
-def _test(name: str, predictions: Predictions, images: TestImages | None, thumbnails: Thumbnails | None) -> Test:
+def _test(name: str, predictions: Predictions, images: KnownImages | None, thumbnails: Thumbnails | None) -> Test:
     names = class_names(predictions, images)
     table = per_class_accuracy(predictions).sort_values("accuracy", kind="stable")
     classes = [
@@ -201,7 +201,7 @@ def _test(name: str, predictions: Predictions, images: TestImages | None, thumbn
 
 
 def _pictures(
-    predictions: Predictions, wrong: Any, names: Mapping[int, str], images: TestImages, thumbnails: Thumbnails
+    predictions: Predictions, wrong: Any, names: Mapping[int, str], images: KnownImages, thumbnails: Thumbnails
 ) -> list[Picture]:
     """The surest mistakes, at most one a class, and some that are right."""
     order = np.argsort(-predictions.confidence, kind="stable")

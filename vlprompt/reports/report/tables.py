@@ -1,7 +1,7 @@
 """Tables of the page: cells with what they are sorted by, and what their rows are filtered by."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -56,6 +56,14 @@ class Table:
     rows: list[Row]
     texts: frozenset[str] = frozenset()
     heading: str = ""
+
+    def without_constant(self, column: str) -> "Table":
+        """The same without this column, where all rows have one value in it."""
+        i = self.columns.index(column)
+        if len({row.cells[i].text for row in self.rows}) > 1:
+            return self
+        rows = [replace(row, cells=[*row.cells[:i], *row.cells[i + 1 :]]) for row in self.rows]
+        return replace(self, columns=[name for name in self.columns if name != column], rows=rows)
 
     @property
     def orders(self) -> list[bool]:
@@ -190,10 +198,12 @@ def winners(results: pd.DataFrame, names: Mapping[str, str], metric: str) -> Tab
                 continue
             shared = dict(zip(context, key, strict=True)) | {"dataset": dataset, "shots": shots}
             rows.append(_winner(shared, ranked, names, shown.decimals, part))
-    columns = ["protocol", "data set", "backbone", "shots", "of", "best", "", "second", "", "zero-shot", "learners"]
-    columns[6], columns[8] = "best: score", "second: score"
+    columns = ["protocol", "data set", "backbone", "shots", "of", "best", "best: score", "second", "second: score"]
     texts = frozenset(["protocol", "data set", "backbone", "of", "best", "second"])
-    return Table(f"The best of each protocol, {shown.label}", columns, rows, texts, "protocol") if rows else None
+    table = Table(
+        f"The best of each protocol, {shown.label}", [*columns, "zero-shot", "learners"], rows, texts, "protocol"
+    )
+    return table.without_constant("backbone") if rows else None
 
 
 def _winner(shared: Mapping[str, Any], ranked: pd.DataFrame, names: Mapping[str, str], decimals: int, part: str) -> Row:

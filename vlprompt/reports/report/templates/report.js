@@ -84,7 +84,7 @@ const config = { displaylogo: false, responsive: true, toImageButtonOptions: { f
 function start(figure) {
   const { styles, views, title } = JSON.parse($("script", figure)[0].textContent);
   const [plot] = $(".plot", figure), [select] = $("select.view", figure), [toggles] = $(".toggles", figure);
-  const hidden = new Set();
+  const hidden = new Set(views.flatMap((view) => view.data.filter((trace) => trace.visible === false).map((trace) => trace.meta)));
   plot.hidden = false;
   $(".controls", figure)[0].hidden = false;
   select.parentElement.hidden = views.length < 2;
@@ -103,27 +103,35 @@ function start(figure) {
   function legend(names) {
     toggles.replaceChildren(toggles.firstElementChild);
     toggles.hidden = names.length < 2;
-    const set = (on) => { names.forEach((name) => (on ? hidden.delete(name) : hidden.add(name))); legend(names); restyle(); };
-    names.sort((a, b) => !(a in styles) - !(b in styles));
-    for (const name of names) {
-      const label = document.createElement("label"), box = document.createElement("input"), mark = document.createElement("span");
-      box.type = "checkbox";
-      box.checked = !hidden.has(name);
-      box.addEventListener("change", () => { box.checked ? hidden.delete(name) : hidden.add(name); restyle(); });
-      const [colour, symbol] = styles[name] || ["#8c8c8c", "•"];
-      mark.textContent = ` ${symbol} `;
-      mark.style.color = colour;
-      mark.setAttribute("aria-hidden", "true");
-      label.append(box, mark, name);
-      toggles.append(label, " ");
-    }
     for (const [words, on] of [["all", true], ["none", false]]) {
       const one = document.createElement("button");
       one.type = "button";
       one.textContent = words;
-      one.addEventListener("click", () => set(on));
+      one.addEventListener("click", () => { names.forEach((name) => (on ? hidden.delete(name) : hidden.add(name))); legend(names); restyle(); });
       toggles.append(one, " ");
     }
+    const grey = names.filter((name) => !(name in styles));
+    names.filter((name) => name in styles).forEach((name) => toggles.append(toggle(name), " "));
+    let others = toggles;
+    if (grey.length > 6) {
+      others = document.createElement("details");
+      others.append(document.createElement("summary"));
+      others.firstElementChild.textContent = `${grey.length} more learners, in grey`;
+      toggles.append(others);
+    }
+    grey.forEach((name) => others.append(toggle(name), " "));
+  }
+  function toggle(name) {
+    const label = document.createElement("label"), box = document.createElement("input"), mark = document.createElement("span");
+    box.type = "checkbox";
+    box.checked = !hidden.has(name);
+    box.addEventListener("change", () => { box.checked ? hidden.delete(name) : hidden.add(name); restyle(); });
+    const [colour, symbol] = styles[name] || ["#8c8c8c", "•"];
+    mark.textContent = ` ${symbol} `;
+    mark.style.color = colour;
+    mark.setAttribute("aria-hidden", "true");
+    label.append(box, mark, name);
+    return label;
   }
   select.addEventListener("change", draw);
   draw();
