@@ -11,6 +11,7 @@ from vlprompt.commands import (
     comparisons,
     curves,
     listing,
+    plots,
     report,
     reproduce,
     tables,
@@ -70,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     tables.register(commands)
     curves.register(commands)
     comparisons.register(commands)
+    plots.register(commands)
     report.register(commands)
     bank.register(commands)
     tune.register(commands)

@@ -12,7 +12,7 @@ from vlprompt.reports.summary import UNTRAINED, H, missing_metric
 from vlprompt.reports.variants import labels, variant_texts
 from vlprompt.results.metrics import complete
 from vlprompt.results.predictions import PREDICTIONS, Predictions, load_predictions
-from vlprompt.results.record import Record
+from vlprompt.results.record import FILE, Record
 
 Runs = Mapping[Path, Record]
 CELL = ("protocol", "dataset", "backbone", "weights", "shots")
@@ -34,8 +34,8 @@ class Request:
     class_names: Callable[[str], Mapping[str, str]] = no_class_names  # of a data set: the class of each image
 
 
-def one_cell(runs: Runs, names: Sequence[str], notes: list[str]) -> dict[Path, Record]:
-    """The finished runs that share these fields, where the most learners are; a note says what else there is.
+def one_cell(runs: Runs, names: Sequence[str], notes: list[str], *, needs: str = FILE) -> dict[Path, Record]:
+    """The finished runs that share these fields, where the most learners have a file; a note says what else there is.
 
     A learner that is not trained belongs to every number of shots.
     Raises: UserError where no run is finished.
@@ -55,7 +55,9 @@ def one_cell(runs: Runs, names: Sequence[str], notes: list[str]) -> dict[Path, R
             joined = [cell for cell in cells if cell[:at] + cell[at + 1 :] == of_run]
             for cell in joined or [(*of_run[:at], UNTRAINED, *of_run[at:])]:
                 cells.setdefault(cell, {})[folder] = record
-    chosen = max(cells, key=lambda cell: (len({r.learner for r in cells[cell].values()}), len(cells[cell])))
+    ready = [{f: r for f, r in cell.items() if needs == FILE or (f / needs).exists()} for cell in cells.values()]
+    sizes = [(len({record.learner for record in cell.values()}), len(cell)) for cell in ready]
+    chosen = [*cells][sizes.index(max(sizes))]
     if len(cells) > 1:
         differing = [i for i in range(len(names)) if len({cell[i] for cell in cells}) > 1]
         texts = [" ".join(f"{names[i]}={cell[i]}" for i in differing) for cell in cells if cell != chosen]
@@ -76,7 +78,7 @@ def unfinished(runs: Runs, learners: Sequence[str] | None = None) -> list[str]:
 
 
 def of_datasets(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
-    """The rows of `across_datasets` that have a value, with the `name` of each learner; `notes` name what is missing."""
+    """The rows of `across_datasets` that have a value, with the `name` of each learner; notes say what is missing."""
     records = complete(runs, request.metric, notes)
     notes += missing_metric(records, request.metric)
     results, gaps = across_datasets(records, metric=request.metric)

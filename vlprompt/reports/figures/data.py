@@ -24,17 +24,20 @@ from vlprompt.reports.figures.cells import (
 )
 from vlprompt.reports.significance import critical_difference as difference_of_ranks
 from vlprompt.reports.significance import rankings
-from vlprompt.reports.summary import H
+from vlprompt.reports.summary import UNTRAINED, H
 from vlprompt.results.metrics import find_metric
 from vlprompt.results.record import Record
 
 COSTS = {"trained_parameters": "trained parameters", "train_seconds": "training time (s)",
-         "flops_per_image": "FLOPs of an image"}  # fmt: skip
+         "flops_per_image": "FLOPs per image"}  # fmt: skip
 COLUMNS = ["learner", "name", "method"]
 
 
 def few_shot(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
-    """`dataset` (averages last), `shots`, `n` seeds, `mean`, `deviation` over seeds (nan for one)."""
+    """`dataset` (averages last), `shots`, `trained`, `n` seeds, `mean`, `deviation` over seeds (nan for one).
+
+    What is not trained has a row at every number of shots.
+    """
     runs = {folder: record for folder, record in runs.items() if record.protocol == "few_shot"}
     if not runs:
         raise UserError("there are no few-shot results to draw: run protocol=few_shot first")
@@ -45,8 +48,10 @@ def few_shot(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
     tests = tests.sort_values("dataset", key=lambda names: names.map(order.index), kind="stable")
     if tests["n"].max() == 1:
         notes.append("Every learner has one seed: there are no bands.")
-    table = tests[["dataset", *COLUMNS, "shots", "n", "mean", "deviation"]].reset_index(drop=True)
-    return titled(table, runs, request, ("backbone",), part)
+    tests = tests.assign(trained=tests["given_shots"] != UNTRAINED)
+    table = tests[["dataset", *COLUMNS, "shots", "trained", "n", "mean", "deviation"]].reset_index(drop=True)
+    dataset = table["dataset"].iloc[0] if table["dataset"].nunique() == 1 else ""
+    return titled(table, runs, request, ("protocol", "backbone"), part, dataset)
 
 
 def base_novel(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
@@ -155,6 +160,7 @@ def titled(
              "shots": f"{first.shots} shots"}  # fmt: skip
     of_part = [part] if part not in ("", "test") else []
     table.attrs |= {"metric": request.metric, "part": part}
+    named = f"average of {dataset.split('_')[1]} data sets" if dataset.startswith("average_") else dataset
     shared = [words[name] for name in names if name in words]
-    table.attrs["title"] = ", ".join([*([dataset] if dataset else []), *shared, *of_part])
+    table.attrs["title"] = ", ".join([*([named] if dataset else []), *shared, *of_part])
     return table

@@ -24,7 +24,7 @@ from vlprompt.reports.figures.data import COLUMNS, titled
 from vlprompt.reports.significance import paired
 from vlprompt.results.metrics import calibration_error, per_class_accuracy
 from vlprompt.results.metrics import reliability as curve_of
-from vlprompt.results.predictions import Predictions, pool
+from vlprompt.results.predictions import PREDICTIONS, Predictions, pool
 
 
 def reliability(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
@@ -32,7 +32,7 @@ def reliability(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
 
     Fractions; of the images of all its seeds; `ece` is the mean of the seeds' errors. An empty bin has no confidence.
     """
-    runs = one_cell(runs, CELL, notes)
+    runs = one_cell(runs, CELL, notes, needs=PREDICTIONS)
     split, table, of_learners = of_split(runs, request, notes)
     curves = []
     for learner, predictions in of_learners.items():
@@ -48,7 +48,7 @@ def confusion(runs: Runs, request: Request, notes: list[str], *, most: int = 20)
 
     The `most` pairs with the largest mean share over the learners, the worst first; `images`: how many, of all seeds.
     """
-    runs = one_cell(runs, CELL, notes)
+    runs = one_cell(runs, CELL, notes, needs=PREDICTIONS)
     split, table, of_learners = of_split(runs, request, notes)
     pooled = {learner: pool(predictions) for learner, predictions in of_learners.items()}
     shares = pd.DataFrame({learner: _confused(predictions) for learner, predictions in pooled.items()}).fillna(0.0)
@@ -86,7 +86,7 @@ def class_gains(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
 
     The reference is zero-shot, or what is asked for; `attrs["against"]` is its name. Means over seeds.
     """
-    runs = one_cell(runs, CELL, notes)
+    runs = one_cell(runs, CELL, notes, needs=PREDICTIONS)
     split, table, of_learners = of_split(runs, request, notes)
     against = reference(table.reset_index(), request)
     if len(of_learners) < 2:
@@ -115,7 +115,7 @@ def forest(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
     As `significance.paired`: a 95 % interval by a paired bootstrap over images, of the mean over `seeds` of them.
     `attrs["against"]` is the name of the reference: zero-shot, or what is asked for.
     """
-    runs = one_cell(runs, ("protocol", "backbone", "weights", "shots"), notes)
+    runs = one_cell(runs, ("protocol", "backbone", "weights", "shots"), notes, needs=PREDICTIONS)
     table = learners(runs)
     against = reference(table, request)
     of_learners = {

@@ -46,7 +46,7 @@ def few_shot(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> 
         forms = {name: f".{shown.decimals}f" for name in map(str, numbers) if name != "learner"}
         axis = {"type": "category", "categoryarray": [*map(str, shots)], "title": {"text": "labelled images a class"}}
         layout = {"xaxis": axis, "yaxis": {"title": {"text": shown.label}}}
-        title = f"{dataset}, {table.attrs['title']}"
+        title = table.attrs["title"] if len(set(names)) == 1 else f"{dataset}, {table.attrs['title']}"
         views.append(View(title, traces, layout, plain(f"Few-shot, {title}: {shown.label}", numbers, forms)))
     return views
 
@@ -213,7 +213,8 @@ def _heat(
     y, x = ([text(name) for name in names] for names in (wide.index, wide.columns))
     z = [[None if pd.isna(v) else round(v, 2) for v in row] for row in wide.to_numpy().tolist()]
     low, high = limits
-    cells = {"type": "heatmap", "x": x, "y": y, "z": z, "zmin": low, "zmax": high, "colorscale": scale, "reversescale": scale == "RdBu",
+    cells = {"type": "heatmap", "x": x, "y": y, "z": z, "zmin": low, "zmax": high, "colorscale": scale,
+             "reversescale": scale == "RdBu",
              "hovertext": texts, "hoverinfo": "text", "colorbar": {"thickness": 12, "title": {"text": ""}}}  # fmt: skip
     if scale == "YlOrRd":
         cells["zmax"] = max(5.0, max((v for row in z for v in row if v is not None), default=5.0))
