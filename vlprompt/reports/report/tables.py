@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from vlprompt.reports.render import number, spread_text
+from vlprompt.reports.render import spread_text
 from vlprompt.reports.summary import MEAN_OF_H, H, is_transfer
 from vlprompt.results.metrics import find_metric
 
@@ -31,12 +31,12 @@ FIRST = -1e12
 @dataclass(frozen=True)
 class Cell:
     text: str
-    order: float | None = None  # a number that the column is sorted by; None: by the text
+    order: int | float | None = None  # a number that the column is sorted by; None: by the text
     mark: str = ""  # "best", "second"
     link: str = ""  # the id of an element of the page
 
     @property
-    def sorted_by(self) -> float:
+    def sorted_by(self) -> int | float:
         """Nothing comes before all numbers, words come after them."""
         return self.order if self.order is not None else FIRST if not self.text else -FIRST
 
@@ -71,7 +71,7 @@ class Table:
         return [any(row.cells[i].order is not None for row in self.rows) for i in range(len(self.columns))]
 
 
-def cell(value: Any, form: str = "", factor: float = 1) -> Cell:
+def cell(value: Any, form: str = "", factor: int | float = 1) -> Cell:
     """A number with its format, or a text."""
     if isinstance(value, str):
         return Cell(value, float(value) if value.isdigit() else None)
@@ -215,7 +215,7 @@ def _winner(shared: Mapping[str, Any], ranked: pd.DataFrame, names: Mapping[str,
     cells = [cell(str(shared[name])) for name in ("protocol", "dataset", "backbone", "shots")] + [cell(part)]
     for row in [*rows[:2], None][:2]:
         cells += [Cell(learner_name(row, names)), score(row)] if row else [Cell(""), Cell("")]
-    cells += [score(zero[0]) if zero else Cell(""), Cell(number(len(rows), "d"), len(rows))]
+    cells += [score(zero[0]) if zero else Cell(""), Cell(str(len(rows)), len(rows))]
     return Row(cells, keys_of(shared))
 
 
