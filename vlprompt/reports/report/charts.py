@@ -24,6 +24,9 @@ SYMBOLS = {
 }  # fmt: skip
 GREY = "#8c8c8c"
 MOST_VIEWS = 16  # of a figure
+MOST_LINES = 12  # learners whose lines are shown at first
+ROW = 22  # pixels of a line of text
+LONGEST = 44  # characters of a name at an axis
 
 
 @dataclass(frozen=True)
@@ -131,3 +134,24 @@ def cells_of(runs: Runs, names: Sequence[str] = CELL) -> list[dict[Path, Record]
 
 def _same(one: tuple[Any, ...], other: tuple[Any, ...], names: Sequence[str]) -> bool:
     return all(a == b for a, b, name in zip(one, other, names, strict=True) if name != "shots")
+
+
+def layered(traces: list[dict[str, Any]], styles: Styles, *, lines: bool = False) -> list[dict[str, Any]]:
+    """Coloured learners above grey ones; of many `lines` the grey ones are off at first."""
+    ordered = sorted(traces, key=lambda trace: trace.get("meta") in styles.known)
+    if lines and sum("meta" in trace for trace in traces) > MOST_LINES:
+        return [t if t.get("meta") in styles.known or "meta" not in t else t | {"visible": False} for t in ordered]
+    return ordered
+
+
+def names_axis(names: Sequence[str]) -> dict[str, Any]:
+    """A line for each learner, from the bottom up, and the height that they need."""
+    return {"yaxis": categories(names), "height": 140 + ROW * len(names)}
+
+
+def categories(names: Sequence[str], longest: int = LONGEST) -> dict[str, Any]:
+    """An axis of names, of which long ones are cut: the texts of its points say them whole."""
+    order = [text(name) for name in names]
+    cut = [text(name if len(name) <= longest else f"{name[: longest - 1]}…") for name in names]
+    shared = {"type": "category", "categoryarray": order, "categoryorder": "array", "automargin": True}
+    return {**shared, "tickmode": "array", "tickvals": order, "ticktext": cut}

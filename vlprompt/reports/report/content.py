@@ -74,7 +74,8 @@ def content(runs: Mapping[Path, Record], metric: str, notes: Sequence[str], sour
         "splits": splits(records),
         "filters": filters(records),
         "pictures": thumbnails.sources,
-        "notes": list(dict.fromkeys([*general_notes(summary), *notes, *gaps])),
+        "cautions": general_notes(summary),
+        "notes": list(dict.fromkeys([*notes, *gaps])),
         "metric": find_metric(metric).label,
     }
 

@@ -18,7 +18,18 @@ MOST_POINTS = 100  # of a training curve
 MOST_CLASSES = 40
 LEVELS = 5.0  # points between lines of equal H
 ROW = 22  # pixels of a line of text
-LONGEST = 26  # characters of a name at an axis
+LONGEST, SLANTED = 44, 26  # characters of a name at an axis
+MOST_LINES = 12  # learners whose lines are shown at first
+DIVERGING = [[0, "#b2182b"], [0.25, "#ef8a62"], [0.5, "#f7f7f7"], [0.75, "#67a9cf"], [1, "#2166ac"]]
+GROWING = [[0, "#fff7ec"], [0.5, "#fc8d59"], [1, "#7f0000"]]
+
+
+def layered(traces: list[dict[str, Any]], styles: Styles, *, lines: bool = False) -> list[dict[str, Any]]:
+    """Coloured learners above grey ones; of many `lines` the grey ones are off at first."""
+    ordered = sorted(traces, key=lambda trace: trace.get("meta") in styles.known)
+    if lines and sum("meta" in trace for trace in traces) > MOST_LINES:
+        return [t if t.get("meta") in styles.known or "meta" not in t else t | {"visible": False} for t in ordered]
+    return ordered
 
 
 def few_shot(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> list[View]:
@@ -38,7 +49,7 @@ def few_shot(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> 
             errors = {"type": "data", "array": line["deviation"].fillna(0).tolist(), "thickness": 1, "width": 3}
             more = {"error_y": errors} if line["deviation"].notna().any() else {}
             x, y = line["shots"].map(str).tolist(), line["mean"].tolist()
-            if len(shots) > 1 and len(x) == 1:  # dozens of single points hide each other
+            if len(shots) > 1 == len(x):  # dozens of single points hide each other
                 more["visible"] = False
             traces.append(trace(str(name), styles, mode="lines+markers", x=x, y=y, hovertext=texts, **more))
         numbers = of_set.pivot_table(index="name", columns="shots", values="mean", sort=False).reset_index()
@@ -47,7 +58,9 @@ def few_shot(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> 
         axis = {"type": "category", "categoryarray": [*map(str, shots)], "title": {"text": "labelled images a class"}}
         layout = {"xaxis": axis, "yaxis": {"title": {"text": shown.label}}}
         title = table.attrs["title"] if len(set(names)) == 1 else f"{dataset}, {table.attrs['title']}"
-        views.append(View(title, traces, layout, plain(f"Few-shot, {title}: {shown.label}", numbers, forms)))
+        views.append(
+            View(title, layered(traces, styles), layout, plain(f"Few-shot, {title}: {shown.label}", numbers, forms))
+        )
     return views
 
 
@@ -75,7 +88,7 @@ def base_novel(runs: Runs, request: Request, styles: Styles, notes: list[str]) -
     }
     numbers = table[["name", "base", "novel", "H"]].rename(columns={"name": "learner"})
     forms = dict.fromkeys(("base", "novel", "H"), ".2f")
-    return View(title, traces, layout, plain(f"Base and novel classes, {title}", numbers, forms))
+    return View(title, layered(traces, styles), layout, plain(f"Base and novel classes, {title}", numbers, forms))
 
 
 def _equal_h(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -126,7 +139,9 @@ def cost(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> list
         numbers = known[["name", "mean", key]].assign(front=["yes" if on else "" for on in known[f"{key}_front"]])
         numbers = numbers.rename(columns={"name": "learner", "mean": shown.label, key: words, "front": "on the front"})
         forms = {shown.label: f".{shown.decimals}f", words: ",.4g" if positive.max() < 1e4 else ",.0f"}
-        views.append(View(title, traces, axes, plain(f"Accuracy against cost, {title}", numbers, forms)))
+        views.append(
+            View(title, layered(traces, styles), axes, plain(f"Accuracy against cost, {title}", numbers, forms))
+        )
     return views
 
 
@@ -152,10 +167,10 @@ def _names_axis(names: Sequence[str]) -> dict[str, Any]:
     return {"yaxis": _categories(names), "height": 140 + ROW * len(names)}
 
 
-def _categories(names: Sequence[str]) -> dict[str, Any]:
+def _categories(names: Sequence[str], longest: int = LONGEST) -> dict[str, Any]:
     """An axis of names, of which long ones are cut: the texts of its points say them whole."""
     order = [text(name) for name in names]
-    cut = [text(name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…") for name in names]
+    cut = [text(name if len(name) <= longest else f"{name[: longest - 1]}…") for name in names]
     shared = {"type": "category", "categoryarray": order, "categoryorder": "array", "automargin": True}
     return {**shared, "tickmode": "array", "tickvals": order, "ticktext": cut}
 
@@ -178,14 +193,27 @@ def reliability(runs: Runs, request: Request, styles: Styles, notes: list[str]) 
     }
     numbers = table.assign(ece=100 * table["ece"]).drop_duplicates("name")[["name", "ece"]]
     numbers = numbers.rename(columns={"name": "learner", "ece": "ECE (%)"})
-    return View(title, traces, axes, plain(f"Calibration errors, {title}", numbers, {"ECE (%)": ".2f"}))
+    return View(
+        title,
+        layered(traces, styles, lines=True),
+        axes,
+        plain(f"Calibration errors, {title}", numbers, {"ECE (%)": ".2f"}),
+    )
 
 
 def confusion(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> View:
     table = images.confusion(runs, request, notes)
     pairs = table["true"] + " → " + table["predicted"]
     wide = table.assign(pair=pairs).pivot_table(index="pair", columns="name", values="share", sort=False)
-    return _heat(wide, table.attrs["title"], "Worst confusions (%)", "classes", ".1f", "YlOrRd", (0.0, 100.0))
+    return _heat(
+        wide,
+        table.attrs["title"],
+        "Worst confusions (%)",
+        "classes",
+        ".1f",
+        GROWING,
+        (0.0, max(5.0, float(wide.max(axis=None)))),
+    )
 
 
 def class_gains(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> View:
@@ -200,11 +228,11 @@ def class_gains(runs: Runs, request: Request, styles: Styles, notes: list[str]) 
         order = order[: MOST_CLASSES // 2].append(order[-MOST_CLASSES // 2 :])
     largest = float(wide.abs().max(axis=None)) or 1.0
     words = f"Gains over {table.attrs['against']} (points)"
-    return _heat(wide.loc[order], table.attrs["title"], words, "class", "+.1f", "RdBu", (-largest, largest))
+    return _heat(wide.loc[order], table.attrs["title"], words, "class", "+.1f", DIVERGING, (-largest, largest))
 
 
 def _heat(
-    wide: pd.DataFrame, title: str, words: str, rows: str, form: str, scale: str, limits: tuple[float, float]
+    wide: pd.DataFrame, title: str, words: str, rows: str, form: str, scale: list[Any], limits: tuple[float, float]
 ) -> View:
     texts = [
         [hover(str(column), str(row), number(value, form)) for column, value in values.items()]
@@ -214,12 +242,9 @@ def _heat(
     z = [[None if pd.isna(v) else round(v, 2) for v in row] for row in wide.to_numpy().tolist()]
     low, high = limits
     cells = {"type": "heatmap", "x": x, "y": y, "z": z, "zmin": low, "zmax": high, "colorscale": scale,
-             "reversescale": scale == "RdBu",
              "hovertext": texts, "hoverinfo": "text", "colorbar": {"thickness": 12, "title": {"text": ""}}}  # fmt: skip
-    if scale == "YlOrRd":
-        cells["zmax"] = max(5.0, max((v for row in z for v in row if v is not None), default=5.0))
     layout = _names_axis(wide.index[::-1].tolist()) | {
-        "xaxis": {**_categories(wide.columns.tolist()), "tickangle": -60}
+        "xaxis": {**_categories(wide.columns.tolist(), SLANTED), "tickangle": -60}
     }
     layout["height"] += 120
     numbers = wide.rename_axis(rows).reset_index()
@@ -242,7 +267,14 @@ def training(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> 
             title = f"{table.attrs['title']}: {words.partition(' (')[0]}"
             axes = {"xaxis": {"title": {"text": "epoch"}}, "yaxis": {"title": {"text": words}}}
             forms = {"epochs": "d", "first": ".4g", "last": ".4g"}
-            views.append(View(title, traces, axes, plain(f"Training, {title}", pd.DataFrame(last), forms)))
+            views.append(
+                View(
+                    title,
+                    layered(traces, styles, lines=True),
+                    axes,
+                    plain(f"Training, {title}", pd.DataFrame(last), forms),
+                )
+            )
     return views
 
 

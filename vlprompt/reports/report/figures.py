@@ -10,7 +10,7 @@ from vlprompt.reports.report import drawing
 from vlprompt.reports.report.charts import MOST_VIEWS, Chart, Styles, View, cells_of
 
 COMPARED = ("protocol", "backbone", "weights", "shots")
-MOST_NOTES = 5
+MOST_NOTES = 3
 MOST_COMPARED = 40  # learners in cells whose images are drawn anew: a tenth of a second each
 Draw = Callable[[Runs, Request, Styles, list[str]], View | list[View]]
 

@@ -81,6 +81,12 @@ const base = () => ({
   font: { family: getComputedStyle(document.body).fontFamily, size: 13 }, hovermode: "closest", dragmode: "zoom", showlegend: false,
 });
 const config = { displaylogo: false, responsive: true, toImageButtonOptions: { format: "svg" } };
+function fitted(layout, width) {
+  if (width < 600)
+    for (const axis of [layout.xaxis, layout.yaxis].filter((axis) => axis?.ticktext))
+      axis.ticktext = axis.ticktext.map((name) => (name.length > 17 ? `${name.slice(0, 16)}…` : name));
+  return layout;
+}
 function start(figure) {
   const { styles, views, title } = JSON.parse($("script", figure)[0].textContent);
   const [plot] = $(".plot", figure), [select] = $("select.view", figure), [toggles] = $(".toggles", figure);
@@ -93,7 +99,8 @@ function start(figure) {
   function draw() {
     const { data, layout, label } = views[select.value];
     const traces = data.map((trace) => ({ ...trace, visible: visible(trace) }));
-    Plotly.react(plot, traces, { ...base(), ...structuredClone(layout) }, config);
+    plot.style.minHeight = 0;
+    Plotly.react(plot, traces, { ...base(), ...fitted(structuredClone(layout), plot.clientWidth) }, config);
     Plotly.relayout(plot, colours());
     plot.drawn = true;
     plot.setAttribute("role", "img");
