@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from vlprompt.reports.figures.cells import CELL, Request, Runs
-from vlprompt.reports.report import drawing
+from vlprompt.reports.report import drawing, drawing_images
 from vlprompt.reports.report.charts import MOST_VIEWS, Chart, Styles, View, cells_of
 
 COMPARED = ("protocol", "backbone", "weights", "shots")
@@ -39,13 +39,13 @@ FIGURES = (
            drawing.critical_difference),
     Figure("forest", "Differences to zero-shot",
            "On the same images; 95 % intervals by a paired bootstrap over images. What crosses 0 may be chance.",
-           drawing.forest, of_predictions=True),
+           drawing_images.forest, of_predictions=True),
     Figure("class-gains", "Gains by class", "Accuracy of each class less that of zero-shot; blue: better.",
-           drawing.class_gains, CELL, of_predictions=True),
+           drawing_images.class_gains, CELL, of_predictions=True),
     Figure("confusion", "Worst confusions", "Of the images of a class, the share that is taken for another one.",
-           drawing.confusion, CELL, of_predictions=True),
+           drawing_images.confusion, CELL, of_predictions=True),
     Figure("reliability", "Reliability", "Below the diagonal a learner is surer than right (Guo et al., ICML 2017).",
-           drawing.reliability, CELL, of_predictions=True),
+           drawing_images.reliability, CELL, of_predictions=True),
     Figure("training", "Training curves", "Means over seeds, on training images.", drawing.training, CELL),
 )  # fmt: skip
 
