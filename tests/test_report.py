@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from made_records import record as base_to_novel
 from report_records import Page, predictions, run, save
-from running import ask, succeed
+from running import ROOT, ask, succeed
 
 from vlprompt.cli import main
 from vlprompt.errors import UserError
@@ -267,3 +267,29 @@ def test_libraries_that_are_missing_are_named(package: str, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=rf"{package} is not installed: pip install 'vlprompt\[report\]'"):
         load()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "run_folder",
+    [
+        *("base_to_novel/digits/shapes_vit/coop/shots16/seed2", "few_shot/shapes/shapes_vit/coop@tuned/shots16/seed1"),
+        *("few_shot/shapes/shapes_vit/hard_prompts@*/shots0/seed0", "cross_dataset/*/shapes_vit/lora/shots16/seed3"),
+        *("few_shot/shapes/shapes_vit/intrinsic_dimension@*/shots16/seed1", "few_shot/*/*/zero_shot/shots0/seed0"),
+    ],
+)
+def test_the_commands_of_the_demo_are_its_runs(run_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlprompt.commands.selection import with_changes
+    from vlprompt.config.compose import read_run
+
+    monkeypatch.chdir(ROOT)
+    runs = {
+        folder: record for folder in (ROOT / "results" / "demo").glob(run_folder) if (record := Record.read(folder))
+    }
+    assert runs
+    for record in with_changes(runs).values():
+        words = shlex.split(command([record]))
+        assert words[:2] == ["vlprompt", "run"]
+        spec = read_run(words[2:])
+        assert spec.key == record.key
+        assert spec.matches(record)

@@ -33,7 +33,7 @@ def render(content: dict[str, Any], title: str, command: str, folders: str = "")
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: terminal(value) if type(value) is str else value,
+        finalize=lambda value: terminal(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
     environment.filters |= {"chart_json": partial(chart_json, styles=content["styles"]), "digits": digits}
     environment.filters["score_names"] = score_names
