@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -293,3 +294,24 @@ def test_the_commands_of_the_demo_are_its_runs(run_folder: str, monkeypatch: pyt
         spec = read_run(words[2:])
         assert spec.key == record.key
         assert spec.matches(record)
+
+
+@pytest.mark.slow
+def test_thousands_of_runs_make_a_page_in_a_minute(tmp_path: Path) -> None:
+    methods = ["zero_shot", *(f"method{i}" for i in range(20))]
+    datasets = [f"set{i}" for i in range(11)]
+    runs = [
+        run(method, seed, shots, dataset=name, right=0.4 + shots / 40, config={"fit": {"lr": 0.1, "epochs": 5}})
+        for method in methods
+        for name in datasets
+        for shots in ((0,) if method == "zero_shot" else (1, 2, 4, 8, 16))
+        for seed in ((0,) if method == "zero_shot" else (1, 2, 3))
+    ]
+    assert len(runs) > 3300
+    saved = save(tmp_path, runs, [f"class {i}" for i in range(20)])
+    start = time.process_time()
+    html = page_of(saved)
+    seconds = time.process_time() - start
+    assert len(html.encode()) < 40e6
+    assert "of 3,311 runs are read" in html
+    assert seconds < 60, seconds

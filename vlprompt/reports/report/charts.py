@@ -92,7 +92,8 @@ class Styles:
 
 def text(value: object) -> str:
     """A text for plotly.js, which reads a little HTML and %{...} in texts: neither is any."""
-    escaped = terminal(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = str(value) if str(value).isprintable() else terminal(value)
+    escaped = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return escaped.replace("%{", "%&#123;")
 
 

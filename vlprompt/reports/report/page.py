@@ -33,7 +33,7 @@ def render(content: dict[str, Any], title: str, command: str, folders: str = "")
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: terminal(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+        finalize=shown,
     )
     environment.filters |= {"chart_json": partial(chart_json, styles=content["styles"]), "digits": digits}
     environment.filters["score_names"] = score_names
@@ -48,6 +48,12 @@ def render(content: dict[str, Any], title: str, command: str, folders: str = "")
         scripts=[Markup(script) for script in scripts],
         policy=policy(scripts),
     )
+
+
+def shown(value: Any) -> Any:
+    """What stands in the page: of texts, one line of printable characters."""
+    text = isinstance(value, str) and not isinstance(value, Markup)
+    return terminal(value) if text and not value.isprintable() else value
 
 
 def chart_json(chart: Chart, styles: Styles) -> Markup:
