@@ -124,7 +124,11 @@ def describe(
 def facts(record: Record) -> list[tuple[str, str]]:
     """What tells a run from any other, and what it cost."""
     recipe = ", ".join(record.recipe)
-    costs = ", ".join(f"{key} {value:,.6g}" for key, value in record.cost.items() if type(value) in (int, float))
+    costs = ", ".join(
+        f"{key} {value:{',d' if type(value) is int else ',.4g'}}"
+        for key, value in record.cost.items()
+        if type(value) in (int, float)
+    )
     hashes = {f"split of {name}": value for name, value in record.target_hashes.items()}
     of = {"made": record.created, "configuration": record.config_hash, "split": record.split_hash, **hashes}
     of |= {"commit": record.git, "recipes": recipe, "costs": costs}
