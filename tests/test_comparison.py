@@ -1,12 +1,10 @@
-"""Comparisons on the same images and across data sets, their commands, and figures of them."""
+"""Comparisons on the same images and across data sets, and their command."""
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import running
 import torch
@@ -15,7 +13,6 @@ from running import Answer
 
 from vlprompt import cli
 from vlprompt.errors import UserError
-from vlprompt.reports import plots as figures
 from vlprompt.reports.averages import across_datasets
 from vlprompt.reports.significance import paired, rankings, runs_of
 from vlprompt.results.metrics import score
@@ -117,12 +114,6 @@ def test_ranks_across_data_sets_leave_out_and_name() -> None:
     assert rankings(across_datasets(many({"coop": [0.5, 0.6]}))[0], "accuracy") == []
 
 
-def test_stretches_of_ranks_that_do_not_differ() -> None:
-    assert figures.cliques([1.0, 1.5, 2.4, 4.0], 1.0) == [(1.0, 1.5), (1.5, 2.4)]
-    assert figures.cliques([1.0, 1.5, 1.9, 4.0], 1.0) == [(1.0, 1.9)]
-    assert figures.cliques([1.0, 3.0], 1.0) == []
-
-
 # The commands
 
 
@@ -154,48 +145,6 @@ def test_compare_command_across_data_sets(root: Path) -> None:
     assert code == 0
     for words in ("mean ranks over 2 data sets", "critical difference 1.39", "coop", "p_holm", "Wilcoxon"):
         assert words in out
-
-
-@pytest.mark.parametrize("name", ["reliability", "critical-difference", "few-shot"])
-def test_plot_command(root: Path, tmp_path: Path, name: str) -> None:
-    pytest.importorskip("matplotlib")
-    if name == "critical-difference":
-        write(root, "coop", 1, predictions([True] * 40), dataset="eurosat")
-        write(root, "zero_shot", 0, predictions([True, False] * 20), dataset="eurosat", shots=0)
-    for suffix, magic in ((".png", b"\x89PNG"), (".svg", b"<?xml")):
-        target = tmp_path / "figures" / f"{name}{suffix}"
-        assert ask("plot", name, root, "--output", target) == (0, "", "")
-        assert target.read_bytes().startswith(magic)
-    code, _, err = ask("plot", name, root, "--output", tmp_path / "x.gif")
-    assert code == 2
-    assert ".pdf, .png, .svg" in err
-
-
-def test_plots_refuse_what_they_cannot_show(root: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    write(root, "coop", 1, predictions([True] * 40), dataset="eurosat")
-    for name, words in (("reliability", "choose one with --where dataset=dtd"), ("critical-difference", "shows one")):
-        code, _, err = ask("plot", name, root, "--output", tmp_path / "x.png")
-        assert (code, err.count("\n")) == (2, 1)
-        assert words in err
-
-
-def test_plot_without_matplotlib_says_what_to_install(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    code, _, err = ask("plot", "reliability", root, "--output", tmp_path / "x.png")
-    assert (code, "pip install 'vlprompt[plots]'" in err) == (2, True)
-
-
-def test_reliability_figure_shows_the_curve() -> None:
-    pytest.importorskip("matplotlib")
-    curve = pd.DataFrame({"low": [0.0, 0.5], "high": [0.5, 1.0], "confidence": [0.4, np.nan], "accuracy": [0.3, np.nan],
-                          "images": [10, 0]})  # fmt: skip
-    upper = figures.reliability({"coop": curve}, "title").axes[0]
-    drawn = upper.get_lines()[1]
-    assert drawn.get_xydata().tolist() == [[0.4, 0.3]]  # the empty bin has no point
 
 
 def test_table_command_in_a_papers_layout(root: Path) -> None:

@@ -38,7 +38,7 @@ from vlprompt.config.paths import config_dir
 from vlprompt.config.spec import spec_of_record
 from vlprompt.errors import UserError
 from vlprompt.interop.dassl import lists, loading
-from vlprompt.reports.plots import new_figure
+from vlprompt.reports.figures.style import new_figure, styled
 from vlprompt.results.record import Record
 from vlprompt.results.store import find_runs
 from vlprompt.towers import load_clip, pickles
@@ -477,7 +477,7 @@ def test_modules_in_the_working_directory_are_not_imported(trained: Path, tmp_pa
 def test_no_figure_has_latex_run() -> None:
     """A `matplotlibrc` in the working directory is read when matplotlib is imported."""
     matplotlib = pytest.importorskip("matplotlib")
-    with matplotlib.rc_context({"text.usetex": True}):
+    with matplotlib.rc_context({"text.usetex": True}), styled():
         figure = new_figure(1.0, 1.0)
         assert not figure.text(0, 0, "x").get_usetex()
 

@@ -63,7 +63,10 @@ def draw(options: argparse.Namespace) -> int:
         table = kind.data(runs, request, notes)
     if options.no_title:
         table.attrs["title"] = ""
-    style.save(kind.draw(table, style.WIDTHS.get(options.width)), options.output)
+    figure = kind.draw(table, style.WIDTHS.get(options.width))
+    style.save(figure, options.output)
+    if (height := figure.get_figheight()) > style.PAGE:
+        notes.append(f"The figure is {height:.1f} inches high, more than a page: choose learners by --where method=...")
     show_notes(notes)
     return 0
 

@@ -216,6 +216,7 @@ class Ranking:
     pairs: pd.DataFrame
     notes: list[str]
     part: str  # what counts of a data set
+    cell: dict[str, Any]  # protocol, backbone and shots of the runs
 
 
 def rankings(results: pd.DataFrame, metric: str, part: str | None = None) -> list[Ranking]:
@@ -242,6 +243,6 @@ def _ranking(members: pd.DataFrame, metric: str, part: str | None) -> Ranking | 
     if len(scores) < 2 or len(datasets) < 2:
         return None
     table = pd.DataFrame(scores, index=datasets) * (1 if shown.higher_is_better else -1)
-    protocol, backbone, shots = (members[name].iloc[0] for name in ("protocol", "backbone", "shots"))
-    title = f"{protocol}, backbone {backbone}, {shots} shots, {part}: {shown.label}"
-    return Ranking(title, table, mean_ranks(table), friedman(table), wilcoxon_pairs(table), notes, part)
+    cell = {name: members[name].iloc[0] for name in ("protocol", "backbone", "shots")}
+    title = f"{cell['protocol']}, backbone {cell['backbone']}, {cell['shots']} shots, {part}: {shown.label}"
+    return Ranking(title, table, mean_ranks(table), friedman(table), wilcoxon_pairs(table), notes, part, cell)

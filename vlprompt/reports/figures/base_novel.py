@@ -36,7 +36,7 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
     for axis, points in ((panel.xaxis, 72 * width * 0.5), (panel.yaxis, 72 * figure.get_figheight() * 0.6)):
         numbers_along(axis, points)
     contours(panel, 72 * width * 0.5)
-    names.place()
+    names.arrange()
     return figure
 
 

@@ -1,11 +1,12 @@
 """Which runs a figure shows: one cell, its learners with their names, and their predictions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from vlprompt.config.about import about, display_name
 from vlprompt.errors import UserError, first_names, unknown
 from vlprompt.reports.averages import across_datasets
 from vlprompt.reports.summary import UNTRAINED, H, missing_metric
@@ -56,7 +57,7 @@ def one_cell(runs: Runs, names: Sequence[str], notes: list[str], *, needs: str =
             for cell in joined or [(*of_run[:at], UNTRAINED, *of_run[at:])]:
                 cells.setdefault(cell, {})[folder] = record
     ready = [{f: r for f, r in cell.items() if needs == FILE or (f / needs).exists()} for cell in cells.values()]
-    sizes = [(len({record.learner for record in cell.values()}), len(cell)) for cell in ready]
+    sizes = [(len({r.learner for r in cell.values()}), len(cell), _most_shots(cell.values())) for cell in ready]
     chosen = [*cells][sizes.index(max(sizes))]
     if len(cells) > 1:
         differing = [i for i in range(len(names)) if len({cell[i] for cell in cells}) > 1]
@@ -64,6 +65,10 @@ def one_cell(runs: Runs, names: Sequence[str], notes: list[str], *, needs: str =
         drawn = " ".join(f"{names[i]}={chosen[i]}" for i in differing)
         notes.append(f"Drawn: {drawn}, with the most learners. --where draws another: {first_names(texts, 4)}.")
     return cells[chosen]
+
+
+def _most_shots(records: Iterable[Record]) -> float:
+    return max((float("inf" if r.shots == "all" else r.shots) for r in records), default=0.0)
 
 
 def unfinished(runs: Runs, learners: Sequence[str] | None = None) -> list[str]:
@@ -110,8 +115,10 @@ def with_names(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def display_name(method: str, variant: str | None = None) -> str:
-    return f"{method} ({variant})" if variant else method
+def dataset_name(name: str) -> str:
+    """Of a data set, or of an average over some, as papers print it."""
+    n = name.removeprefix("average_").partition("_")[0]
+    return f"average of {n} data sets" if name.startswith("average_") else about("dataset", name).name
 
 
 def part_of(results: pd.DataFrame, request: Request) -> str:

@@ -23,7 +23,7 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
     In one column panels are stacked; with more names than a page holds, it is the first cost alone.
     """
     metric = find_metric(table.attrs["metric"])
-    costs = [name for name in COSTS if table[name].notna().any()]
+    costs = [name for name in COSTS if (table[name] > 0).any()]
     fronts = table[[f"{name}_front" for name in costs]].sum(axis=1)
     sign = -1 if metric.higher_is_better else 1
     ranked = table.assign(front=-fronts, score=sign * table["mean"]).sort_values(["front", "score", "learner"])
@@ -54,7 +54,7 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
         if stacked or panel is panels[0]:
             panel.set_ylabel(metric.label)
     numbers_along(panels[0].yaxis, 72 * height * 0.7)
-    names.place()
+    names.arrange()
     return figure
 
 
@@ -62,7 +62,7 @@ def along(panel: "Axes", values: pd.Series, points: float) -> list[float]:
     """Positions: powers of ten, and nothing left of the smallest; linear where the largest is of its order."""
     positive = values[values > 0]
     if positive.empty or positive.max() < NARROW * positive.min():
-        numbers_along(panel.xaxis, points, 34)
+        numbers_along(panel.xaxis, points, 34.0)
         panel.xaxis.set_major_formatter(lambda value, _: engineering(value))
         return values.tolist()
     low, high = int(np.floor(np.log10(positive.min()))), int(np.ceil(np.log10(positive.max())))

@@ -10,17 +10,20 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from vlprompt.errors import UserError
+from vlprompt.config.about import about
+from vlprompt.errors import UserError, first_names
 from vlprompt.reports.averages import in_papers_order
 from vlprompt.reports.figures.cells import (
     CELL,
     Request,
     Runs,
+    dataset_name,
     learners,
     of_datasets,
     one_cell,
     one_dataset,
     part_of,
+    unfinished,
 )
 from vlprompt.reports.significance import critical_difference as difference_of_ranks
 from vlprompt.reports.significance import rankings
@@ -74,7 +77,7 @@ def base_novel(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
     if wide.empty:
         raise UserError("no run has results on both base and novel classes: run protocol=base_to_novel first")
     table = one_dataset(wide, notes).reset_index(drop=True)
-    return titled(table, runs, request, ("backbone", "shots"), "", table["dataset"].iloc[0])
+    return titled(table, runs, request, ("protocol", "backbone", "shots"), "", table["dataset"].iloc[0])
 
 
 def cost(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
@@ -90,7 +93,7 @@ def cost(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
     for name in COSTS:
         table[name] = [mean_cost(records, name) for records in table["records"]]
         table[f"{name}_front"] = pareto_front(table[name], better)
-    if table[[*COSTS]].isna().all(axis=None):
+    if not (table[[*COSTS]] > 0).any(axis=None):
         raise UserError("no run has its costs: records that were imported, or made by an early version, lack them")
     context = ("protocol", "backbone", "shots")
     return titled(table.drop(columns="records"), runs, request, context, part, table["dataset"].iloc[0])
@@ -115,18 +118,20 @@ def pareto_front(costs: pd.Series, better: pd.Series) -> list[bool]:
 
 def critical_difference(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
     """`rank`: the mean over data sets, 1 is best; `attrs`: `n_datasets` and `critical_difference` (Nemenyi, 5 %)."""
-    runs = one_cell(runs, ("protocol", "backbone", "weights", "shots"), notes)
-    results = of_datasets(runs, request, notes)
-    known = rankings(results, request.metric, request.split)
+    notes += unfinished(runs)
+    finished = {folder: record for folder, record in runs.items() if record.status == "finished"}
+    results = of_datasets(finished, request, notes) if finished else pd.DataFrame()
+    known = rankings(results, request.metric, request.split) if len(results) else []
     if not known:
-        raise UserError(
-            "a critical-difference diagram needs two learners with results on the same two data sets or more"
-        )
+        raise UserError("mean ranks need two learners with results on the same two data sets or more: run more of them")
     ranking = max(known, key=lambda one: len(one.ranks))
+    others = [one.title.rpartition(":")[0] for one in known if one is not ranking]
+    notes += [f"Drawn: {ranking.title}; --where draws another: {first_names(others, 4)}."] if others else []
     notes += ranking.notes
     of_learner = results.drop_duplicates("learner").set_index("learner")[["name", "method"]]
     table = ranking.ranks.rename("rank").rename_axis("learner").reset_index().join(of_learner, on="learner")
-    table = titled(table, runs, request, ("protocol", "backbone", "shots"), ranking.part)
+    of_cell = {f: r for f, r in finished.items() if all(getattr(r, name) == v for name, v in ranking.cell.items())}
+    table = titled(table, of_cell, request, ("protocol", "backbone", "shots"), ranking.part)
     n = len(ranking.scores)
     table.attrs |= {"n_datasets": n, "critical_difference": difference_of_ranks(len(table), n)}
     return table
@@ -154,13 +159,14 @@ def training(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
 def titled(
     table: pd.DataFrame, runs: Runs, request: Request, names: Sequence[str], part: str = "", dataset: str = ""
 ) -> pd.DataFrame:
-    """With what the rows share, in words, and the metric."""
+    """With what the rows share, in words, the protocol first, and the metric."""
     first = max(runs.values(), key=lambda record: str(record.shots) != "0")
-    words = {"protocol": first.protocol.replace("_", "-"), "dataset": first.dataset, "backbone": first.backbone,
-             "shots": f"{first.shots} shots"}  # fmt: skip
-    of_part = [part] if part not in ("", "test") else []
+    shots = {"1": "1 shot", "all": "all training images", "0": ""}.get(str(first.shots), f"{first.shots} shots")
+    words = {"protocol": about("protocol", first.protocol).name, "dataset": dataset_name(first.dataset),
+             "backbone": about("backbone", first.backbone).name, "shots": shots}  # fmt: skip
+    shared = [words[name] for name in names if words.get(name)]
+    if dataset:
+        shared.insert(1, dataset_name(dataset))
     table.attrs |= {"metric": request.metric, "part": part}
-    named = f"average of {dataset.split('_')[1]} data sets" if dataset.startswith("average_") else dataset
-    shared = [words[name] for name in names if name in words]
-    table.attrs["title"] = ", ".join([*([named] if dataset else []), *shared, *of_part])
+    table.attrs["title"] = ", ".join([*shared, *([part] if part not in ("", "test") else [])])
     return table

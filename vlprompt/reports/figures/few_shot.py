@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from vlprompt.reports.figures.cells import dataset_name
 from vlprompt.reports.figures.labels import Names, legend, lines_of, names_for
 from vlprompt.reports.figures.style import (
     COLUMN,
@@ -68,11 +69,11 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
         curves(panel, table[table["dataset"] == dataset], drawn, positions)
         numbers_along(panel.yaxis, 72 * (height if large and dataset == datasets[0] else 1.2))
         if len(datasets) > 1:
-            panel.set_title(short(dataset.replace("average_", "average of "), of_panel))
+            panel.set_title(short(dataset_name(dataset), of_panel))
     names = names_for(figure, learners, drawn)
     if large:
         name_ends(names, axes[datasets[0]], table[table["dataset"] == datasets[0]], positions)
-    names.place()
+    names.arrange()
     return figure
 
 
@@ -109,4 +110,4 @@ def curves(panel: "Axes", rows: pd.DataFrame, drawn: Mapping[str, Look], positio
 def name_ends(names: Names, panel: "Axes", rows: pd.DataFrame, positions: Mapping[object, int]) -> None:
     for learner, of_learner in rows.groupby("learner", sort=False):
         last = of_learner.loc[of_learner["shots"].map(positions).idxmax()]
-        names.add(panel, positions[last["shots"]], last["mean"], str(learner))
+        names.add(panel, float(positions[last["shots"]]), last["mean"], str(learner))

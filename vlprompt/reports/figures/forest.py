@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from vlprompt.reports.figures.cells import dataset_name
 from vlprompt.reports.figures.style import COLUMN, heading, new_figure, numbers_along, panels, short, short_names
 
 if TYPE_CHECKING:
@@ -22,11 +23,11 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
     n_rows = -(-len(cells) // n_columns)
     one_test = table["split"].nunique() == 1
     figure = new_figure(width, (ROW * len(order) + 14) * n_rows / 72 + 0.7)
-    heading(figure, table.attrs["title"])
+    names = [dataset_name(dataset) if one_test else f"{dataset_name(dataset)}, {split}" for dataset, split in cells]
+    heading(figure, ", ".join([*names, table.attrs["title"]] if len(cells) == 1 else [table.attrs["title"]]))
     of_panel = 72 * width * 0.62 / n_columns
-    for panel, (dataset, split) in zip(
-        panels(figure, len(cells), n_columns, sharex=n_rows > 1, sharey=True), cells, strict=True
-    ):
+    grid = panels(figure, len(cells), n_columns, sharex=True, sharey=True)
+    for panel, name, (dataset, split) in zip(grid, names, cells, strict=True):
         rows = table[(table["dataset"] == dataset) & (table["split"] == split)]
         panel.axvline(0, color="black", linewidth=0.6)
         for row in rows.itertuples():
@@ -35,12 +36,13 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
             face = "#0072B2" if clear else "white"
             panel.plot([row.low, row.high], [y, y], color="#0072B2", linewidth=1.0)
             panel.plot([row.difference], [y], "o", markerfacecolor=face, markeredgecolor="#0072B2")
-        panel.set_title(short(dataset if one_test else f"{dataset}, {split}", of_panel))
+        if len(cells) > 1:
+            panel.set_title(short(name, of_panel))
         panel.set_yticks(range(len(order)), [shown[learners[learner]] for learner in order])
         panel.set_ylim(len(order) - 0.4, -0.6)
         panel.tick_params(axis="y", length=0)
         panel.spines["left"].set_visible(False)
         panel.grid(axis="x")
-        numbers_along(panel.xaxis, of_panel, 30)
-    figure.supxlabel(f"accuracy less that of {short(table.attrs['against'], 90)} (points), 95 % interval")
+        numbers_along(panel.xaxis, of_panel, 30.0)
+    figure.supxlabel(f"accuracy less that of {short(table.attrs['against'], 90.0)} (points), 95 % interval")
     return figure

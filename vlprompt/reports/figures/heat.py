@@ -24,12 +24,12 @@ def confusion(table: pd.DataFrame, width: float) -> "Figure":
     wide = wide.loc[wide.mean(axis=1).sort_values(kind="stable").index]
     wide = wide.iloc[:, : _n_columns(table, width)]
     label = f"the {wide.shape[1]} worst pairs, true → predicted: % of the true class"
-    return _cells(wide, table, width, "Blues", (0, 100), label)
+    return _cells(wide, table, width, "Blues", (0.0, 100.0), label)
 
 
 def class_gains(table: pd.DataFrame, width: float) -> "Figure":
     """Accuracy less the reference's, in points, by class; bars for one learner, else cells; the largest gain first."""
-    label = f"accuracy less that of {short(table.attrs['against'], 80)} (points)"
+    label = f"accuracy less that of {short(table.attrs['against'], 80.0)} (points)"
     names = [short(name, NAME) for name in table["class_name"]]
     wide = _wide(table.assign(column=names, value=table["gain"]))
     wide = wide.loc[wide.mean(axis=1).sort_values(ascending=False, kind="stable").index]
@@ -120,5 +120,5 @@ def _bars(gains: pd.Series, table: pd.DataFrame, width: float, label: str) -> "F
     panel.set_xlim(-0.7, len(gains) - 0.3)
     panel.tick_params(axis="x", length=0)
     panel.grid(axis="y")
-    numbers_along(panel.yaxis, 120)
+    numbers_along(panel.yaxis, 120.0)
     return figure

@@ -3,7 +3,7 @@
 As in `data.py`: each takes runs by their folders, what is asked for and a list that it adds notes to.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import PurePath
 
 import numpy as np
@@ -22,9 +22,11 @@ from vlprompt.reports.figures.cells import (
 )
 from vlprompt.reports.figures.data import COLUMNS, titled
 from vlprompt.reports.significance import paired
+from vlprompt.reports.summary import is_transfer
 from vlprompt.results.metrics import calibration_error, per_class_accuracy
 from vlprompt.results.metrics import reliability as curve_of
 from vlprompt.results.predictions import PREDICTIONS, Predictions, pool
+from vlprompt.results.record import Record
 
 
 def reliability(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
@@ -57,7 +59,7 @@ def confusion(runs: Runs, request: Request, notes: list[str], *, most: int = 20)
     shares = shares.rename_axis(["label", "predicted_label"])
     mean = shares.mean(axis=1).rename("mean").reset_index()
     worst = mean.sort_values(["mean", "label", "predicted_label"], ascending=[False, True, True]).head(most)
-    names = names_of_classes(next(iter(runs.values())).dataset, pooled.values(), request)
+    names = class_namer(next(iter(runs.values())), split, next(iter(pooled.values())), request)
     rows = []
     for label, predicted in worst[["label", "predicted_label"]].itertuples(index=False):
         for learner, predictions in pooled.items():
@@ -92,7 +94,7 @@ def class_gains(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
     if len(of_learners) < 2:
         raise UserError(f"there is nothing to compare with {against}: no other learner has predictions here")
     pooled = {learner: pool(predictions) for learner, predictions in of_learners.items()}
-    names = names_of_classes(next(iter(runs.values())).dataset, pooled.values(), request)
+    names = class_namer(next(iter(runs.values())), split, next(iter(pooled.values())), request)
     before = per_class_accuracy(pooled[against])
     rows = []
     for learner, predictions in pooled.items():
@@ -159,23 +161,16 @@ def forest(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
     return last
 
 
-class names_of_classes:  # noqa: N801
+def class_namer(record: Record, split: str, predictions: Predictions, request: Request) -> Callable[[int], str]:
     """The name of the class with a label: as the data set has it, else the folder of its images, else "class 3"."""
-
-    def __init__(self, dataset: str, predictions: Iterable[Predictions], request: Request) -> None:
-        self.known: dict[int, str] = {}
-        images = next(iter(predictions))
-        of_images = request.class_names(dataset)
-        by_label: dict[int, set[str]] = {}
-        folders: dict[int, set[str]] = {}
-        for image, label in zip(images.images.tolist(), images.labels.tolist(), strict=True):
-            by_label.setdefault(label, set()).add(of_images.get(image, ""))
-            folders.setdefault(label, set()).add(PurePath(image).parent.name)
-        for names in (folders, by_label):  # the second knows better
-            if all(len(of_label) == 1 for of_label in names.values()):
-                single = {label: next(iter(of_label)) for label, of_label in names.items()}
-                if all(single.values()) and len({*single.values()}) == len(single):
-                    self.known = single
-
-    def __call__(self, label: int) -> str:
-        return self.known.get(int(label), f"class {label}").replace("_", " ")
+    of_images = request.class_names(split if is_transfer(record.protocol) else record.dataset)
+    images = pd.DataFrame({"label": predictions.labels, "image": predictions.images.tolist()})
+    known: dict[int, str] = {}
+    for names in (images["image"].map(lambda image: of_images.get(image, "")),
+                  images["image"].map(lambda image: PurePath(image).parent.name)):  # fmt: skip
+        of_label = names.groupby(images["label"]).unique()
+        single = {int(label): values[0] for label, values in of_label.items() if len(values) == 1 and values[0]}
+        if len(single) == len(of_label) == len({*single.values()}):
+            known = single
+            break
+    return lambda label: known.get(int(label), f"class {label}").replace("_", " ")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from vlprompt.reports.figures.style import LINE, PALE, Look, short_names, width_of
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 KEY, TEXT_AT = 9.0, 14.0  # points from the axes to the marker next to a name, and to the name
 
 
-def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> Float[np.ndarray, " N"]:
+def spread_out(wanted: ArrayLike, gap: float, low: float, high: float) -> Float[np.ndarray, " N"]:
     """Positions at least `gap` from each other, as near to the wanted ones as can be (least squares), in their order.
 
     Within `low` and `high` where there is room for all. Less the gaps before them, positions must not fall: that is
@@ -24,11 +25,12 @@ def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> 
     """
     from scipy.optimize import isotonic_regression
 
-    if not len(wanted):
+    values = np.asarray(wanted, dtype=float)
+    if not len(values):
         return np.zeros(0)
-    order = np.argsort(wanted, kind="stable")
+    order = np.argsort(values, kind="stable")
     steps = gap * np.arange(len(order))
-    level = isotonic_regression(np.asarray(wanted, dtype=float)[order] - steps).x
+    level = isotonic_regression(values[order] - steps).x
     positions = np.empty(len(order))
     positions[order] = np.clip(level, low, max(low, high - steps[-1])) + steps
     return positions
@@ -36,7 +38,7 @@ def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> 
 
 @dataclass
 class Names:
-    """The names of points, to the right of their axes; `place` moves them to where none covers another."""
+    """The names of points, to the right of their axes; `arrange` moves them to where none covers another."""
 
     figure: "Figure"
     looks: Mapping[str, Look]
@@ -51,7 +53,7 @@ class Names:
             text.set_color("0.35")
         self.of_axes.setdefault(axes, []).append((x, y, learner, text))
 
-    def place(self) -> None:
+    def arrange(self) -> None:
         """Lay the figure out, as high as the names need, and move each as near to its point as there is room."""
         from matplotlib.transforms import ScaledTranslation
 
@@ -94,9 +96,8 @@ class Names:
 
 def _size(axes: "Axes") -> tuple[float, float]:
     """Width and height in points."""
-    figure, box = axes.get_figure(root=True), axes.get_position()
     box = axes.get_window_extent()
-    return box.width * 72 / figure.dpi, box.height * 72 / figure.dpi  # type: ignore[union-attr]
+    return box.width * 72 / axes.figure.dpi, box.height * 72 / axes.figure.dpi
 
 
 def names_for(figure: "Figure", learners: Mapping[str, str], looks: Mapping[str, Look], share: float = 0.36) -> Names:
@@ -108,7 +109,7 @@ def names_for(figure: "Figure", learners: Mapping[str, str], looks: Mapping[str,
 def legend(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]) -> "SubFigure":
     """Below the figure, which grows by it, in as many columns as fit; -> what is above it, for the panels."""
     points = 72 * figure.get_figwidth() * 0.96
-    shown = short_names(labels, min(points - 40, 200))
+    shown = short_names(labels, min(points - 40, 200.0))
     n_columns = max(1, min(len(labels), int(points / (max(map(width_of, shown.values())) + 36))))
     n_rows = -(-len(labels) // n_columns)
     height, needed = figure.get_figheight(), (LINE * 1.25 * n_rows + 3) / 72

@@ -25,10 +25,10 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
     texts = [f"{shown[name]}  {rank:.2f}" for name, rank in zip(table["name"], ranks, strict=True)]
     half = (n + 1) // 2
     start, end = max(map(width_of, texts[:half])) + 12, total - max(map(width_of, texts[half:])) - 12
-    scale = (end - start) / (n - 1)
+    scale = min((end - start) / (n - 1), (total - start - 6) / difference)
     groups = cliques(ranks, difference)
     figure = new_figure(width, 1.0)
-    heading(figure, f"{table.attrs['title']}: mean ranks over {table.attrs['n_datasets']} data sets")
+    heading(figure, f"{table.attrs['title']}, {table.attrs['n_datasets']} data sets".removeprefix(", "))
     title_room = 4 + 11.0 * (figure._suptitle.get_text().count("\n") + 1)  # type: ignore[attr-defined]
     axis = title_room + AXIS
     first = axis + 8 + BAR * len(groups)  # where names begin
@@ -40,16 +40,17 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
     panel.set(xlim=(0, total), ylim=(height, 0))
     panel.set_axis_off()
 
-    def at(rank: float) -> float:
+    def at(rank: int | float) -> float:
         return start + (rank - 1) * scale
 
     panel.plot([at(1), at(n)], [axis, axis], color="black", linewidth=0.8)
-    ticks = MaxNLocator(max(1, min(n - 1, int((end - start) / 18))), integer=True).tick_values(1, n)
+    most = max(1, min(n - 1, int((end - start) / 18)))
+    ticks = MaxNLocator(most, integer=True, steps=[1, 2, 5, 10]).tick_values(1, n)
     inner = [int(tick) for tick in ticks if at(1) + 12 < at(tick) < at(n) - 12]
     for rank in (1, *inner, n):
         panel.plot([at(rank)] * 2, [axis - 3, axis], color="black", linewidth=0.8)
         panel.text(at(rank), axis - 5, str(rank), ha="center", va="bottom")
-    length = min(difference * scale, total - start - 4)
+    length = difference * scale
     bar = title_room + 15
     panel.plot([start, start, start, start + length], [bar - 2, bar + 2, bar, bar], color="black", linewidth=1.0)
     panel.plot([start + length] * 2, [bar - 2, bar + 2], color="black", linewidth=1.0)
@@ -57,7 +58,7 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
     for i, (text, rank) in enumerate(zip(texts, ranks, strict=True)):
         left = i < half
         y = first + LINE * ((i if left else n - 1 - i) + 0.5)
-        edge = start - 8 if left else end + 8
+        edge = start - 8 if left else at(n) + 8
         panel.plot([at(rank), at(rank), edge], [axis, y, y], color="0.35", linewidth=0.5)
         panel.text(edge + (-2 if left else 2), y, text, ha="right" if left else "left", va="center_baseline")
     for i, (low, high) in enumerate(groups):

@@ -46,14 +46,15 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
         ["of the bin that is right (accuracy)", "gap to its mean confidence", "of all images that is in the bin"],
     )
     shown = short_names(dict(zip(table["learner"], table["name"], strict=True)).values(), across + gap - 3)
-    grid = {"left": left / 72 / width, "right": 1 - right / 72 / width, "bottom": bottom / total, "top": 1 - top / total,
-            "wspace": gap / across, "hspace": between / high}  # fmt: skip
+    grid = {"left": left / 72 / width, "right": 1 - right / 72 / width, "bottom": bottom / total,
+            "top": 1 - top / total, "wspace": gap / across, "hspace": between / high}  # fmt: skip
+    cells = above.add_gridspec(n_rows, n_columns, **grid)
     for i, learner in enumerate(order):
         curve = table[table["learner"] == learner]
-        place = above.add_gridspec(n_rows, n_columns, **grid)[divmod(i, n_columns)]
-        panel = above.add_subplot(place)
+        panel = above.add_subplot(cells[divmod(i, n_columns)])
         bars(panel, curve)
-        panel.set_title(f"{shown[curve['name'].iloc[0]]}\nECE {100 * curve['ece'].iloc[0]:.1f} %", linespacing=1.1)
+        error = f"ECE {100 * curve['ece'].iloc[0]:.1f} %"
+        panel.set_title(f"{shown[curve['name'].iloc[0]]}\n{error}", linespacing=1.1)
         panel.tick_params(labelbottom=i + n_columns >= len(order), labelleft=i % n_columns == 0)
     heading(above, table.attrs["title"], y=1 - 3 / total, va="top")
     above.supxlabel("confidence", y=3 / total, va="bottom")

@@ -5,6 +5,7 @@ matplotlib is imported on use.
 """
 
 import warnings
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-COLUMN, TEXT = 3.35, 6.9  # inches
+COLUMN, TEXT, PAGE = 3.35, 6.9, 9.0  # inches
 WIDTHS = {"column": COLUMN, "text": TEXT}
 SUFFIXES = (".pdf", ".png", ".svg")
 FONT = 7.0  # points
@@ -148,12 +149,14 @@ def short(text: object, points: float) -> str:
     longest = int(points)  # a letter has at least a point
     if len(line) > 2 * longest:
         line = f"{line[:longest]}…{line[-longest:]}"
-    keep = len(line)
-    shown = line
-    while width_of(harmless(shown)) > points and keep > 2:
-        keep -= 1
-        shown = f"{line[: -(-keep // 2)].rstrip()}…{line[len(line) - keep // 2 :].lstrip()}"
-    return harmless(shown)
+
+    def cut(keep: int) -> str:
+        if keep >= len(line):
+            return harmless(line)
+        return harmless(f"{line[: -(-keep // 2)].rstrip()}…{line[len(line) - keep // 2 :].lstrip()}")
+
+    fitting = bisect_right(range(len(line) + 1), points, key=lambda keep: width_of(cut(keep))) - 1
+    return cut(max(2, fitting))
 
 
 def short_names(names: Iterable[str], points: float) -> dict[str, str]:
@@ -171,16 +174,22 @@ def short_names(names: Iterable[str], points: float) -> dict[str, str]:
 def heading(figure: "Figure | SubFigure", title: str, **where: Any) -> None:
     """What all of a figure shares, above it, in as many lines as it takes."""
     points = 72 * figure.bbox.width / figure.dpi * 0.94
-    lines: list[str] = [""]
-    for word in title.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if width_of(harmless(longer), 8.0) <= points:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    shown = [line if width_of(line, 8.0) <= points else short(line, points * FONT / 8.0) for line in lines if line]
+    lines = wrapped(title, points)
+    even = wrapped(title, 1.15 * width_of(harmless(title[:1000]), 8.0) / len(lines))
+    lines = even if len(even) == len(lines) else lines
+    shown = [harmless(line) if width_of(harmless(line), 8.0) <= points else short(line, points * FONT / 8.0)
+             for line in lines if line]  # fmt: skip
     if shown:
-        figure.suptitle("\n".join(map(harmless, shown[:3])), **where)
+        figure.suptitle("\n".join(shown[:3]), **where)
+
+
+def wrapped(text: str, points: float) -> list[str]:
+    """Lines of a heading of at most so many points; a word that is longer has one of its own."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines = [*lines[:-1], longer] if width_of(harmless(longer), 8.0) <= points else [*lines, word]
+    return [line for line in lines if line] or [""]
 
 
 def numbers_along(axis: Any, points: float, needs: float = 26.0) -> None:

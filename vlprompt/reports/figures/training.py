@@ -8,8 +8,10 @@ from vlprompt.reports.figures.labels import names_for
 from vlprompt.reports.figures.style import COLUMN, LINE, heading, looks, new_figure, numbers_along
 
 if TYPE_CHECKING:
+    from matplotlib.axis import YAxis
     from matplotlib.figure import Figure
 
+WIDE = 10  # a range of losses that asks for powers
 MEASURES = {"loss": "training loss (nats)", "accuracy": "training accuracy (%)"}
 
 
@@ -35,18 +37,32 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
                 continue
             marks = {"markevery": max(1, (len(line) - 1) // 5)}
             zorder = 2.5 if look.distinct else 2
-            panel.plot(line["epoch"], line[measure], zorder=zorder, **look.lines, **marks)
+            style = look.lines if look.distinct else look.lines | {"marker": ""}
+            panel.plot(line["epoch"], line[measure], zorder=zorder, **style, **marks)
             if look.distinct:
                 spread = line[f"{measure}_deviation"].fillna(0)
                 panel.fill_between(line["epoch"], line[measure] - spread, line[measure] + spread, color=look.colour,
                                    alpha=0.15, linewidth=0)  # fmt: skip
-            names.add(panel, line["epoch"].iloc[-1], line[measure].iloc[-1], learner)
+            names.add(panel, float(line["epoch"].iloc[-1]), line[measure].iloc[-1], learner)
         panel.set(ylabel=MEASURES[measure])
         if not stacked or panel is panels[-1]:
             panel.set_xlabel("epoch")
         panel.grid(axis="y")
         panel.set_xlim(table["epoch"].min() - 0.5, table["epoch"].max() + 0.5)
-        numbers_along(panel.yaxis, 72 * height * 0.7)
+        if measure == "loss" and table["loss"].min() > 0 and table["loss"].max() > WIDE * table["loss"].min():
+            in_powers(panel.yaxis)
+        else:
+            numbers_along(panel.yaxis, 72 * height * 0.7)
         numbers_along(panel.xaxis, 72 * width * 0.5 / n_columns)
-    names.place()
+    names.arrange()
     return figure
+
+
+def in_powers(axis: "YAxis") -> None:
+    """Each halving is as high as the last."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.axes.set_yscale("log")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_locator(NullLocator())
