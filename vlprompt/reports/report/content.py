@@ -130,7 +130,7 @@ def versions(records: Sequence[Record]) -> tables.Table:
     packages = list(dict.fromkeys(name for record in records for name in record.versions))
     for record in records:
         versions = tuple(record.versions.get(name, "") for name in packages)
-        made.setdefault((record.git or "", record.device or "", *versions), []).append(record)
+        made.setdefault((record.git or "not known", record.device or "", *versions), []).append(record)
     rows = []
     for key, of in made.items():
         dates = sorted(record.created[:10] for record in of)

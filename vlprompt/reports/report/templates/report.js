@@ -103,7 +103,7 @@ function start(figure) {
     Plotly.react(plot, traces, { ...base(), ...fitted(structuredClone(layout), plot.clientWidth) }, config);
     Plotly.relayout(plot, colours());
     plot.drawn = true;
-    plot.setAttribute("role", "img");
+    plot.setAttribute("role", "group");
     plot.setAttribute("aria-label", `${title}: ${label}. Its numbers are in the table below.`);
     legend([...new Set(data.map((trace) => trace.meta).filter(Boolean))]);
   }
@@ -134,9 +134,9 @@ function start(figure) {
     box.checked = !hidden.has(name);
     box.addEventListener("change", () => { box.checked ? hidden.delete(name) : hidden.add(name); restyle(); });
     const [colour, symbol] = styles[name] || ["#8c8c8c", "•"];
-    mark.textContent = ` ${symbol} `;
+    mark.className = "mark";
+    mark.dataset.symbol = symbol;
     mark.style.color = colour;
-    mark.setAttribute("aria-hidden", "true");
     label.append(box, mark, name);
     return label;
   }
