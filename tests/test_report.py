@@ -20,7 +20,7 @@ from running import ROOT, ask, succeed
 from vlprompt.cli import main
 from vlprompt.errors import UserError
 from vlprompt.reports.report.again import command, hydra
-from vlprompt.reports.report.charts import text
+from vlprompt.reports.report.charts import Styles, text
 from vlprompt.reports.report.content import Sources, content
 from vlprompt.reports.report.images import KnownImages, Thumbnails
 from vlprompt.reports.report.libraries import load
@@ -73,6 +73,17 @@ def test_figures_say_the_same_names_harmlessly(evil: tuple[str, Page]) -> None:
         for value in [trace.get("name", ""), *map(str, trace.get("hovertext") or [])]:
             assert not re.search(r"<(?!/?b>|br>)|%\{", value), value
     assert "onerror" in shown
+
+
+def test_learners_have_colours_whatever_their_company(tmp_path: Path) -> None:
+    other = {"protocol": "stranger", "precision": "bf16"}  # by which the two are told apart where both are
+    runs = save(tmp_path, [run("coop"), run("lora"), run("coop", **other), run("zero_shot", 0, 0)])
+    styles = Styles(runs)
+    alone = [name for name in ("CoOp", "LoRA") if styles[name].emphasised]
+    assert alone == ["CoOp", "LoRA"]
+    assert styles["CoOp"].colour != styles["LoRA"].colour
+    assert not styles["CLIP"].emphasised
+    assert not Styles({}).known
 
 
 def test_plotly_gets_no_markup_and_no_templates() -> None:

@@ -1,11 +1,10 @@
 """The figures of the page: what `reports/figures` computes, as traces of plotly.js, with their numbers as tables."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from vlprompt.errors import UserError
 from vlprompt.reports.escapes import terminal
@@ -77,13 +76,14 @@ class Styles:
     """A colour and a symbol for each of the twelve learners with the most results; zero-shot and others are grey."""
 
     def __init__(self, runs: Runs) -> None:
-        finished = {folder: record for folder, record in runs.items() if record.status == "finished"}
-        table = learners(finished) if finished else pd.DataFrame({"name": [], "method": []})
-        counts = table[table["method"] != "zero_shot"]["name"].value_counts(sort=True)
+        counts: Counter[str] = Counter()
+        for cell in [*cells_of(runs, CELL[:1]), *cells_of(runs)]:  # what learners are called depends on their company
+            table = learners(cell)
+            counts.update(table["name"][table["method"] != "zero_shot"])
         symbols = list(SYMBOLS)
         self.known = {
             name: Style(colour, symbol, True)
-            for name, colour, symbol in zip(counts.index, COLOURS, symbols, strict=False)
+            for name, colour, symbol in zip(dict(counts.most_common()), COLOURS, symbols, strict=False)
         }
 
     def __getitem__(self, name: str) -> Style:
