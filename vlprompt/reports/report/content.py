@@ -110,7 +110,8 @@ def link_rows(summary: pd.DataFrame, groups: Groups, metric: str) -> list[str]:
     numbers = [name for name in tables.number_columns(summary) if name != "mean_H"]
     for row in summary.to_dict("records"):
         key = tuple(row[name] for name in KEYS)
-        group = groups.get(key) or groups[(*key[:-1], UNTRAINED)]
+        untrained = (*key[:-1], UNTRAINED)
+        group = groups.get(key) or groups[untrained]
         texts = [(n, spread_text(row[n], row.get(f"{n}_sd", float("nan")), decimals=decimals)) for n in numbers]
         group.scores = ", ".join(f"{name} {text}" for name, text in texts if text)
         links.append(group.id)

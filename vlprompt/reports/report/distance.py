@@ -27,7 +27,8 @@ def distances(
             learners.setdefault((record.method, label), {}).setdefault(cell_of, []).append(record)
     known = {method for method, _ in learners}
     published = [row for row in read_published() if row.method in known]
-    rows, wanted = [], {}
+    rows: list[Row] = []
+    wanted: dict[tuple[str, str, str], list[Published]] = {}
     for (method, label), cells in learners.items():
         name = names[method] + label.removeprefix(method)
         for row in published:

@@ -32,7 +32,7 @@ def few_shot(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> 
                 hover(str(name), f"{r['shots']} shots: {v}", f"n {r['n']}") for r, v in zip(rows, values, strict=True)
             ]
             errors = {"type": "data", "array": line["deviation"].fillna(0).tolist(), "thickness": 1, "width": 3}
-            more = {"error_y": errors} if line["deviation"].notna().any() else {}
+            more: dict[str, Any] = {"error_y": errors} if line["deviation"].notna().any() else {}
             x, y = line["shots"].map(str).tolist(), line["mean"].tolist()
             if len(shots) > 1 == len(x):  # dozens of single points hide each other
                 more["visible"] = False

@@ -93,4 +93,4 @@ def policy(scripts: list[str]) -> str:
 
 
 def _file(name: str) -> str:
-    return resources.files(__package__).joinpath(TEMPLATES, name).read_text(encoding="utf-8")
+    return resources.files(__package__).joinpath(TEMPLATES).joinpath(name).read_text(encoding="utf-8")

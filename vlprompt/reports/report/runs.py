@@ -190,7 +190,7 @@ def _test(name: str, predictions: Predictions, images: KnownImages | None, thumb
     names = class_names(predictions, images)
     table = per_class_accuracy(predictions).sort_values("accuracy", kind="stable")
     classes = [
-        (names[int(label)], int(row["images"]), 100 * row["accuracy"])  # type: ignore[call-overload]
+        (names[int(label)], int(row["images"]), 100 * row["accuracy"])
         for label, row in table.head(MOST_CLASSES).iterrows()
     ]
     wrong = predictions.predicted != predictions.labels

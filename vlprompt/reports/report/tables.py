@@ -78,12 +78,12 @@ def cell(value: Any, form: str = "", factor: int | float = 1) -> Cell:
     return Cell("") if pd.isna(value) else Cell(format(factor * value, form), float(value))
 
 
-def cost(row: Mapping[str, Any], name: str) -> Cell:
+def cost(row: Mapping[Any, Any], name: str) -> Cell:
     _, factor, form = COSTS[name]
     return cell(row[name], form, factor)
 
 
-def keys_of(row: Mapping[str, Any]) -> dict[str, str]:
+def keys_of(row: Mapping[Any, Any]) -> dict[str, str]:
     return {name: str(row[name]) for name in FILTERS if str(row.get(name, "")) != ""}
 
 
@@ -160,7 +160,7 @@ def best(table: pd.DataFrame, column: str, higher: bool) -> dict[int, str]:
     return {i: {1: "best", 2: "second"}[rank] for i, rank in enumerate(ranks) if rank in (1, 2)}
 
 
-def learner_cell(row: Mapping[str, Any], names: Mapping[str, str]) -> Cell:
+def learner_cell(row: Mapping[Any, Any], names: Mapping[str, str]) -> Cell:
     return Cell(names.get(row["method"], row["method"]), link=row.get("link", ""))
 
 
@@ -207,7 +207,7 @@ def winners(results: pd.DataFrame, names: Mapping[str, str], metric: str) -> Tab
 
 
 def _winner(shared: Mapping[str, Any], ranked: pd.DataFrame, names: Mapping[str, str], decimals: int, part: str) -> Row:
-    def score(row: Mapping[str, Any]) -> Cell:
+    def score(row: Mapping[Any, Any]) -> Cell:
         return Cell(spread_text(row["mean"], row["deviation"], decimals=decimals), row["mean"])
 
     rows = ranked.to_dict("records")
@@ -219,7 +219,7 @@ def _winner(shared: Mapping[str, Any], ranked: pd.DataFrame, names: Mapping[str,
     return Row(cells, keys_of(shared))
 
 
-def learner_name(row: Mapping[str, Any], names: Mapping[str, str]) -> str:
+def learner_name(row: Mapping[Any, Any], names: Mapping[str, str]) -> str:
     name = names.get(row["method"], row["method"])
     settings = row["named"].replace("method.", "")
     return f"{name} ({settings})" if settings else name
