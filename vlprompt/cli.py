@@ -5,7 +5,19 @@ import sys
 from collections.abc import Sequence
 
 from vlprompt import __version__
-from vlprompt.commands import bank, check_learner, comparisons, curves, listing, plots, reproduce, tables, trained, tune
+from vlprompt.commands import (
+    bank,
+    check_learner,
+    comparisons,
+    curves,
+    listing,
+    plots,
+    report,
+    reproduce,
+    tables,
+    trained,
+    tune,
+)
 from vlprompt.commands.arguments import is_override
 from vlprompt.commands.data import add_commands as add_data_commands
 from vlprompt.errors import UserError, drop_output, prepare_streams, printable
@@ -62,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     curves.register(commands)
     comparisons.register(commands)
     plots.register(commands)
+    report.register(commands)
     bank.register(commands)
     tune.register(commands)
     reproduce.register(commands)

@@ -1,0 +1,1 @@
+"""`vlprompt report`: one page of all results that needs no network."""
