@@ -194,7 +194,7 @@ def _start(mode: str, folder: Path, **of_run: Any) -> Any:
         wandb.setup(settings=_settings(silent=True))  # keeps it from asking for a key on the terminal
         return wandb.init(
             project=os.environ.get("WANDB_PROJECT", "vlprompt"),
-            dir=folder,
+            dir=str(folder),  # wandb 0.19 takes no Path
             **of_run,
             settings=_settings(
                 mode=mode,
