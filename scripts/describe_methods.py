@@ -1,9 +1,10 @@
-"""Write the generated parts of docs/methods.md: what configuration, recipes and learners say of each method.
+"""Write the generated parts of the pages: the methods by family, and what configuration and learners say of each one.
 
-python scripts/describe_methods.py
+python scripts/describe_methods.py                 # docs/methods.md, and every page with a block of the methods
 
-A part stands between `<!-- generated: METHOD -->` and `<!-- end -->`; the words around it are written by hand. Costs
-are those of the table in docs/edit_sites.md, differences those of docs/differences.md.
+A part stands between `<!-- generated: METHOD -->` and `<!-- end -->`, the methods by family between `<!-- methods -->`
+and `<!-- end -->`; the words around them are written by hand. Names, families and papers are those of `about` in each
+method's YAML, costs those of the table in docs/edit_sites.md, differences those of docs/differences.md.
 """
 
 import inspect
@@ -20,16 +21,21 @@ from typing import Any, Literal, get_args, get_origin
 
 from omegaconf import OmegaConf
 
+from vlprompt.config.about import about, by_family
 from vlprompt.config.paths import config_dir
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 PAGE = DOCS / "methods.md"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 CONF = config_dir()
 METHODS = tuple(sorted(path.stem for path in (CONF / "method").glob("*.yaml")))
 PROTOCOLS, DATASETS, BACKBONES = (
     tuple(sorted(path.stem for path in (CONF / group).glob("*.yaml"))) for group in ("protocol", "dataset", "backbone")
 )
 PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- methods -->\n).*?(<!-- end -->)", re.DOTALL)
+N_COLUMNS = 3
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,12 @@ class Recipe:
 
 
 def main() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    if lacking := set(METHODS) - set(described(text)):
+    if lacking := set(METHODS) - set(described(PAGE.read_text(encoding="utf-8"))):
         sys.exit(f"docs/methods.md has no entry for {', '.join(sorted(lacking))}: write one, with an empty part")
-    PAGE.write_text(fill(text), encoding="utf-8")
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        if (new := fill(text, path)) != text:
+            path.write_text(new, encoding="utf-8")
 
 
 def described(text: str) -> list[str]:
@@ -60,14 +68,35 @@ def described(text: str) -> list[str]:
     return [name for _, name, _ in PART.findall(text)]
 
 
-def fill(text: str) -> str:
-    """The page with its generated parts as they should be."""
+def fill(text: str, path: Path = PAGE) -> str:
+    """A page with its generated parts as they should be."""
+    text = BLOCK.sub(lambda part: f"{part[1]}\n{families(path)}\n\n{part[2]}", text)
     return PART.sub(lambda part: f"{part[1]}\n{describe(part[2])}\n\n{part[3]}", text)
+
+
+def families(page: Path) -> str:
+    """The methods by family in columns of like length, each with a link to its entry, and its paper."""
+    entries = "" if page == PAGE else "docs/methods.md" if page.parent == ROOT else "methods.md"
+    lists = [
+        [f"**{family}**", *(f"[{one.name}]({entries}#{name}) {paper(one)}" for name, one in members.items())]
+        for family, members in by_family("method").items()
+    ]
+    columns: list[list[str]] = [[]]
+    for lines in lists:
+        if sum(map(len, columns[-1:])) * N_COLUMNS >= sum(map(len, lists)) and len(columns) < N_COLUMNS:
+            columns.append([])
+        columns[-1] += [*[""] * bool(columns[-1]), *lines]
+    return "\n".join(grid([""] * len(columns), [["<br>".join(lines) for lines in columns]]))
+
+
+def paper(one: Any) -> str:
+    """Its authors, venue and year, with a link."""
+    return f"([{one.paper.replace(' et al.', '')}]({one.source}))"
 
 
 def describe(method: str) -> str:
     path = CONF / "method" / f"{method}.yaml"
-    config = dict(read(path))
+    config = {name: value for name, value in read(path).items() if name != "about"}
     arguments: dict[str, Any] = dict(config.pop("method"))
     name = arguments.pop("_target_")
     target: Any = pydoc.locate(name)
@@ -75,7 +104,9 @@ def describe(method: str) -> str:
     arguments = {p.name: arguments.get(p.name, p.default) for p in parameters}
     fit, _ = config.pop("fit"), config.pop("search", None)
     header, *rows = costs(method)
-    lines = [*grid(header, rows), "", f"- **Class** `{name}`. {paragraph(target, 'Source')}"]
+    named = about("method", method)
+    lines = [f"**{named.name}**: [{named.paper}]({named.source})", "", *grid(header, rows), ""]
+    lines.append(f"- **Class** `{name}`. {paragraph(target, 'Source')}")
     lines.append(f"- **Arguments** {code(arguments) if arguments else 'none'}{choices(parameters)}")
     lines.append(f"- **Fit** {code(fit) if fit else 'nothing is trained'}{steps(fit)}")
     lines += [f"- **Also set** {code(flat(config))}"] if config else []

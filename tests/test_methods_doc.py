@@ -2,11 +2,14 @@
 
 import re
 import sys
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
 from test_learners import METHODS, SMALL, Case, build
 from test_parameter_counts import CLASSES, COUNTS
+
+from vlprompt.config.about import about, by_family
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -25,15 +28,36 @@ def script():
 
 def test_every_method_has_an_entry():
     assert sorted(ENTRIES) == METHODS
-    linked = re.findall(r"\[(\w+)\]\(#(\w+)\)", PAGE)
-    assert sorted(linked) == [(name, name) for name in METHODS]
+    linked = re.findall(r"\[([^]]+)\]\(#(\w+)\)", PAGE)
+    assert sorted(linked, key=itemgetter(1)) == [(about("method", name).name, name) for name in METHODS]
+
+
+def test_entries_are_in_the_section_of_their_family():
+    sections = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
+    written = {
+        family.lower(): set(re.findall(r"^### `(\w+)`", text, re.MULTILINE)) for family, text in sections.items()
+    }
+    assert {family: those for family, those in written.items() if those} == {
+        family: {*members} for family, members in by_family("method").items()
+    }
 
 
 def test_the_generated_parts_are_what_the_script_writes(script):
-    assert script.fill(PAGE) == PAGE, "run scripts/describe_methods.py"
-    emptied = script.PART.sub(r"\1\3", PAGE)
+    for path in script.PAGES:
+        text = path.read_text(encoding="utf-8")
+        assert script.fill(text, path) == text, "run scripts/describe_methods.py"
+    emptied = script.BLOCK.sub(r"\1\2", script.PART.sub(r"\1\3", PAGE))
     assert len(emptied) < len(PAGE) / 2
     assert script.fill(emptied) == PAGE
+
+
+def test_the_block_of_a_front_page(script):
+    text = script.fill("<!-- methods -->\n<!-- end -->\n", ROOT / "README.md")
+    assert re.findall(r"\(docs/methods.md#(\w+)\)", text) == [n for m in by_family("method").values() for n in m]
+    row = text.splitlines()[4]
+    assert row.count(" | ") == 2
+    lengths = [cell.count("<br>") for cell in row.split(" | ")]
+    assert max(lengths) - min(lengths) < len(METHODS) / script.N_COLUMNS / 2
 
 
 def test_every_recipe_is_in_some_entry(script):

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from vlprompt import __version__
-from vlprompt.commands import bank, check_learner, comparisons, curves, reproduce, tables, trained, tune
+from vlprompt.commands import bank, check_learner, comparisons, curves, listing, reproduce, tables, trained, tune
 from vlprompt.commands.arguments import is_override
 from vlprompt.commands.data import add_commands as add_data_commands
 from vlprompt.errors import UserError, prepare_streams, printable
@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"vlprompt {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("run", help="one run or a sweep: vlprompt run method=coop dataset=caltech101")
+    listing.register(commands)
     tables.register(commands)
     curves.register(commands)
     comparisons.register(commands)

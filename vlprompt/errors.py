@@ -66,6 +66,33 @@ def first_names(names: Sequence[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + more
 
 
+class Note(str):
+    """A note on one of several things; `pattern` has {} instead of its name. See `folded`."""
+
+    pattern: str
+    name: str
+
+    def __new__(cls, pattern: str, name: object) -> "Note":
+        note = super().__new__(cls, pattern.replace("{}", str(name), 1))
+        note.pattern, note.name = pattern, str(name)
+        return note
+
+
+def folded(notes: Iterable[str]) -> list[str]:
+    """Each note once, and those of one pattern as one: how many there are, and the first names."""
+    of_pattern: dict[str, list[str]] = {}
+    for note in dict.fromkeys(notes):
+        of_pattern.setdefault(note.pattern if isinstance(note, Note) else note, []).append(note)
+    return [
+        same[0] if len(same) == 1 else f"{len(same)} times: {_of_several(pattern, same)}"
+        for pattern, same in of_pattern.items()
+    ]
+
+
+def _of_several(pattern: str, notes: Sequence[str]) -> str:
+    return pattern.replace("{}", first_names([note.name for note in notes if isinstance(note, Note)], 3), 1)
+
+
 def prepare_streams(arguments: Iterable[str] = ()) -> None:
     """Make the output take any text, whatever its encoding: what it cannot show is escaped, as in \\xb1.
 

@@ -132,6 +132,7 @@ def launch(cells: Sequence[list[str]], config: DictConfig, hydra: Hydra) -> None
 
 def single_job(config: DictConfig) -> None:
     """Run, or find the finished run, and show its table next to the zero-shot reference's."""
+    from vlprompt.reports.endings import next_steps
     from vlprompt.reports.render import in_words
     from vlprompt.run import run
     from vlprompt.training.progress import Reporter
@@ -145,7 +146,7 @@ def single_job(config: DictConfig) -> None:
         references = [run(reference)] if reference and is_comparable(reference) else []
     except UserError as error:  # the run is finished all the same
         Reporter().say(f"there is no zero-shot row: {error}")
-    Reporter().say("\n" + in_words([*references, record]))
+    Reporter().say(f"\n{in_words([*references, record])}\n\n{next_steps([record])}")
 
 
 def is_comparable(reference: "RunSpec") -> bool:
@@ -246,27 +247,35 @@ def write_failure(fields: Mapping[str, Any], folder: Path | None) -> "Record":
 
 def summarise_sweep(folder: Path, since: datetime) -> int:
     """Show what the jobs of a sweep came to, and log it if a run is new `since` then; -> 1 if a job failed."""
+    from vlprompt.reports.endings import next_steps
     from vlprompt.reports.render import in_words
-    from vlprompt.reports.summary import summarise
-    from vlprompt.reports.variants import distinguishing
     from vlprompt.results.store import stored_run
-    from vlprompt.training.tracking import track_sweep
 
     outcomes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{OUTCOMES}/*.json"))]
     folders = dict.fromkeys(name for outcome in outcomes for name in outcome["folders"])
     records = [run[1] for folder in folders if (run := stored_run(Path(folder)))]
     if records:
-        print("\n" + in_words(records))  # noqa: T201
-        if any(datetime.fromisoformat(record.created) >= since for record in records):  # else it has its table
-            table = summarise(records, columns=distinguishing(records))
-            jobs = Counter(outcome.get("status", "finished") for outcome in outcomes)
-            mode = next((outcome["wandb"] for outcome in outcomes if "wandb" in outcome), None)
-            track_sweep(mode, table, jobs, name=folder.name, folder=results_root())
+        print(f"\n{in_words(records)}\n\n{next_steps(records)}")  # noqa: T201
+    if any(datetime.fromisoformat(record.created) >= since for record in records):  # else it was logged then
+        log_sweep(records, outcomes, folder.name)
     stopped = [outcome for outcome in outcomes if "status" in outcome]
     if stopped:
         lines = [f"{len(stopped)} of {len(outcomes)} runs did not finish:"]
         for status, reason in dict.fromkeys((outcome["status"], outcome["reason"]) for outcome in stopped):
             lines.append(f"  {status}: {reason}")
             lines += [f"    {o['job']}" for o in stopped if (o["status"], o["reason"]) == (status, reason)]
+        lines.append("next: mend this and give the same command again: finished runs are read, not made anew")
         print(printable("\n".join(lines)), file=sys.stderr)  # noqa: T201
     return int(any(outcome["status"] == "failed" for outcome in stopped))
+
+
+def log_sweep(records: "Sequence[Record]", outcomes: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Leave W&B one table of all results, in the mode that the jobs had."""
+    from vlprompt.reports.summary import summarise
+    from vlprompt.reports.variants import distinguishing
+    from vlprompt.training.tracking import track_sweep
+
+    jobs = Counter(outcome.get("status", "finished") for outcome in outcomes)
+    mode = next((outcome["wandb"] for outcome in outcomes if "wandb" in outcome), None)
+    table = summarise(records, columns=distinguishing(records))
+    track_sweep(mode, table, jobs, name=name, folder=results_root())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.commands.arguments import add_config_dir, refuse, searched, whole_numbers
+from vlprompt.commands.output import show_rows
 from vlprompt.errors import UserError, first_names, printable
 from vlprompt.textfiles import path_of
 
@@ -54,19 +55,17 @@ def folder(root: str | None) -> Path:
 
 def show(options: argparse.Namespace) -> int:
     from rich.filesize import decimal
-    from tabulate import tabulate
 
     from vlprompt.data.cache.portable import towers
 
     root = folder(options.root)
     known, refused = towers(root)
     rows = [
-        [line(one["model"]), one["precision"], one["size"], one["views"], one["rows"], decimal(one["bytes"])]
+        {"model": one["model"], "precision": one["precision"], "image size": one["size"], "views": one["views"],
+         "features": f"{one['rows']:,}", "on disk": decimal(one["bytes"])}
         for one in known
-    ]
-    headers = ["model", "precision", "image size", "views", "features", "on disk"]
-    table = tabulate(rows, headers, intfmt=",", disable_numparse=[0, 1] if rows else False)
-    sys.stdout.write(f"{table}\n\n{line(str(root.absolute()))}\n")
+    ]  # fmt: skip
+    show_rows(rows, f"feature bank: {root.absolute()}", order=["model", "features", "on disk", "precision"])
     if refused:
         names = first_names([str(path.relative_to(root)) for path in refused])
         sys.stderr.write(line(f"damaged, without a checksum or foreign, and read by no run: {names}") + "\n")

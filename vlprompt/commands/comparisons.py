@@ -5,15 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlprompt.commands.output import add_output, show, show_notes
 from vlprompt.commands.selection import add_selection, naming_left_out, selected
-from vlprompt.commands.tables import FORMATS, show_notes, write
 from vlprompt.errors import UserError, first_names
 from vlprompt.textfiles import path_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from vlprompt.reports.render import Grid
+    from vlprompt.reports.grid import Grid
     from vlprompt.reports.significance import Ranking
     from vlprompt.results.record import Record
 
@@ -36,8 +36,7 @@ def register(commands: Any) -> None:
     for name in ("protocol", "dataset"):
         compare.add_argument(f"--{name}", help=f"short for --where {name}=...")
     compare.add_argument("--split", help="what counts of a data set for ranks: base, novel, H, all, test")
-    compare.add_argument("--format", choices=FORMATS, default="terminal")
-    compare.add_argument("--output", type=path_of, help="write into this file instead of showing")
+    add_output(compare)
     compare.set_defaults(command=show_comparison)
     plot = commands.add_parser("plot", help="figures: reliability, critical-difference, few-shot")
     plot.add_argument("figure", choices=tuple(FIGURES))
@@ -49,8 +48,6 @@ def register(commands: Any) -> None:
 
 def show_comparison(options: argparse.Namespace) -> int:
     from vlprompt.reports.averages import across_datasets
-    from vlprompt.reports.escapes import csv
-    from vlprompt.reports.render import render_grids
     from vlprompt.reports.significance import paired, rankings, runs_of
     from vlprompt.results.metrics import complete
 
@@ -75,26 +72,29 @@ def show_comparison(options: argparse.Namespace) -> int:
     if not drawn:
         raise UserError("ranks need two learners with results on two data sets or more: name two learners instead")
     if options.format == "csv":
-        show_notes([note for note in notes if note not in (PAIRED_NOTE, RANK_NOTE)])
-        write("\n".join(csv(table) for table in tables), options.output)
-    else:
-        write(render_grids(drawn, list(dict.fromkeys(notes)), options.format), options.output)
+        notes = [note for note in notes if note not in (PAIRED_NOTE, RANK_NOTE)]
+    show(drawn, notes, options, tables)
     return 0
 
 
 def _paired_grid(table: "pd.DataFrame", learners: Sequence[str]) -> "Grid":
-    from vlprompt.reports.render import Grid
+    from vlprompt.reports.grid import Grid
 
     forms = {"first": ".2f", "second": ".2f", "difference": "+.2f", "low": "+.2f", "high": "+.2f", "p": ".2g"}
     forms |= {"images": ",.0f", "only_first": ",.0f", "only_second": ",.0f"}
     blocks = table[["protocol", "dataset", "shots"]].astype(str).agg(" ".join, axis=1).tolist()
-    return Grid(f"first: {learners[0]}, second: {learners[1]}; accuracy (%)", _as_text(table, forms), blocks=blocks)
+    keys = ["seed", "protocol", "dataset", "shots", "split"]
+    return Grid(
+        f"first: {learners[0]}, second: {learners[1]}", _as_text(table, forms), blocks=blocks, keys=keys,
+        extras=["only_first", "only_second", "images"], order=[*keys, "difference", "low", "high", "p"],
+        unit="accuracy (%)",
+    )  # fmt: skip
 
 
 def _ranking_grids(ranking: "Ranking") -> list["Grid"]:
     import pandas as pd
 
-    from vlprompt.reports.render import Grid
+    from vlprompt.reports.grid import Grid
     from vlprompt.reports.significance import critical_difference
 
     n = len(ranking.scores)

@@ -3,10 +3,9 @@
 import argparse
 from typing import Any
 
+from vlprompt.commands.output import FORMATS, add_output, show
 from vlprompt.commands.selection import add_selection, naming_left_out, selected
-from vlprompt.commands.tables import write
 from vlprompt.errors import UserError
-from vlprompt.textfiles import path_of
 
 
 def register(commands: Any) -> None:
@@ -17,14 +16,13 @@ def register(commands: Any) -> None:
     curve.add_argument("--split", help="the test that counts (default: the first: test, base)")
     curve.add_argument("--reference", metavar="METHOD", help="compare with this method: full_finetune")
     curve.add_argument("--share", type=float, default=0.9, help="how near is near enough, above 0 to 1 (default: 0.9)")
-    curve.add_argument("--format", choices=("terminal", "markdown", "latex"), default="terminal")
-    curve.add_argument("--output", type=path_of, help="write into this file instead of showing")
+    add_output(curve, [name for name in FORMATS if name != "csv"])
     curve.set_defaults(command=show_curve)
 
 
 def show_curve(options: argparse.Namespace) -> int:
     from vlprompt.reports.curves import curves
-    from vlprompt.reports.render import general_notes, render_grids
+    from vlprompt.reports.render import general_notes
     from vlprompt.reports.summary import frame
     from vlprompt.results.metrics import complete
 
@@ -36,6 +34,5 @@ def show_curve(options: argparse.Namespace) -> int:
     with naming_left_out(notes):
         drawn = curves(records, options.key, **how)
     notes = [*(curve.finding(options.share) for curve in drawn), *general_notes(frame(records)), *notes]
-    text = render_grids([curve.grid() for curve in drawn], [note for note in notes if note], options.format)
-    write(text, options.output)
+    show([curve.grid() for curve in drawn], [note for note in notes if note], options, [])
     return 0

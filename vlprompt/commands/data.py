@@ -11,6 +11,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from vlprompt.commands.arguments import is_override, searched
+from vlprompt.commands.output import show_rows
 from vlprompt.config.paths import config_dir, data_root
 from vlprompt.data.dataset import PARTS
 from vlprompt.errors import UserError, printable
@@ -61,9 +62,6 @@ def catalogue(options: argparse.Namespace) -> Any:
 
 
 def show_list(options: argparse.Namespace) -> int:
-    """A table, uncut: it may go into a file."""
-    from tabulate import tabulate
-
     if options.names or options.overrides:
         asked = asked_for(options)
         rows = [row_of(one.name, one.about, *state_of(one)) for one in asked]
@@ -75,7 +73,9 @@ def show_list(options: argparse.Namespace) -> int:
             if state == "present":
                 state, _ = state_of(Asked(name, plain(entry), entry.about, root, entry.base(root)))
             rows.append(row_of(name, entry.about, state))
-    sys.stdout.write(tabulate(rows, ["name", "classes", *PARTS, "download", "licence", "state"], intfmt=",") + "\n")
+    names = ["name", "classes", *PARTS, "download", "licence", "state"]
+    counted = [[f"{value:,}" if isinstance(value, int) else value for value in row] for row in rows]
+    show_rows([dict(zip(names, row, strict=True)) for row in counted], order=["name", "state", "classes", "download"])
     sys.stdout.write(f"\ndata root: {root.absolute()}\n")
     return 0
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.commands.arguments import add_config_dir, refuse, searched, whole_numbers, words
+from vlprompt.commands.output import show_rows
 from vlprompt.errors import UserError
 from vlprompt.textfiles import path_of
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from vlprompt.reports.verdict import Published, RunRequest, Scores, Verdict
 
 UNKNOWN = "setting unknown"
+KEYS = ("dataset", "source", "protocol", "backbone", "shots", "recipe")
+SHARED = ("source", "protocol", "backbone")
 VERDICTS = ("inside", "outside", "not run", "not judged")
 
 
@@ -165,7 +168,8 @@ def show_plan(method: str, cells: Sequence[Request]) -> None:
         n, left = len(cell.specs), len(cell.left())
         state = "cannot run" if cell.missing else "finished" if not left else "to run"
         rows.append({**cell.key._asdict(), "finished": f"{n - left} of {n}" if n else "", "state": state})
-    show_table(f"plan of {method}: {len(cells)} cells", rows)
+    say("")
+    show_rows(rows, f"plan of {method}: {len(cells)} cells", KEYS, shared=SHARED)
     for reason in dict.fromkeys(cell.missing for cell in cells if cell.missing):
         names = dict.fromkeys(cell.key.dataset for cell in cells if cell.missing == reason)
         say(f"cannot run {', '.join(names)}: {reason}")
@@ -178,7 +182,10 @@ def show_verdicts(verdicts: Sequence["Verdict"], cells: Sequence[Request], *, un
         state = "" if one.n else next((states[key] for m in one.row.members if (key := one.row.key(m)) in states), "")
         rows.append(named(one.row, one.verdict) | numbers(one) | {"why": one.reason or state})
     rows += [named(row, "not judged") | {"why": UNKNOWN} for row in unjudged]
-    show_table("verdicts (%; allowed: the larger of a stated floor and what seeds explain)", rows)
+    title = "verdicts (%; allowed: the larger of a stated floor and what seeds explain)"
+    order = ["dataset", "verdict", "metric", "published", "ours", "off by", "allowed", "shots", "why", "n"]
+    say("")
+    show_rows(rows, title, KEYS, shared=SHARED, order=order)
     for cell in (cell for cell in cells if cell.failed):
         say(f"failed on {cell.key.dataset} ({cell.key.protocol}, {cell.key.shots} shots): {cell.failed}")
     counts = Counter(row["verdict"] for row in rows)
@@ -200,18 +207,6 @@ def numbers(verdict: "Verdict") -> dict[str, str]:
 def named(row: "Published", verdict: str) -> dict[str, str]:
     names = ("source", "protocol", "backbone", "dataset", "shots", "metric")
     return {name: str(getattr(row, name)) for name in names} | {"published": f"{row.value:.2f}", "verdict": verdict}
-
-
-def show_table(title: str, rows: Sequence[dict[str, str]]) -> None:
-    """What all rows share stands above them."""
-    from tabulate import tabulate
-
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    shared = [name for name in ("source", "protocol", "backbone") if len({row.get(name) for row in rows}) == 1]
-    say("\n" + ", ".join([title, *(f"{name} {rows[0][name]}" for name in shared if name in rows[0])]))
-    filled = [name for name in columns if name not in shared and any(str(row.get(name, "")) for row in rows)]
-    cells = [[str(row.get(name, "")) for name in filled] for row in rows]
-    say(tabulate(cells, headers=filled, tablefmt="simple", disable_numparse=True))
 
 
 def say(line: str) -> None:

@@ -8,13 +8,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlprompt.errors import UserError
+from vlprompt.errors import Note, UserError, folded
 from vlprompt.textfiles import path_of
 
 if TYPE_CHECKING:
     from vlprompt.results.record import Record
 
-MOST_NAMED = 10  # rows of several folders that are named one by one
 TARGETS = ("method", "protocol", "dataset.source")  # what a configuration names to be imported
 
 
@@ -29,7 +28,7 @@ def add_selection(parser: argparse.ArgumentParser, *, positional: bool = True) -
             "--results", dest="folders", nargs="+", type=path_of, default=[], metavar="FOLDER", help=text
         )
     parser.add_argument(
-        "--where", nargs="+", default=[], metavar="KEY=VALUE", help="only these runs: method=coop fit.lr=0.002"
+        "--where", nargs="+", default=[], metavar="KEY=VALUES", help="only these runs: method=coop,lora shots=16"
     )
     parser.add_argument("--metric", default="accuracy", help="accuracy, top5, per_class, macro_f1, ece, nll")
 
@@ -66,7 +65,7 @@ def naming_left_out(notes: Sequence[str]) -> Iterator[None]:
         yield
     except UserError as error:
         if left_out := [note for note in notes if note.startswith("Left out")]:
-            raise UserError(" ".join([f"{str(error).rstrip('.')}.", *left_out])) from None
+            raise UserError(" ".join([f"{str(error).rstrip('.')}.", *folded(left_out)])) from None
         raise
 
 
@@ -88,7 +87,7 @@ def no_runs(folders: Sequence[Path], notes: Sequence[str] = ()) -> UserError:
     looked = ", ".join(map(str, roots(folders)))
     shipped = [path for path in (results_root() / "demo", PACKAGE.parent / "results" / "demo") if path.is_dir()]
     do = [f"Records that ship with vlprompt are read where they are named: vlprompt table {p}." for p in shipped[:1]]
-    return UserError(" ".join([f"{NO_RUNS} Looked in {looked}.", *do, *notes]))
+    return UserError(" ".join([f"{NO_RUNS} Looked in {looked}.", *do, *folded(notes)]))
 
 
 def of_several_folders(runs: Mapping[Path, "Record"]) -> list[str]:
@@ -105,10 +104,11 @@ def of_several_folders(runs: Mapping[Path, "Record"]) -> list[str]:
         row = label, record.dataset, record.protocol, record.shots, record.backbone, record.weights, record.precision
         rows.setdefault(row, {}).setdefault(folder, []).append(str(record.seed))
     mixed = {row: by_folder for row, by_folder in rows.items() if len(by_folder) > 1}
-    for (label, dataset, protocol, shots, *_), by_folder in list(mixed.items())[:MOST_NAMED]:
+    for (label, dataset, protocol, shots, *_), by_folder in mixed.items():
         seeds = "; ".join(f"seed {', '.join(seeds)} of {folder}" for folder, seeds in by_folder.items())
-        notes.append(f"Seeds of several folders in one row: {label} on {dataset}, {protocol}, {shots} shots: {seeds}.")
-    return [*notes, *[f"... and {len(mixed) - MOST_NAMED} more such rows."] * (len(mixed) > MOST_NAMED)]
+        row = f"{label} on {dataset}, {protocol}, {shots} shots"
+        notes.append(Note(f"Seeds of several folders in one row: {{}}: {seeds}.", row))
+    return notes
 
 
 def with_changes(runs: Mapping[Path, "Record"]) -> dict[Path, "Record"]:

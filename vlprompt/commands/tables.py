@@ -1,153 +1,148 @@
 """`vlprompt table`: results as tables, for the terminal and for papers, next to the published numbers."""
 
 import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vlprompt.commands.arguments import words
+from vlprompt.commands.output import add_output, asked_columns, show, width_of
 from vlprompt.commands.selection import add_selection, no_runs, published_settings, selected
-from vlprompt.errors import UserError, printable
-from vlprompt.textfiles import path_of
+from vlprompt.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from vlprompt.reports.grid import Grid
     from vlprompt.results.record import Record
 
-FORMATS = ("terminal", "markdown", "csv", "latex")
 LAYOUTS = ("runs", "base_to_novel", "few_shot", "cross_dataset", "domain_generalization", "auto", "published")
+CONTEXT = ("protocol", "dataset", "backbone", "shots")  # conditions that papers' rows have to meet, too
 PUBLISHED_NOTE = (
     "Published numbers in percent, in brackets ours less theirs in points. Theirs were computed in float16, mostly; "
     "precision is no part of a setting."
 )
-PAPERS_NOTE = "Rows of papers have their source as variant; averages without single data sets: --layout published."
 
 
 def register(commands: Any) -> None:
     """Add `table` to the sub-commands."""
     table = commands.add_parser("table", help="tables of the runs so far: seeds, averages, distance to the papers")
     add_selection(table)
+    add_output(table)
     table.add_argument("--layout", choices=LAYOUTS, default="runs", help="runs: a row a learner; or as papers print")
-    table.add_argument("--format", choices=FORMATS, default="terminal")
-    table.add_argument(
-        "--columns", nargs="+", default=[], metavar="KEY", help="settings that rows may differ in: fit.lr"
-    )
     table.add_argument("--costs", action="store_true", help="all costs: bytes, time and FLOPs of a step, of an image")
     table.add_argument("--interval", choices=("t", "normal", "none"), default="none", help="95 %% around means")
-    table.add_argument(
-        "--published",
-        choices=("difference", "rows", "none"),
-        default="difference",
-        help="difference: a table below, where papers have the same cells; rows: the papers' numbers as rows, too",
-    )
-    table.add_argument("--output", type=path_of, help="write into this file instead of showing")
+    text = "difference: a table below, where papers have the same cells; rows: the papers' numbers as rows, too"
+    table.add_argument("--published", choices=("difference", "rows", "none"), help=f"{text} (default with --papers)")
+    text = "only the published numbers of these papers: maple,promptsrc"
+    table.add_argument("--papers", type=words, default=[], metavar="NAMES", help=text)
     table.set_defaults(command=show_table)
 
 
-def write(text: str, output: Path | None) -> None:
-    """Show, or write into a file."""
-    if output is None:
-        sys.stdout.write(text)
-        return
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}") from None
-
-
 def show_table(options: argparse.Namespace) -> int:
-    from vlprompt.reports.averages import across_datasets
     from vlprompt.reports.layouts import of_layout
+    from vlprompt.reports.published import legend, load, of_papers
     from vlprompt.reports.summary import missing_metric
     from vlprompt.reports.variants import distinguishing
     from vlprompt.results.metrics import complete
 
-    papers_alone = options.published == "rows" and options.layout != "published"
-    runs, notes = selected(options, may_be_none=papers_alone)
+    published = options.published or ("rows" if options.papers else "difference")
+    as_rows = published == "rows" and options.layout != "published"
+    printed = of_papers(load(), options.papers)
+    runs, notes = selected(options, may_be_none=as_rows)
     ours, others = of_layout(complete(runs, options.metric, notes), options.layout)
-    papers = published_records(ours, options.layout) if options.published == "rows" else []
+    papers, lacking = published_records(ours, printed, options) if as_rows else ([], [])
     records = [*ours, *papers]
     if not records:
-        raise no_runs(options.folders)
+        raise no_runs(options.folders, lacking)
+    asked = asked_columns(options)
+    settings = [name for name in asked if is_setting(name, records)]
     by_themselves = [] if options.format == "csv" else distinguishing(records, across=options.layout != "runs")
-    columns = list(dict.fromkeys([*options.columns, *by_themselves]))
-    how = {"metric": options.metric, "interval": options.interval, "columns": columns}
-    if options.layout == "published":
-        text = distance_text(across_datasets(ours, **how)[0], options)
-        if not text:
-            raise UserError("no published number is of the same cells as these runs")
-    elif options.layout == "runs":
-        text = runs_text(records, how, options)
-    else:
-        results, gaps = across_datasets(records, **how)
-        text = papers_text(results, records, options)
-        notes += gaps
-    compared = ours and options.published != "none" and options.layout != "published" and options.metric == "accuracy"
-    if compared and options.format != "csv" and (below := distance_text(across_datasets(ours, **how)[0], options)):
-        text += f"\n{below}"
-    notes += [*others, *missing_metric(records, options.metric), *[PAPERS_NOTE] * bool(papers)]
-    if notes and options.format == "csv":  # raw numbers alone
-        show_notes(notes)
-    elif notes:
-        text += notes_text(notes, options.format)
-    write(text, options.output)
+    how = {"metric": options.metric, "interval": options.interval}
+    how |= {"columns": list(dict.fromkeys([*settings, *by_themselves]))}
+    names = asked if len(settings) < len(asked) else []  # settings alone are columns more
+    grids, raw, reading = tables_of(records, how, options, printed, every=bool(names))
+    gaps = [*missing_metric(records, options.metric), *lacking, *legend(papers)]
+    below: list[Grid] = []
+    if options.layout == "published" and not grids:
+        raise UserError("no published number is of the same cells as these runs")
+    if ours and published != "none" and options.layout != "published" and options.metric == "accuracy":
+        below, _, more = published_tables(ours, how, printed, options)
+        reading = [*reading, *more]
+    show(grids, [*reading, *notes, *others, *gaps], options, [raw], names=names, below=below)
     return 0
 
 
-def show_notes(notes: Sequence[str]) -> None:
-    """On stderr, where the output is for other programs."""
-    sys.stderr.write("".join(printable(f"note: {note}") + "\n" for note in dict.fromkeys(notes)))
-
-
-def runs_text(records: Sequence["Record"], how: dict[str, Any], options: argparse.Namespace) -> str:
-    from vlprompt.reports.render import render
+def tables_of(
+    records: Sequence["Record"],
+    how: Mapping[str, Any],
+    options: argparse.Namespace,
+    printed: "pd.DataFrame",
+    *,
+    every: bool,
+) -> tuple[list["Grid"], "pd.DataFrame", list[str]]:
+    """The tables of a layout, the same in raw numbers, and how to read them; `every`: with all columns there are."""
+    from vlprompt.reports.averages import across_datasets, numbers
+    from vlprompt.reports.layouts import grids, notes_of
+    from vlprompt.reports.render import INTERVAL_NOTES, general_notes, summary_grids, summary_notes
     from vlprompt.reports.summary import summarise
 
-    return render(summarise(records, **how), options.format, costs=options.costs)
+    if options.layout == "published":
+        return published_tables(records, how, printed, options)
+    if options.layout == "runs":
+        table = summarise(records, **how)
+        on_terminal, costs = width_of(options) is not None, options.costs or every
+        drawn = summary_grids(table, options.format, costs=costs, on_terminal=on_terminal)
+        return drawn, table.drop(columns="named"), summary_notes(table, costs=options.costs)
+    results, gaps = across_datasets(records, **how)
+    notes = [*notes_of(results, records, options.interval), *INTERVAL_NOTES[options.interval]]
+    return grids(results, options.metric), numbers(results), [*notes, *general_notes(results), *gaps]
 
 
-def papers_text(results: "pd.DataFrame", records: Sequence["Record"], options: argparse.Namespace) -> str:
-    from vlprompt.reports.averages import numbers
-    from vlprompt.reports.escapes import csv
-    from vlprompt.reports.layouts import grids, notes_of
-    from vlprompt.reports.render import INTERVAL_NOTES, general_notes, render_grids
-
-    if options.format == "csv":
-        return csv(numbers(results))
-    notes = [*notes_of(results, records, options.interval), *INTERVAL_NOTES[options.interval], *general_notes(results)]
-    return render_grids(grids(results, options.metric), notes, options.format)
-
-
-def distance_text(results: "pd.DataFrame", options: argparse.Namespace) -> str:
-    """The table of differences to the papers; empty where there are none."""
-    from vlprompt.reports.escapes import csv
+def published_tables(
+    ours: Sequence["Record"], how: Mapping[str, Any], printed: "pd.DataFrame", options: argparse.Namespace
+) -> tuple[list["Grid"], "pd.DataFrame", list[str]]:
+    """The differences to the papers, as `tables_of`; no grid where there are none."""
+    from vlprompt.reports.averages import across_datasets
     from vlprompt.reports.layouts import distance_grid
-    from vlprompt.reports.published import distances, load
-    from vlprompt.reports.render import render_grids
+    from vlprompt.reports.published import distances
 
     if options.metric != "accuracy":
         raise UserError(f"published numbers are accuracies: drop --metric {options.metric}, or choose another layout")
-    table = distances(results, load(), published_settings)
+    table = distances(across_datasets(ours, **how)[0], printed, published_settings)
     if table.empty:
-        return ""
-    if options.format == "csv":
-        return csv(table.drop(columns="named"))
-    return render_grids([distance_grid(table)], [PUBLISHED_NOTE], options.format)
+        return [], table, []
+    return [distance_grid(table)], table.drop(columns="named"), [PUBLISHED_NOTE]
 
 
-def notes_text(notes: Sequence[str], format: str) -> str:
-    from vlprompt.reports.render import render_grids
+def is_setting(name: str, records: Sequence["Record"]) -> bool:
+    """Whether a column is asked for by a key of the records rather than by its heading."""
+    from vlprompt.reports.filters import has_key
+    from vlprompt.reports.summary import KEYS
 
-    return "\n" + render_grids([], list(dict.fromkeys(notes)), format)
+    if name in KEYS or any(name in (record.dataset, *record.scores) for record in records):
+        return False
+    return "." in name or any(has_key(record, name) for record in records)
 
 
-def published_records(ours: Sequence["Record"], layout: str) -> list["Record"]:
-    """Published numbers of a layout's protocol, of the data sets and backbones of our runs; without runs, of all."""
+def published_records(
+    ours: Sequence["Record"], printed: "pd.DataFrame", options: argparse.Namespace
+) -> tuple[list["Record"], list[str]]:
+    """The papers' rows of a layout, and a note on papers that have none.
+
+    Of papers that are named all that `--where` allows, with our backbones where these are among theirs; else what is of
+    the same data sets and backbones as our runs, if there are any.
+    """
+    from vlprompt.reports.filters import conditions_of, meets
     from vlprompt.reports.layouts import PAPERS
-    from vlprompt.reports.published import as_records, load
+    from vlprompt.reports.published import as_records, of_papers
 
+    rows = printed[printed["protocol"] == options.layout] if options.layout in PAPERS else printed
+    records = [r for r in as_records(rows) if meets(r, conditions_of(options.where), CONTEXT)]
     cells = {(record.protocol, record.dataset, record.backbone) for record in ours}
-    records = [record for record in as_records(load()) if record.protocol == layout or layout not in PAPERS]
-    return [r for r in records if not cells or (r.protocol, r.dataset, r.backbone) in cells]
+    if not options.papers:
+        return [r for r in records if not cells or (r.protocol, r.dataset, r.backbone) in cells], []
+    backbones = {record.backbone for record in ours} & {record.backbone for record in records}
+    shown = [record for record in records if not backbones or record.backbone in backbones]
+    sources = {record.source for record in shown}
+    lacking = [name for name in options.papers if not sources & {*of_papers(printed, [name])["source"]}]
+    return list(shown), [f"No published number of {', '.join(lacking)} is of these runs' kind."] * bool(lacking)

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlprompt.commands.output import add_output, show
 from vlprompt.commands.selection import add_selection, selected
-from vlprompt.commands.tables import FORMATS, show_notes, write
-from vlprompt.errors import UserError, printable
+from vlprompt.errors import Note, UserError, printable
 from vlprompt.textfiles import path_of
 
 if TYPE_CHECKING:
@@ -25,8 +25,7 @@ def register(commands: Any) -> None:
     )
     add_selection(parser, positional=False)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    parser.add_argument("--format", choices=FORMATS, default="terminal")
-    parser.add_argument("--output", type=path_of, help="write into this file instead of showing")
+    add_output(parser)
     parser.set_defaults(command=evaluate)
     text = "write a trained LoRA as the folder of an adapter that PEFT reads onto transformers.CLIPModel"
     parser = commands.add_parser("export", help=text, description=text)
@@ -58,8 +57,8 @@ def export(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     import pandas as pd
 
-    from vlprompt.reports.escapes import csv
-    from vlprompt.reports.render import Grid, general_notes, render_grids
+    from vlprompt.reports.grid import Grid
+    from vlprompt.reports.render import general_notes
     from vlprompt.results.learner_files import TENSORS
 
     name, values = read_setting(options.setting)
@@ -73,16 +72,15 @@ def evaluate(options: argparse.Namespace) -> int:
     if len(testable) < len(runs):
         notes += [f"{len(runs) - len(testable)} of {len(runs)} runs hold no {TENSORS} and are left out."]
     rows = pd.DataFrame(rows_of(testable, name, values, options, notes))
-    if options.format == "csv":
-        show_notes(notes)
-        write(csv(rows.drop(columns="named")), options.output)
-        return 0
-    context = ["protocol", "dataset", "backbone", "precision"]
+    context, keys = ["protocol", "dataset", "backbone", "precision"], ["method", "variant", "shots", name]
     grids = [
-        Grid(", ".join(f"{k} {v}" for k, v in zip(context, key, strict=True)), over_seeds(group, name, options.metric))
+        Grid(
+            ", ".join(f"{k} {v}" for k, v in zip(context, key, strict=True)),
+            over_seeds(group, name, options.metric), keys=keys, order=[keys[0], keys[-1]],
+        )
         for key, group in rows.groupby(context, sort=False)
-    ]
-    write(render_grids(grids, [*notes, *general_notes(rows)], options.format), options.output)
+    ]  # fmt: skip
+    show(grids, [*notes, *general_notes(rows)], options, [rows.drop(columns="named")])
     return 0
 
 
@@ -104,7 +102,7 @@ def rows_of(
             rows += tested(folder, run, name, values, options, text)
         except UserError as error:
             reasons.append(error)
-            notes.append(f"Left out: {folder}: {error}")
+            notes.append(Note(f"Left out: {{}}: {error}", folder))
     if not rows:
         raise reasons[0]
     return rows

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.commands.arguments import add_config_dir, is_override, positive, refuse, searched, whole_numbers
+from vlprompt.commands.output import show_rows
 from vlprompt.config.recipes import modernize
 from vlprompt.errors import UserError, printable
 
@@ -62,17 +63,17 @@ def say(line: str) -> None:
 
 def show(studies: Sequence["Study"], records: Sequence["Record"]) -> None:
     """What was chosen, at what cost, and the tests of it."""
-    from tabulate import tabulate
-
+    from vlprompt.reports.endings import next_steps
     from vlprompt.reports.render import in_words
     from vlprompt.tuning.study import row
 
-    rows = [row(study) for study in studies]
-    say("\nchosen on few-shot validation images (accuracy in %; the cost of the search is all trials)")
-    say(tabulate(rows, headers="keys", tablefmt="simple", disable_numparse=True))
+    title = "chosen on few-shot validation images (accuracy in %; the cost of the search is all trials)"
+    say("")
+    show_rows([row(study) for study in studies], title, ["method"], order=["method", "chosen", "setting", "default"])
     if records:
         unique = {record.key: record for record in records}
         say("\n" + in_words(list(unique.values())))
+        say(next_steps(list(unique.values())))
     for record in records:
         if record.status != "finished":
             line = f"{record.learner}, seed {record.seed} ({record.status}): {record.reason}"

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vlprompt.config import recipes
+from vlprompt.config.about import without_about
 from vlprompt.config.paths import config_dir
 from vlprompt.config.spec import RunSpec, check_steps, read_spec
 from vlprompt.errors import ChoiceError, UnknownSettingError, UserError, unknown, unknown_setting
@@ -125,6 +126,7 @@ def given(overrides: list[str]) -> list[str]:
 def check_asked(config: Any, overrides: list[str]) -> None:
     """Refuse what no run can be asked for: a list of seeds, recipes and targets that are not there."""
     check_single(overrides)
+    check_about(overrides)
     recipes.check(overrides, config_dirs())
     check_targets(config)
     check_steps(config)
@@ -228,7 +230,8 @@ def names(group: str, folders: Sequence[Path]) -> list[str]:
 
 def plain(config: DictConfig, folders: Sequence[Path]) -> Any:
     """The resolved configuration, with `targets` filled in: the data sets that `protocol.targets` names."""
-    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    whole: Any = OmegaConf.to_container(config, resolve=True)
+    resolved = without_about(whole)
     known = names("dataset", folders)
     if targets := [name for name in named_targets(config) if name in known]:
         resolved["targets"] = {name: describe(config, name, tuple(folders)) for name in targets}
@@ -276,6 +279,13 @@ def check_single(overrides: list[str]) -> None:
                 f"{text} is a list, and a run has one {override.key_or_group}: sweep over them with "
                 f"`python run.py -m {override.key_or_group}={several}`"
             )
+
+
+def check_about(overrides: list[str]) -> None:
+    """Refuse what no run reads."""
+    for name in given(overrides):
+        if f"{name}.".startswith(("about.", "backbone.about.", "protocol.about.")):
+            raise UnknownSettingError(f"unknown setting '{name}': about is what a file says of itself, drop it", name)
 
 
 def check_targets(config: Any) -> None:

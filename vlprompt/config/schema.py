@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from vlprompt.config.about import without_about
 from vlprompt.data.download.catalogue import About
 from vlprompt.errors import UnknownSettingError, UserError, unknown
 from vlprompt.textfiles import path_of
@@ -256,7 +257,7 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         UserError: naming the first key that is unknown, or has a wrong type or range.
     """
     try:
-        return Settings.model_validate(at_these_shots(config))
+        return Settings.model_validate(at_these_shots(without_about(config)))
     except ValidationError as error:
         raise explain(error) from None
 

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from vlprompt.config.changes import words
+from vlprompt.errors import Note
 from vlprompt.reports.summary import (
     MEAN_OF_H,
     UNTRAINED,
@@ -16,6 +17,7 @@ from vlprompt.reports.summary import (
     headline,
     is_transfer,
     runs_in,
+    sources,
     spread,
 )
 from vlprompt.results.record import Record
@@ -50,19 +52,21 @@ def across_datasets(
     notes: list[str] = []
     for context, members in values.groupby(CONTEXT, sort=False):
         shared: dict[str, Any] = dict(zip(CONTEXT, context, strict=True))
-        datasets = averaged(members)
-        label = average_name(datasets, shared["source"])
-        if len(datasets) > 1 and tuple(datasets) not in STANDARD_AVERAGES.values():
-            notes.append(f"{label} is over {', '.join(datasets)}.")
+        sets = averaged_sets(members, shared["source"])
+        for label, datasets in sets.items():
+            if tuple(datasets) not in STANDARD_AVERAGES.values():
+                notes.append(f"{label} is over {', '.join(datasets)}.")
         for key, group in members.groupby(learner, sort=False):
             row = shared | dict(zip(learner, key, strict=True))
             by_test = group.groupby(["dataset", "part"], sort=False)["value"]
             spreads: Spreads = {(str(d), str(part)): spread(v, interval) for (d, part), v in by_test}
-            if len(datasets) > 1:
-                averages, missing = _averages(group, datasets, interval)
-                spreads |= {(label, part): value for part, value in averages.items()}
-                notes += [f"No {label} of {row['learner']}, {lacking} missing." for lacking in missing]
-            spreads |= _harmonic(spreads, row, label, datasets)
+            printed = {name for name, _ in spreads}
+            for label, datasets in sets.items():
+                if label not in printed:
+                    averages, missing = _averages(group, datasets, interval)
+                    spreads |= {(label, part): value for part, value in averages.items()}
+                    notes += [Note(f"No {label} of {{}}, {lacking} missing.", row["learner"]) for lacking in missing]
+            spreads |= _harmonic(spreads, row, sets)
             rows[group["run"].iloc[0]] = _long(row, spreads, group)
     types = {"n": int, "mean": float, "deviation": float, "half_width": float}
     ordered = [row for run in sorted(rows) for row in rows[run]]
@@ -103,7 +107,7 @@ def average(table: pd.DataFrame, interval: Interval = "none") -> Spread:
     return Spread(int(table.count().min()), sum(table.mean()) / table.shape[1])
 
 
-def _harmonic(spreads: Spreads, row: Mapping[str, Any], label: str, datasets: Sequence[str]) -> Spreads:
+def _harmonic(spreads: Spreads, row: Mapping[str, Any], sets: Mapping[str, Sequence[str]]) -> Spreads:
     """H of the means, of each data set and of the averages, as published; and the mean over data sets."""
     harmonic: Spreads = {}
     for dataset in {name: None for name, _ in spreads if not row["source"]}:
@@ -111,10 +115,11 @@ def _harmonic(spreads: Spreads, row: Mapping[str, Any], label: str, datasets: Se
         numbers = headline(row["protocol"], dataset, {part: s.mean for part, s in tests.items()}, row["metric"])
         n = min((s.n for s in tests.values()), default=0)
         harmonic |= {(dataset, part): Spread(n, value) for part, value in numbers.items() if part not in tests}
-    of_datasets = [harmonic[name, H] for name in datasets if (name, H) in harmonic]
-    if len(of_datasets) == len(datasets) > 1:
-        mean = sum(s.mean for s in of_datasets) / len(of_datasets)
-        harmonic[label, MEAN_OF_H] = Spread(min(s.n for s in of_datasets), mean)
+    for label, datasets in sets.items():
+        of_datasets = [harmonic[name, H] for name in datasets if (name, H) in harmonic]
+        if len(of_datasets) == len(datasets):
+            mean = sum(s.mean for s in of_datasets) / len(of_datasets)
+            harmonic[label, MEAN_OF_H] = Spread(min(s.n for s in of_datasets), mean)
     return harmonic
 
 
@@ -134,6 +139,18 @@ def averaged(members: pd.DataFrame) -> list[str]:
     """The data sets that the learners of one context are averaged over: all that any of them has, except the source."""
     source = members["source"].iloc[0]
     return [name for name in in_papers_order(members["dataset"]) if name != source and not name.startswith("average_")]
+
+
+def averaged_sets(members: pd.DataFrame, source: str) -> dict[str, list[str]]:
+    """The data sets of each average, by its name: those of our runs, and those of papers, if these are others."""
+    published = members["record"].map(lambda record: bool(sources([record]))).astype(bool)
+    sets: dict[str, list[str]] = {}
+    for part in (members[~published], members[published]):
+        datasets = averaged(part) if len(part) else []
+        if len(datasets) > 1 and datasets not in sets.values():
+            label = average_name(datasets, source)
+            sets[f"{label}_published" if label in sets else label] = datasets
+    return sets
 
 
 def in_papers_order(datasets: Iterable[str], source: str = "") -> list[str]:
@@ -168,10 +185,11 @@ def numbers(results: pd.DataFrame) -> pd.DataFrame:
     """All values, one row a learner, number of shots, data set and part: for CSV."""
     low, high = (results["mean"] + sign * results["half_width"] for sign in (-1, 1))
     changes = [changes_in(records) for records in results["records"]]
-    names = ["protocol", "source", "backbone", "weights", *in_csv(identity(results)), "shots", "metric"]
-    return results.assign(low=low, high=high, changes=changes)[
-        [*names, "dataset", "part", "n", "mean", "deviation", "low", "high"]
-    ]
+    table = results.rename(columns={"source": "trained_on"})
+    table = table.assign(low=low, high=high, changes=changes, source=results["records"].map(sources))
+    names = ["protocol", "trained_on", "backbone", "weights", *in_csv(identity(results)), "shots", "metric"]
+    names += ["dataset", "part", "n", "mean", "deviation", "low", "high", *["source"] * bool(table["source"].any())]
+    return table.assign(n=table["n"].astype(object).mask(table["source"] != "", ""))[names]
 
 
 def in_csv(names: Iterable[str]) -> list[str]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from vlprompt.errors import UserError
-from vlprompt.reports.render import Grid, number, spread_text
+from vlprompt.reports.grid import Grid
+from vlprompt.reports.render import number, spread_text
 from vlprompt.reports.summary import SHARED, summarise
 from vlprompt.results.metrics import find_metric
 from vlprompt.results.record import Record

@@ -1,17 +1,21 @@
 """Which runs a table shows, and which of their settings."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from vlprompt.config.changes import value_text
 from vlprompt.errors import UserError, unknown
 from vlprompt.results.record import Record, RunKey
 
 FIELDS = (*RunKey.model_fields, "learner", "status", "weights", "precision", "device", "selection", "git", "split_hash")
 """What can be asked of a record itself; every other key is one of its configuration."""
+
+OF_TRAINING = ("shots", "seed")  # what a learner that is not trained has any of
 
 
 def value_of(record: Record, key: str) -> Any:
@@ -38,16 +42,18 @@ def at_shots(value: Any, shots: int | str) -> Any:
     return by_shots[next((key for key in sorted(by_shots) if key >= wanted), max(by_shots))]
 
 
-def check_key(key: str, records: Sequence[Record]) -> None:
+def check_key(key: str, records: Iterable[Record]) -> None:
     """Raises: UserError where no record has such a key."""
-    if key in FIELDS or any(_has(record, key) for record in records):
+    records = list(records)
+    if any(has_key(record, key) for record in records) or key in FIELDS:
         return
     known = {name for record in records for name in _keys(record.config)}
     raise unknown("key", key, [*FIELDS, *known])
 
 
-def _has(record: Record, key: str) -> bool:
-    return key.removeprefix("config.") in _keys(record.config)
+def has_key(record: Record, key: str) -> bool:
+    """Whether a key is a field of a record or in its configuration."""
+    return key in FIELDS or key.removeprefix("config.") in _keys(record.config)
 
 
 def _keys(config: Mapping[str, Any], prefix: str = "") -> set[str]:
@@ -60,26 +66,60 @@ def _keys(config: Mapping[str, Any], prefix: str = "") -> set[str]:
 
 
 def select(runs: Mapping[Path, Record], conditions: Sequence[str]) -> tuple[dict[Path, Record], list[str]]:
-    """The runs that meet all conditions KEY=VALUE, and a note that says how many do not.
+    """The runs that meet all conditions KEY=VALUE,VALUE, and a note that says how many do not.
 
-    Conditions on one key are alternatives. A learner that is not trained meets every condition on shots and seed.
-    Raises: UserError: a condition without "=", a key that no run has, or none left.
+    Values of one key are alternatives. A learner that is not trained meets every condition on shots and seed.
+    Raises: UserError: a condition without "=", a key or a value that no run has, or none left.
     """
-    wanted: dict[str, list[Any]] = {}
-    for condition in conditions:
-        key, equals, text = condition.partition("=")
-        if not equals:
-            raise UserError(f"'{condition}' is no condition: write KEY=VALUE, as in --where method=coop")
-        check_key(key, list(runs.values()))
-        wanted.setdefault(key, []).append(_read(text))
-    chosen = {folder: record for folder, record in runs.items() if all(_meets(record, k, v) for k, v in wanted.items())}
-    if not wanted:
-        return chosen, []
+    if not conditions:
+        return dict(runs), []
+    records = list(runs.values())
+    wanted = conditions_of(conditions)
+    for key, texts in wanted.items():
+        check_key(key, records)
+        wanted[key] = [value for text in texts for value in values_in(text, key, records)]
+    chosen = {folder: record for folder, record in runs.items() if meets(record, wanted)}
     if runs and not chosen:
         raise UserError(f"none of {len(runs)} runs has {' '.join(conditions)}: see vlprompt table for what there is")
     return chosen, [f"Only {' '.join(conditions)}: {len(chosen)} of {len(runs)} runs."]
 
 
+def conditions_of(conditions: Sequence[str]) -> dict[str, list[str]]:
+    """The texts that each key may have. Raises: UserError: a condition without "="."""
+    wanted: dict[str, list[str]] = {}
+    for condition in conditions:
+        key, equals, text = condition.partition("=")
+        if not equals:
+            raise UserError(f"'{condition}' is no condition: write KEY=VALUE, as in --where method=coop,lora")
+        wanted.setdefault(key, []).append(text)
+    return wanted
+
+
+def values_in(text: str, key: str, records: Sequence[Record]) -> list[str]:
+    """The values in a list with commas; of one that has commas itself (a list, a variant) the longest that a run has.
+
+    Raises: UserError: a value that no run has.
+    """
+    there = [value_of(record, key) for record in records]
+    untrained = key in OF_TRAINING and all(record.shots == 0 for record in records)
+    parts, values, i = text.split(","), [], 0
+    while i < len(parts):
+        longest_first = range(len(parts), i, -1)
+        known = (j for j in longest_first if untrained or any(_is(value, ",".join(parts[i:j])) for value in there))
+        if not (end := next(known, 0)):
+            raise unknown(f"value of {key}", parts[i], {value_text(value) for value in there})
+        values.append(",".join(parts[i:end]))
+        i = end
+    return values
+
+
+def meets(record: Record, wanted: Mapping[str, Sequence[str]], keys: Sequence[str] = ()) -> bool:
+    """Whether a record meets all conditions, or those on `keys`."""
+    asked = {key: values for key, values in wanted.items() if key in keys or not keys}
+    return all(any(_meets(record, key, value) for value in values) for key, values in asked.items())
+
+
+@cache
 def _read(text: str) -> Any:
     """A value as a configuration would have it; 2e-3 is a number, too, which YAML denies."""
     with contextlib.suppress(ValueError):
@@ -90,8 +130,9 @@ def _read(text: str) -> Any:
         return text
 
 
-def _meets(record: Record, key: str, allowed: Sequence[Any]) -> bool:
-    if key in ("shots", "seed") and record.shots == 0:
-        return True
-    got = value_of(record, key)
-    return any(got == value or str(got) == str(value) for value in allowed)
+def _meets(record: Record, key: str, text: str) -> bool:
+    return (key in OF_TRAINING and record.shots == 0) or _is(value_of(record, key), text)
+
+
+def _is(got: Any, text: str) -> bool:
+    return bool(got == _read(text)) or str(got) in (text, str(_read(text)))

@@ -6,9 +6,9 @@ import pandas as pd
 
 from vlprompt.errors import UserError, unknown
 from vlprompt.reports.averages import CONTEXT, identity, in_papers_order, in_parts_order
-from vlprompt.reports.render import BEST, SECOND, Grid, spread_text
-from vlprompt.reports.summary import H, Interval, learner_order
-from vlprompt.reports.variants import labels
+from vlprompt.reports.grid import BEST, SECOND, Grid
+from vlprompt.reports.render import spread_text
+from vlprompt.reports.summary import MEAN_OF_H, H, Interval, learner_order, sources, without_result
 from vlprompt.results.metrics import Metric, find_metric
 from vlprompt.results.record import Record
 
@@ -19,7 +19,6 @@ H_NOTE = (
     "for a data set, over data sets for an average."
 )
 N_NOTE = "±: sample deviation over n seeds; of an average, that of the seeds' averages."
-MOST_NAMED = 20  # runs without a result that are named one by one
 
 
 def of_layout(records: Sequence[Record], layout: str) -> tuple[list[Record], list[str]]:
@@ -38,20 +37,9 @@ def of_layout(records: Sequence[Record], layout: str) -> tuple[list[Record], lis
 
 def notes_of(results: pd.DataFrame, records: Sequence[Record], interval: Interval = "none") -> list[str]:
     """What a reader must know: how H is made, and which runs have no result."""
-    stopped = {
-        record.key: (label, record)
-        for record, label in zip(records, labels(records), strict=True)
-        if record.status != "finished"
-    }
     notes = [N_NOTE] if interval != "normal" and results["deviation"].notna().any() else []
     notes += [H_NOTE] if (results["part"] == H).any() else []
-    notes += [
-        f"{label} on {run.dataset}, {run.protocol}, {run.shots} shots, seed {run.seed}: "
-        f"{run.status.replace('_', ' ')}, {' '.join((run.reason or 'no reason kept').split())}"
-        for label, run in list(stopped.values())[:MOST_NAMED]
-    ]
-    more = [f"... and {len(stopped) - MOST_NAMED} more without a result (--layout runs counts them)."]
-    return [*notes, *more * (len(stopped) > MOST_NAMED)]
+    return [*notes, *without_result(records)]
 
 
 def grids(results: pd.DataFrame, metric: str = "accuracy") -> list[Grid]:
@@ -83,8 +71,8 @@ def _grid(members: pd.DataFrame, shown: Metric, *, tall: bool) -> Grid:
     )
     datasets = in_papers_order(rows["dataset"], rows["source"].iloc[0])
     shape = rows[index].drop_duplicates()
-    if tall:  # a row for each learner in each block
-        shape = pd.DataFrame({"dataset": datasets}).merge(rows[names].drop_duplicates(), how="cross")
+    if tall:  # a block for each data set, of the learners that ran on it
+        shape = shape.sort_values("dataset", key=lambda names: names.map(datasets.index), kind="stable")
     filled = rows[rows["n"] > 0].drop_duplicates([*index, "column"])
     columns = filled.sort_values("dataset", key=lambda names: names.map(datasets.index), kind="stable")
     columns = in_parts_order(filled["part"]) if tall else list(dict.fromkeys(columns["column"]))
@@ -96,11 +84,18 @@ def _grid(members: pd.DataFrame, shown: Metric, *, tall: bool) -> Grid:
     table = shape.reset_index(drop=True)
     low, high = (cells("n").agg(of, axis=1).fillna(0) for of in ("min", "max"))
     table["n"] = [f"{a:.0f}" if a == b else f"{a:.0f} to {b:.0f}" for a, b in zip(low, high, strict=True)]
+    printed = set(rows[rows["records"].map(sources) != ""][index].itertuples(index=False, name=None))
+    table["n"] = table["n"].mask([cell in printed for cell in shape.itertuples(index=False, name=None)], "")
     table[columns] = cells("text").fillna("").to_numpy()
-    constant = [name for name in ("precision", "variant", "shots") if name in table and table[name].nunique() == 1]
-    shared = {name: rows[name].iloc[0] for name in [*CONTEXT[:-1], *["shots"] * tall, *constant]}
-    title = ", ".join(f"{name} {value}" for name, value in shared.items() if value != "") + f"; {shown.label}"
-    return Grid(title, table.drop(columns=constant), _marks(cells("mean"), shown), shape[index[0]].tolist())
+    context = {name: rows[name].iloc[0] for name in [*CONTEXT[:-1], *["shots"] * tall]}
+    averages = [name for name in columns if name == H or name.startswith("average_")]
+    keys = ["method", *(name for name in index if name != "method")]
+    return Grid(
+        ", ".join(f"{name} {value}" for name, value in context.items() if value != ""),
+        table, _marks(cells("mean"), shown), shape[index[0]].tolist(),
+        keys=keys, shared=("precision", "variant", "shots"), extras=[n for n in ("all", MEAN_OF_H) if n in columns],
+        order=[keys[0], index[0], *averages, *keys[1:], "n"], unit=shown.label,
+    )  # fmt: skip
 
 
 def _headings(rows: pd.DataFrame) -> pd.Series:
@@ -132,6 +127,10 @@ def distance_grid(table: pd.DataFrame) -> Grid:
             ]
         elif f"{name}_published" not in table:
             shown["variant" if name == "named" else name] = table[name].map(str)
-    shared = [name for name in ("protocol", "backbone", "variant", "source") if shown[name].nunique() == 1]
-    title = ", ".join(f"{name} {shown[name].iloc[0]}" for name in shared if shown[name].iloc[0])
-    return Grid(f"Distance to the papers: {title}", shown.drop(columns=shared), blocks=table["dataset"].tolist())
+    names = [name for name in ("dataset", "method", "shots", "precision", "variant") if name in shown]
+    keys = ["method", *(name for name in [*names, "protocol", "backbone", "source"] if name != "method")]
+    return Grid(
+        "Distance to the papers:", shown, blocks=table["dataset"].tolist(), keys=keys,
+        shared=("protocol", "backbone", "variant", "source"), extras=["printed"],
+        order=[*names, *(name for name in shown if name not in (*keys, "printed"))],
+    )  # fmt: skip

@@ -9,7 +9,7 @@ import pandas as pd
 
 from vlprompt.config import recipes
 from vlprompt.config.paths import published_dir
-from vlprompt.errors import UserError
+from vlprompt.errors import UserError, unknown
 from vlprompt.reports.averages import identity, in_papers_order, in_parts_order
 from vlprompt.reports.filters import at_shots
 from vlprompt.reports.summary import UNTRAINED, is_transfer
@@ -20,6 +20,11 @@ SECTIONS = ("method", "fit", "bank", "augment", "backbone", "protocol")
 """The parts of a configuration that a published setting is compared with; precision and device are no part of it."""
 UNKNOWN, SAME, DIFFER = "setting unknown", "as published", "settings differ"
 TRAINED_ON = "imagenet"  # by what is published of transfer to other data sets
+PAPERS = {
+    "multimodal-prompt-learning": "MaPLe", "Multi-Modal-Adapter": "MMA", "QCoOp/QMaPLe": "QMaPLe", "vpt": "VPT",
+    "Awesome-Prompt-Adapter-Learning-for-VLMs": "Awesome-list",
+}  # fmt: skip
+"""By the name of the repository, where that is not the method's."""
 SHOWN = 6  # differences named in one cell
 
 SettingsOf = Callable[[Record, str], Mapping[str, Any] | None]
@@ -56,25 +61,82 @@ def _read(path: Path) -> pd.DataFrame:
     return rows.assign(value=rows["value"].map(float), shots=pd.Series(shots, dtype=object), part=part)
 
 
-def as_records(rows: pd.DataFrame) -> list[Record]:
-    """Published numbers of single data sets as records without predictions, the source as their variant.
+class Published(Record):
+    """Published numbers as the record of a run would have them."""
 
-    Averages and H are left out: tables derive them, as the papers do.
+    source: str
+
+
+def of_papers(rows: pd.DataFrame, papers: Sequence[str]) -> pd.DataFrame:
+    """What these papers print, and of a paper's own method what only others print: of the one that has most of it.
+
+    A paper is named by its source (`paper_name`), or by its method. Raises: UserError: no paper has such a name.
     """
-    single = rows[~rows["dataset"].str.startswith("average_") & (rows["metric"] != "H")]
-    single = single[[isinstance(shots, int) for shots in single["shots"]]].copy()
-    transfer = single["protocol"].map(is_transfer)
-    single["trained_on"] = single["dataset"].where(~transfer, TRAINED_ON)
-    single["split"] = single["dataset"].where(transfer, single["part"])
-    cell = ["protocol", "backbone", "method", "shots"]
+    names = rows["source"].map(paper_name).map(paper_key)
+    chosen = []
+    for asked in map(paper_key, papers):
+        theirs = names == asked
+        known = {*names, *rows["method"]}
+        if asked not in known:
+            raise unknown("paper", asked, known)
+        chosen.append(rows[theirs])
+        reprinted = rows[(rows["method"] == asked) & ~theirs & ~rows["printed"].str.contains("re-run", regex=False)]
+        for source in reprinted["source"].value_counts(sort=True).index:
+            cell = ["protocol", "backbone", "shots", "dataset", "part"]
+            covered = pd.concat(chosen)
+            covered = set(covered[covered["method"] == asked][cell].itertuples(index=False, name=None))
+            more = reprinted[reprinted["source"] == source]
+            chosen.append(more[[key not in covered for key in more[cell].itertuples(index=False, name=None)]])
+    return pd.concat(chosen).loc[lambda all: ~all.index.duplicated()] if chosen else rows
+
+
+def paper_name(source: str) -> str:
+    """MaPLe, of a source in the files of published numbers: the paper's method, or its repository's name."""
+    match = re.match(r"github:[^/]+/([^\s/]+)|(\S+)", source)
+    name = (match[1] or match[2]) if match else source
+    return PAPERS.get(name, name)
+
+
+def paper_key(name: str) -> str:
+    """As `--papers` takes it."""
+    return re.sub(r"\W+", "_", name.lower())
+
+
+def as_records(rows: pd.DataFrame) -> list[Published]:
+    """Published numbers as records without predictions, the paper as their variant.
+
+    H is left out, and so are averages where the numbers of single data sets are there: tables derive them.
+    """
+    shown = rows[(rows["metric"] != "H") & [isinstance(shots, int) for shots in rows["shots"]]].copy()
+    averages = shown["dataset"].str.startswith("average_")
+    line = ["protocol", "backbone", "method", "shots", "source", "printed"]
+    single = set(shown[~averages][line].itertuples(index=False, name=None))
+    derived = [key in single for key in shown[line].itertuples(index=False, name=None)]
+    shown = shown[~(averages & pd.Series(derived, shown.index))]
+    transfer = shown["protocol"].map(is_transfer).astype(bool)
+    shown["trained_on"] = shown["dataset"].where(~transfer, TRAINED_ON)
+    shown["split"] = shown["dataset"].where(transfer, shown["part"])
+    shown["paper"] = shown["source"].map(paper_name)
+    several = shown.groupby(["protocol", "backbone", "method", "paper"])["printed"].transform("nunique") > 1
+    shown["variant"] = "published: " + shown["paper"] + (", " + shown["printed"]).where(several, "")
     records = []
-    for key, group in single.groupby([*cell, "trained_on", "source", "printed", "recipe"], sort=False):
-        dataset, source, printed, recipe = key[4:]
+    for key, group in shown.groupby([*line, "variant", "trained_on", "recipe"], sort=False):
+        protocol, backbone, method, shots, source, _, variant, dataset, recipe = key
         scores = {split: {"accuracy": value / 100} for split, value in zip(group["split"], group["value"], strict=True)}
-        known = dict(zip(cell, key, strict=False)) | {"dataset": dataset, "variant": f"{printed}, {source}"}
-        known |= {"seed": UNTRAINED if known["shots"] == UNTRAINED else 1, "recipe": [recipe] if recipe else []}
-        records.append(Record(**known, status="finished", weights="openai", scores=scores))
+        record = Published(
+            protocol=protocol, backbone=backbone, method=method, shots=shots, dataset=dataset, variant=variant,
+            seed=UNTRAINED if shots == UNTRAINED else 1, recipe=[recipe] if recipe else [], status="finished",
+            weights="openai", scores=scores, source=source,
+        )  # fmt: skip
+        records.append(record)
     return records
+
+
+def legend(records: Sequence[Record]) -> list[str]:
+    """A note that says which sources the papers in a table are."""
+    read = {r.source: paper_name(r.source) for r in records if isinstance(r, Published)}
+    named = "; ".join(f"{paper} is {source}" for source, paper in read.items())
+    return [f"Published, without a number of seeds: {named}."] if read else []
 
 
 def distances(results: pd.DataFrame, rows: pd.DataFrame, settings_of: SettingsOf) -> pd.DataFrame:

@@ -1,15 +1,15 @@
 """Tables as text: for the terminal, Markdown, LaTeX and, in numbers, CSV."""
 
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 
-from vlprompt.errors import UserError, unknown
-from vlprompt.reports.escapes import ESCAPES, csv, latex_comment, terminal
-from vlprompt.reports.summary import MEAN_OF_H, NO_RUNS, SHARED, summarise
+from vlprompt.errors import UserError, folded, unknown
+from vlprompt.reports.escapes import ESCAPES, csv, latex_comment
+from vlprompt.reports.grid import BEST, SECOND, Grid
+from vlprompt.reports.summary import MEAN_OF_H, NO_RUNS, SHARED, H, summarise
+from vlprompt.reports.terminal import draw, terminal_width, wrapped
 from vlprompt.reports.variants import distinguishing, single_class_notes
 from vlprompt.results.metrics import find_metric
 from vlprompt.results.record import Record
@@ -28,59 +28,54 @@ INTERVAL_NOTES = {
     "t": ["In brackets: the 95 % interval by Student's t over n seeds."],
     "normal": ["±: population deviation; in brackets: 1.96 standard errors, as the originals' scripts print them."],
 }
-BEST, SECOND = "best", "second"
 MARKED = {
     "markdown": {BEST: "**{}**", SECOND: "<u>{}</u>"},
     "latex": {BEST: r"\textbf{{{}}}", SECOND: r"\underline{{{}}}"},
 }
-WIDE_ONLY = ["parameters", "train s", "peak MB"]  # columns that a narrow terminal has to do without, the last one first
-GAP = 3  # characters between columns on a terminal
-STYLES = {BEST: "bold", SECOND: "underline"}
+NO_ROOM = "widen the terminal, or send this to a file"
 
 
-@dataclass(frozen=True)
-class Grid:
-    """One table of cells that are text already; `title` is what its rows share.
-
-    `marks` names the best and the second cell by (row, column). A rule goes between rows whose `blocks` differ.
-    """
-
-    title: str
-    rows: pd.DataFrame
-    marks: dict[tuple[int, str], str] = field(default_factory=dict)
-    blocks: Sequence[object] = ()
-
-    @property
-    def starts(self) -> list[int]:
-        """The rows that begin a block, but for the first."""
-        return [i for i in range(1, len(self.blocks)) if self.blocks[i] != self.blocks[i - 1]]
-
-
-def render(table: pd.DataFrame, format: str = "terminal", *, costs: bool = False) -> str:
+def render(table: pd.DataFrame, format: str = "terminal", *, costs: bool = False, width: int | None = None) -> str:
     """A summary as text, a table for each protocol; with `costs` all of them have columns.
 
     CSV is one table of the raw numbers; the others have two decimals, `mean ± deviation`, and what all rows of a table
-    share above it (LaTeX: in columns).
-
-    "terminal" is a rich table on a terminal; into a file or a pipe it is plain, never wrapped, never cut.
+    share above it (LaTeX: in columns). "terminal" is plain, never wrapped, never cut, unless it has a `width`.
     """
     check_format(format)
+    if format == "csv":
+        return csv(_checked(table).drop(columns="named"))
+    grids = summary_grids(table, format, costs=costs, on_terminal=width is not None)
+    return render_grids(grids, summary_notes(table, costs=costs), format, width=width)
+
+
+def _checked(table: pd.DataFrame) -> pd.DataFrame:
     if table.empty:
         raise UserError(NO_RUNS)
-    if format == "csv":
-        return csv(table.drop(columns="named"))
-    parts = [part for _, part in table.groupby("protocol", sort=False)]
-    notes = [*INTERVAL_NOTES[table.attrs.get("interval", "none")], *general_notes(table)]
+    return table
+
+
+def summary_grids(
+    table: pd.DataFrame, format: str = "terminal", *, costs: bool = False, on_terminal: bool = False
+) -> list[Grid]:
+    """A summary as a table for each protocol. On a terminal rows without a result are left to the notes, if others have
+    one."""
+    ran = _checked(table)["n"] > 0
+    shown = table[ran] if on_terminal and ran.any() else table
     metric = table.attrs.get("metric", "accuracy")
-    if costs:
-        notes.append(COST_NOTE)
-    return render_grids([_summary_grid(part, format, metric, costs) for part in parts], notes, format)
+    return [_summary_grid(part, format, metric, costs) for _, part in shown.groupby("protocol", sort=False)]
+
+
+def summary_notes(table: pd.DataFrame, *, costs: bool = False) -> list[str]:
+    notes = [*INTERVAL_NOTES[table.attrs.get("interval", "none")], *general_notes(table)]
+    return [*notes, *[COST_NOTE] * costs, *table.attrs.get("stopped", [])]
 
 
 def in_words(records: Sequence[Record]) -> str:
     """What runs came to, for the terminal, with a column for each setting in which variants differ."""
-    notes = single_class_notes(records)
-    return "\n\n".join([render(summarise(records, columns=distinguishing(records))).rstrip(), *map(terminal, notes)])
+    width, notes = terminal_width(), single_class_notes(records)
+    table = summarise(records, columns=distinguishing(records))
+    grids = summary_grids(table, on_terminal=width is not None)
+    return render_grids(grids, [*summary_notes(table), *notes], "terminal", width=width).rstrip()
 
 
 def check_format(format: str) -> None:
@@ -88,9 +83,22 @@ def check_format(format: str) -> None:
         raise unknown("format", format, FORMATS)
 
 
-def render_grids(grids: Sequence[Grid], notes: Sequence[str], format: str) -> str:
-    """Tables and the notes below them as text, in any format but CSV; all texts are harmless in it (`escapes`)."""
-    return "\n\n".join([*(_draw(grid, format) for grid in grids), *map(ESCAPES[format], notes)]) + "\n"
+def render_grids(
+    grids: Sequence[Grid], notes: Sequence[str], format: str, *, width: int | None = None, more: str = NO_ROOM
+) -> str:
+    """Tables and the notes below them as text, in any format but CSV; all texts are harmless in it (`escapes`).
+
+    `width`: of a terminal, which a table must not exceed; `more` says how to see what there is no room for.
+    """
+    if width is None:
+        drawn = [_draw(grid.gathered(grid.shared), format) for grid in grids]
+        return "\n\n".join([*drawn, *map(ESCAPES[format], folded(notes))]) + "\n"
+    fitted = [draw(grid.gathered(grid.constants), width) for grid in grids]
+    lacking = dict.fromkeys(name for _, names in fitted for name in names)
+    room = [f"No room for {', '.join(lacking)}: {more}."] if lacking else []
+    return (
+        "\n\n".join([*(text for text, _ in fitted), *(wrapped(note, width) for note in [*room, *folded(notes)])]) + "\n"
+    )
 
 
 def general_notes(table: pd.DataFrame) -> list[str]:
@@ -116,15 +124,20 @@ def spread_text(mean: float, deviation: float, half_width: float = float("nan"),
 
 
 def _summary_grid(table: pd.DataFrame, format: str, metric: str, costs: bool) -> Grid:
-    shown = _readable(table, find_metric(metric).decimals, costs)
-    if format == "latex":
-        return Grid("", shown)
-    ran = shown[table["n"] > 0] if (table["n"] > 0).any() else shown  # others may not know their weights and precision
-    shared = [name for name in SHARED if name in shown and ran[name].nunique() == 1 == len({*shown[name]} - {""})]
-    title = ", ".join(f"{name} {ran[name].iloc[0]}" for name in shared)
-    if metric != "accuracy":
-        title += f", {find_metric(metric).label}"
-    return Grid(title, shown.drop(columns=shared))
+    rows = _readable(table, find_metric(metric).decimals, costs)
+    names = list(map(str, rows))
+    n = names.index("n")
+    asked = [name for name in names[:n] if name not in (*SHARED, "method", "variant", "shots")]
+    keys = [name for name in ("method", "dataset", "variant", "shots", *asked, *SHARED[2:], "protocol") if name in rows]
+    headline = [name for name in (H, "test", "average") if name in rows][:1]
+    splits = [name for name in names[n:] if name in table and name not in ("failed", "missing", "parameters")]
+    first, last = ("failed", "parameters", "all"), ("train s", "peak MB", MEAN_OF_H, "missing")
+    extras = [*first, *(name for name in names[n:] if name not in (*splits, *first, *last)), *last]
+    return Grid(
+        "", rows, keys=keys, shared=() if format == "latex" else SHARED,
+        extras=[name for name in extras if name in rows], order=[*keys[:1], *headline, *keys[1:], "n"],
+        unit="" if metric == "accuracy" else find_metric(metric).label,
+    )  # fmt: skip
 
 
 def _readable(table: pd.DataFrame, decimals: int, costs: bool) -> pd.DataFrame:
@@ -133,6 +146,8 @@ def _readable(table: pd.DataFrame, decimals: int, costs: bool) -> pd.DataFrame:
     keys = table.iloc[:, :n_keys].assign(variant=table["named"]).drop(columns=["named", "changes"])
     shown = keys.map(lambda value: "" if pd.isna(value) else str(value))
     shown["n"] = table["n"].astype(str)
+    if "source" in table:  # a paper's seeds are not known
+        shown["n"] = shown["n"].where(table["source"] == "", "")
     none = pd.Series(float("nan"), index=table.index)
     for column in table.columns[n_keys + 1 : list(table.columns).index("parameters")]:
         deviations, widths = (table.get(f"{column}_{end}", none) for end in ("sd", "ci95"))
@@ -169,8 +184,6 @@ def _costs(table: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def _draw(grid: Grid, format: str) -> str:
-    if format == "terminal" and sys.stdout.isatty():
-        return _rich(grid).rstrip("\n")
     escape, names = ESCAPES[format], list(grid.rows)
     rows = [[escape(text) for text in row] for row in grid.rows.values.tolist()]
     for (row, column), mark in grid.marks.items():
@@ -201,44 +214,3 @@ def _tabulated(headers: Sequence[str], rows: Sequence[Sequence[str]], form: str,
     for start in reversed(starts):
         lines.insert(start, SEPARATING_LINE)
     return tabulate(lines, headers=headers, tablefmt=form, disable_numparse=True).rstrip("\n")
-
-
-def _rich(grid: Grid) -> str:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    optional, dropped = [name for name in WIDE_ONLY if name in grid.rows], list[str]()
-    while (widths := column_widths(grid.rows.drop(columns=dropped), console.width)) is None and optional:
-        dropped.append(optional.pop())
-    grid = replace(grid, rows=grid.rows.drop(columns=dropped))
-    note = f"No room for {', '.join(reversed(dropped))}: widen the terminal, or pipe this." if dropped else None
-    drawn = Table(title=Text(terminal(grid.title)), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    drawn.caption, drawn.caption_justify = note, "left"
-    given: Sequence[int | None] = widths or [None] * len(grid.rows.columns)  # where even this is too wide, words break
-    for name, width in zip(grid.rows, given, strict=True):
-        drawn.add_column(Text(terminal(name)), overflow="fold", width=width)
-    for i, row in enumerate(grid.rows.values.tolist()):
-        cells = zip(grid.rows, row, strict=True)
-        styled = [
-            Text(terminal(text), style=STYLES.get(grid.marks.get((i, str(name)), ""), "")) for name, text in cells
-        ]
-        drawn.add_row(*styled, end_section=i + 1 in grid.starts)
-    with console.capture() as capture:
-        console.print(drawn)
-    return capture.get()
-
-
-def column_widths(rows: pd.DataFrame, room: int) -> list[int] | None:
-    """Characters of each column, so that no word is broken and, from the left, few texts wrap; None: no room for it."""
-    texts = [[str(name), *rows[name]] for name in rows]
-    widths = [max(len(word) for text in column for word in text.split() or [""]) for column in texts]
-    spare = room - sum(width + GAP for width in widths)
-    if spare < 0:
-        return None
-    for i, column in enumerate(texts):
-        more = min(max(map(len, column)) - widths[i], spare)
-        widths[i], spare = widths[i] + more, spare - more
-    return widths

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from vlprompt.config.changes import words
-from vlprompt.errors import UserError
+from vlprompt.errors import Note, UserError
 from vlprompt.protocols import PROTOCOLS
 from vlprompt.reports.filters import check_key
 from vlprompt.reports.variants import labels, shared_changes, shown_value, variant_texts
@@ -190,13 +190,31 @@ def summarise(
         ran = set(group["seed"])
         expected = seeds.get(tuple(row[name] for name in context), set()) if UNTRAINED not in ran else set()
         numbers.append(_numbers(group, interval))
-        rows.append(row | numbers[-1] | _costs(runs_in(group)) | {"missing": len(expected - ran)})
+        row |= numbers[-1] | _costs(runs_in(group)) | {"missing": len(expected - ran)}
+        rows.append(row | {"source": sources(group["record"])})
     rows.sort(key=lambda row: (*(row[name] for name in SHARED[:4]), *learner_order(row, keys[len(KEYS) :])))
     names = merged(sorted(numbers, key=lambda of_row: "base" not in of_row))
     shown = [name for key in keys for name in (key, *["changes"] * (key == "named"))]
-    table = pd.DataFrame(rows, columns=[*shown, "n", *names, *COSTS, "failed", "missing"])
-    table.attrs |= {"metric": metric, "interval": interval}
+    last = ["source"] * any(row["source"] for row in rows)
+    table = pd.DataFrame(rows, columns=[*shown, "n", *names, *COSTS, "failed", "missing", *last])
+    table.attrs |= {"metric": metric, "interval": interval, "stopped": without_result(records)}
     return table
+
+
+def without_result(records: Sequence[Record]) -> list[Note]:
+    """A note on each run that failed or does not apply, with its reason."""
+    notes = {}
+    for run, label in zip(records, labels(records), strict=True):
+        if run.status != "finished":
+            name = f"{label} on {run.dataset}, {run.protocol}, {run.shots} shots, seed {run.seed}"
+            why = " ".join((run.reason or "no reason kept").split())
+            notes[run.key] = Note(f"Without a result: {{}}: {run.status.replace('_', ' ')}, {why}", name)
+    return list(notes.values())
+
+
+def sources(records: Iterable[Record]) -> str:
+    """Where published numbers were read; "" of our own runs."""
+    return "; ".join(dict.fromkeys(source for record in records if (source := getattr(record, "source", ""))))
 
 
 def missing_metric(records: Sequence[Record], metric: str) -> list[str]:

@@ -9,12 +9,11 @@ from typing import Any
 
 from vlprompt.config.changes import MOST_WORDS, Changes, value_text, words
 from vlprompt.config.schema import Fit, Schedule
-from vlprompt.errors import first_names
+from vlprompt.errors import Note, first_names
 from vlprompt.reports.filters import value_of
 from vlprompt.results.record import Record
 
 MOST_COLUMNS = 4  # settings that get columns by themselves
-MOST_NAMED = 10  # rows in notes
 SECTIONS = ("method", "fit", "bank", "augment", "sampler", "backbone", "protocol")  # of what a row's seeds share
 WITHOUT_EFFECT = ("bank.use", "bank.gb", "backbone.weights", "backbone.model")  # weights have columns
 FIT = {f"fit.{name}": field.default for name, field in Fit.model_fields.items()}
@@ -140,10 +139,9 @@ def single_class_notes(records: Iterable[Record]) -> list[str]:
         for test, n_classes in record.n_classes.items()
         if n_classes == 1
     }
+    says = "so that every learner has 100 there; it says nothing, nor does a mean that it enters."
     return [
-        f"{protocol}, {dataset}: the test {test} has one class, so that every learner has 100 there; it says nothing, "
-        "nor does a mean that it enters."
-        for protocol, dataset, test in single
+        Note(f"{protocol}, {{}}: the test {test} has one class, {says}", dataset) for protocol, dataset, test in single
     ]
 
 
@@ -159,16 +157,13 @@ def mixed_settings(records: Sequence[Record]) -> list[str]:
         rows.setdefault(row, []).append(record)
         if record.split_hash and record.status == "finished":
             splits.setdefault((record.dataset, record.protocol), set()).add(record.split_hash)
-    notes = []
+    notes: list[str] = []
     for (label, dataset, protocol, *_, shots), members in rows.items():
         if differing := differences([record for record in members if record.config]):
-            notes.append(
-                f"Seeds of one row differ in their settings: {label} on {dataset}, {protocol}, {shots} shots: "
-                f"{first_names(differing, MOST_WORDS)}."
-            )
-    notes = [*notes[:MOST_NAMED], *[f"... and {len(notes) - MOST_NAMED} more such rows."] * (len(notes) > MOST_NAMED)]
+            what = f"Seeds of one row differ in their settings: {{}}: {first_names(differing, MOST_WORDS)}."
+            notes.append(Note(what, f"{label} on {dataset}, {protocol}, {shots} shots"))
     return notes + [
-        f"Runs on {dataset} ({protocol}) are of {len(hashes)} splits of its images: compare them with care."
+        Note(f"Runs on {{}} ({protocol}) are of {len(hashes)} splits of its images: compare them with care.", dataset)
         for (dataset, protocol), hashes in splits.items()
         if len(hashes) > 1
     ]

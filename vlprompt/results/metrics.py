@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 
-from vlprompt.errors import UserError, unknown
+from vlprompt.errors import Note, UserError, unknown
 from vlprompt.results.predictions import PREDICTIONS, Predictions, load_predictions
 from vlprompt.results.record import Record
 
@@ -120,7 +120,7 @@ def complete(runs: Mapping[Path, Record], metric: str, notes: list[str]) -> list
             records.append(_completed(record, folder / PREDICTIONS, metric))
         except UserError as error:
             records.append(record)
-            notes.append(str(error))
+            notes.append(Note(str(error).replace(str(folder), "{}", 1), folder))
     return records
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vlprompt.data.disk import Lock, is_full, make_folder, sha256_of, sync
-from vlprompt.errors import DamagedError, UserError
+from vlprompt.errors import DamagedError, Note, UserError
 from vlprompt.results.record import FILE, Record, RunKey
 
 TRIALS = "tune"  # the folder of searches for settings, next to runs/
@@ -48,7 +48,7 @@ def find_runs(roots: Sequence[Path], say: Callable[[str], object] = logger.warni
             try:
                 run = stored_run(target)
             except UserError as error:
-                say(f"Left out: {error}")
+                say(Note("Left out: " + str(error).replace(str(target), "{}", 1), target))
                 continue
             if run is None:
                 continue
@@ -72,7 +72,7 @@ def _targets(root: Path, say: Callable[[str], object]) -> set[Path]:
 
     def unreadable(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
-            say(f"Left out: '{error.filename}' cannot be read ({error.strerror}).")
+            say(Note(f"Left out: '{{}}' cannot be read ({error.strerror}).", error.filename))
 
     targets = set()
     for name, folders, files in os.walk(root, onerror=unreadable):
@@ -82,7 +82,7 @@ def _targets(root: Path, say: Callable[[str], object]) -> set[Path]:
         folders[:] = [folder for folder in folders if not folder.startswith(".") and folder != FILE]
         for folder in folders:  # which may be one of all disks, or a circle
             if (link := Path(name, folder)).is_symlink():
-                say(f"Left out: '{link}' is a link, which is not followed: name the folder that it points to, too.")
+                say(Note("Left out: '{}' is a link, which is not followed: name the folder it points to, too.", link))
     return targets
 
 

@@ -45,6 +45,8 @@ class About(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    name: str | None = None  # as papers' tables have it
+    family: str | None = None
     title: str
     home: str
     licence: str

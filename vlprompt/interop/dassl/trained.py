@@ -93,6 +93,7 @@ def read_backbone(name: str) -> tuple[dict[str, str], Any]:
     if name not in (known := names("backbone", [config_dir()])):
         raise unknown("backbone", name, known)
     setting = yaml.safe_load((config_dir() / "backbone" / f"{name}.yaml").read_text(encoding="utf-8"))
+    setting.pop("about", None)
     folder = demo.BACKBONES.get(setting["model"])
     return setting, read_geometry(str(folder or setting["model"]), setting["weights"])
 
