@@ -75,13 +75,14 @@ def test_an_offline_run_is_read_back(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert (run["project"], run["name"]) == ("vlprompt", f"{GROUP}-seed1")
     entry = run["records"]["run"][0]
     assert (entry["run_group"], entry["job_type"]) == (GROUP, "train")
-    assert set(run["tags"]) == {"coop", "shapes", "base_to_novel", "tiny", "16-shot"}
+    assert set(run["tags"]) == {"coop", "text prompts", "shapes", "base_to_novel", "tiny", "16-shot"}
     config = run["config"]
     assert config.pop("settings") == json.loads(json.dumps(settings))
     machine = config.pop("machine")
     assert (machine["device"], machine["cpus"]) == ("cpu", os.cpu_count())
     plain = {**KEY.model_dump(), "variant": "long: method.n_context=16", "recipe": "coop/few_shot"}
-    plain |= {"weights": "random", "git": "abc+dirty"}
+    plain |= {"weights": "random", "git": "abc+dirty", "family": "text prompts"}
+    plain |= {"learner": "CoOp (long: n_context=16)"}
     assert {name: config[name] for name in plain} == plain
 
     curve = [without_its_own(entry["item"]) for entry in run["records"]["history"]]
@@ -202,9 +203,9 @@ def test_plain_keys(variant: str | None, origin: dict[str, Any], expected: tuple
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"shots": 0}, ["coop", "shapes", "base_to_novel", "tiny"]),
+        ({"shots": 0}, ["coop", "text prompts", "shapes", "base_to_novel", "tiny"]),
         ({"shots": "all", "method": "m" * 100}, ["m" * 64, "shapes", "base_to_novel", "tiny", "all shots"]),
-        ({"dataset": "coop"}, ["coop", "base_to_novel", "tiny", "16-shot"]),
+        ({"dataset": "coop"}, ["coop", "text prompts", "base_to_novel", "tiny", "16-shot"]),
     ],
 )
 def test_tags(changes: dict[str, Any], expected: list[str]) -> None:

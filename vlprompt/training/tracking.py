@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pandas as pd
 
+from vlprompt.config.about import about, display_name
 from vlprompt.config.changes import words
 from vlprompt.errors import UserError, unknown
 from vlprompt.results.predictions import Predictions
@@ -160,18 +161,22 @@ def resolve_mode(mode: str | None) -> str:
 
 
 def tags(key: RunKey) -> list[str]:
+    family = about("method", key.method).family
     shots = ["all shots" if key.shots == "all" else f"{key.shots}-shot"] if key.shots else []
-    names = dict.fromkeys([key.method, key.dataset, key.protocol, key.backbone, *shots])
-    return [name[:LONGEST_TAG] for name in names]
+    names = dict.fromkeys([key.method, family, key.dataset, key.protocol, key.backbone, *shots])
+    return [name[:LONGEST_TAG] for name in names if name]
 
 
 def plain_config(key: RunKey, origin: Mapping[str, Any]) -> dict[str, Any]:
     """What people filter and group by, as plain keys; all settings, as composed, below `settings`."""
     settings = origin.get("config", {})
     variant = [settings.get("name"), words(origin.get("changes") or {})]
+    in_words = ": ".join(filter(None, variant)) or key.variant
     plain = {
         **key.model_dump(),
-        "variant": ": ".join(filter(None, variant)) or key.variant or "default",
+        "learner": display_name(key.method, in_words),
+        "variant": in_words or "default",
+        "family": about("method", key.method).family,
         "recipe": ", ".join(origin.get("recipe", ())) or "none",
         **{name: origin.get(name) for name in ("weights", "precision", "config_hash", "split_hash", "git")},
         "machine": {"device": origin.get("device"), "cpus": os.cpu_count(), "system": platform.platform()},
