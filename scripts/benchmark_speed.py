@@ -4,6 +4,7 @@
     python scripts/benchmark_speed.py --method coop --classes 100 --context 16
     python scripts/benchmark_speed.py --method cocoop --case banked --json speed.json
     python scripts/benchmark_speed.py --output results/benchmarks           # the table and the chart as files
+    python scripts/benchmark_speed.py --redraw results/benchmarks/speed.json   # the chart of what was measured
     python scripts/benchmark_speed.py --whole-run --against main            # the demo's sweep, from two checkouts
 
 ViT-B/16 in fp32 with random weights (norms and biases too), ImageNet's class names. Both sides run in turn in one
@@ -20,6 +21,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import speed_chart
 import speed_report
 import torch
 import whole_run
@@ -57,6 +59,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="pairs of each case")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="for speed.md and speed.svg")
+    parser.add_argument("--redraw", type=Path, metavar="FILE", help="measure nothing: the chart of such a JSON file")
     parser.add_argument("--whole-run", action="store_true", help="time the demo's sweep of ten methods, three seeds")
     parser.add_argument("--against", metavar="COMMIT", help="with --whole-run: a checkout to compare with")
     return parser.parse_args()
@@ -66,6 +69,10 @@ def main() -> None:
     options = read_options()
     if options.whole_run:
         print(whole_run.measure(options.against))
+        return
+    if options.redraw:
+        measured = [Row(**row) for row in json.loads(options.redraw.read_text())]
+        speed_chart.draw(measured, options.redraw.with_suffix(".svg"))
         return
     device = resolve_device(options.device)
     rows: list[Row] = []
@@ -79,7 +86,7 @@ def main() -> None:
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
         (options.output / "speed.md").write_text(text)
-        speed_report.draw(rows, options.output / "speed.svg")
+        speed_chart.draw(rows, options.output / "speed.svg")
     if wrong := [row for row in rows if not row.exact]:
         raise SystemExit("not the same numbers: " + "; ".join(speed_report.line(row) for row in wrong))
 

@@ -1,16 +1,13 @@
-"""How benchmark_speed.py shows its rows: lines, a Markdown page, and a chart."""
+"""How benchmark_speed.py shows its rows: lines, and a Markdown page."""
 
 import platform
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from speed_cases import CASES
 from speed_measures import GRADIENTS, LOGITS, N_THREADS, Row
 
-from vlprompt.reports import plots as figures
 from vlprompt.training.device import device_name
 
 MB = 1e6
@@ -70,32 +67,3 @@ def page(rows: Sequence[Row], device: torch.device, repeats: int) -> str:
         for what, ratio in (row.counted or {}).items()
     ]
     return "\n\n".join([about, table(rows), cases, *counted]) + "\n"
-
-
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """CPU time of CoOp's text side against the number of classes, and against the context."""
-    text = [row for row in rows if (row.case, row.method) == ("text", "coop")]
-    if not text:
-        return
-    figure = figures.new_figure(8.0, 3.2)
-    left, right = figure.subplots(1, 2, sharey=True)
-    for n_context in sorted({row.context for row in text}):
-        of_context = sorted((row for row in text if row.context == n_context), key=lambda row: row.classes)
-        if len(of_context) > 1:
-            curves(left, of_context, [row.classes for row in of_context], f"{n_context} context tokens")
-    most = max({row.classes for row in text}, key=lambda n: len([row for row in text if row.classes == n]))
-    of_classes = sorted((row for row in text if row.classes == most), key=lambda row: row.context)
-    curves(right, of_classes, [row.context for row in of_classes], f"{most} classes")
-    left.set(xlabel="classes", ylabel="CPU seconds a step", xscale="log", yscale="log")
-    right.set(xlabel="context tokens", yscale="log", ylim=(0.5 * min(row.cpu_seconds for row in text), None))
-    for panel in (left, right):
-        panel.legend(fontsize="x-small")
-        panel.grid(alpha=0.3)
-    figure.suptitle("CoOp, text side, ViT-B/16: forward and backward", fontsize="medium")
-    figures.save(figure, path)
-
-
-def curves(panel: Any, rows: Sequence[Row], x: Sequence[int], label: str) -> None:
-    (drawn,) = panel.plot(x, [row.plain_cpu_seconds for row in rows], marker="o", linestyle="--",
-                          label=f"originals' algorithm, {label}")  # fmt: skip
-    panel.plot(x, [row.cpu_seconds for row in rows], marker="o", color=drawn.get_color(), label=f"vlprompt, {label}")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -137,6 +138,42 @@ def test_every_row_of_the_table_can_be_asked_for(scripts):
     assert replace(DEFAULTS["coop"], classes=0, context=0).filled(context=16) == replace(DEFAULTS["coop"], context=16)
 
 
+def chart(scripts, rows, tmp_path):
+    """Its texts, with those that are paths written out as text; None where nothing is drawn."""
+    import matplotlib
+    import speed_chart
+
+    with matplotlib.rc_context(), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(speed_chart.SETTINGS, "svg.fonttype", "none")
+        speed_chart.draw(rows, tmp_path / "speed.svg")
+    if not (tmp_path / "speed.svg").exists():
+        return None
+    return [e.text for e in ElementTree.parse(tmp_path / "speed.svg").iter() if e.tag.endswith("}text")]
+
+
+def test_the_chart_has_plain_ticks_and_says_how_much_less(scripts, tmp_path):
+    from speed_measures import Row
+
+    measured = [Row(**row) for row in json.loads((ROOT / "results/benchmarks/speed.json").read_text())]
+    texts = chart(scripts, measured, tmp_path)
+    assert {"0.2", "1", "20", "10", "50", "100", "originals' algorithm", "vlprompt"} <= set(texts)
+    assert {"22x less", "14x less"} <= set(texts)
+    assert not any("^" in str(text) for text in texts)
+    one = chart(scripts, measured[:1], tmp_path)
+    assert one.count("22x less") == 2
+    (tmp_path / "speed.svg").unlink()
+    assert chart(scripts, [row for row in measured if row.method != "coop"], tmp_path) is None
+
+
+def test_ours_and_the_originals_differ_in_grey(scripts):
+    import speed_chart
+
+    ours, originals = speed_chart.OURS, speed_chart.ORIGINALS
+    assert ours["linestyle"] != originals["linestyle"]
+    assert "markerfacecolor" in originals
+    assert "markerfacecolor" not in ours  # full
+
+
 @pytest.mark.slow
 def test_command(tmp_path):
     """One case: a table, a JSON file, a page and a chart; exit code 0."""
@@ -151,4 +188,8 @@ def test_command(tmp_path):
     assert told == {"case": "text", "method": "coop", "classes": 5, "context": 3, "batch": 4}
     assert "| coop (shapes_vit) | text" in (folder / "speed.md").read_text()
     assert "| coop (shapes_vit) | text" in done.stdout
-    assert (folder / "speed.svg").read_text().startswith("<?xml")
+    drawn = (folder / "speed.svg").read_text()
+    assert drawn.startswith("<?xml")
+    command = [sys.executable, "scripts/benchmark_speed.py", "--redraw", str(file)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=300)
+    assert file.with_suffix(".svg").read_text() == drawn

@@ -109,7 +109,8 @@ def test_two_processes_with_one_command_and_their_tracked_runs(environment: dict
     assert len(tracked) == 2
     ours = next(run for run in map(read_one, tracked) if "coop" in run["name"])
     assert (ours["name"], ours["exit_code"]) == ("base_to_novel-digits-shapes_vit-coop@both-shots2-seed1", 0)
-    assert ours["config"]["method"] == record.config["method"]
+    assert ours["config"]["settings"]["method"] == record.config["method"]
+    assert (ours["config"]["method"], ours["config"]["variant"]) == ("coop", "both: fit.epochs=2")
     assert {key: ours["summary"][key] for key in ("base/accuracy", "novel/correct")} == {
         "base/accuracy": record.scores["base"]["accuracy"],
         "novel/correct": record.scores["novel"]["correct"],

@@ -88,7 +88,8 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
     """Load, train, evaluate, record."""
     if spec.settings.threads:
         torch.set_num_threads(spec.settings.threads)
-    with track(spec.settings.wandb, key=spec.key, config=spec.config, folder=results_root()) as tracker:
+    origin = provenance(spec)
+    with track(spec.settings.wandb, key=spec.key, origin=origin, folder=results_root()) as tracker:
         episode = build.make_episode(spec)
         warn_of_single_classes(episode)
         clip = build.make_clip(spec)
@@ -102,7 +103,7 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
                 train, learner, episode, loader, fit, precision=spec.precision, reporter=reporter
             )
         for line in curve:
-            tracker.log({"train/loss": line.loss, "train/accuracy": line.accuracy, "train/lr": line.lr}, line.epoch + 1)
+            tracker.log({"loss": line.loss, "accuracy": line.accuracy, "lr": line.lr}, line.epoch + 1)
 
         predictions, test_seconds = timed(test, spec, learner, episode.tests, loader, reporter)
         peak = peak_memory(spec.device)
@@ -112,7 +113,7 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
         record = Record(
             **spec.key.model_dump(),
             status="finished",
-            **provenance(spec),
+            **origin,
             selection=selection(learner, episode, fit),
             scores=scores,
             n_classes={name: len(split.classes) for name, split in episode.tests.items()},

@@ -6,7 +6,9 @@ import sys
 import time
 import traceback
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
@@ -106,12 +108,13 @@ def run_sweep(options: Namespace, arguments: Sequence[str]) -> int:
             arguments,
         )
         make_folder(folder, folder / OUTCOMES)
+        since = datetime.now(timezone.utc).replace(microsecond=0)
         for number, cell in enumerate(refused, len(cells)):
             outcome = {"status": "not_applicable", "reason": str(cell.refusal)}
             write_failure({**cell.key, **outcome, "config": cell.config, "changes": cell.changes}, None)
             write_outcome(folder, number, {"job": " ".join(cell.overrides), "folders": [], **outcome})
         launch([cell.overrides for cell in cells], config, hydra)
-        return summarise_sweep(folder)
+        return summarise_sweep(folder, since)
 
 
 def launch(cells: Sequence[list[str]], config: DictConfig, hydra: Hydra) -> None:
@@ -181,7 +184,7 @@ def sweep_job(config: DictConfig) -> None:
         except UserError as error:  # the run is finished all the same, and other cells are to come
             print(printable(f"there is no zero-shot row: {error}"), file=sys.stderr)  # noqa: T201
     folders = [str(one.folder(results_root())) for one in reversed(records) if one.status == "finished"]
-    outcome: dict[str, Any] = {"job": " ".join(now.overrides.task), "folders": folders}
+    outcome: dict[str, Any] = {"job": " ".join(now.overrides.task), "folders": folders, "wandb": config.get("wandb")}
     for one in records:
         if one.status != "finished":
             outcome |= {"status": one.status, "reason": one.reason}
@@ -242,8 +245,8 @@ def write_failure(fields: Mapping[str, Any], folder: Path | None) -> "Record":
     return record
 
 
-def summarise_sweep(folder: Path) -> int:
-    """Show what the jobs of a sweep came to; -> 1 if one failed."""
+def summarise_sweep(folder: Path, since: datetime) -> int:
+    """Show what the jobs of a sweep came to, and log it if a run is new `since` then; -> 1 if a job failed."""
     from vlprompt.reports.endings import next_steps
     from vlprompt.reports.render import in_words
     from vlprompt.results.store import stored_run
@@ -253,6 +256,8 @@ def summarise_sweep(folder: Path) -> int:
     records = [run[1] for folder in folders if (run := stored_run(Path(folder)))]
     if records:
         print(f"\n{in_words(records)}\n\n{next_steps(records)}")  # noqa: T201
+    if any(datetime.fromisoformat(record.created) >= since for record in records):  # else it was logged then
+        log_sweep(records, outcomes, folder.name)
     stopped = [outcome for outcome in outcomes if "status" in outcome]
     if stopped:
         lines = [f"{len(stopped)} of {len(outcomes)} runs did not finish:"]
@@ -262,3 +267,15 @@ def summarise_sweep(folder: Path) -> int:
         lines.append("next: mend this and give the same command again: finished runs are read, not made anew")
         print(printable("\n".join(lines)), file=sys.stderr)  # noqa: T201
     return int(any(outcome["status"] == "failed" for outcome in stopped))
+
+
+def log_sweep(records: "Sequence[Record]", outcomes: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Leave W&B one table of all results, in the mode that the jobs had."""
+    from vlprompt.reports.summary import summarise
+    from vlprompt.reports.variants import distinguishing
+    from vlprompt.training.tracking import track_sweep
+
+    jobs = Counter(outcome.get("status", "finished") for outcome in outcomes)
+    mode = next((outcome["wandb"] for outcome in outcomes if "wandb" in outcome), None)
+    table = summarise(records, columns=distinguishing(records))
+    track_sweep(mode, table, jobs, name=name, folder=results_root())
