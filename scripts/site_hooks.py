@@ -42,12 +42,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, path in OUTSIDE.items():
         if (ROOT / path).exists():
             files.append(File.generated(config, name, abs_src_path=str(ROOT / path)))
-    if report := make_report():
-        files.append(File.generated(config, REPORT, content=report))
+    files.append(File.generated(config, REPORT, content=make_report() or "No report could be made with this site."))
     return files
 
 
-def make_report() -> bytes:
+def make_report() -> str:
     """The report of the demo's records; empty where it cannot be made."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, REPORT)
@@ -57,8 +56,8 @@ def make_report() -> bytes:
             code = int(stop.code or 0)
         if code or not path.exists():
             log.info("no report of results/demo: vlprompt report ended with %s", code)
-            return b""
-        return path.read_bytes()
+            return ""
+        return path.read_text(encoding="utf-8")
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -101,6 +100,5 @@ def site_name(path: str) -> str | None:
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Formulas as MathML, which browsers show without a script."""
-    return FORMULA.sub(
-        lambda formula: convert(unescape(formula[2]), "block" if formula[1] == "div" else "inline"), html
-    )
+    display = {"div": "block", "span": "inline"}
+    return FORMULA.sub(lambda formula: convert(unescape(formula[2]), display=display[formula[1]]), html)
