@@ -1,7 +1,7 @@
 """What `mkdocs build` does in addition: files from outside docs/, links, lists as on GitHub, formulas, the report.
 
 The pages are written for GitHub, where a link may lead to any file of the repository. On the site README.md is the
-front page, the other files of `OUTSIDE` have names of their own, and a link to anything else becomes its text.
+front page, the other files of `OUTSIDE` have names of their own, and of a link to anything else its path is shown.
 """
 
 import posixpath
@@ -30,6 +30,7 @@ OUTSIDE = {
     "benchmarks/loading.md": "results/benchmarks/loading.md",
     "benchmarks/faults.md": "results/benchmarks/fault_campaign.md",
     "published.md": "results/published/README.md",
+    "demo_model.md": "vlprompt/demo/shapes_vit/README.md",
 }
 REPORT = "demo_report.html"  # the report of results/demo, which docs/example.md shows
 LINK = re.compile(r'(?:\[(?P<text>[^\[\]]*)\]|\])\((?P<to>[^()\s]+)\)|\b(?P<name>src|srcset|href)="(?P<at>[^"\s]+)"')
@@ -69,9 +70,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if re.match(r"#|\w+:", to):
             return match[0]
         path, _, anchor = to.partition("#")
-        target = site_name(posixpath.normpath(posixpath.join(posixpath.dirname(source), path)))
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
+        target = site_name(path)
         if target is None:
-            return match["text"] if match["text"] is not None else match[0]
+            return match[0] if match["text"] is None else f"`{path}`"
         new = posixpath.relpath(target, posixpath.dirname(name) or ".") + (f"#{anchor}" if anchor else "")
         return match[0].replace(f"({to})", f"({new})") if match["to"] else f'{match["name"]}="{new}"'
 

@@ -33,7 +33,7 @@ def shown(hooks: Any, page: str, markdown: str) -> str:
         ("index.md", "[![a](docs/edit_sites.svg)](SECURITY.md)", "[![a](edit_sites.svg)](security.md)"),
         ("index.md", "[a](#cite) and [b](https://arxiv.org)", "[a](#cite) and [b](https://arxiv.org)"),
         ("data.md", "[a](own_data.md), [b](../SECURITY.md)", "[a](own_data.md), [b](security.md)"),
-        ("data.md", "[a](../conf/config.yaml) and [b](../tests)", "a and b"),
+        ("data.md", "[a](../conf/config.yaml) and [b](../tests)", "`conf/config.yaml` and `tests`"),
         ("api/runs.md", "[a](../code.md)", "[a](../code.md)"),
         ("benchmarks/speed.md", "![a](speed.svg)", "![a](speed.svg)"),
         ("data.md", "```\n[a](../SECURITY.md)\n```", "```\n[a](../SECURITY.md)\n```"),
@@ -46,7 +46,7 @@ def test_links(hooks: Any, page: str, written: str, expected: str) -> None:
 def test_a_link_to_nothing_is_warned_of(hooks: Any, caplog: pytest.LogCaptureFixture) -> None:
     shown(hooks, "data.md", "[a](../conf/config.yaml)")
     assert not caplog.records
-    assert shown(hooks, "data.md", "[a](../conf/no_such.yaml)") == "a"
+    assert shown(hooks, "data.md", "[a](../conf/no_such.yaml)") == "`conf/no_such.yaml`"
     assert "conf/no_such.yaml" in caplog.text
 
 
