@@ -63,6 +63,8 @@ def make_report() -> str:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     name = page.file.src_uri
+    if name == "index.md":
+        page.meta["hide"] = ["navigation"]  # whose only entry is this page
     source = OUTSIDE.get(name, f"docs/{name}")
 
     def link(match: re.Match[str]) -> str:

@@ -21,7 +21,7 @@ def hooks(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def shown(hooks: Any, page: str, markdown: str) -> str:
-    return hooks.on_page_markdown(markdown, SimpleNamespace(file=SimpleNamespace(src_uri=page)), None, None)
+    return hooks.on_page_markdown(markdown, SimpleNamespace(file=SimpleNamespace(src_uri=page), meta={}), None, None)
 
 
 @pytest.mark.parametrize(
