@@ -10,10 +10,13 @@ from types import ModuleType
 
 import pytest
 import torch
+from running import ask
 from test_learners import CLASSES, METHODS, clip_of, logits
 
+from vlprompt import sweep
 from vlprompt.learners.checks import CHECKS, Candidate
 from vlprompt.learners.vpt import VPT
+from vlprompt.results.store import find_records
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,3 +64,22 @@ def test_as_many_methods_are_compared_as_it_says() -> None:
     parity, original = ({*re.findall(r"`(\w+)`", row)} & {*METHODS} for row in rows)
     said = re.findall(r"(\d+) published methods|code of (\d+) methods|code of (\d+) more methods", PAGE)
     assert [int("".join(numbers)) for numbers in said] == [len(METHODS), len(parity), len(original)]
+
+
+@pytest.mark.slow
+def test_the_first_run_ends_as_shown(results: Path) -> None:
+    """Up to what training makes of another machine's rounding: 5 points."""
+    answer = ask(sweep.main, [])
+    assert answer.code == 0, answer.err
+    shown = re.findall(r"<!-- first run: .*?```\n(.*?)```", PAGE, re.DOTALL)[0]
+    rows = {
+        method: re.findall(rf"^{method} .*?((?:\d+\.\d\d +){{4}})", shown, re.M) for method in ("zero_shot", "coop")
+    }
+    records = {record.method: record for record in find_records([results])}
+    assert set(records) == set(rows)
+    for method, (numbers,) in rows.items():
+        base, novel, both, everything = map(float, numbers.split())
+        scores = records[method].scores
+        measured = [100 * scores[test]["accuracy"] for test in ("base", "novel", "all")]
+        assert [base, novel, everything] == pytest.approx(measured, abs=5 if method == "coop" else 0.01)
+        assert both == pytest.approx(2 * base * novel / (base + novel), abs=0.01)
