@@ -33,7 +33,7 @@ from vlprompt.config.compose import read_run, started
 from vlprompt.config.paths import results_root
 from vlprompt.config.spec import RunSpec
 from vlprompt.data.disk import Lock
-from vlprompt.errors import UserError
+from vlprompt.errors import UserError, drop_output
 from vlprompt.results.predictions import PREDICTIONS
 from vlprompt.results.record import FILE, Record, RunKey
 from vlprompt.results.store import TRIALS, find_runs, settle, stored_run
@@ -104,10 +104,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ["VLPROMPT_RESULTS"] = str(options.folder)
     os.environ.setdefault("WANDB_MODE", "disabled")
     try:
-        return {"list": show, "run": run, "publish": publish}[options.do](options.demo, options.folder)
+        code = {"list": show, "run": run, "publish": publish}[options.do](options.demo, options.folder)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `list | head`
+        drop_output()
+        return int(options.do != "list")
 
 
 def read_jobs(demo: Path) -> list[Cell | Tuning]:

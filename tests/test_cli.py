@@ -630,3 +630,12 @@ def test_help(capsys: pytest.CaptureFixture[str], results: Path, arguments: list
     assert not stop.value.code
     out = capsys.readouterr().out
     assert not [word for word in words if word not in out], out
+
+
+def test_output_that_nobody_reads_any_more_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`vlprompt data path | true`; what is buffered shows it at the end alone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as out:
+        monkeypatch.setattr("sys.stdout", out)
+        assert cli.main(["data", "path"]) == 0

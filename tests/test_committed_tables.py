@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", pytest.param("docs/demo_results.md", marks=pytest.mark.slow))
+SLOW = ("docs/demo_results.md", "docs/real_images.md")
+PAGES = ("README.md", *(pytest.param(page, marks=pytest.mark.slow) for page in SLOW))
 
 
 @pytest.fixture

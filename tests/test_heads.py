@@ -95,6 +95,11 @@ def test_a_head_on_a_clip_has_no_start_where_there_is_none(results: Path) -> Non
     check_mistake(ask(sweep.main, given), ["method.head_start", "method.head=text"], results)
 
 
+def test_a_misspelt_model_is_not_taken_for_a_clip(results: Path) -> None:
+    given = ["method=lora", "method.head_start=zero", "backbone.model=vit_tiny_patch16_244"]
+    check_mistake(ask(sweep.main, [*RUN, *given]), ["did you mean 'vit_tiny_patch16_224'"], results)
+
+
 def learner(start: str) -> Learner:
     return candidate_of(headed("lora", "vit", start)).build()
 

@@ -364,57 +364,6 @@ def test_frozen_trains_the_last_rank_alone_and_computes_the_same():
 # --- PEFT
 
 
-def transformers_clip() -> torch.nn.Module:
-    """The tiny CLIP as a `transformers.CLIPModel`, with the same weights."""
-    transformers = pytest.importorskip("transformers")
-    text, vision = tiny.TEXT, tiny.VISION
-    shape = {"hidden_act": "quick_gelu", "projection_dim": 24}
-    config = transformers.CLIPConfig(
-        text_config={
-            "hidden_size": text["width"], "intermediate_size": 4 * text["width"], "num_hidden_layers": text["layers"],
-            "num_attention_heads": text["heads"], "vocab_size": text["vocab_size"], "eos_token_id": 49407, **shape,
-        },
-        vision_config={
-            "hidden_size": vision["width"], "intermediate_size": 4 * vision["width"],
-            "patch_size": vision["patch_size"],
-            "num_attention_heads": vision["width"] // vision["head_width"], "image_size": vision["image_size"],
-            "num_hidden_layers": vision["layers"], **shape,
-        },
-        projection_dim=24,
-    )  # fmt: skip
-    theirs = transformers.CLIPModel(config).double().eval()
-    theirs.load_state_dict(renamed(MODEL.state_dict()), strict=True)
-    return theirs
-
-
-def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's state under the names of `transformers.CLIPModel`."""
-    theirs_by_name = {
-        "logit_scale": state["logit_scale"],
-        "visual_projection.weight": state["visual.proj"].T,
-        "text_projection.weight": state["text_projection"].T,
-        "vision_model.embeddings.class_embedding": state["visual.class_embedding"],
-        "vision_model.embeddings.patch_embedding.weight": state["visual.conv1.weight"],
-        "vision_model.embeddings.position_embedding.weight": state["visual.positional_embedding"],
-        "text_model.embeddings.token_embedding.weight": state["token_embedding.weight"],
-        "text_model.embeddings.position_embedding.weight": state["positional_embedding"],
-    }
-    norms = {"vision_model.pre_layrnorm": "visual.ln_pre", "vision_model.post_layernorm": "visual.ln_post",
-             "text_model.final_layer_norm": "ln_final"}  # fmt: skip
-    for tower, prefix, layers in (("vision", "visual.", tiny.VISION["layers"]), ("text", "", tiny.TEXT["layers"])):
-        for layer in range(layers):
-            ours, theirs = f"{prefix}transformer.resblocks.{layer}", f"{tower}_model.encoder.layers.{layer}"
-            for kind in ("weight", "bias"):
-                parts = state[f"{ours}.attn.in_proj_{kind}"].chunk(3)
-                theirs_by_name |= {f"{theirs}.self_attn.{n}_proj.{kind}": t for n, t in zip("qkv", parts, strict=True)}
-            norms |= {f"{theirs}.layer_norm1": f"{ours}.ln_1", f"{theirs}.layer_norm2": f"{ours}.ln_2",
-                      f"{theirs}.mlp.fc1": f"{ours}.mlp.c_fc", f"{theirs}.mlp.fc2": f"{ours}.mlp.c_proj",
-                      f"{theirs}.self_attn.out_proj": f"{ours}.attn.out_proj"}  # fmt: skip
-    return theirs_by_name | {
-        f"{a}.{kind}": state[f"{b}.{kind}"] for a, b in norms.items() for kind in ("weight", "bias")
-    }
-
-
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
@@ -427,9 +376,10 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.filterwarnings("ignore")
 def test_peft_reads_what_is_exported(kind, settings, tmp_path):
     peft = pytest.importorskip("peft")
+    pytest.importorskip("transformers")
     lora = scatter(learner(kind, **settings)).eval()
     write_peft(lora, tmp_path)
-    model = peft.PeftModel.from_pretrained(transformers_clip(), tmp_path).double().eval()
+    model = peft.PeftModel.from_pretrained(tiny.in_transformers(CLIP), tmp_path).double().eval()
     in_peft = {name for name in model.state_dict() if "lora_" in name}
     in_file = safetensors.torch.load_file(tmp_path / "adapter_model.safetensors")
     assert {name.replace(".default.weight", ".weight") for name in in_peft} == set(in_file)

@@ -436,7 +436,7 @@ def check_probe(clip, original, case):
         logits = learner.logits(images[name], learner.encode_classes())
         return logits, 100 * (logits.argmax(-1) == labels[name]).double().mean().item()
 
-    learner, compared = fresh(total), 0
+    learner, compared, weights = fresh(total), 0, []
     features = torch.nn.functional.normalize(images["train"].features, dim=-1)
     for epoch, (loss, expected) in enumerate(
         zip(learner.descend(features, labels["train"]), results["losses"], strict=True), 1
@@ -445,6 +445,7 @@ def check_probe(clip, original, case):
         for kind in ("grad", "summed_grad"):
             compared += compare(learner, f"run.{kind}{epoch}.", bounds["gradient_rel_l2"], lambda p: p.grad)
         compared += compare(learner, f"run.param{epoch}.", bounds["parameter_rel_l2"])
+        weights.append(learner.weight.detach().clone())
         assert judged(learner, "val")[1] == pytest.approx(results["val_acc_per_epoch"][epoch - 1])
     assert compared == 6 * len(results["recorded_epochs_from_1"])
 
@@ -460,6 +461,8 @@ def check_probe(clip, original, case):
         logits, right = judged(learner, name)
         close(logits, case[key], bounds["final_logits"])
     assert right == pytest.approx(results["test_acc_of_best_epoch"])
+    assert torch.equal(learner.weight, weights[results["best_epoch_from_0"]])
+    assert judged(learner, "val")[1] == pytest.approx(results["best_val_acc"])
 
 
 def part(tensors, name):
@@ -537,11 +540,12 @@ WRONG = {
     "a frozen feature": ("kgcoop", lambda _, t: shift(t, "init_forward.frozen_text_features_normalised", 1e-3)),
     "a grid point": ("tip_adapter_synthetic", lambda _, t: shift(t, "val_acc_grid_beta_outer_alpha_inner", 2.5)),
     "an epoch": ("tip_adapter_f_synthetic", lambda told, _: shift(told["results"]["test_acc_per_epoch"], 0, 5.0)),
+    "the best epoch": ("lp_plus_plus_k5_s1", lambda told, _: shift(told["results"], "best_epoch_from_0", 1)),
     "a batch": ("tip_adapter_f_synthetic", lambda told, _: told.update(train_step_batch_sizes=[8, 2, 8, 8, 2, 8])),
 }  # fmt: skip
 
 
-SLOWER = ("final logits", "a parameter", "a rate")
+SLOWER = ("final logits", "a parameter", "a rate", "the best epoch")
 
 
 @pytest.mark.parametrize("what", [pytest.param(w, marks=[pytest.mark.slow] * (w in SLOWER)) for w in WRONG])

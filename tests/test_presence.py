@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import ask
+from running import ask, check_mistake
 from test_folder import draw, fill
 from test_imagenet import make as make_imagenet
 from tiny_data import CATALOGUE
 
-from vlprompt import cli
+from vlprompt import cli, sweep
 from vlprompt.config.compose import compose
-from vlprompt.config.datasets import load_dataset, load_source, stored_name
+from vlprompt.config.datasets import load_dataset, load_datasets, load_source, stored_name
 from vlprompt.config.identity import result_settings
 from vlprompt.config.schema import read_settings
 from vlprompt.data.dataset import PARTS, Dataset
 from vlprompt.data.disk import complain
-from vlprompt.data.presence import gaps
+from vlprompt.data.presence import gaps, summary
 from vlprompt.data.sources import folder, imagenet
 from vlprompt.data.sources.layouts import warn
 from vlprompt.errors import UserError
@@ -89,6 +89,25 @@ def test_without_the_setting_a_part_is_an_error_that_names_it(tmp_path: Path) ->
     shutil.rmtree(lay_out(tmp_path) / "emu")
     with pytest.raises(UserError, match=r"emu/0\.png.*dataset\.classes=present"):
         load(tmp_path)
+
+
+def test_a_target_has_to_be_whole(results: Path) -> None:
+    """dataset.classes is the source's, so that it is proposed for the source alone."""
+    of_source = lay_out(results.parent / "datasets")
+    shutil.rmtree(lay_out(results.parent / "datasets", "eurosat") / "emu")
+    settings = settings_of("protocol=cross_dataset", "protocol.targets=[eurosat]")
+    with pytest.raises(UserError, match=r"cannot load the target eurosat: .*emu/0\.png") as caught:
+        load_datasets(settings)
+    assert "dataset.classes" not in str(caught.value)
+    shutil.rmtree(of_source / "emu")
+    with pytest.raises(UserError, match=r"dtd, eurosat, the first of them .*dataset\.classes=present"):
+        load_datasets(settings)
+
+
+def test_one_image_is_missing(tmp_path: Path) -> None:
+    (lay_out(tmp_path) / "ant/0.png").unlink()
+    dataset = load(tmp_path, need_images=False)
+    assert summary(gaps(dataset), dataset) == "1 of 30 images is missing, in 1 of 5 classes: ant 1 of 6"
 
 
 def test_one_class_is_too_few(tmp_path: Path) -> None:
@@ -231,6 +250,7 @@ def test_commands_on_a_folder(results: Path, tmp_path: Path, monkeypatch: pytest
     [
         (["check", "folder"], "dataset.root=PATH"),
         (["subset"], "which data set"),
+        (["check", "../pets"], "For a folder of your own: dataset=folder dataset.root=../pets"),
         (["subset", "dtd", "eurosat"], "give one"),
         (["subset", "dtd", "shots=2"], "'shots=2' cannot be set here"),
         pytest.param(["check", "dtd", "dataset.classes=some"], "'all' or 'present'", marks=pytest.mark.slow),
@@ -243,6 +263,10 @@ def test_mistakes_in_one_sentence(results: Path, arguments: list[str], words: st
     assert answer.code in (1, 2)
     assert words in answer.err
     assert answer.err.count("\n") == 1
+
+
+def test_a_run_on_a_path_says_how_a_folder_is_given(results: Path) -> None:
+    check_mistake(ask(sweep.main, ["dataset=../pets"]), ["dataset=folder dataset.root=../pets"], results)
 
 
 @pytest.mark.slow

@@ -42,6 +42,16 @@ def test_a_run_is_asked_for_once(script: Any, tmp_path: Path) -> None:
     assert [job.label for job in script.read_jobs(demo)] == ["base_to_novel/digits/shapes_vit/zero_shot/shots0/seed0"]
 
 
+def test_a_list_may_be_cut(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`remake_demo.py list | head`."""
+    demo = write_list(tmp_path / "demo", "dataset=digits method=zero_shot")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as out, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", out)
+        assert script.main(["list", f"--demo={demo}", f"--folder={tmp_path / 'again'}"]) == 0
+
+
 def test_the_list_is_that_of_the_records(script: Any) -> None:
     jobs = script.read_jobs(DEMO)
     assert all(isinstance(job, script.Cell) for job in jobs)  # no search of results/tuning is out of date

@@ -8,7 +8,7 @@ from vlprompt import __version__
 from vlprompt.commands import bank, check_learner, comparisons, curves, reproduce, tables, trained, tune
 from vlprompt.commands.arguments import is_override
 from vlprompt.commands.data import add_commands as add_data_commands
-from vlprompt.errors import UserError, prepare_streams, printable
+from vlprompt.errors import UserError, drop_output, prepare_streams, printable
 from vlprompt.interop.dassl.command import add_parser as add_import
 from vlprompt.textfiles import path_of
 
@@ -23,7 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         prepare_streams(given)
         options = parse(given)
-        return int(options.command(options))
+        code = int(options.command(options))
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(printable(f"error: {error}"), file=sys.stderr)  # noqa: T201
         return 2
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\ninterrupted: finished runs stay, the same command resumes from there", file=sys.stderr)  # noqa: T201
         return 130
     except BrokenPipeError:  # `vlprompt table | head`
-        sys.stderr.close()
+        drop_output()
         return 0
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import io
+import os
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -77,6 +78,13 @@ def prepare_streams(arguments: Iterable[str] = ()) -> None:
     for text in arguments:
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UserError(f"{text} is no text in the encoding of this locale: set PYTHONUTF8=1, or LC_ALL=C.UTF-8")
+
+
+def drop_output() -> None:
+    """Write the rest of the output to nowhere, as its reader has gone: `vlprompt table | head`."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def printable(text: str) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 from rich.filesize import decimal
 
 from vlprompt.commands.arguments import is_override, searched
-from vlprompt.config.paths import config_dir, data_root
+from vlprompt.config.paths import config_dir, data_root, unknown_dataset
 from vlprompt.data.dataset import PARTS
-from vlprompt.errors import UserError, printable
+from vlprompt.errors import UserError, printable, unknown
 from vlprompt.textfiles import path_of
 
 NAMES = "a data set, and settings as for a run: dataset=folder dataset.root=PATH"
@@ -192,7 +192,6 @@ def show_path(options: argparse.Namespace) -> int:
 def show_subset(options: argparse.Namespace) -> int:
     from vlprompt.data.lists import make_lines
     from vlprompt.data.sampling import SAMPLERS, Shots
-    from vlprompt.errors import unknown
     from vlprompt.protocols.base_to_novel import halves
 
     if options.sampler not in SAMPLERS:
@@ -241,8 +240,6 @@ class Asked:
 
 def asked_for(options: argparse.Namespace) -> list[Asked]:
     """The data sets that the arguments name, settings (dataset.root=PATH) applied to each. Raises: UserError."""
-    from vlprompt.data.download.catalogue import find_entry
-
     given = [*options.names, *options.overrides]
     settings = [text for text in given if is_override(text)]
     names = [text for text in given if text not in settings]
@@ -258,7 +255,10 @@ def asked_for(options: argparse.Namespace) -> list[Asked]:
         raise UserError(
             "which data set? Give a name (`vlprompt data list` has them), or dataset=folder dataset.root=PATH."
         )
-    entries = [find_entry(known, name) for name in dict.fromkeys(names)]
+    for name in names:
+        if name not in known:
+            raise unknown_dataset(name, known)
+    entries = [known[name] for name in dict.fromkeys(names)]
     if settings:
         return [with_settings(entry.name, settings, options) for entry in entries]
     return [Asked(entry.name, plain(entry), entry.about, root, entry.base(root)) for entry in entries]

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vlprompt.config import recipes
-from vlprompt.config.paths import config_dir
+from vlprompt.config.paths import config_dir, unknown_dataset
 from vlprompt.config.spec import RunSpec, check_steps, read_spec
 from vlprompt.errors import ChoiceError, UnknownSettingError, UserError, unknown, unknown_setting
 from vlprompt.textfiles import path_of
@@ -310,7 +310,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> UserError:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.partition("/")
         if known := names(group, config_dirs(arguments)):
-            return ChoiceError(str(unknown(group, name, known)))
+            return ChoiceError(str(unknown_dataset(name, known) if group == "dataset" else unknown(group, name, known)))
     if text.startswith("Error resolving interpolation '${"):
         return ChoiceError(f"each of {', '.join(GROUPS)} is one name, as in method=coop, and none can be left out")
     if text.endswith("appears more than once in the final defaults list"):

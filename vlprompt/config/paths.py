@@ -1,8 +1,10 @@
 """Where this installation and its user keep things."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
+from vlprompt.errors import UserError, unknown
 from vlprompt.textfiles import path_of
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -33,3 +35,10 @@ def data_root(given: str | None = None) -> Path:
 def bank_folder(root: Path) -> Path:
     """Where features of images are kept below the data root."""
     return root / ".cache" / "features"
+
+
+def unknown_dataset(name: str, known: Iterable[str]) -> UserError:
+    """A data set that is not known, and how a folder of images is given where the name is a path."""
+    is_path = Path(name).name != name or Path(name).is_dir()
+    do = f"For a folder of your own: dataset=folder dataset.root={name}" if is_path else ""
+    return unknown("dataset", name, known, do=do)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import yaml
 
+from vlprompt import demo
 from vlprompt.config.allowed import from_file
 from vlprompt.config.changes import changes_of, words
 from vlprompt.config.datasets import load_datasets
@@ -25,7 +26,7 @@ from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import Protocol
 from vlprompt.results.record import Record, RunKey, checked, damaged
 from vlprompt.textfiles import ordinary
-from vlprompt.towers import has_text
+from vlprompt.towers import check_model, has_text
 from vlprompt.training.device import device_name, resolve_device, resolve_precision
 
 MOST_BYTES = 10**6  # of a configuration: the longest recipes have some thousand
@@ -102,7 +103,9 @@ def read_spec(
     learner, _ = locate(settings.method, Learner, "method")
     protocol = make_protocol(settings)
     dataset, targets = load_datasets(settings)
-    by_model = settings.method.get("head") == "auto"
+    if by_model := settings.method.get("head") == "auto":
+        model = settings.backbone.model
+        check_model(str(demo.BACKBONES.get(model, model)))
     settings = for_model(settings, learner)
     rules = overridden(settings, learner, val=protocol.has_validation(dataset))
     refuse(rules, given, settings, origin=lambda name: MODEL if by_model and name == "method.head" else origin(name))

@@ -283,8 +283,13 @@ class Learner(nn.Module):
         Raises:
             UserError: there is none (`mergeable` is false).
         """
-        what = "with a linear head" if self.has_head else "cannot be merged into the weights of the model"
-        raise UserError(f"{type(self).__name__} {what}: keep the learner")
+        if self.has_head:
+            raise UserError(f"{type(self).__name__} with a linear head cannot be merged: keep the learner")
+        return self.merge()
+
+    def merge(self) -> Clip:
+        """What `merged` gives where class names classify."""
+        raise UserError(f"{type(self).__name__} cannot be merged into the weights of the model: keep the learner")
 
     def param_groups(self, fit: Any) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser; `fit` is the run's `Fit`."""

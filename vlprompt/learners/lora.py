@@ -107,8 +107,6 @@ class LoRA(SiteLearner):
             if isinstance(update := getattr(edit, site), LowRank)
         }
 
-    def merged(self) -> Clip:
+    def merge(self) -> Clip:
         """The model with the updates added to its weights: the same function without any edit."""
-        if self.has_head:
-            return super().merged()
         return self.clip.merge({site: update.matrix() for site, update in self.updates_by_site().items()})

@@ -59,7 +59,5 @@ class WeightLearner(Learner):
         clip = self.adapted("image") if "image" in self.towers else self.clip
         return clip.image(images)
 
-    def merged(self) -> Clip:
-        if self.has_head:
-            return super().merged()
+    def merge(self) -> Clip:
         return self.clip.with_weights({name: t for tower in self.towers for name, t in self.changed(tower).items()})

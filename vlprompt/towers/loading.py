@@ -124,6 +124,14 @@ def has_text(model: str) -> bool:
     return not holds_timm(str(path_of(model)))
 
 
+def check_model(model: str) -> None:
+    """Refuse a name or a folder of no model, be it below ~; nothing is loaded, nor is the hub asked for its names."""
+    model = str(path_of(model))
+    known = Path(model).is_dir() or model.startswith("hf-hub:") or holds_timm(model)
+    if not known and open_clip.get_model_config(model) is None:
+        raise unknown_model(model)
+
+
 def unknown_model(model: str) -> UserError:
     """A path where no folder is, or a name that neither library has, with those near it of the one it is spelt like."""
     if Path(model).is_absolute() or model.startswith("."):
