@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.commands.selection import add_selection, composed, published_settings, selected
-from vlprompt.commands.tables import write
+from vlprompt.commands.output import write
 from vlprompt.errors import UserError, printable
 from vlprompt.textfiles import path_of
 
