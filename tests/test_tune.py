@@ -97,7 +97,8 @@ def test_the_choice_is_tested_once_a_seed_next_to_the_default(tuned: tuple[Path,
     assert f"fit.lr={search.chosen.setting['fit.lr']}" in line
     assert line.split()[1:3] == ["3", "0"]
     assert line.split()[-1] == f"{search.seconds:.1f}"
-    assert [row.split()[0] for row in table.splitlines()[-6:-2]] == ["---------", "zero_shot", "coop", "coop"]
+    rows = [row.split()[0] for row in table.splitlines() if row.startswith(("zero_shot ", "coop "))]
+    assert rows == ["zero_shot", "coop", "coop"]
 
 
 def test_trials_are_shown_where_they_are_asked_for_alone(tuned: tuple[Path, Answer]) -> None:

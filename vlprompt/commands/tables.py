@@ -70,7 +70,8 @@ def show_table(options: argparse.Namespace) -> int:
     below: list[Grid] = []
     if options.layout == "published" and not grids:
         raise UserError("no published number is of the same cells as these runs")
-    if ours and published != "none" and options.layout != "published" and options.metric == "accuracy":
+    compared = ours and published != "none" and options.layout != "published" and options.metric == "accuracy"
+    if compared and options.format != "csv":  # which holds one table
         below, _, more = published_tables(ours, how, printed, options)
         reading = [*reading, *more]
     show(grids, [*reading, *notes, *others, *gaps], options, [raw], names=names, below=below)
