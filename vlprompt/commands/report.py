@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from vlprompt.commands.selection import add_selection, composed, published_settings, selected
 from vlprompt.commands.output import write
+from vlprompt.commands.selection import add_selection, composed, published_settings, selected
 from vlprompt.errors import UserError, printable
 from vlprompt.textfiles import path_of
 
