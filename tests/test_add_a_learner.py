@@ -46,7 +46,7 @@ def outside(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("where", ["inside", "outside"])
+@pytest.mark.parametrize("where", ["inside", pytest.param("outside", marks=pytest.mark.slow)])
 def test_from_two_files_to_a_row(where, request, tmp_path, monkeypatch, capsys):
     target = request.getfixturevalue(where)
     for name, value in {"WANDB_MODE": "disabled", "VLPROMPT_RESULTS": str(tmp_path / "results")}.items():

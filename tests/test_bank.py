@@ -224,6 +224,7 @@ def test_two_processes_fill_one_bank(tmp_path: Path) -> None:
 # Packed
 
 
+@pytest.mark.slow
 def test_a_packed_bank_stands_for_the_images(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packed where the images are, unpacked where they are not: the same run with the same numbers."""
     make_caltech(here / "datasets")

@@ -723,6 +723,7 @@ def test_damaged_pickles_and_random_opcodes_import_or_are_refused(here: Path, co
     check_quiet(here, write_pickle(here, content), "--force", allowed={"here/shot_16-seed_1.jsonl"})
 
 
+@pytest.mark.slow
 @FUZZ
 @given(edits=EDITS, text=st.text(max_size=40))
 def test_damaged_logs_import_or_are_refused(here: Path, edits: list[tuple[int, int, bytes]], text: str) -> None:

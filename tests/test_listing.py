@@ -62,6 +62,7 @@ def test_methods_are_in_the_order_of_their_families() -> None:
     assert tuple(families) == FAMILIES
 
 
+@pytest.mark.slow
 def test_files_of_a_stranger(theirs: Path, at_width) -> None:
     for given in (["--config-dir", str(theirs)], [f"hydra.searchpath=[{theirs}]"]):
         said = succeed(cli.main, ["list", "methods", *given]).out
