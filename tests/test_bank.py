@@ -205,6 +205,7 @@ def test_a_full_bank_stores_no_more_and_says_so(tmp_path: Path, caplog: pytest.L
     assert "is full: raise bank.gb" in caplog.text
 
 
+@pytest.mark.slow
 def test_two_processes_fill_one_bank(tmp_path: Path) -> None:
     """At once, from the same start, with part of the rows in common."""
     code = (

@@ -45,7 +45,7 @@ def small(method, case):
 
 @pytest.mark.parametrize(
     ("method", "case"),
-    [pytest.param(*key, marks=pytest.mark.slow if key[1] in ("memory", "templates") else ()) for key in SMALL],
+    [pytest.param(*key, marks=() if key[1] == "step" else pytest.mark.slow) for key in SMALL],
 )
 def test_both_sides_have_the_same_numbers(scripts, method, case):
     from speed_measures import compare_speed

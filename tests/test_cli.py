@@ -326,7 +326,7 @@ def test_a_name_is_not_given_to_other_settings(again: Path) -> None:
     assert cells(again)["coop@mine 2 1"].config["fit"]["lr"] == 0.02
 
 
-@pytest.mark.parametrize("sweeps", [False, True])
+@pytest.mark.parametrize("sweeps", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_backbone_without_text_has_no_zero_shot_row(
     results: Path, monkeypatch: pytest.MonkeyPatch, sweeps: bool
 ) -> None:

@@ -46,7 +46,7 @@ SHORT: dict[str, Any] = {
 }
 DRAWN = {("p_tuning", "method.n_tokens")}  # without effect, but that the encoder starts from other random numbers
 TIED = {("linear_probe", "method.n_steps")}  # all C are equally good on so few images
-QUICK = [("coop", "base_to_novel"), ("tip_adapter", "few_shot"), ("tip_adapter_f", "few_shot")]
+QUICK = [("coop", "base_to_novel"), ("tip_adapter", "few_shot")]
 
 # Values: what cannot be read off an annotation
 

@@ -41,6 +41,7 @@ def run_of(results: Path, method: str, seed: int = 1) -> tuple[Path, Record]:
     return next((f, r) for f, r in find_runs([results]).items() if (r.method, r.seed) == (method, seed))
 
 
+@pytest.mark.slow
 def test_all_ranks_are_tested_without_training(results: Path, tmp_path: Path) -> None:
     table = tmp_path / "ranks.csv"
     options = ["--results", str(results), "--format", "csv", "--output", str(table)]

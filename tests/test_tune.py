@@ -152,6 +152,7 @@ def test_test_labels_do_not_move_the_choice(tuned: tuple[Path, Answer], results:
 # Resuming
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("choice_alone")
 def test_an_interrupted_search_resumes(
     tuned: tuple[Path, Answer], results: Path, monkeypatch: pytest.MonkeyPatch
