@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlprompt.errors import Note, UserError, folded
+from vlprompt.errors import Note, UserError, first_names, folded
 from vlprompt.textfiles import path_of
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def of_several_folders(runs: Mapping[Path, "Record"]) -> list[str]:
     folders = [folder_of(path, record) for path, record in runs.items()]
     if len(counts := Counter(folders)) < 2:
         return []
-    notes = [f"Runs of {len(counts)} folders: {', '.join(f'{n} of {folder}' for folder, n in counts.items())}."]
+    notes = [f"Runs of {len(counts)} folders: {first_names([f'{n} of {folder}' for folder, n in counts.items()])}."]
     rows: dict[tuple[Any, ...], dict[Path, list[str]]] = {}
     for record, label, folder in zip(runs.values(), labels(list(runs.values())), folders, strict=True):
         row = label, record.dataset, record.protocol, record.shots, record.backbone, record.weights, record.precision
