@@ -1,4 +1,4 @@
-"""Both commands within this process: runs on a tiny world, what they leave behind, and how they answer mistakes."""
+"""Both commands within this process: runs on a tiny world, what they leave, and how they answer mistakes."""
 
 import errno
 import io
@@ -75,7 +75,7 @@ def tensors(root: Path) -> bytes:
     return path.read_bytes()
 
 
-# What a run leaves behind
+# What a run leaves
 
 
 def test_files_of_a_run(finished: tuple[Path, Answer]) -> None:
