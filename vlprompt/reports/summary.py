@@ -1,4 +1,4 @@
-"""The one aggregation that all tables, figures and comparisons are made of: a tidy frame of values, grouped over seeds."""
+"""The one aggregation of all tables, figures and comparisons: a tidy frame of values, grouped over seeds."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
