@@ -48,7 +48,7 @@ def check_key(key: str, records: Iterable[Record]) -> None:
     if any(has_key(record, key) for record in records) or key in FIELDS:
         return
     known = {name for record in records for name in _keys(record.config)}
-    raise unknown("key", key, [*FIELDS, *known])
+    raise unknown("key", key, {*FIELDS, *known})
 
 
 def has_key(record: Record, key: str) -> bool:

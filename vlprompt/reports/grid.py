@@ -86,7 +86,7 @@ def _chosen(grid: Grid, names: Sequence[str]) -> Grid:
     differing = [name for name in grid.gathered(grid.constants).rows if name in grid.keys]
     before = [] if {*asked} & {*grid.keys} else differing
     columns = [*before, *asked]
-    unasked = [name for name in grid.keys if name not in columns]
+    unasked = [name for name in dict.fromkeys([*grid.constants, *grid.keys]) if name not in columns]
     grid = replace(grid, rows=grid.rows[[*columns, *(name for name in unasked if name in grid.rows)]])
     constant = grid.gathered(unasked)
     marks = {(i, name): mark for (i, name), mark in grid.marks.items() if name in columns}
