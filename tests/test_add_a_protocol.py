@@ -36,6 +36,7 @@ def trained(root: Path) -> list[Record]:
     return sorted((r for r in find_records([root]) if r.shots), key=lambda r: r.config["protocol"]["noise"])
 
 
+@pytest.mark.slow
 def test_its_headline_is_a_column(written: Path) -> None:
     run, table = (command.split() for command in COMMANDS)
     assert run[:2] == ["python", "run.py"]
