@@ -10,7 +10,7 @@ from vlprompt.reports.figures import data
 from vlprompt.reports.figures.cells import Request, Runs
 from vlprompt.reports.render import spread_text
 from vlprompt.reports.report.charts import GREY, Styles, View, guide, hover, layered, names_axis, text, trace
-from vlprompt.reports.report.tables import plain
+from vlprompt.reports.report.tables import dataset_text, plain
 from vlprompt.results.metrics import find_metric
 
 MOST_POINTS = 100  # of a training curve
@@ -29,7 +29,8 @@ def few_shot(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> 
             rows = line.to_dict("records")
             values = [spread_text(row["mean"], row["deviation"], decimals=shown.decimals) for row in rows]
             texts = [
-                hover(str(name), f"{r['shots']} shots: {v}", f"n {r['n']}") for r, v in zip(rows, values, strict=True)
+                hover(str(name), f"{r['shots']} shot{'s' * (r['shots'] != 1)}: {v}", f"n {r['n']}")
+                for r, v in zip(rows, values, strict=True)
             ]
             errors = {"type": "data", "array": line["deviation"].fillna(0).tolist(), "thickness": 1, "width": 3}
             more: dict[str, Any] = {"error_y": errors} if line["deviation"].notna().any() else {}
@@ -37,15 +38,13 @@ def few_shot(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> 
             if len(shots) > 1 == len(x):  # dozens of single points hide each other
                 more["visible"] = False
             traces.append(trace(str(name), styles, mode="lines+markers", x=x, y=y, hovertext=texts, **more))
-        numbers = of_set.pivot_table(index="name", columns="shots", values="mean", sort=False).reset_index()
-        numbers = numbers.rename(columns={"name": "learner"} | {n: f"{n} shots" for n in shots})
+        numbers = of_set.pivot_table(index="name", columns="shots", values="mean", sort=False)[shots].reset_index()
+        numbers = numbers.rename(columns={"name": "learner"} | {n: f"{n} shot{'s' * (n != 1)}" for n in shots})
         forms = {name: f".{shown.decimals}f" for name in map(str, numbers) if name != "learner"}
         axis = {"type": "category", "categoryarray": [*map(str, shots)], "title": {"text": "labelled images a class"}}
         layout = {"xaxis": axis, "yaxis": {"title": {"text": shown.label}}}
-        title = table.attrs["title"] if len(set(names)) == 1 else f"{dataset}, {table.attrs['title']}"
-        views.append(
-            View(title, layered(traces, styles), layout, plain(f"Few-shot, {title}: {shown.label}", numbers, forms))
-        )
+        title = table.attrs["title"] if len(set(names)) == 1 else f"{dataset_text(dataset)}, {table.attrs['title']}"
+        views.append(View(title, layered(traces, styles), layout, plain(f"{title}: {shown.label}", numbers, forms)))
     return views
 
 

@@ -82,7 +82,8 @@ def draw(figure: Figure, runs: Runs, request: Request, styles: Styles) -> Chart:
     if chart.views:  # cells without a picture are none of a reader's concern then
         chart.notes = reasons
     if n_left:
-        chart.notes.insert(0, f"{n_left} more cells have no view here: choose runs with --where.")
+        cells = "cell has" if n_left == 1 else "cells have"
+        chart.notes.insert(0, f"{n_left} more {cells} no view here: choose runs with --where.")
     return chart
 
 

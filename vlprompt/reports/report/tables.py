@@ -212,7 +212,14 @@ def _winner(shared: Mapping[str, Any], ranked: pd.DataFrame, names: Mapping[str,
 
     rows = ranked.to_dict("records")
     zero = [row for row in rows if row["method"] == "zero_shot"]
-    cells = [cell(str(shared[name])) for name in ("protocol", "dataset", "backbone", "shots")] + [cell(part)]
+    texts = [
+        str(shared["protocol"]),
+        dataset_text(shared["dataset"]),
+        str(shared["backbone"]),
+        str(shared["shots"]),
+        part,
+    ]
+    cells = [cell(text) for text in texts]
     for row in [*rows[:2], None][:2]:
         cells += [Cell(learner_name(row, names)), score(row)] if row else [Cell(""), Cell("")]
     cells += [score(zero[0]) if zero else Cell(""), Cell(str(len(rows)), len(rows))]
@@ -223,6 +230,11 @@ def learner_name(row: Mapping[Any, Any], names: Mapping[str, str]) -> str:
     name = names.get(row["method"], row["method"])
     settings = row["named"].replace("method.", "")
     return f"{name} ({settings})" if settings else name
+
+
+def dataset_text(name: str) -> str:
+    """The name of a data set as in commands; an average over some in words, such as "average of 2 targets"."""
+    return name.replace("average_", "average of ").replace("_", " ") if name.startswith("average_") else name
 
 
 def _averages_first(datasets: Iterable[str]) -> list[str]:

@@ -82,9 +82,13 @@ const base = () => ({
 });
 const config = { displaylogo: false, responsive: true, toImageButtonOptions: { format: "svg" } };
 function fitted(layout, width) {
-  if (width < 600)
-    for (const axis of [layout.xaxis, layout.yaxis].filter((axis) => axis?.ticktext))
-      axis.ticktext = axis.ticktext.map((name) => (name.length > 17 ? `${name.slice(0, 16)}…` : name));
+  if (width >= 600) return layout;
+  for (const axis of [layout.xaxis, layout.yaxis].filter((axis) => axis?.ticktext))
+    axis.ticktext = axis.ticktext.map((name) => (name.length > 17 ? `${name.slice(0, 16)}…` : name));
+  const { ticktext, title } = layout.xaxis;
+  if (title) title.text = title.text.replace(/;? (?=\()|; /g, "<br>");
+  if (ticktext?.length > 12)  // upright names would hide each other
+    Object.assign(layout.xaxis, { showticklabels: false, title: { text: `${ticktext.length} learners:<br>a cell says its own` } });
   return layout;
 }
 function start(figure) {
