@@ -51,7 +51,7 @@ def test_vpt_warms_up_from_zero_and_decays_to_zero():
 def test_steps_per_epoch(images, drop_last, expected):
     fit = Fit(lr=0.1, epochs=5, drop_last=drop_last)
     assert steps_per_epoch(images, fit) == expected
-    assert n_steps(images, fit) == 5 * expected
+    assert n_steps(expected, fit) == 5 * expected
 
 
 def test_either_epochs_or_steps():

@@ -32,7 +32,7 @@ from vlprompt.results.record import Record, checked, git_commit, versions
 from vlprompt.results.store import OpenRun, open_run, stored_run, tidy
 from vlprompt.train import Epoch, train
 from vlprompt.training.device import autocast, device_name, peak_memory, reset_peak_memory
-from vlprompt.training.optim import n_steps
+from vlprompt.training.optim import n_steps, steps_per_epoch
 from vlprompt.training.progress import Reporter
 from vlprompt.training.tracking import track
 
@@ -204,7 +204,7 @@ def provenance(spec: RunSpec) -> dict[str, Any]:
 def costs(spec: RunSpec, learner: Learner, episode: Episode, train_seconds: float) -> dict[str, Any]:
     """Costs of a step, of the frozen model, and of use. Binds the learner to the classes that it was trained on."""
     fit, clip = spec.settings.fit, learner.clip
-    steps = n_steps(len(episode.train), fit) if fit else 0
+    steps = n_steps(steps_per_epoch(len(episode.train), fit), fit) if fit else 0
     learner.bind(episode.train.classes)
     return {
         "steps": steps,
@@ -244,8 +244,6 @@ def save_files(spec: RunSpec, learner: Learner, predictions: Mapping[str, Predic
     save_predictions(folder / PREDICTIONS, predictions)
     config = yaml.safe_dump(spec.config, sort_keys=False, allow_unicode=True)
     (folder / "config.yaml").write_text(config, encoding="utf-8")
-    if not spec.trained:
-        return 0
     about = {
         "method": spec.key.method,
         "target": spec.settings.method["_target_"],
@@ -254,7 +252,12 @@ def save_files(spec: RunSpec, learner: Learner, predictions: Mapping[str, Predic
         "dataset": spec.key.dataset,
         "protocol": spec.key.protocol,
         "split_hash": spec.dataset.fingerprint(),
+        "precision": spec.precision,
+        "as_shown": getattr(spec.dataset.open_image, "as_shown", True),
     }
+    if not spec.trained:
+        learner_files.describe(learner, folder, about)
+        return 0
     return learner_files.save(learner, folder, about)
 
 

@@ -15,7 +15,7 @@ from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import Episode
 from vlprompt.training.averaging import make_keeper
 from vlprompt.training.device import autocast
-from vlprompt.training.optim import make_optimizer, n_epochs, n_steps, set_learning_rate, steps_per_epoch
+from vlprompt.training.optim import make_optimizer, n_epochs, n_steps, set_learning_rate
 from vlprompt.training.progress import Reporter
 
 
@@ -47,8 +47,9 @@ def train(
         learner.eval().encode_classes()  # cached class features have the precision of the run
     learner.prepare(train_batches, selection_batches)  # caches and closed forms
 
-    n_images, curve = len(episode.train), list[Epoch]()
-    per_epoch, epochs, total = steps_per_epoch(n_images, fit), n_epochs(n_images, fit), n_steps(n_images, fit)
+    curve = list[Epoch]()
+    per_epoch = loader.n_batches(episode.train, fit.batch_size, drop_last=fit.drop_last)
+    epochs, total = n_epochs(per_epoch, fit), n_steps(per_epoch, fit)
     if total and not list(learner.parameters()):
         raise UserError(f"{type(learner).__name__} has nothing to train: use fit.epochs=0")
     if total:

@@ -151,7 +151,7 @@ def parts_read(spec: "RunSpec", learner: "Learner", episode: "Episode", loader: 
     """The images that training and tests read, each with its views (None: the centre crop)."""
     from itertools import count
 
-    from vlprompt.training.optim import n_epochs
+    from vlprompt.training.optim import n_epochs, steps_per_epoch
 
     parts: Parts = [(split, [None]) for split in episode.tests.values()]
     if fit := spec.settings.fit:
@@ -159,7 +159,7 @@ def parts_read(spec: "RunSpec", learner: "Learner", episode: "Episode", loader: 
         train = loader.ordered(episode.train, augmented=learner.augmented)
         learner.prepare(train, loader.ordered(selection) if selection else None)
         prepared = range(next(train.views or count()))  # the views that it went through
-        views = range(loader.n_views or n_epochs(len(episode.train), fit))
+        views = range(loader.n_views or n_epochs(steps_per_epoch(len(episode.train), fit), fit))
         parts += [(episode.train, [None, *sorted({*prepared, *views})])]
         parts += [(selection, [None])] if selection else []
     return parts

@@ -14,7 +14,7 @@ from vlprompt.config.allowed import METHODS, check_names
 from vlprompt.config.locate import locate, make_sampler
 from vlprompt.config.paths import bank_folder, data_root
 from vlprompt.config.schema import Preparation, Settings, read_backbone
-from vlprompt.config.spec import RunSpec
+from vlprompt.config.spec import RunSpec, spec_of_record
 from vlprompt.data.cache.feature_files import FeatureFiles
 from vlprompt.data.cache.features import FeatureCache, tower_key
 from vlprompt.data.cache.images import ImageCache
@@ -25,6 +25,7 @@ from vlprompt.errors import NotApplicableError, UserError
 from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, check_images
 from vlprompt.results import learner_files
+from vlprompt.results.record import Record
 from vlprompt.towers import Clip, load_clip
 from vlprompt.training.device import default_workers
 
@@ -93,9 +94,14 @@ def make_learner(spec: RunSpec, clip: Clip, episode: Episode) -> Learner:
 
 
 def bind_to(learner: Learner, split: Split) -> None:
-    """Classify among the classes of a test. A learner whose own `bind` does not take `transfer` is not told it."""
+    """Classify among the classes of a test."""
+    bind(learner, split.classes, rows=split.rows, transfer=split.transfer)
+
+
+def bind(learner: Learner, classes: Sequence[str], *, rows: Sequence[int] | None, transfer: bool) -> None:
+    """Classify among these classes. A learner whose own `bind` does not take `transfer` is not told it."""
     taken = inspect.signature(learner.bind).parameters
-    learner.bind(split.classes, split.rows, **({"transfer": split.transfer} if "transfer" in taken else {}))
+    learner.bind(classes, rows, **({"transfer": transfer} if "transfer" in taken else {}))
 
 
 def target_wording(spec: RunSpec, target: str) -> dict[str, Any]:
@@ -151,10 +157,13 @@ def features_at(
     return FeatureCache(clip, precision=precision, workers=workers, cache=images, files=files)
 
 
-def restore_learner(folder: Path, allow: Sequence[str] = ()) -> Learner:
-    """The trained learner in a run's folder, on the CPU and bound to the classes it was trained on.
+def restore_learner(
+    folder: Path, allow: Sequence[str] = (), *, device: torch.device | None = None, quantized: bool = False
+) -> Learner:
+    """The trained learner in a run's folder, bound to the classes it was trained on; on the CPU unless said otherwise.
 
     `allow`: modules that its file may name in addition to the package's own, as in the environment's VLPROMPT_ALLOW.
+    `quantized`: the frozen model keeps the matrices in 4 bits that it was trained with.
 
     Raises:
         UserError: no saved learner there, one whose class is not allowed, or that does not fit its own settings.
@@ -163,8 +172,31 @@ def restore_learner(folder: Path, allow: Sequence[str] = ()) -> Learner:
     target = {"target": (about["target"], METHODS)}
     check_names(target, about["backbone"]["model"], folder / learner_files.CONFIG, allow)
     kind, arguments = locate({"_target_": about["target"], **about["arguments"]}, Learner, "method")
-    backbone = read_backbone({**about["backbone"], "quantize": None})
-    clip = clip_at(backbone.model, backbone.weights, torch.device("cpu"), images=backbone.images)
-    learner: Learner = kind(clip, about["classes"], **kind.resolved(arguments))
-    learner_files.load_tensors(learner, folder)
+    backbone = read_backbone(about["backbone"] if quantized else {**about["backbone"], "quantize": None})
+    device = device or torch.device("cpu")
+    clip = clip_at(
+        backbone.model, backbone.weights, device, quantize=backbone.quantize, images=backbone.images
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):  # initial values, which the saved ones replace
+        learner: Learner = kind(clip, about["classes"], **kind.resolved(arguments)).to(device)
+    if learner.state_dict() or (folder / learner_files.TENSORS).exists():
+        learner_files.load_tensors(learner, folder)
     return learner.eval()
+
+
+def rebuild(folder: Path, *, device: str = "auto", allow: Sequence[str] = ()) -> tuple[Learner, str, bool]:
+    """The learner of a run that trains nothing, whose earlier records say its classes by their data set alone.
+
+    -> the learner, its precision, and whether its images were taken as they are shown.
+
+    Raises:
+        UserError: no record, a run whose tensors were not kept, or a data set that is not there.
+    """
+    record = Record.read(folder)
+    if record is None or record.status != "finished" or record.imported:
+        raise UserError(f"{folder} holds no finished run: run it again")
+    spec = spec_of_record(folder, record, device=device, allow=allow)
+    if spec.trained:
+        raise UserError(f"{folder} holds no {learner_files.TENSORS}: run it again with force=true")
+    learner = make_learner(spec, make_clip(spec), make_episode(spec))
+    return learner.eval(), spec.precision, getattr(spec.dataset.open_image, "as_shown", True)

@@ -39,6 +39,10 @@ class Loader:
     n_views: int | None = None
     augment: Augment = PUBLISHED
 
+    def n_batches(self, split: Split, batch_size: int, *, drop_last: bool) -> int:
+        """Steps of an epoch on a split."""
+        return count_batches(len(split), batch_size, drop_last=drop_last)
+
     def ordered(self, split: Split, *, augmented: bool = False) -> "Passes":
         """Passes over a split in its order: centre crops, or with `augmented` another random view at each pass."""
         return Passes(self, split, itertools.count() if augmented else None)
@@ -81,6 +85,13 @@ class Loader:
         """Batches of pixels, as often as one iterates over them; the workers persist from one epoch to the next."""
         views = Views(split, self.clip.preprocess, seed=self.seed, augment=self.augment, cache=self.images)
         return Batches(views, order, batch_size=batch_size, workers=self.workers, device=self.clip.device)
+
+
+def count_batches(n_images: int, batch_size: int, *, drop_last: bool) -> int:
+    """Batches in one pass: the last smaller one is left out where `drop_last` says so and another remains."""
+    if drop_last and n_images >= batch_size:
+        return n_images // batch_size
+    return math.ceil(n_images / batch_size)
 
 
 def as_images(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Batch]:

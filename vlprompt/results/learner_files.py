@@ -23,17 +23,29 @@ def save(learner: Learner, folder: Path, about: Mapping[str, Any]) -> int:
 
     `about` names the method, its arguments and the backbone; the training classes and the preprocessing are added.
     """
-    about = {**about, "classes": list(learner.trained_classes), "preprocess": asdict(learner.clip.preprocess)}
-    return write(folder, learner.state_dict(), about)
+    return write(folder, learner.state_dict(), _described(learner, about))
+
+
+def describe(learner: Learner, folder: Path, about: Mapping[str, Any]) -> None:
+    """The description alone, of a learner without tensors."""
+    _write_config(folder, _described(learner, about))
+
+
+def _described(learner: Learner, about: Mapping[str, Any]) -> dict[str, Any]:
+    return {**about, "classes": list(learner.trained_classes), "preprocess": asdict(learner.clip.preprocess)}
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> int:
     """The two files of a learner, from its tensors under the names of its state dict; -> bytes of the first."""
     path = folder / TENSORS
     safetensors.torch.save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, path)
+    _write_config(folder, about)
+    return path.stat().st_size
+
+
+def _write_config(folder: Path, about: Mapping[str, Any]) -> None:
     config = {**about, "vlprompt_version": __version__}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path.stat().st_size
 
 
 class Backbone(BaseModel):

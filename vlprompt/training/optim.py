@@ -6,27 +6,26 @@ from typing import Any
 import torch
 
 from vlprompt.config.schema import Fit
+from vlprompt.data.loader import count_batches
 from vlprompt.learners.base import Learner
 
 
 def steps_per_epoch(n_images: int, fit: Fit) -> int:
-    """Batches in one pass: the last smaller one is left out where `drop_last` says so and another remains."""
-    if fit.drop_last and n_images >= fit.batch_size:
-        return n_images // fit.batch_size
-    return math.ceil(n_images / fit.batch_size)
+    """Batches in one pass over so many images."""
+    return count_batches(n_images, fit.batch_size, drop_last=fit.drop_last)
 
 
-def n_steps(n_images: int, fit: Fit) -> int:
-    """Steps of the whole training."""
+def n_steps(per_epoch: int, fit: Fit) -> int:
+    """Steps of the whole training, with `per_epoch` of them in an epoch."""
     if fit.steps is not None:
         return fit.steps
     assert fit.epochs is not None
-    return fit.epochs * steps_per_epoch(n_images, fit)
+    return fit.epochs * per_epoch
 
 
-def n_epochs(n_images: int, fit: Fit) -> int:
+def n_epochs(per_epoch: int, fit: Fit) -> int:
     """Epochs of the whole training, of which the last may be a part."""
-    return math.ceil(n_steps(n_images, fit) / steps_per_epoch(n_images, fit))
+    return math.ceil(n_steps(per_epoch, fit) / per_epoch)
 
 
 def learning_rate(step: int, fit: Fit, *, per_epoch: int, total: int) -> float:

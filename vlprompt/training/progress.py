@@ -31,10 +31,11 @@ logger = logging.getLogger("vlprompt")
 
 
 class Reporter:
-    """Lines for the user and for the log file; `aside`: on stderr, where stdout is for a result."""
+    """Lines for the user and for the log file; `aside`: on stderr, not stdout; `quiet`: for the file alone."""
 
-    def __init__(self, log: Path | None = None, *, aside: bool = False) -> None:
-        self.console = Console(file=sys.stderr if aside else sys.stdout, highlight=False, soft_wrap=True)
+    def __init__(self, log: Path | None = None, *, aside: bool = False, quiet: bool = False) -> None:
+        stream = sys.stderr if aside else sys.stdout
+        self.console = Console(file=stream, highlight=False, soft_wrap=True, quiet=quiet)
         self._path, self._lines = log, list[str]()
         self._log: TextIO | None = log.open("a", encoding="utf-8", buffering=1) if log else None
         self._warnings = _Warnings(self)

@@ -1,0 +1,105 @@
+"""Batches that a user brings, read as the loader of a run is."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlprompt.data.dataset import Item, Split
+from vlprompt.data.loader import Batch, Loader
+from vlprompt.errors import UserError
+from vlprompt.towers import Clip, Images
+
+Given = Iterable[tuple[Tensor, Tensor]]
+"""(pixels [B, 3, H, W] as the model's `preprocess` gives them, labels [B]), batch after batch, several times over."""
+
+
+@dataclass(frozen=True)
+class GivenBatches:
+    """A user's batches as batches for a learner, on the device of its model.
+
+    Raises: UserError, while it is read, for pixels of another shape, and labels that are no class.
+    """
+
+    batches: Given
+    clip: Clip
+    n_classes: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.batches, Iterator) or not isinstance(self.batches, Iterable):
+            raise UserError(
+                f"the batches are a {type(self.batches).__name__}, which cannot be read several times: give a "
+                "DataLoader, or a list of (images, labels)"
+            )
+
+    def __iter__(self) -> Iterator[Batch]:
+        size, empty = self.clip.preprocess.size, True
+        for batch in self.batches:
+            images, labels = self._pair(batch)
+            if images.shape[1:] != (3, size, size) or not images.is_floating_point():
+                raise UserError(
+                    f"the images of a batch are {str(images.dtype).removeprefix('torch.')} {list(images.shape)}, "
+                    f"{self.clip.name} reads floats [B, 3, {size}, {size}]: use the model's `preprocess`"
+                )
+            if labels.shape != images.shape[:1] or labels.is_floating_point():
+                raise UserError(f"labels are {list(labels.shape)}, allowed are integers, one for each of {len(images)}")
+            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.n_classes:
+                raise UserError(f"a label is {int(labels.max())}, allowed are 0 to {self.n_classes - 1}, the classes")
+            empty = False
+            yield Images(images.float().to(self.clip.device)), labels.long().to(self.clip.device)
+        if empty:
+            raise UserError("there are no batches: give some (images, labels)")
+
+    def _pair(self, batch: Any) -> tuple[Tensor, Tensor]:
+        if not isinstance(batch, list | tuple) or len(batch) != 2 or not isinstance(batch[0], Tensor):
+            raise UserError(f"a batch is a {type(batch).__name__}, allowed is (images, labels), both tensors")
+        return batch[0], torch.as_tensor(batch[1])
+
+    def __len__(self) -> int:
+        """Batches in a pass."""
+        try:
+            return len(self.batches)  # type: ignore[arg-type]
+        except TypeError:
+            return sum(1 for _ in self.batches)
+
+
+def refuse_to_open(image: str) -> Image.Image:
+    raise AssertionError(f"{image} is of a user's batches, which are read as they come")
+
+
+@dataclass(frozen=True)
+class GivenLoader(Loader):
+    """A loader whose splits are a user's batches, in the order and the views that these come in."""
+
+    train: GivenBatches | None = None
+    val: GivenBatches | None = None
+
+    def split(self, part: Literal["train", "val"]) -> Split:
+        """What stands for one of the two where a split is asked for."""
+        return Split((Item(part, 0),), (), refuse_to_open, origin=part)
+
+    def _of(self, split: Split) -> GivenBatches:
+        batches = self.val if split.origin == "val" else self.train
+        assert batches is not None
+        return batches
+
+    def n_batches(self, split: Split, batch_size: int, *, drop_last: bool) -> int:
+        return len(self._of(split))
+
+    def ordered(self, split: Split, *, augmented: bool = False) -> Any:
+        return self._of(split)
+
+    def shuffled(self, split: Split, *, batch_size: int, per_epoch: int, total: int) -> Iterator[Batch]:
+        step = 0
+        while step < total:
+            for batch in self._of(split):
+                if step == total:
+                    return
+                step += 1
+                yield batch
+
+    def read_views(self, split: Split, *, track: Any) -> None:
+        """Views are the user's."""
