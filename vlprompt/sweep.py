@@ -27,6 +27,7 @@ from vlprompt.config.compose import (
     check_groups,
     config_dirs,
     explained,
+    made_choices,
     modernized,
     plain,
     spec_of,
@@ -163,7 +164,7 @@ def asked_for() -> tuple[list[str], dict[str, Any]]:
     """The overrides of this job, the folders of settings among them, and the chosen names of groups."""
     now = HydraConfig.get()
     searched = [text for text in now.overrides.hydra if text.startswith("hydra.searchpath")]
-    return [*now.overrides.task, *searched], dict(now.runtime.choices)
+    return [*now.overrides.task, *searched], made_choices(now.runtime.choices)
 
 
 def sweep_job(config: DictConfig) -> None:

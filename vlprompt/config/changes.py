@@ -30,6 +30,9 @@ def changes_of(settings: Settings, default: Settings, relevant: Tree, relevant_d
         elif (key, value) == value_at(old, key):  # the same file, or what a parent that is null takes along
             continue
         changes[key] = value
+    for one, other in (("fit.steps", "fit.epochs"), ("fit.epochs", "fit.steps")):
+        if changes.get(one) is not None and changes.get(other, "") is None:  # goes without saying
+            del changes[other]
     return changes
 
 

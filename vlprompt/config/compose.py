@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache, partial
@@ -33,7 +33,7 @@ from vlprompt.textfiles import path_of
 GROUPS = ("method", "dataset", "protocol", "backbone")
 SHARED_WITH_REFERENCE = (
     *("dataset", "protocol", "backbone", "precision", "device", "threads", "text_chunk", "workers", "data", "cache"),
-    *("bank", "force", "wandb", "hydra"),
+    *("bank", "force", "wandb", "debug", "hydra"),
 )
 """What a run has in common with the zero-shot run that it is compared with."""
 WORDING = ("template", "templates", "learned_template")  # arguments of a method that may be those of the data set
@@ -101,6 +101,7 @@ def tell(notice: str) -> None:
 
 def spec_of(config: Any, choices: Choices, overrides: list[str]) -> RunSpec:
     """The run that a composed configuration asks for, validated and not started."""
+    config = as_asked(config, overrides)
     check_asked(config, overrides)
     return read_spec(
         config,
@@ -112,15 +113,39 @@ def spec_of(config: Any, choices: Choices, overrides: list[str]) -> RunSpec:
     )
 
 
-def given(overrides: list[str]) -> list[str]:
+def given(overrides: Sequence[str]) -> list[str]:
     """The settings that these overrides give, by dotted names; of a tree its leaves."""
 
     def leaves(name: str, value: Any) -> list[str]:
         tree = isinstance(value, dict) and value and all(isinstance(key, str) for key in value)
         return [leaf for key in value for leaf in leaves(f"{name}.{key}", value[key])] if tree else [name]
 
-    parsed = [one for one in OverridesParser.create().parse_overrides(overrides) if not one.is_delete()]
+    parsed = [one for one in OverridesParser.create().parse_overrides(list(overrides)) if not one.is_delete()]
     return [name for one in parsed for name in leaves(one.key_or_group, one.value())]
+
+
+def made_choices(choices: Mapping[str, str | None]) -> Choices:
+    """The name that is chosen of each group, without groups of which there is none."""
+    return {group: name for group, name in choices.items() if name is not None}
+
+
+def as_asked(config: Any, overrides: Sequence[str]) -> Any:
+    """The configuration where a user's `fit.steps` alone replaces the epochs that a file has, or the other way round.
+
+    So does `debug` where the user gives neither, and its images replace the shots.
+    """
+    asked, fit, debug = given(overrides), config.get("fit"), config.get("debug")
+    lengths = {"fit.steps", "fit.epochs"} & set(asked)
+    if isinstance(debug, dict) and "shots" not in asked:
+        config = {**config, "shots": debug.get("images")}
+    if not isinstance(fit, dict):
+        return config
+    if isinstance(debug, dict) and not lengths and fit.get("epochs") != 0:
+        return {**config, "fit": {**fit, "epochs": None, "steps": debug.get("steps")}}
+    if len(lengths) == 1:
+        other = "epochs" if lengths == {"fit.steps"} else "steps"
+        return {**config, "fit": {**fit, **({other: None} if other in fit else {})}}
+    return config
 
 
 def check_asked(config: Any, overrides: list[str]) -> None:
@@ -178,7 +203,7 @@ def composed(overrides: Sequence[str], *, arguments: Sequence[str] = ()) -> Iter
                 if (mistake := explained(error, [*overrides, *arguments])) is error:
                     raise
                 raise mistake from error
-            yield config, dict(whole.hydra.runtime.choices)
+            yield as_asked(config, overrides), made_choices(whole.hydra.runtime.choices)
     finally:
         HydraConfig.instance().cfg = before
 

@@ -47,6 +47,9 @@ def load_datasets(settings: Settings) -> tuple[Dataset, dict[str, Dataset]]:
         attempt(name, settings.targets[name].dataset)
     if dataset is None or problems:
         raise not_loaded(problems, source, names)
+    if settings.debug:
+        n = settings.debug.images
+        return dataset.first(n), {name: target.first(n) for name, target in loaded.items()}
     return dataset, loaded
 
 

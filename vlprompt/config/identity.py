@@ -53,6 +53,8 @@ def result_settings(
         chosen["method"] |= {"revision": revision}
     if names := target_names(settings, dataset.name):  # their order changes nothing
         chosen["targets"] = {name: target_identity(settings, name, targets) for name in names}
+    if settings.debug:
+        chosen["debug"] = settings.debug.model_dump()
     if settings.fit is not None:
         fit = settings.fit.model_dump()
         # settings that came later count where they are set, so that variants and their folders keep their names

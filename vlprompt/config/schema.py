@@ -220,6 +220,14 @@ class Fit(BaseModel):
         return self
 
 
+class Debug(BaseModel):
+    """A run that only goes through the code: so many images a class, and steps of the optimiser."""
+
+    model_config = _STRICT
+    images: PositiveInt
+    steps: PositiveInt = Field(exclude=True)  # which `fit.steps` has
+
+
 class Settings(BaseModel):
     """The resolved configuration of one run; `conf/config.yaml` explains each key."""
 
@@ -247,6 +255,7 @@ class Settings(BaseModel):
     fit: Fit | None
     targets: dict[str, Target] = {}  # by name in the configuration; filled from `protocol.targets`
     search: dict[str, Any] = {}  # what a search for settings may vary; a run does not read it
+    debug: Debug | None = None
     wording: dict[str, Any] = {}  # texts by data set, of which the settings of the method have theirs already
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -78,6 +79,15 @@ class Dataset:
         """One part whole, or the given items of it."""
         items = tuple(getattr(self, part) if items is None else items)
         return Split(items, self.classes, self.open_image, origin=self.origin)
+
+    def first(self, n: int) -> "Dataset":
+        """The same with the first `n` validation and test images of each class."""
+
+        def cut(items: tuple[Item, ...]) -> tuple[Item, ...]:
+            seen: Counter[int] = Counter()
+            return tuple(item for item in items if seen.update([item.label]) or seen[item.label] <= n)
+
+        return replace(self, val=cut(self.val), test=cut(self.test))
 
     def fingerprint(self) -> str:
         """sha256 over class names and the three lists: equal where the data set is split alike."""
