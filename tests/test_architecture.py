@@ -24,6 +24,7 @@ FLOORS = [
     {"run"},
     {"reports", "interop"},
     {"sweep", "api"},
+    {"estimator"},
     {"tuning"},
     {"commands"},
     {"cli"},

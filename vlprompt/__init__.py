@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _HOMES = {
     **dict.fromkeys(("Model", "Score", "benchmark", "fit", "load", "load_clip", "read_results", "score"), "api"),
     **dict.fromkeys(("ClassBoundError", "UserError"), "errors"),
+    "PromptClassifier": "estimator",
     "Record": "results.record",
 }
 """Public name -> the module that it lives in. None of them is the name of a module, which would hide it."""
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from vlprompt.api import score as score
     from vlprompt.errors import ClassBoundError as ClassBoundError
     from vlprompt.errors import UserError as UserError
+    from vlprompt.estimator import PromptClassifier as PromptClassifier
     from vlprompt.results.record import Record as Record
 
 __all__ = [*sorted(_HOMES), "learners"]

@@ -262,7 +262,8 @@ def fit(
     episode = Episode(loader.split("train"), None if val is None else loader.split("val"), {})
     precision = resolve_precision(precision, clip.device)
     reporter = Reporter(aside=True, quiet=not progress)
-    return train(learner, episode, loader, wanted, precision=precision, reporter=reporter)
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+        return train(learner, episode, loader, wanted, precision=precision, reporter=reporter)
 
 
 @dataclass(frozen=True)

@@ -177,11 +177,16 @@ def restore_learner(
     clip = clip_at(
         backbone.model, backbone.weights, device, quantize=backbone.quantize, images=backbone.images
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):  # initial values, which the saved ones replace
-        learner: Learner = kind(clip, about["classes"], **kind.resolved(arguments)).to(device)
+    learner = untrained(kind, clip, about["classes"], arguments)
     if learner.state_dict() or (folder / learner_files.TENSORS).exists():
         learner_files.load_tensors(learner, folder)
     return learner.eval()
+
+
+def untrained(kind: type[Learner], clip: Clip, classes: Sequence[str], arguments: Mapping[str, Any]) -> Learner:
+    """A learner that saved tensors go into; the global random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        return kind(clip, classes, **kind.resolved(arguments)).to(clip.device)
 
 
 def rebuild(folder: Path, *, device: str = "auto", allow: Sequence[str] = ()) -> tuple[Learner, str, bool]:

@@ -27,6 +27,7 @@ from vlprompt.config import recipes
 from vlprompt.config.about import without_about
 from vlprompt.config.paths import config_dir, unknown_dataset
 from vlprompt.config.spec import RunSpec, check_steps, read_spec
+from vlprompt.data.dataset import Dataset
 from vlprompt.errors import ChoiceError, UnknownSettingError, UserError, unknown, unknown_setting
 from vlprompt.textfiles import path_of
 
@@ -53,15 +54,15 @@ file_config_source.open = partial(open, encoding="utf-8")  # type: ignore[attr-d
 Choices = dict[str, Any]  # the name that is chosen of each group
 
 
-def read_run(overrides: Sequence[str]) -> RunSpec:
-    """The run that `python run.py` with these overrides would make.
+def read_run(overrides: Sequence[str], images: Dataset | None = None) -> RunSpec:
+    """The run that `python run.py` with these overrides would make, on a data set at hand where one is given.
 
     Raises:
         UserError: what `python run.py` would answer.
     """
     overrides = modernized(overrides)
     with composed(overrides) as (config, choices):
-        return spec_of(config, choices, overrides)
+        return spec_of(config, choices, overrides, images)
 
 
 def read_reference(overrides: Sequence[str]) -> RunSpec:
@@ -99,7 +100,7 @@ def tell(notice: str) -> None:
     print(notice, file=sys.stderr)  # noqa: T201
 
 
-def spec_of(config: Any, choices: Choices, overrides: list[str]) -> RunSpec:
+def spec_of(config: Any, choices: Choices, overrides: list[str], images: Dataset | None = None) -> RunSpec:
     """The run that a composed configuration asks for, validated and not started."""
     config = as_asked(config, overrides)
     check_asked(config, overrides)
@@ -110,6 +111,7 @@ def spec_of(config: Any, choices: Choices, overrides: list[str]) -> RunSpec:
         recipes=recipes.applied(choices, config_dirs()),
         given=given(overrides),
         origin=lambda name: recipes.origin(name, choices, config_dirs()),
+        images=images,
     )
 
 

@@ -86,12 +86,14 @@ def read_spec(
     given: Collection[str] = (),
     origin: Origin = lambda name: None,
     held: Callable[[Settings], Settings] = lambda settings: settings,
+    images: Dataset | None = None,
 ) -> RunSpec:
     """Check a composed configuration.
 
     `choices` are the names of the chosen groups; `default()` is the configuration that these choices alone give. Of the
     settings in `given`, by dotted names, none may be without effect; `origin` names the file that another comes from.
-    `held` is asked before anything that the settings name is imported.
+    `held` is asked before anything that the settings name is imported. `images`: a data set at hand instead of the one
+    that is described.
 
     Raises:
         UserError: a wrong setting, a missing data set, a device that this machine lacks.
@@ -102,7 +104,7 @@ def read_spec(
     precision = resolve_precision(settings.precision, device)
     learner, _ = locate(settings.method, Learner, "method")
     protocol = make_protocol(settings)
-    dataset, targets = load_datasets(settings)
+    dataset, targets = (images, {}) if images else load_datasets(settings)
     if by_model := settings.method.get("head") == "auto":
         model = settings.backbone.model
         check_model(str(demo.BACKBONES.get(model, model)))

@@ -1,0 +1,169 @@
+"""Methods as an estimator of scikit-learn."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+from PIL import Image
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from vlprompt.api import Model, Photos
+from vlprompt.config import build
+from vlprompt.config.compose import read_run
+from vlprompt.config.spec import RunSpec
+from vlprompt.data.dataset import Dataset, Item
+from vlprompt.data.photos import Photo, open_photo
+from vlprompt.errors import UserError
+from vlprompt.textfiles import absolute
+from vlprompt.train import Epoch, train
+from vlprompt.training.progress import Reporter
+
+SETTINGS = ("dataset=folder", "protocol=few_shot", "cache=false", "bank.gb=0", "wandb=disabled")
+
+
+class PromptClassifier(ClassifierMixin, BaseEstimator):
+    """A method of the suite as scikit-learn has classifiers: `fit`, `predict`, `predict_proba`, `score`.
+
+    Pictures are paths, PIL images, arrays uint8 [H, W, 3] or tensors uint8 [3, H, W]; all of a training's are used.
+    What is not given is as in the method's own configuration.
+
+    Args:
+        method, backbone: names that `vlprompt list methods` and `vlprompt list backbones` give.
+        lr: highest learning rate.
+        epochs, steps: length of the training, one of the two.
+        batch_size: pictures in a step.
+        template: the text around a class's name, with one {}.
+        class_names: label -> name in the text; None: the labels themselves.
+        settings: further settings as on the command line, such as ("method.n_context=8", "fit.weight_decay=0").
+        seed: of initial values, order and views; two fits with the same arguments are equal.
+        device: auto, cpu, cuda, cuda:1.
+        precision: auto, fp32, bf16.
+        workers: processes that read pictures.
+        verbose: whether to show the training's progress.
+
+    Attributes:
+        classes_: the labels in the order of `predict_proba`'s columns, sorted.
+        model_: the trained `vlprompt.Model`.
+        curve_: loss and accuracy by epoch.
+    """
+
+    def __init__(
+        self,
+        method: str = "coop",
+        backbone: str = "vit_b16",
+        *,
+        lr: float | None = None,
+        epochs: int | None = None,
+        steps: int | None = None,
+        batch_size: int | None = None,
+        template: str = "a photo of a {}.",
+        class_names: Mapping[Any, str] | None = None,
+        settings: Sequence[str] = (),
+        seed: int = 1,
+        device: str = "auto",
+        precision: str = "auto",
+        workers: int = 0,
+        verbose: bool = False,
+    ) -> None:
+        self.method, self.backbone = method, backbone
+        self.lr, self.epochs, self.steps, self.batch_size = lr, epochs, steps, batch_size
+        self.template, self.class_names, self.settings = template, class_names, settings
+        self.seed, self.device, self.precision = seed, device, precision
+        self.workers, self.verbose = workers, verbose
+
+    def fit(self, images: Sequence[Photo] | np.ndarray | torch.Tensor, labels: ArrayLike) -> "PromptClassifier":
+        """Train on labelled pictures.
+
+        Raises:
+            UserError: pictures and labels of different numbers, a single class, a wrong setting, a damaged picture.
+        """
+        photos, given = list(images), np.asarray(labels)
+        if given.shape != (len(photos),) or not photos:
+            raise UserError(f"there are {len(photos)} pictures and labels {list(given.shape)}: give one for each")
+        self.classes_, encoded = np.unique(given, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise UserError(f"all pictures are of the class {self.classes_[0]}: give at least two classes")
+        spec = self._spec(photos, encoded.tolist())
+        episode = build.make_episode(spec)
+        learner = build.make_learner(spec, build.make_clip(spec), episode)
+        reporter = Reporter(aside=True, quiet=not self.verbose)
+        loader, self.curve_ = build.make_loader(spec, learner), list[Epoch]()
+        if fit := spec.settings.fit:  # zero-shot CLIP has none
+            with torch.random.fork_rng(devices=[]):
+                self.curve_ = train(learner, episode, loader, fit, precision=spec.precision, reporter=reporter)
+        self.model_ = Model(learner, spec.precision)
+        return self
+
+    def predict(self, images: Photos) -> np.ndarray:
+        """The likeliest label of each picture. Raises: NotFittedError; UserError for a damaged picture."""
+        best = self.predict_proba(images).argmax(1)
+        labels: np.ndarray = self.classes_[best]
+        return labels
+
+    def predict_proba(self, images: Photos) -> Float[np.ndarray, "N C"]:
+        """Probabilities of all labels, in the order of `classes_`. Raises: as `predict`."""
+        check_is_fitted(self, "model_")
+        return self.model_.probabilities(images).numpy()
+
+    def _spec(self, photos: Sequence[Photo], labels: Sequence[int]) -> RunSpec:
+        """The run that this training is."""
+        names = [str((self.class_names or {}).get(label, label)) for label in self.classes_.tolist()]
+        numbers = [f"{name}={value}" for name, value in (("fit.lr", self.lr), ("fit.epochs", self.epochs),
+                   ("fit.steps", self.steps), ("fit.batch_size", self.batch_size)) if value is not None]  # fmt: skip
+        pictures = Pictures({content_hash(photo): photo for photo in photos})
+        items = tuple(Item(content_hash(photo), label) for photo, label in zip(photos, labels, strict=True))
+        given = Dataset("given", tuple(names), items, (), items, pictures, origin="given")
+        overrides = [f"method={self.method}", f"backbone={self.backbone}", *SETTINGS, "shots=all"]
+        overrides += [f"seed={self.seed}", f"device={self.device}", f"precision={self.precision}"]
+        overrides += [
+            f"workers={self.workers}",
+            f"dataset.template={json.dumps(self.template)}",
+            *numbers,
+            *self.settings,
+        ]
+        return read_run(overrides, given)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the frozen model, which is loaded again."""
+        state: dict[str, Any] = dict(super().__getstate__())
+        if model := state.pop("model_", None):
+            learner = model.learner
+            tensors = {name: tensor.cpu() for name, tensor in learner.state_dict().items()}
+            state["saved_"] = {"tensors": tensors, "names": learner.trained_classes}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        saved = state.pop("saved_", None)
+        super().__setstate__(state)
+        if saved:
+            labels = list(range(len(saved["names"])))
+            blank = [Image.new("RGB", (8, 8), (label % 256, label // 256, 0)) for label in labels]
+            spec = self._spec(blank, labels)
+            learner = build.untrained(spec.learner, build.make_clip(spec), saved["names"], spec.arguments)
+            learner.load_state_dict(saved["tensors"])
+            self.model_ = Model(learner.eval(), spec.precision)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Opens pictures by the hash of what is in them."""
+
+    photos: Mapping[str, Photo]
+
+    def __call__(self, name: str) -> Image.Image:
+        return open_photo(self.photos[name])
+
+
+def content_hash(photo: Photo) -> str:
+    """What a picture's random views and its cached features depend on. Raises: UserError for what is no picture."""
+    if isinstance(photo, str):
+        photo = absolute(photo)
+    image = open_photo(photo)
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
