@@ -12,6 +12,7 @@ from vlprompt.commands import (
     curves,
     listing,
     plots,
+    predict,
     report,
     reproduce,
     tables,
@@ -79,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     tune.register(commands)
     reproduce.register(commands)
     trained.register(commands)
+    predict.register(commands)
     check_learner.register(commands)
     add_data_commands(commands.add_parser("data", help="list, get, check and sample data sets"))
     add_import(commands)
