@@ -1,0 +1,89 @@
+"""Class features, heads and residuals: which frozen class texts they are nearest to."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from vlprompt.interpret.view import Dots, View, rounded
+from vlprompt.learners.base import Learner, normalize
+from vlprompt.learners.lp_plus_plus import LPPlusPlus
+from vlprompt.learners.taskres import TaskRes
+
+SAME = 1e-6
+
+
+@torch.no_grad()
+def view(learner: Learner, chosen: Sequence[int] | None, most: int) -> View | None:
+    """A row a class: of `chosen`, else of the `most` that are farthest from their text; None where none moved."""
+    rows = learner.head.weight if learner.has_head else learner.encode_classes()
+    if rows is None or rows.ndim != 2:
+        return None
+    rows = rows.double()
+    table = pd.DataFrame({"class": list(learner.classes), **columns(learner, rows)})
+    notes, axis, value = [], "length", "length"
+    if learner.clip.text is not None:
+        texts = frozen_texts(learner)
+        cosines = normalize(rows) @ normalize(texts).T
+        own = cosines.diagonal()
+        if not learner.has_head and float(own.min()) > 1 - SAME:
+            return None
+        best = cosines.max(-1)
+        table["own_text"] = own.tolist()
+        table["nearest_text"] = [learner.classes[i] for i in best.indices.tolist()]
+        table["nearest"] = best.values.tolist()
+        wrong = sum(name != nearest for name, nearest in zip(table["class"], table["nearest_text"], strict=True))
+        template = (getattr(learner, "templates", None) or [learner.template])[0]
+        many = len(getattr(learner, "templates", None) or [0])
+        worded = f"the mean of {many} templates" if many > 1 else f"'{template}'"
+        notes.append(f"Texts: the frozen text features of the classes, worded as {worded}.")
+        notes.append(f"{wrong} of {len(table)} classes are nearest to the text of another class.")
+        axis, value = "cosine to the class's own text", "own_text"
+    order = table.sort_values(value, kind="stable").index.tolist()
+    shown = list(chosen) if chosen is not None else order[:most]
+    what = "rows of the head" if learner.has_head else "class features"
+    return View(f"{what}{among(len(shown), len(table), value)}", table, {"": cells(table.loc[shown])}, notes,
+                figure(table.loc[shown], value, axis), ("class",))  # fmt: skip
+
+
+def among(shown: int, total: int, value: str) -> str:
+    what = "shortest" if value == "length" else "farthest from their text"
+    return "" if shown == total else f": {shown} of {total} classes" + (f", those {what}" if shown != total else "")
+
+
+def columns(learner: Learner, rows: Tensor) -> dict[str, list[float]]:
+    """Lengths, and what a method has in addition for each class."""
+    more = {}
+    if learner.has_head:
+        more["bias"] = learner.head.bias.tolist()
+    if isinstance(learner, TaskRes):
+        texts = learner.zero_shot_features(learner.templates, normalize=False).double()
+        more["residual"] = ((rows - texts).norm(dim=-1) / texts.norm(dim=-1)).tolist()
+    if isinstance(learner, LPPlusPlus):
+        more |= {"w": learner.weight.norm(dim=-1).tolist(), "alpha": learner.alpha.tolist()}
+    return {"length": rows.norm(dim=-1).tolist(), **more}
+
+
+def frozen_texts(learner: Learner) -> Tensor:
+    templates = getattr(learner, "templates", None) or [learner.template]
+    return learner.zero_shot_features(list(templates)).double()
+
+
+NAMES = {"own_text": "cosine to own text", "nearest_text": "nearest text", "nearest": "its cosine",
+         "residual": "residual in %", "w": "|w|"}  # fmt: skip
+
+
+def cells(table: pd.DataFrame) -> pd.DataFrame:
+    shown = table.copy()
+    for name in shown:
+        if pd.api.types.is_float_dtype(shown[name]):
+            shown[name] = [rounded(100 * x if name == "residual" else x) for x in shown[name]]
+    return shown.rename(columns=NAMES).map(str).reset_index(drop=True)
+
+
+def figure(table: pd.DataFrame, value: str, axis: str) -> Dots:
+    nearest = table.get("nearest_text", pd.Series("", index=table.index))
+    text = ["" if name == near else near for name, near in zip(table["class"], nearest, strict=True)]
+    return Dots(pd.DataFrame({"label": table["class"], "value": table[value], "low": float("nan"),
+                              "high": float("nan"), "text": text}), axis)  # fmt: skip
