@@ -152,4 +152,6 @@ def draw(views: Sequence["View"], kind: str, output: Path) -> None:
     view = next((view for view in views if view.figure is not None), None)
     if view is None or view.figure is None:
         raise UserError(f"there is nothing to draw of {kind}: leave out --output")
-    style.save(inside.draw(view.figure, f"{kind}: {view.title}"), output)
+    with style.styled():
+        figure = inside.draw(view.figure, f"{kind}: {view.title}")
+    style.save(figure, output)

@@ -52,6 +52,8 @@ def look(
     chosen = None if asked.classes is None else [index_of(name, learner.classes) for name in asked.classes]
     if not learner.state_dict():
         return []
+    if pixels is not None:
+        names = names or [f"image {i}" for i in range(1, len(pixels) + 1)]
     if isinstance(learner, TipAdapter):
         shown = [of_cache(learner, asked, pixels, names, cached)]
         return [*shown, *tensors(learner, None)] if asked.tensors else shown

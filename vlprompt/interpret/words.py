@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -87,19 +86,22 @@ def nearest(
     vector: Float[Tensor, " d"], words: Sequence[str], table: Float[Tensor, "V d"], top: int
 ) -> list[dict[str, object]]:
     """The `top` words by cosine and by Euclidean distance, and what random vectors reach at best."""
-    random = shuffled(vector)
-    cosines, by_chance = (F.normalize(v, dim=-1) @ F.normalize(table, dim=-1).T for v in (vector, random))
-    distances, far = (torch.cdist(v, table) for v in (vector[None], random))
+    own, chance = compare(vector[None], table), compare(shuffled(vector).float(), table.float())
     rows: list[dict[str, object]] = []
-    for measure, values, chance, sign in (("cosine", cosines, by_chance, 1), ("distance", distances[0], far, -1)):
-        best = (sign * (sign * chance).amax(-1)).quantile(torch.tensor([0.5, 0.5 + sign * 0.45]).to(table))
-        order = (sign * values).topk(min(top, len(words))).indices.tolist()
+    for measure, values, random, sign in (("cosine", own[0][0], chance[0], 1), ("distance", own[1][0], chance[1], -1)):
+        best = (sign * (sign * random).amax(-1)).quantile(torch.tensor([0.5, 0.5 + sign * 0.45]).to(random))
         rows += [
             {"measure": measure, "rank": rank, "word": words[i], "value": float(values[i]),
              "random": float(best[0]), "random_one_in_20": float(best[1])}
-            for rank, i in enumerate(order, 1)
+            for rank, i in enumerate((sign * values).topk(min(top, len(words))).indices.tolist(), 1)
         ]  # fmt: skip
     return rows
+
+
+def compare(vectors: Float[Tensor, "n d"], table: Float[Tensor, "V d"]) -> tuple[Tensor, Tensor]:
+    """Cosines and Euclidean distances [n, V], by one product. A vector of zeros has cosines of zero."""
+    products, a, b = vectors @ table.T, vectors.norm(dim=-1)[:, None], table.norm(dim=-1)
+    return products / (a * b).clamp(min=1e-12), (a**2 + b**2 - 2 * products).clamp(min=0).sqrt()
 
 
 def shuffled(vector: Float[Tensor, " d"]) -> Float[Tensor, "draws d"]:
@@ -144,4 +146,4 @@ def dots(rows: Sequence[Mapping[str, object]]) -> Dots:
         }
         for row in first
     )  # fmt: skip
-    return Dots(table, "cosine to the nearest word", "random vectors: median to one in 20")
+    return Dots(table, "cosine to the nearest word", "random vectors, median to one in 20")

@@ -252,14 +252,13 @@ class WordTable:
         A token that is no whole word shows where the word goes on: pho+ of CLIP's tokenizer, +to of others.
         """
         inner: Any = getattr(self.tokenizer, "tokenizer", self.tokenizer)
-        if hasattr(inner, "decoder") and hasattr(inner, "byte_decoder"):  # open_clip's own
-            tokens = {i: _spelt(token, inner.byte_decoder) for i, token in inner.decoder.items()}
-        else:
-            names = inner.convert_ids_to_tokens(range(len(inner)))
-            tokens = {i: token[1:] if token[0] == "\u2581" else f"+{token}" for i, token in enumerate(names) if token}
         special = frozenset(inner.all_special_ids)
-        known = range(n_rows) if self.known is None else self.known
-        return {i: tokens[i] for i in sorted(known) if i < n_rows and i in tokens and i not in special}
+        ids = [i for i in sorted(self.known or range(n_rows)) if i < n_rows and i not in special]
+        if hasattr(inner, "byte_decoder"):  # open_clip's own
+            return {i: _spelt(inner.decoder[i], inner.byte_decoder) for i in ids if i in inner.decoder}
+        ids = [i for i in ids if i < len(inner)]
+        tokens = zip(ids, inner.convert_ids_to_tokens(ids), strict=True)
+        return {i: token[1:] if token[0] == "\u2581" else f"+{token}" for i, token in tokens if token}
 
     def tokenize(self, texts: list[str]) -> Int[Tensor, "C L"]:
         """Padded token ids.
