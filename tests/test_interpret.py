@@ -1,7 +1,6 @@
 """What `vlprompt interpret` says of learners whose answer is planted, against direct computations."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,11 +10,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_learners import METHODS, SMALL
+from running import ask
+from test_learners import METHODS, SMALL, configured
+from tiny_world import RUN
 from torch import Tensor, nn
 
+from vlprompt.api import load_clip
+from vlprompt.cli import main
 from vlprompt.commands.interpret import show
-from vlprompt.config.compose import compose
 from vlprompt.config.locate import locate
 from vlprompt.errors import UserError
 from vlprompt.interpret import words
@@ -32,20 +34,29 @@ from vlprompt.learners.lora import LoRA
 from vlprompt.learners.p_tuning import PTuning
 from vlprompt.learners.taskres import TaskRes
 from vlprompt.learners.tip_adapter import TipAdapter
+from vlprompt.results import learner_files
+from vlprompt.sweep import main as run
 from vlprompt.towers import Clip, Images
 from vlprompt.towers.weights import WordTable
 
 CLASSES = ("cat", "dog", "red star")
+DEMO = {"model": "shapes_vit", "weights": "pretrained"}
 WORDS = ("photo", "of", "dog", "river")
+
+
+class FewWords(WordTable):
+    """Takes any text, and has a vocabulary of some 300 tokens, so that the tests are quick."""
+
+    def vocabulary(self, n_rows: int) -> dict[int, str]:
+        ids = {*range(300), *(self._encode(word)[0] for word in WORDS)}
+        return WordTable(self.tokenizer, torch.tensor(sorted(ids))).vocabulary(n_rows)
 
 
 @cache
 def clip() -> Clip:
-    """A tiny CLIP that knows some 300 tokens, the four words among them."""
     made = tiny.clip(dtype=torch.float32)[0]
     assert made.words is not None
-    ids = torch.tensor(sorted({*range(300), *(made.words._encode(word)[0] for word in WORDS)}))
-    return replace(made, words=WordTable(made.words.tokenizer, ids))
+    return replace(made, words=FewWords(made.words.tokenizer))
 
 
 def embedding(word: str) -> Tensor:
@@ -189,8 +200,8 @@ def test_a_cache_names_the_images_that_it_holds() -> None:
     assert view.table["training image"].iloc[0] == "train/4"
     assert view.table["class"].iloc[0] == "red star"
     assert view.table["affinity"].iloc[0] == pytest.approx(1, abs=1e-5)
-    set_(learner.keys, nn.functional.normalize(torch.tensor([[1.0, 0], [0.9, 0.1], [0, 1], [1, 0.01], [-1, 0], [-1, 0.1]])
-                                               @ torch.eye(2, 24), dim=-1))  # fmt: skip
+    plane = torch.tensor([[1, 0], [0.9, 0.1], [-0.5, 1], [1, 0.01], [-1, 0], [-1, 0.1]])
+    set_(learner.keys, nn.functional.normalize(plane @ torch.eye(2, 24), dim=-1))
     (view,) = look(learner, Asked(), cached=names)
     worst = view.table.sort_values("nearest in other", ascending=False)
     taken = {(row["class"], row["other"]): row["nearest in other"] for row in worst.to_dict("records")}
@@ -205,14 +216,13 @@ def test_a_cache_names_the_images_that_it_holds() -> None:
 
 def test_heads_and_residuals_are_compared_with_the_texts() -> None:
     plain = Learner(clip(), CLASSES)
-    texts = plain.zero_shot_features([plain.template])
+    texts = plain.zero_shot_features([plain.template], normalize=False)
     head = LinearHead(clip(), CLASSES)
     set_(head.head.weight, 3 * texts[[1, 2, 0]])
     table = one(look(head, Asked()), "rows of the head").table
     assert table["nearest_text"].tolist() == ["dog", "red star", "cat"]
     assert table["nearest"].to_numpy() == pytest.approx(1, abs=1e-6)
     residual = TaskRes(clip(), CLASSES)
-    assert not [view for view in look(residual, Asked()) if view.title.startswith("class features")]  # none moved yet
     set_(residual.residual, torch.cat([torch.zeros(2, 24), 4 * texts[2:]]))
     table = one(look(residual, Asked()), "class features").table
     assert table["residual"].tolist() == pytest.approx([0, 0, 2], abs=1e-5)
@@ -237,17 +247,11 @@ def test_a_method_of_a_stranger_shows_its_tensors_and_their_change() -> None:
     assert one(look(learner, Asked(), pixels=pixels(), names=["a", "b"]), "image features").table["change"].min() > 0
 
 
-@cache
-def arguments(method: str) -> Mapping[str, Any]:
-    config = compose([f"method={method}", "dataset=digits", "backbone=shapes_vit", "demo=null"])
-    return {**config["method"], **SMALL.get(method, {})}
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_shows_something(method: str, capsys: pytest.CaptureFixture[str]) -> None:
-    kind, settings = locate(arguments(method), Learner, "method")
+    kind, settings = locate(configured(method)["method"], Learner, "method")
     torch.manual_seed(0)
-    learner = kind(clip(), CLASSES, **kind.resolved(settings))
+    learner = kind(clip(), CLASSES, **kind.resolved({**settings, **SMALL.get(method, {})}))
     batch = (Images(pixels(6)), torch.tensor([0, 0, 1, 1, 2, 2]))
     if hasattr(learner, "_set_cache"):
         learner.prepare([batch], [batch])
@@ -258,24 +262,30 @@ def test_every_method_shows_something(method: str, capsys: pytest.CaptureFixture
     assert len(json.loads(capsys.readouterr().out)["views"]) == len(views)
 
 
-def test_the_command_reads_a_run_and_draws(results: Path, tmp_path: Path) -> None:
-    from running import VLPROMPT, ask
-    from tiny_world import RUN
+def test_the_command_reads_a_folder_and_draws(tmp_path: Path) -> None:
+    demo = load_clip("shapes_vit")
+    learner = CoOp(demo, ("zero", "one"), n_context=2, ctx_init="photo of")
+    settings = {"n_context": 2, "ctx_init": "photo of"}
+    about = {"target": "vlprompt.learners.coop.CoOp", "arguments": settings, "backbone": DEMO}
+    learner_files.save(learner, tmp_path, about)
+    answer = ask(main, ["interpret", str(tmp_path), "--output", str(tmp_path / "x.svg")])
+    assert (answer.code, answer.err) == (0, "")
+    assert "photo" in answer.out
+    assert (tmp_path / "x.svg").stat().st_size > 1000
+    answer = ask(main, ["interpret", str(tmp_path), "--format", "csv"])
+    assert "photo" in answer.out.splitlines()[1]
+    assert "note: " in answer.err
+    for arguments in ([str(tmp_path / "x.svg")], ["--output", "x.gif"], ["--classes", "ten"]):
+        wrong = ask(main, ["interpret", str(tmp_path), *arguments])
+        assert (wrong.code, wrong.out) == (2, "")
+        assert arguments[-1] in wrong.err
+    assert ask(main, ["interpret", str(tmp_path / "none")]).code == 2
 
-    from vlprompt.cli import main
-    from vlprompt.sweep import main as run
 
-    assert VLPROMPT
+@pytest.mark.slow
+def test_a_run_starts_again_where_it_started(results: Path) -> None:
     assert ask(run, [*RUN, "method=coop", "protocol=few_shot", "fit.lr=1e-9"]).code == 0
     (folder,) = {path.parent for path in results.rglob("learner.safetensors")}
-    answer = ask(main, ["interpret", str(folder), "--format", "json", "--output", str(tmp_path / "x.svg")])
-    assert (answer.code, answer.err) == (0, "")
-    rows = json.loads(answer.out)["views"][0]["rows"]
-    assert max(row["moved"] for row in rows) < 1e-6  # the start is drawn again as it was
+    rows = json.loads(ask(main, ["interpret", str(folder), "--format", "json"]).out)["views"][0]["rows"]
+    assert max(row["moved"] for row in rows) < 1e-6
     assert min(row["length"] for row in rows) > 0.01
-    assert (tmp_path / "x.svg").stat().st_size > 1000
-    wrong = ask(main, ["interpret", str(folder), str(tmp_path / "no.png")])
-    assert wrong.code == 2
-    assert "no.png" in wrong.err
-    assert ask(main, ["interpret", str(tmp_path)]).code == 2
-    assert ask(main, ["interpret", str(folder), "--output", str(tmp_path / "x.gif")]).code == 2

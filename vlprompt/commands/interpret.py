@@ -26,7 +26,9 @@ ABOUT = (
 
 def register(commands: Any) -> None:
     """Add `interpret` to the sub-commands."""
-    parser = commands.add_parser("interpret", help="what a trained learner holds, in words and numbers", description=ABOUT)
+    parser = commands.add_parser(
+        "interpret", help="what a trained learner holds, in words and numbers", description=ABOUT
+    )
     parser.add_argument("run", metavar="RUN", type=path_of, help="the folder of a finished run, or of a learner")
     parser.add_argument(
         "images", metavar="IMAGE", nargs="*", type=path_of,
@@ -129,7 +131,9 @@ def show(views: Sequence["View"], title: str, format: str) -> None:
     from vlprompt.reports.terminal import terminal_width
 
     if format == "json":
-        parts = [{"title": v.title, "rows": json.loads(v.table.to_json(orient="records")), "notes": v.notes} for v in views]
+        parts = [
+            {"title": v.title, "rows": json.loads(v.table.to_json(orient="records")), "notes": v.notes} for v in views
+        ]
         write(json.dumps({"learner": title, "views": parts}, indent=2, ensure_ascii=False) + "\n", None)
         return
     if format == "csv":

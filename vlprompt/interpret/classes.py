@@ -27,7 +27,7 @@ def view(learner: Learner, chosen: Sequence[int] | None, most: int) -> View | No
         texts = frozen_texts(learner)
         cosines = normalize(rows) @ normalize(texts).T
         own = cosines.diagonal()
-        if not learner.has_head and float(own.min()) > 1 - SAME:
+        if not learner.has_head and "residual" not in table and float(own.min()) > 1 - SAME:
             return None
         best = cosines.max(-1)
         table["own_text"] = own.tolist()

@@ -43,7 +43,9 @@ def tokens_view(learner: Learner, seen: Seen, pixels: Tensor, images: str) -> Vi
         for layer, part in table.groupby("layer", sort=False)
     ).map(str)  # fmt: skip
     several = len(layers) > 1
-    labels = [f"layer {row.layer}, token {row.token}" if several else f"token {row.token}" for row in table.itertuples()]
+    labels = [
+        f"layer {row.layer}, token {row.token}" if several else f"token {row.token}" for row in table.itertuples()
+    ]
     figure = pd.DataFrame({"label": labels, "value": table["length"], "low": table["patches"], "high": table["patches"],
                            "text": ""})  # fmt: skip
     notes = [SCALE.format(images), CHANCE.format(1.96 / tower.width**0.5)]

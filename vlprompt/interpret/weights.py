@@ -10,6 +10,7 @@ from torch import Tensor
 from vlprompt.interpret.observe import Seen
 from vlprompt.interpret.view import Cells, View, rounded
 from vlprompt.learners.base import Learner
+from vlprompt.learners.lora import LoRA
 from vlprompt.towers import Clip
 
 SITES = ("q", "k", "v", "o", "fc1", "fc2")
@@ -30,6 +31,9 @@ def changes_view(learner: Learner) -> View | None:
         return None
     with torch.no_grad():
         table = changes(learner.clip, learner.merge())
+    if isinstance(learner, LoRA):  # a stacked matrix has rows of sites without an update
+        adapted = {(tower, layer, site) for tower, layer, site in learner.updates_by_site()}
+        table = table[[key in adapted for key in zip(table["tower"], table["layer"], table["site"], strict=True)]]
     grids, panels = {}, {}
     for kind in KINDS:
         of_kind = table[table["kind"] == kind]
@@ -67,7 +71,9 @@ def changes(clip: Clip, merged: Clip) -> pd.DataFrame:
                 "relative": change / norm if norm else float("nan"),
                 "stable_rank": stable_rank(delta[at]) if kind == KINDS[0] else float("nan"),
             })  # fmt: skip
-    table = pd.DataFrame(rows, columns=["tower", "kind", "layer", "site", "change", "frozen", "relative", "stable_rank"])
+    table = pd.DataFrame(
+        rows, columns=["tower", "kind", "layer", "site", "change", "frozen", "relative", "stable_rank"]
+    )
     return table.astype({"layer": "Int64"})
 
 
@@ -153,7 +159,9 @@ def branches_view(seen: Seen, images: str) -> View | None:
     panels = {str(t): pivot(part, part["added"] * 100) for t, part in table.groupby("tower", sort=False)}
     note = f"Mean over tokens of |what is added| / |output of the attention or MLP|; text: the class prompts{images}."
     axis = "added, in % of the branch's output"
-    return View("what is added after the branches", table, {"added in %": grid}, [note], Cells(panels, axis), ("tower", "layer"))
+    return View(
+        "what is added after the branches", table, {"added in %": grid}, [note], Cells(panels, axis), ("tower", "layer")
+    )
 
 
 def prefixes_view(seen: Seen) -> View | None:
@@ -166,7 +174,9 @@ def prefixes_view(seen: Seen) -> View | None:
             parts = {"keys": prefix.key, "values": prefix.value, "tokens": prefix.tokens}
             lengths = {name: float(t.norm(dim=-1).mean()) for name, t in parts.items() if t is not None}
             gate = prefix.gate
-            gates = {} if gate is None else {"mean_gate": float(gate.abs().mean()), "largest_gate": float(gate.abs().max())}
+            gates = (
+                {} if gate is None else {"mean_gate": float(gate.abs().mean()), "largest_gate": float(gate.abs().max())}
+            )
             rows.append({"tower": tower, "layer": layer, **lengths, **gates})
     if not rows:
         return None
@@ -180,4 +190,6 @@ def prefixes_view(seen: Seen) -> View | None:
         notes.append("A gate of 0, the start, lets nothing of the prompts through; gates are those of the heads.")
     panels = {str(t): part.set_index("layer")[[column]].rename(columns={column: column.replace("_", " ")})
               for t, part in table.groupby("tower", sort=False)}  # fmt: skip
-    return View("learned keys and values", table, {"": grid}, notes, Cells(panels, column.replace("_", " ")), ("tower", "layer"))
+    return View(
+        "learned keys and values", table, {"": grid}, notes, Cells(panels, column.replace("_", " ")), ("tower", "layer")
+    )

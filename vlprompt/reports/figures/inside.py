@@ -81,7 +81,9 @@ def draw_cells(panels: dict[str, pd.DataFrame], axis: str, title: str) -> "Figur
             np.ma.masked_invalid(cells), cmap="cividis", vmin=0, vmax=most or 1.0, edgecolor="white", linewidth=0.5
         )
         n_rows, n_columns = cells.shape
-        panel.set(ylim=(n_rows, 0), xlim=(0, n_columns), title=f"{name} tower", ylabel="layer" if panel is grid[0] else "")
+        panel.set(
+            ylim=(n_rows, 0), xlim=(0, n_columns), title=f"{name} tower", ylabel="layer" if panel is grid[0] else ""
+        )
         panel.set_xticks(np.arange(n_columns) + 0.5, list(map(str, wide)), rotation=90 if upright else 0)
         panel.set_yticks(np.arange(n_rows) + 0.5, list(map(str, wide.index)))
         panel.tick_params(length=0)
@@ -91,6 +93,8 @@ def draw_cells(panels: dict[str, pd.DataFrame], axis: str, title: str) -> "Figur
             if text and width_of(text) <= (72 * width - 60) / len(grid) / n_columns - 2:
                 red, green, blue, _ = mesh.cmap(mesh.norm(value))
                 dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.52
-                panel.text(j + 0.5, i + 0.5, text, ha="center", va="center_baseline", color="white" if dark else "black")
+                panel.text(
+                    j + 0.5, i + 0.5, text, ha="center", va="center_baseline", color="white" if dark else "black"
+                )
     figure.supxlabel(axis)
     return figure
