@@ -11,7 +11,10 @@ from vlprompt.interpret.view import Dots, View, rounded
 from vlprompt.learners.tip_adapter import TipAdapter
 from vlprompt.towers import Images
 
-AFFINITY = "Affinity: exp(-beta (1 - cosine)) with beta {:.3g}: what an image of the cache adds to its class, before alpha {:.3g}."
+AFFINITY = (
+    "Affinity: exp(-beta (1 - cosine)) with beta {:.3g}: what an image of the cache adds to its class, before it is "
+    "multiplied by alpha, {:.3g}."
+)
 
 
 @torch.no_grad()
@@ -73,8 +76,9 @@ def confusions(learner: TipAdapter, cached: Sequence[str], most: int) -> View:
         "for example": worst["for example"],
     })  # fmt: skip
     figure = pd.DataFrame({
-        "label": [f"{a} → {b}" for a, b in zip(worst["class"], worst["other"], strict=True)], "value": worst["affinity"],
-        "low": worst["within the class"], "high": worst["within the class"], "text": shown["nearest in other"],
+        "label": [f"{a} → {b}" for a, b in zip(worst["class"], worst["other"], strict=True)],
+        "value": worst["affinity"], "low": worst["within the class"], "high": worst["within the class"],
+        "text": shown["nearest in other"],
     })  # fmt: skip
     alone = int((worst["images"] == 1).all())
     notes = [

@@ -40,16 +40,18 @@ def view(learner: Learner, chosen: Sequence[int] | None, most: int) -> View | No
         notes.append(f"Texts: the frozen text features of the classes, worded as {worded}.")
         notes.append(f"{wrong} of {len(table)} classes are nearest to the text of another class.")
         axis, value = "cosine to the class's own text", "own_text"
-    order = table.sort_values(value, kind="stable").index.tolist()
+    if "residual" in table:
+        axis, value = "length of the residual, in % of the text's", "residual"
+    order = table.sort_values(value, ascending=value != "residual", kind="stable").index.tolist()
     shown = list(chosen) if chosen is not None else order[:most]
     what = "rows of the head" if learner.has_head else "class features"
-    return View(f"{what}{among(len(shown), len(table), value)}", table, {"": cells(table.loc[shown])}, notes,
-                figure(table.loc[shown], value, axis), ("class",))  # fmt: skip
-
-
-def among(shown: int, total: int, value: str) -> str:
-    what = "shortest" if value == "length" else "farthest from their text"
-    return "" if shown == total else f": {shown} of {total} classes" + (f", those {what}" if shown != total else "")
+    which = "" if len(shown) == len(table) else f": {len(shown)} of {len(table)} classes"
+    if which and chosen is None:
+        which += {"length": ", the shortest", "residual": ", those with the largest residuals"}.get(
+            value, ", those farthest from their own text"
+        )
+    return View(f"{what}{which}", table, {"": cells(table.loc[shown])}, notes, figure(table.loc[shown], value, axis),
+                ("class",))  # fmt: skip
 
 
 def columns(learner: Learner, rows: Tensor) -> dict[str, list[float]]:
@@ -74,16 +76,21 @@ NAMES = {"own_text": "cosine to own text", "nearest_text": "nearest text", "near
          "residual": "residual in %", "w": "|w|"}  # fmt: skip
 
 
+COSINES = ("own_text", "nearest")
+
+
 def cells(table: pd.DataFrame) -> pd.DataFrame:
     shown = table.copy()
     for name in shown:
         if pd.api.types.is_float_dtype(shown[name]):
-            shown[name] = [rounded(100 * x if name == "residual" else x) for x in shown[name]]
+            factor, form = 100 if name == "residual" else 1, ".3f" if name in COSINES else ".2f"
+            shown[name] = [rounded(factor * x, form) for x in shown[name]]
     return shown.rename(columns=NAMES).map(str).reset_index(drop=True)
 
 
 def figure(table: pd.DataFrame, value: str, axis: str) -> Dots:
     nearest = table.get("nearest_text", pd.Series("", index=table.index))
     text = ["" if name == near else near for name, near in zip(table["class"], nearest, strict=True)]
-    return Dots(pd.DataFrame({"label": table["class"], "value": table[value], "low": float("nan"),
+    values = table[value] * (100 if value == "residual" else 1)
+    return Dots(pd.DataFrame({"label": table["class"], "value": values, "low": float("nan"),
                               "high": float("nan"), "text": text}), axis)  # fmt: skip

@@ -46,13 +46,14 @@ def tokens_view(learner: Learner, seen: Seen, pixels: Tensor, images: str) -> Vi
     labels = [
         f"layer {row.layer}, token {row.token}" if several else f"token {row.token}" for row in table.itertuples()
     ]
-    figure = pd.DataFrame({"label": labels, "value": table["length"], "low": table["patches"], "high": table["patches"],
-                           "text": ""})  # fmt: skip
+    means = table.groupby("layer")[["length", "patches"]].mean()
+    figure = pd.DataFrame({"label": [f"layer {layer}" for layer in means.index], "value": means["length"],
+                           "low": means["patches"], "high": means["patches"], "text": ""})  # fmt: skip
     notes = [SCALE.format(images), CHANCE.format(1.96 / tower.width**0.5)]
     notes.append("Nearest patches or words of such tokens are not shown: they mean nothing that is known.")
     return View(
         "learned image tokens", table, {"": grid}, notes,
-        Dots(figure, "length of the image tokens", "patches: median length"), ("layer",),
+        Dots(figure, "mean length of the image tokens", "median length of the patches"), ("layer",),
     )  # fmt: skip
 
 

@@ -15,13 +15,14 @@ from vlprompt.towers import Clip
 
 SITES = ("q", "k", "v", "o", "fc1", "fc2")
 RELATIVE = (
-    "Change: the Frobenius norm of what is added to the frozen tensor, in percent of the norm of that tensor; |0.01| is "
-    "the norm itself where the frozen one is zero."
+    "Change: the Frobenius norm of what is added to the frozen tensor, in percent of the norm of that tensor; |0.01| "
+    "is the norm itself where the frozen one is zero."
 )
 STABLE = (
     "Stable rank: the squared Frobenius norm of the change over its largest squared singular value; from 1, one "
     "direction, to the rank."
 )
+KEYS = ("tower", "layer")
 KINDS = ("weights", "biases", "others of the blocks", "outside the blocks")
 
 
@@ -40,19 +41,18 @@ def changes_view(learner: Learner) -> View | None:
         if of_kind.empty:
             continue
         if kind == KINDS[3]:
-            grids["change in %, outside the blocks"] = pd.DataFrame(
-                {"tower": of_kind["tower"], "tensor": of_kind["site"], "change": list(map(percent, *_pair(of_kind)))}
+            grids["outside the blocks, in %"] = pd.DataFrame(
+                {"tower": of_kind["tower"], "tensor": of_kind["site"], "change": percents(of_kind)}
             )
             continue
-        grids[f"change in %, {kind}"] = wide(of_kind, list(map(percent, *_pair(of_kind))))
+        grids[f"{kind}, in %"] = wide(of_kind, percents(of_kind))
         if not panels:
             panels = {str(t): pivot(part, part["relative"] * 100) for t, part in of_kind.groupby("tower", sort=False)}
         if kind == KINDS[0]:
             grids["stable rank of the change"] = wide(of_kind, [rounded(x, ".1f") for x in of_kind["stable_rank"]])
-    return View(
-        "change of the frozen weights", table, grids, [RELATIVE, *([STABLE] if "weights" in {*table["kind"]} else []),
-        *totals(table)], Cells(panels, "change in % of the frozen weights' norm") if panels else None, ("tower", "layer"),
-    )  # fmt: skip
+    notes = [RELATIVE, *([STABLE] if "weights" in {*table["kind"]} else []), *totals(table)]
+    figure = Cells(panels, "change in % of the frozen weights' norm") if panels else None
+    return View("change of the frozen weights", table, grids, notes, figure, KEYS)
 
 
 def changes(clip: Clip, merged: Clip) -> pd.DataFrame:
@@ -121,12 +121,12 @@ def totals(table: pd.DataFrame) -> list[str]:
     return [f"All changed tensors as one: {', '.join(texts)}."] if texts else ["No tensor differs from the frozen one."]
 
 
-def percent(relative: float, change: float) -> str:
-    return f"|{change:.2g}|" if pd.isna(relative) and change else rounded(100 * relative)
-
-
-def _pair(table: pd.DataFrame) -> tuple[list[float], list[float]]:
-    return list(table["relative"]), list(table["change"])
+def percents(table: pd.DataFrame) -> list[str]:
+    """Relative changes as cells: all with two decimals, or more where the largest of them is small."""
+    largest = table["relative"].max()
+    form = f".{4 if largest < 1e-3 else 3 if largest < 1e-2 else 2}f"
+    pairs = zip(table["relative"], table["change"], strict=True)
+    return [f"|{change:.2g}|" if pd.isna(part) and change else rounded(100 * part, form) for part, change in pairs]
 
 
 def pivot(table: pd.DataFrame, values: pd.Series) -> pd.DataFrame:
@@ -155,15 +155,21 @@ def branches_view(seen: Seen, images: str) -> View | None:
         for (tower, layer, site), values in sorted(seen.added.items())
     ]
     table = pd.DataFrame(rows)
-    grid = wide(table, [rounded(100 * value) for value in table["added"]])
+    grid = wide(table, percents(table.assign(relative=table["added"], change=0.0)))
     panels = {str(t): pivot(part, part["added"] * 100) for t, part in table.groupby("tower", sort=False)}
     note = f"Mean over tokens of |what is added| / |output of the attention or MLP|; text: the class prompts{images}."
     axis = "added, in % of the branch's output"
     return View(
-        "what is added after the branches", table, {"added in %": grid}, [note], Cells(panels, axis), ("tower", "layer")
+        "what is added after the branches",
+        table,
+        {"in % of their output": grid},
+        [note],
+        Cells(panels, axis),
+        ("tower", "layer"),
     )
 
 
+@torch.no_grad()
 def prefixes_view(seen: Seen) -> View | None:
     """Learned keys and values: lengths, and gates where there are some."""
     rows = []
@@ -181,10 +187,12 @@ def prefixes_view(seen: Seen) -> View | None:
     if not rows:
         return None
     table = pd.DataFrame(rows)
-    grid = table.assign(**{c: [rounded(x, ".3f") for x in table[c]] for c in table.columns[2:]}).astype(str)
+    grid = table.assign(
+        **{c: [rounded(x, ".3g" if "gate" in c else ".3f") for x in table[c]] for c in table.columns[2:]}
+    ).astype(str)
     grid.columns = [{"keys": "length of keys", "values": "of values", "tokens": "length of tokens",
                      "mean_gate": "mean |gate|", "largest_gate": "largest |gate|"}.get(c, c) for c in grid]  # fmt: skip
-    notes = ["Lengths are means over vectors, of keys and values within a head."]
+    notes = ["Lengths: means over the layer's vectors" + (", within a head." if "keys" in table else ".")]
     column = "mean_gate" if "mean_gate" in table else ("values" if "values" in table else "tokens")
     if "mean_gate" in table:
         notes.append("A gate of 0, the start, lets nothing of the prompts through; gates are those of the heads.")

@@ -64,21 +64,22 @@ def view(
                 moved = None if before is None else float((vector - before).norm())
                 about = {"layer": layer, "class": name, "vector": i + 1}
                 rows += [{**about, **number, "length": float(vector.norm()), "moved": moved} for number in numbers]
-                shown.append({**about, **as_cells(numbers, vector, moved)})
+                shown.append({"layer": layer, "class": name, "#": i + 1, **as_cells(numbers, vector, moved)})
     notes = [CHANCE, *([LOOSE] if max(layers) else []), *([PIECES] if any("+" in row["word"] for row in rows) else [])]
     notes += clear_of_chance(rows)
     if getattr(learner, "ctx_init", ""):
         notes.append(f"The context started from the words '{learner.ctx_init}'; how far it has moved counts, too.")
     if isinstance(learner, CoCoOp):
         notes.append("These are the vectors before an image shifts all of them by the same amount.")
-    grid = pd.DataFrame(shown).map(str)
+    cells = pd.DataFrame(shown).map(str)
+    grids = {f"layer {layer}": part.drop(columns="layer") for layer, part in cells.groupby("layer", sort=False)}
     return View(
         f"nearest of {len(table):,} words",
         pd.DataFrame(rows),
-        {"": grid.loc[:, (grid != "").any()]},
+        {name: part.loc[:, (part != "").any()] for name, part in grids.items()},
         notes,
         dots(rows),
-        ("vector", "layer", "class"),
+        ("#", "class"),
     )
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ROW, CELL = 10.0, (24.0, 11.0)  # points
 MOST = 48  # rows of a figure
+NARROW = 0.001  # a range that is no range
 
 
 def draw(figure: Any, title: str) -> "Figure":
@@ -57,6 +58,9 @@ def draw_dots(table: pd.DataFrame, axis: str, chance: str, title: str) -> "Figur
     right = panel.get_yaxis_transform()
     for y, text in enumerate(table["text"]):
         panel.text(1.02, y, short(text, 72 * COLUMN * 0.22), transform=right, va="center_baseline")
+    numbers = table[["value", "low", "high"]].to_numpy(dtype=float)
+    if np.nanmax(numbers) - np.nanmin(numbers) < NARROW:  # or the axis would show the digits of rounding
+        panel.set_xlim(np.nanmin(numbers) - NARROW, np.nanmax(numbers) + NARROW)
     known = chance and table["low"].notna().any()
     panel.set_xlabel(f"{axis}\ngrey: {chance}" if known else axis)
     numbers_along(panel.xaxis, 72 * COLUMN * 0.45, 30.0)
