@@ -42,10 +42,6 @@ def tokens_view(learner: Learner, seen: Seen, pixels: Tensor, images: str) -> Vi
          "largest": rounded(part["largest_cosine"].max())}
         for layer, part in table.groupby("layer", sort=False)
     ).map(str)  # fmt: skip
-    several = len(layers) > 1
-    labels = [
-        f"layer {row.layer}, token {row.token}" if several else f"token {row.token}" for row in table.itertuples()
-    ]
     means = table.groupby("layer")[["length", "patches"]].mean()
     figure = pd.DataFrame({"label": [f"layer {layer}" for layer in means.index], "value": means["length"],
                            "low": means["patches"], "high": means["patches"], "text": ""})  # fmt: skip
