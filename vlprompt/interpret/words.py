@@ -119,9 +119,9 @@ def as_cells(numbers: Sequence[Mapping[str, object]], vector: Tensor, moved: flo
         cells[f"by {measure}"] = ", ".join(str(number["word"]) for number in of)
         cells[measure] = rounded(of[0]["value"])
         cells[f"random {measure}"] = f"{rounded(of[0]['random'])}, {rounded(of[0]['random_one_in_20'])}"
-    return (
-        cells | {"length": rounded(float(vector.norm()))} | ({} if moved is None else {"moved": rounded(moved, ".3f")})
-    )
+    if moved is not None:
+        cells["moved"] = rounded(moved, ".3f")
+    return {**cells, "length": rounded(float(vector.norm()))}
 
 
 def clear_of_chance(rows: Sequence[Mapping[str, object]]) -> list[str]:
