@@ -200,18 +200,20 @@ def test_a_cache_names_the_images_that_it_holds() -> None:
     assert view.table["training image"].iloc[0] == "train/4"
     assert view.table["class"].iloc[0] == "red star"
     assert view.table["affinity"].iloc[0] == pytest.approx(1, abs=1e-5)
-    plane = torch.tensor([[1, 0], [0.9, 0.1], [-0.5, 1], [1, 0.01], [-1, 0], [-1, 0.1]])
+    plane = torch.tensor([[1, 0], [1, 0.05], [0.1, 1], [1, 0.02], [-1, 0], [-1, 0.05]])
     set_(learner.keys, nn.functional.normalize(plane @ torch.eye(2, 24), dim=-1))
     (view,) = look(learner, Asked(), cached=names)
-    worst = view.table.sort_values("nearest in other", ascending=False)
-    taken = {(row["class"], row["other"]): row["nearest in other"] for row in worst.to_dict("records")}
-    assert taken["dog", "cat"] == 1  # its second image is next to the cat's
-    assert taken["cat", "red star"] == taken["red star", "cat"] == 0
+    rows = {row["class"]: row for row in view.table.to_dict("records")}
+    assert {name: (row["other"], row["nearest in other"]) for name, row in rows.items()} == {
+        "dog": ("cat", 2), "cat": ("dog", 2), "red star": ("dog", 0),
+    }  # fmt: skip
     unit = learner.keys.double().numpy()
-    expected = np.exp(2.0 * (unit[:2] @ unit[2:4].T - 1)).mean()
-    assert view.table.query("`class` == 'cat' and other == 'dog'")["affinity"].item() == pytest.approx(expected)
+    affinities = np.exp(2.0 * (unit @ unit.T - 1))
+    assert rows["cat"]["affinity"] == pytest.approx(affinities[:2, 2:4].mean())
+    assert rows["cat"]["within"] == pytest.approx(affinities[0, 1])
+    assert rows["dog"]["for example"] == "train/3 → train/0"
     (view,) = look(learner, Asked())  # without the data set
-    assert view.table["for example"].str.contains("dog, 2").any()
+    assert "dog, 2 → cat, 1" in set(view.table["for example"])
 
 
 def test_heads_and_residuals_are_compared_with_the_texts() -> None:

@@ -125,7 +125,7 @@ def nothing(kind: str) -> "View":
 
 def show(views: Sequence["View"], title: str, format: str) -> None:
     """All views below one another; in CSV and JSON the numbers, with the notes on stderr or in it."""
-    from vlprompt.reports.escapes import csv, terminal
+    from vlprompt.reports.escapes import csv
     from vlprompt.reports.grid import Grid
     from vlprompt.reports.render import render_grids
     from vlprompt.reports.terminal import terminal_width
@@ -147,7 +147,7 @@ def show(views: Sequence["View"], title: str, format: str) -> None:
             for n, (name, cells) in enumerate(view.grids.items())
         ]
         form, width = ("markdown", None) if format == "markdown" else ("terminal", terminal_width())
-        write(("\n" if i else "") + render_grids(grids, list(map(terminal, view.notes)), form, width=width), None)
+        write(("\n" if i else "") + render_grids(grids, view.notes, form, width=width), None)
 
 
 def draw(views: Sequence["View"], kind: str, output: Path) -> None:

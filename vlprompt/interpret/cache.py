@@ -41,52 +41,52 @@ def nearest_images(
 
 @torch.no_grad()
 def confusions(learner: TipAdapter, cached: Sequence[str], most: int) -> View:
-    """For each class the class of its images' nearest other images in the cache; the worst pairs."""
-    keys, labels = learner.keys.double(), learner.labels
-    cosines = keys @ keys.T
-    affinities = (learner.beta.double() * (cosines - 1)).exp()
-    cosines.fill_diagonal_(-torch.inf)
-    affinities.fill_diagonal_(float("nan"))
-    n, names = len(learner.trained_classes), learner.trained_classes
-    nearest = cosines.argmax(-1).tolist() if len(keys) > 1 else []
-    rows = []
-    for a in range(n):
-        of = (labels == a).nonzero()[:, 0].tolist()
-        inside = affinities[of][:, of].nanmean()
-        for b in range(n):
-            others = (labels == b).nonzero()[:, 0].tolist()
-            taken = [i for i in of if nearest and int(labels[nearest[i]]) == b]
-            if a == b or not of or not others:
-                continue
-            example = max(taken, key=lambda i: float(cosines[i, nearest[i]]), default=None)
-            rows.append({
-                "class": names[a], "other": names[b], "images": len(of), "nearest in other": len(taken),
-                "affinity": float(affinities[of][:, others].mean()), "within the class": float(inside),
-                "for example": "" if example is None else f"{cached[example]} → {cached[nearest[example]]}",
-            })  # fmt: skip
+    """For each class the other one that its images in the cache are nearest to; the `most` confused ones first."""
+    rows = [row for c in range(len(learner.trained_classes)) if (row := nearest_class(learner, c, cached)) is not None]
+    if not rows:
+        return View("classes in the cache", pd.DataFrame(), {}, ["The cache holds images of fewer than two classes."])
     table = pd.DataFrame(rows)
-    if table.empty:
-        return View("classes in the cache", table, {}, ["The cache holds images of fewer than two classes."])
-    worst = table.assign(share=table["nearest in other"] / table["images"])
-    worst = worst.sort_values(["share", "affinity"], ascending=False, kind="stable").head(most)
-    shown = pd.DataFrame({
-        "class": worst["class"], "other": worst["other"],
-        "nearest in other": [f"{a} of {b}" for a, b in zip(worst["nearest in other"], worst["images"], strict=True)],
-        "affinity": list(map(rounded, worst["affinity"])), "within": list(map(rounded, worst["within the class"])),
-        "for example": worst["for example"],
-    })  # fmt: skip
-    figure = pd.DataFrame({
-        "label": [f"{a} → {b}" for a, b in zip(worst["class"], worst["other"], strict=True)],
-        "value": worst["affinity"], "low": worst["within the class"], "high": worst["within the class"],
-        "text": shown["nearest in other"],
-    })  # fmt: skip
-    alone = int((worst["images"] == 1).all())
+    share = table["nearest in other"] / table["images"]
+    table = table.assign(share=share).sort_values(["share", "affinity"], ascending=False, kind="stable")
+    worst = table.drop(columns="share").head(most).reset_index(drop=True)
+    counts = [f"{n} of {total}" for n, total in zip(worst["nearest in other"], worst["images"], strict=True)]
+    shown = worst.assign(**{c: list(map(rounded, worst[c])) for c in ("affinity", "within")})
+    shown["nearest in other"] = counts
+    labels = [f"{a} → {b}" for a, b in zip(worst["class"], worst["other"], strict=True)]
+    figure = pd.DataFrame({"label": labels, "value": worst["affinity"], "low": worst["within"],
+                           "high": worst["within"], "text": counts})  # fmt: skip
     notes = [
         AFFINITY.format(float(learner.beta), float(learner.alpha)),
         "Nearest in other: images of the class whose nearest other image in the cache is of the other class. Affinity: "
         "the mean over pairs of images of the two classes; within: of the class itself.",
-        *(["With one image a class there is no pair within a class."] if alone else []),
+        *(["With one image a class there is no pair within a class."] if (worst["images"] == 1).all() else []),
         "Name images after the run to see the training images nearest to them.",
     ]
-    title = f"classes that the cache confuses: {len(worst)} of {len(table)} pairs"
-    return View(title, table, {"": shown}, notes, Dots(figure, "mean affinity", "within the class"), ("class", "other"))
+    title = f"classes that the cache confuses: {len(worst)} of {len(table)}"
+    return View(title, table.drop(columns="share"), {"": shown.drop(columns="images")}, notes,
+                Dots(figure, "mean affinity", "within the class"), ("class", "other"))  # fmt: skip
+
+
+def nearest_class(learner: TipAdapter, c: int, cached: Sequence[str]) -> dict[str, object] | None:
+    """The other class that most images of a class have their nearest image in; of equals that with most affinity."""
+    keys, labels, names = learner.keys.double(), learner.labels, learner.trained_classes
+    of = (labels == c).nonzero()[:, 0]
+    counts = labels.bincount(minlength=len(names)).double()
+    if not len(of) or (counts > 0).sum() < 2:
+        return None
+    cosines = keys[of] @ keys.T
+    affinities = (learner.beta.double() * (cosines - 1)).exp().scatter(1, of[:, None], 0.0)  # not to itself
+    sums = torch.zeros(len(names), dtype=torch.double, device=keys.device).index_add(0, labels, affinities.sum(0))
+    means = sums / (counts * len(of)).clamp(min=1)
+    nearest = cosines.scatter(1, of[:, None], -torch.inf).argmax(1)
+    taken = labels[nearest].bincount(minlength=len(names))
+    score = (taken + means / (1 + means.max())).masked_fill(counts == 0, -1)  # affinity decides between equals
+    score[c] = -1
+    other = int(score.argmax())
+    pairs = [(i, j) for i, j in zip(of.tolist(), nearest.tolist(), strict=True) if int(labels[j]) == other]
+    best = max(pairs, key=lambda pair: float(keys[pair[0]] @ keys[pair[1]]), default=None)
+    return {
+        "class": names[c], "other": names[other], "images": len(of), "nearest in other": int(taken[other]),
+        "affinity": float(means[other]), "within": float(sums[c]) / (len(of) * (len(of) - 1)) if len(of) > 1 else None,
+        "for example": "" if best is None else f"{cached[best[0]]} → {cached[best[1]]}",
+    }  # fmt: skip

@@ -26,14 +26,20 @@ def view(learner: Learner, chosen: Sequence[int] | None, most: int) -> View | No
     if learner.clip.text is not None:
         texts = frozen_texts(learner)
         cosines = normalize(rows) @ normalize(texts).T
+        cosines[rows.norm(dim=-1) == 0] = float("nan")  # a row of zeros points nowhere
         own = cosines.diagonal()
         if not learner.has_head and "residual" not in table and float(own.min()) > 1 - SAME:
             return None
         best = cosines.max(-1)
+        if learner.has_head:
+            notes.append("The rows of a head separate images, and need not be near to any text.")
         table["own_text"] = own.tolist()
-        table["nearest_text"] = [learner.classes[i] for i in best.indices.tolist()]
+        pairs = zip(best.indices.tolist(), best.values.isnan().tolist(), strict=True)
+        table["nearest_text"] = ["" if none else learner.classes[i] for i, none in pairs]
         table["nearest"] = best.values.tolist()
-        wrong = sum(name != nearest for name, nearest in zip(table["class"], table["nearest_text"], strict=True))
+        wrong = sum(
+            nearest not in (name, "") for name, nearest in zip(table["class"], table["nearest_text"], strict=True)
+        )
         template = (getattr(learner, "templates", None) or [learner.template])[0]
         many = len(getattr(learner, "templates", None) or [0])
         worded = f"the mean of {many} templates" if many > 1 else f"'{template}'"
@@ -76,14 +82,14 @@ NAMES = {"own_text": "cosine to own text", "nearest_text": "nearest text", "near
          "residual": "residual in %", "w": "|w|"}  # fmt: skip
 
 
-COSINES = ("own_text", "nearest")
+FORMS = {"own_text": ".3f", "nearest": ".3f", "length": ".3g"}
 
 
 def cells(table: pd.DataFrame) -> pd.DataFrame:
     shown = table.copy()
     for name in shown:
         if pd.api.types.is_float_dtype(shown[name]):
-            factor, form = 100 if name == "residual" else 1, ".3f" if name in COSINES else ".2f"
+            factor, form = 100 if name == "residual" else 1, FORMS.get(name, ".2f")
             shown[name] = [rounded(factor * x, form) for x in shown[name]]
     return shown.rename(columns=NAMES).map(str).reset_index(drop=True)
 
