@@ -82,7 +82,7 @@ def set_(parameter: Tensor, value: Tensor) -> None:
         parameter.copy_(value)
 
 
-@pytest.mark.parametrize("position", ["end", "middle"])
+@pytest.mark.parametrize("position", ["end", pytest.param("middle", marks=pytest.mark.slow)])
 def test_a_context_of_words_gives_these_words(position: Any) -> None:
     learner = CoOp(clip(), CLASSES, n_context=4, position=position)
     set_(learner.context, torch.stack([2 * embedding(word) for word in WORDS]))
@@ -249,7 +249,12 @@ def test_a_method_of_a_stranger_shows_its_tensors_and_their_change() -> None:
     assert one(look(learner, Asked(), pixels=pixels(), names=["a", "b"]), "image features").table["change"].min() > 0
 
 
-@pytest.mark.parametrize("method", METHODS)
+QUICK = {"clip_adapter", "cocoop", "intrinsic_dimension", "llama_adapter", "lp_plus_plus", "maple", "prefix_tuning",
+         "vpt_deep", "zero_shot"}  # fmt: skip
+"""Between them they go all ways that there are."""
+
+
+@pytest.mark.parametrize("method", [pytest.param(m, marks=[pytest.mark.slow] * (m not in QUICK)) for m in METHODS])
 def test_every_method_shows_something(method: str, capsys: pytest.CaptureFixture[str]) -> None:
     kind, settings = locate(configured(method)["method"], Learner, "method")
     torch.manual_seed(0)

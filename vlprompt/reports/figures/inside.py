@@ -16,7 +16,6 @@ from vlprompt.reports.figures.style import (
     new_figure,
     numbers_along,
     short,
-    short_names,
     width_of,
 )
 
@@ -41,8 +40,7 @@ def draw_dots(table: pd.DataFrame, axis: str, chance: str, title: str) -> "Figur
     figure = new_figure(COLUMN, (ROW * len(table) + 66) / 72)
     heading(figure, title + (f" (the first {MOST}, {left_out} more are not drawn)" if left_out else ""))
     panel = figure.subplots()
-    labels = short_names([f"{i}\0{label}" for i, label in enumerate(table["label"])], 1e4)  # rows may have one name
-    shown = [short(key.partition("\0")[2], 72 * COLUMN * 0.36) for key in labels]
+    shown = [short(label, 72 * COLUMN * 0.36) for label in table["label"]]
     for y, row in enumerate(table.itertuples()):
         if pd.notna(row.low):
             half = 0.36
