@@ -103,14 +103,14 @@ def cached_images(folder: Path, learner: "Learner") -> list[str] | None:
     from vlprompt.learners.tip_adapter import TipAdapter
     from vlprompt.results.record import Record
 
-    record = Record.read(folder) if isinstance(learner, TipAdapter) else None
-    if record is None or record.imported:
+    record = Record.read(folder)
+    if not isinstance(learner, TipAdapter) or record is None or record.imported:
         return None
     try:
         items = make_episode(spec_of_record(folder, record, device="cpu")).train.items
     except (UserError, OSError):
         return None
-    same = [item.label for item in items] == learner.labels.tolist()  # type: ignore[union-attr]
+    same = [item.label for item in items] == learner.labels.tolist()
     return [item.image for item in items] if same else None
 
 

@@ -1,7 +1,7 @@
 """Where a learner changes the frozen weights, or what it adds within the blocks, by tower, layer and site."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 import torch
@@ -35,7 +35,8 @@ def changes_view(learner: Learner) -> View | None:
     if isinstance(learner, LoRA):  # a stacked matrix has rows of sites without an update
         adapted = {(tower, layer, site) for tower, layer, site in learner.updates_by_site()}
         table = table[[key in adapted for key in zip(table["tower"], table["layer"], table["site"], strict=True)]]
-    grids, panels = {}, {}
+    grids: dict[str, pd.DataFrame] = {}
+    panels: dict[str, pd.DataFrame] = {}
     for kind in KINDS:
         of_kind = table[table["kind"] == kind]
         if of_kind.empty:
@@ -64,7 +65,8 @@ def changes(clip: Clip, merged: Clip) -> pd.DataFrame:
         if tensor is frozen:
             continue
         old, delta = frozen.double(), tensor.double() - frozen.double()
-        for tower, kind, layer, site, at in places.get(name) or [elsewhere(clip, roots, name)]:
+        held: Sequence[tuple[str, str, int | None, str, slice]] = places.get(name) or [elsewhere(clip, roots, name)]
+        for tower, kind, layer, site, at in held:
             change, norm = float(delta[at].norm()), float(old[at].norm())
             rows.append({
                 "tower": tower, "kind": kind, "layer": layer, "site": site, "change": change, "frozen": norm,

@@ -65,7 +65,11 @@ def view(
                 about = {"layer": layer, "class": name, "vector": i + 1}
                 rows += [{**about, **number, "length": float(vector.norm()), "moved": moved} for number in numbers]
                 shown.append({"layer": layer, "class": name, "#": i + 1, **as_cells(numbers, vector, moved)})
-    notes = [CHANCE, *([LOOSE] if max(layers) else []), *([PIECES] if any("+" in row["word"] for row in rows) else [])]
+    notes = [
+        CHANCE,
+        *([LOOSE] if max(layers) else []),
+        *([PIECES] if any("+" in str(row["word"]) for row in rows) else []),
+    ]
     notes += clear_of_chance(rows)
     if getattr(learner, "ctx_init", ""):
         notes.append(f"The context started from the words '{learner.ctx_init}'; how far it has moved counts, too.")

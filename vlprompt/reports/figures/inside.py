@@ -41,12 +41,12 @@ def draw_dots(table: pd.DataFrame, axis: str, chance: str, title: str) -> "Figur
     heading(figure, title + (f" (the first {MOST}, {left_out} more are not drawn)" if left_out else ""))
     panel = figure.subplots()
     shown = [short(label, 72 * COLUMN * 0.36) for label in table["label"]]
-    for y, row in enumerate(table.itertuples()):
-        if pd.notna(row.low):
-            half = 0.36
-            if row.high > row.low:
-                panel.fill_betweenx([y - half, y + half], row.low, row.high, color=PALE, linewidth=0)
-            panel.plot([row.high, row.high], [y - half, y + half], color=GREY, linewidth=1.2)
+    half = 0.36
+    for y, (low, high) in enumerate(table[["low", "high"]].to_numpy(dtype=float)):
+        if np.isfinite(low):
+            if high > low:
+                panel.fill_betweenx([y - half, y + half], low, high, color=PALE, linewidth=0)
+            panel.plot([high, high], [y - half, y + half], color=GREY, linewidth=1.2)
     panel.plot(table["value"], range(len(table)), "o", color=COLOURS[0], markeredgecolor="0.25", linestyle="none")
     panel.set_yticks(range(len(table)), shown)
     panel.set_ylim(len(table) - 0.4, -0.6)
