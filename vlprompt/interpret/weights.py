@@ -1,7 +1,7 @@
 """Where a learner changes the frozen weights, or what it adds within the blocks, by tower, layer and site."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import pandas as pd
 import torch
@@ -22,6 +22,8 @@ STABLE = (
     "Stable rank: the squared Frobenius norm of the change over its largest squared singular value; from 1, one "
     "direction, to the rank."
 )
+Held = tuple[str, str, int | None, str, slice]
+"""Tower, kind, layer (None: outside of the blocks), site, and the rows of the tensor."""
 KEYS = ("tower", "layer")
 KINDS = ("weights", "biases", "others of the blocks", "outside the blocks")
 
@@ -65,7 +67,7 @@ def changes(clip: Clip, merged: Clip) -> pd.DataFrame:
         if tensor is frozen:
             continue
         old, delta = frozen.double(), tensor.double() - frozen.double()
-        held: Sequence[tuple[str, str, int | None, str, slice]] = places.get(name) or [elsewhere(clip, roots, name)]
+        held: list[Held] = places.get(name) or [elsewhere(clip, roots, name)]
         for tower, kind, layer, site, at in held:
             change, norm = float(delta[at].norm()), float(old[at].norm())
             rows.append({
@@ -79,11 +81,11 @@ def changes(clip: Clip, merged: Clip) -> pd.DataFrame:
     return table.astype({"layer": "Int64"})
 
 
-def sites(clip: Clip) -> Iterator[tuple[str, list[tuple[str, str, int, str, slice]]]]:
+def sites(clip: Clip) -> Iterator[tuple[str, list[Held]]]:
     """Names of tensors with the sites that they hold: of the six maps of each block, matrices and biases."""
     for tower, blocks in (("image", clip.image.blocks), ("text", clip.text.blocks if clip.text else ())):
         for layer, block in enumerate(blocks):
-            by_name: dict[str, list[tuple[str, str, int, str, slice]]] = {}
+            by_name: dict[str, list[Held]] = {}
             for site, matrix in block.matrices.items():
                 bias = f"{matrix.name.removesuffix('weight')}bias"
                 by_name.setdefault(matrix.name, []).append((tower, KINDS[0], layer, site, matrix.rows))
@@ -91,7 +93,7 @@ def sites(clip: Clip) -> Iterator[tuple[str, list[tuple[str, str, int, str, slic
             yield from by_name.items()
 
 
-def block_roots(clip: Clip) -> dict[str, tuple[str, int]]:
+def block_roots(clip: Clip) -> dict[str, tuple[str, int | None]]:
     """What the names of a block's tensors begin with."""
     roots = {}
     for name, held in sites(clip):
@@ -100,7 +102,7 @@ def block_roots(clip: Clip) -> dict[str, tuple[str, int]]:
     return roots
 
 
-def elsewhere(clip: Clip, roots: Mapping[str, tuple[str, int]], name: str) -> tuple[str, str, int | None, str, slice]:
+def elsewhere(clip: Clip, roots: Mapping[str, tuple[str, int | None]], name: str) -> Held:
     root = next((root for root in roots if name.startswith(root)), None)
     if root is not None:
         return roots[root][0], KINDS[2], roots[root][1], name.removeprefix(root), slice(None)
