@@ -22,7 +22,7 @@ FLOORS = [
     {"config", "results", "training"},
     {"train", "evaluate"},
     {"run"},
-    {"reports", "interop"},
+    {"reports", "interop", "interpret"},
     {"sweep", "api"},
     {"estimator"},
     {"tuning"},

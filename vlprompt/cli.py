@@ -10,6 +10,7 @@ from vlprompt.commands import (
     check_learner,
     comparisons,
     curves,
+    interpret,
     listing,
     plots,
     predict,
@@ -81,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     reproduce.register(commands)
     trained.register(commands)
     predict.register(commands)
+    interpret.register(commands)
     check_learner.register(commands)
     add_data_commands(commands.add_parser("data", help="list, get, check and sample data sets"))
     add_import(commands)

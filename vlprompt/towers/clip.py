@@ -40,6 +40,18 @@ class Clip:
         names = [name for name, _ in self.weights.root.named_parameters() if name not in SCALES]
         return {name: self.weights.tensor(name) for name in names if self._is_image(name) == (tower == "image")}
 
+    def vocabulary(self) -> tuple[tuple[str, ...], Float[Tensor, "V d"]]:
+        """The tokens that have an embedding, special ones left out, and their embeddings without positions.
+
+        Raises:
+            UserError: a model without a text tower.
+        """
+        if self.text is None or self.words is None:
+            raise UserError(f"{self.name} has no text tower, hence no words: choose a CLIP")
+        table = next(t for name, t in self.tensors("text").items() if name.endswith("token_embedding.weight"))
+        tokens = self.words.vocabulary(len(table))
+        return tuple(tokens.values()), table[torch.tensor(list(tokens), device=table.device)]
+
     def _is_image(self, name: str) -> bool:
         return self.words is None or name.startswith("visual.")
 

@@ -246,6 +246,20 @@ class WordTable:
         row = self.tokenizer([text])[0]
         return row[row != getattr(self.tokenizer, "pad_token_id", 0)].tolist()
 
+    def vocabulary(self, n_rows: int) -> dict[int, str]:
+        """The tokens that have one of the `n_rows` embeddings, by id, but for the special ones.
+
+        A token that is no whole word shows where the word goes on: pho+ of CLIP's tokenizer, +to of others.
+        """
+        inner: Any = getattr(self.tokenizer, "tokenizer", self.tokenizer)
+        special = frozenset(inner.all_special_ids)
+        ids = [i for i in sorted(self.known or range(n_rows)) if i < n_rows and i not in special]
+        if hasattr(inner, "byte_decoder"):  # open_clip's own
+            return {i: _spelt(inner.decoder[i], inner.byte_decoder) for i in ids if i in inner.decoder}
+        ids = [i for i in ids if i < len(inner)]
+        tokens = zip(ids, inner.convert_ids_to_tokens(ids), strict=True)
+        return {i: token[1:] if token[0] == "\u2581" else f"+{token}" for i, token in tokens if token}
+
     def tokenize(self, texts: list[str]) -> Int[Tensor, "C L"]:
         """Padded token ids.
 
@@ -266,3 +280,10 @@ class WordTable:
                     "templates and contexts from its own world, or another backbone (backbone=vit_b16)"
                 )
         return ids
+
+
+def _spelt(token: str, bytes_of: Mapping[str, int]) -> str:
+    """A token of CLIP's byte pairs as text; one that does not end a word ends with a plus."""
+    body = token.removesuffix("</w>")
+    text = bytes(bytes_of[c] for c in body if c in bytes_of).decode("utf-8", "replace")
+    return text if body != token else f"{text}+"
