@@ -200,8 +200,15 @@ LEARNERS = [
 ]
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "learner.safetensors"])
-@pytest.mark.parametrize("checksums", [True, False])
+@pytest.mark.parametrize(
+    ("checksums", "name"),
+    [
+        (True, "config.yaml"),
+        (False, "learner.safetensors"),
+        pytest.param(True, "learner.safetensors", marks=pytest.mark.slow),
+        pytest.param(False, "config.yaml", marks=pytest.mark.slow),
+    ],
+)
 def test_evaluate_names_a_damaged_run_and_tests_the_others(again: Path, name: str, checksums: bool) -> None:
     folder = folder_of(again)
     if not checksums:
