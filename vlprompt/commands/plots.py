@@ -1,13 +1,12 @@
 """`vlprompt plot`: figures for papers."""
 
 import argparse
-from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
+from vlprompt.commands.known_data import class_names
 from vlprompt.commands.output import show_notes
-from vlprompt.commands.selection import add_selection, default_of, naming_left_out, selected
-from vlprompt.errors import UserError, unknown
+from vlprompt.commands.selection import add_selection, naming_left_out, selected
+from vlprompt.errors import unknown
 from vlprompt.textfiles import path_of
 
 KINDS = {
@@ -69,23 +68,3 @@ def draw(options: argparse.Namespace) -> int:
         notes.append(f"The figure is {height:.1f} inches high, more than a page: choose learners by --where method=...")
     show_notes(notes)
     return 0
-
-
-@cache
-def class_names(dataset: str) -> Mapping[str, str]:
-    """The class of each test image of a data set that is known here and lies on this machine; else nothing.
-
-    It is read as this package's own configuration describes it: nothing that a record names is.
-    """
-    from vlprompt.config.datasets import load_dataset
-    from vlprompt.config.schema import read_settings
-
-    try:
-        config = default_of("zero_shot", dataset, "few_shot", "vit_b16", 0)
-        if config is None:
-            return {}
-        settings = read_settings(config)
-        loaded = load_dataset(settings, settings.dataset)
-    except (UserError, OSError, ValueError):
-        return {}
-    return {item.image: loaded.classes[item.label] for item in loaded.test}
