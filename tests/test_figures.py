@@ -130,6 +130,15 @@ def test_twelve_learners_are_distinct() -> None:
     assert not of_learners["m0"].distinct
 
 
+@pytest.mark.parametrize("kind", ["critical-difference", "class-gains", "forest", "reliability"])
+def test_no_title_is_none(kind: str, learners: Any) -> None:
+    table = KINDS[kind].data(learners(2), Request(), [])
+    assert table.attrs["title"]
+    table.attrs["title"] = ""
+    figure = KINDS[kind].draw(table)
+    assert not [text for text, _ in texts_of(figure) if "16 shots" in text or text.endswith((", ", "data sets"))]
+
+
 # What they show
 
 
@@ -172,10 +181,39 @@ def test_costs_are_means_over_runs_and_zero_shot_trains_nothing() -> None:
     assert table["flops_per_image"].isna().all()
 
 
+def test_every_learner_is_named_though_the_last_cost_is_not_known() -> None:
+    costs = {"coop": {"trained_parameters": 10, "flops_per_image": 1e9}, "lora": {"trained_parameters": 20}, "tcp": {}}
+    runs = {Path(method): few_shot(method, cost=cost) for method, cost in costs.items()}
+    notes: list[str] = []
+    figure = KINDS["cost"].draw(data.cost(runs, Request(), notes))
+    assert {"CoOp", "LoRA"} <= {text for text, _ in texts_of(figure)}
+    assert any("tcp" in note for note in notes)
+
+
+def test_a_band_that_reaches_zero_does_not_stretch_the_powers() -> None:
+    runs = {
+        Path(str(seed)): few_shot("coop", seed=seed, curve=[
+            {"epoch": epoch, "loss": loss, "accuracy": 0.5} for epoch, loss in enumerate((2.0, 1.0, last))
+        ]) for seed, last in ((1, 1e-6), (2, 0.2))
+    }  # fmt: skip
+    panel = drawn("training", runs, 3.35).axes[0]
+    assert panel.get_yscale() == "log"
+    assert panel.get_ylim()[0] == pytest.approx(0.08, rel=1e-3)
+
+
+def test_points_at_zero_are_inside_the_axes() -> None:
+    runs = {Path(m): record(m, base=base, novel=1 - base) for m, base in (("coop", 0.0), ("lora", 1.0))}
+    panel = drawn("base-novel", runs, 3.35).axes[0]
+    for low, high in (panel.get_xlim(), panel.get_ylim()):
+        assert low < -1
+        assert high > 101
+
+
 def test_stretches_of_ranks_that_do_not_differ() -> None:
     assert ranks.cliques([1.0, 1.5, 2.4, 4.0], 1.0) == [(1.0, 1.5), (1.5, 2.4)]
     assert ranks.cliques([1.0, 1.5, 1.9, 4.0], 1.0) == [(1.0, 1.9)]
     assert ranks.cliques([1.0, 3.0], 1.0) == []
+    assert ranks.cliques([1.5, 1.5, 3.0], 1.0) == [(1.5, 1.5)]
 
 
 def test_reliability_shows_the_curve() -> None:
@@ -187,6 +225,13 @@ def test_reliability_shows_the_curve() -> None:
     bars(panel, curve)
     right, gap = panel.patches[:2]  # the empty bin has no bar
     assert (right.get_height(), gap.get_y(), gap.get_height()) == (0.3, 0.3, pytest.approx(0.1))
+
+
+@pytest.mark.parametrize("values", [{}, {"loss": None, "accuracy": None}])
+def test_training_without_a_value_is_refused(values: dict[str, Any]) -> None:
+    curve = [{"epoch": 0, **values}] if values else []
+    with pytest.raises(UserError, match="no run has a loss"):
+        data.training({Path("1"): few_shot("coop", curve=curve)}, Request(), [])
 
 
 def one_class_wrong(n_wrong: int) -> Any:
@@ -223,6 +268,12 @@ def test_confusions_and_gains(wrong: dict[Path, Record]) -> None:
     (row,) = images.forest(wrong, Request(), []).itertuples()
     assert (row.learner, row.difference) == ("coop", pytest.approx(10.0))
     assert row.low < 10 < row.high
+    coop = {folder: run for folder, run in wrong.items() if run.method == "coop"}
+    for compare in (images.class_gains, images.forest):
+        with pytest.raises(UserError, match="did you mean 'coop'"):
+            compare(wrong, Request(against="cop"), [])
+        with pytest.raises(UserError, match="run method=zero_shot"):
+            compare(coop, Request(), [])
 
 
 def test_classes_are_named_as_their_data_set_has_them(wrong: dict[Path, Record]) -> None:
@@ -270,20 +321,23 @@ def test_plot_command(tmp_path: Path) -> None:
         (("base-novel",), "run protocol=base_to_novel"),
         (("cost",), "no run has its costs"),
         (("critical-difference",), "two data sets or more"),
-        (("training",), "none of the runs can be drawn"),
+        (("training",), "no run has a loss"),
         (("few-shot", "--split", "novel"), "unknown split 'novel'"),
         (("few-shot", "--metric", "ecce"), "did you mean 'ece'"),
-        *(((kind,), "holds no predictions.npz") for kind in NEEDS_PREDICTIONS if kind != "forest"),
-        (("forest",), "nothing to compare on the same images"),
-        (("forest", "--against", "cop"), "did you mean 'coop'"),
-        (("forest", "--where", "method=coop"), "run method=zero_shot"),
+        *(((kind,), "seed0: no predictions.npz") for kind in NEEDS_PREDICTIONS),
+        (("confusion", "--against", "coop"), "no effect on confusion"),
+        (("training", "--split", "test"), "no effect on training"),
+        (("forest", "--metric", "ece"), "no effect on forest"),
+        (("critical-difference", "--split", "novel"), "unknown split 'novel'"),
     ):
         code, out, err = ask("plot", arguments[0], tmp_path, *arguments[1:], "--output", tmp_path / "y.png")
         assert (code, out) == (2, ""), arguments
         assert words in err, arguments
         assert err.count("error:") == err.count("\n") == 1
-    code, _, err = ask("plot", "few-shot", tmp_path, "--output", tmp_path / "x.gif")
-    assert (code, ".pdf, .png, .svg" in err) == (2, True)
+    (tmp_path / "file").touch()
+    for name, words in (("x.gif", ".pdf, .png, .svg"), ("file/x.PNG", "is no folder")):
+        code, _, err = ask("plot", "few-shot", tmp_path, "--output", tmp_path / name)
+        assert (code, words in err) == (2, True), err
 
 
 def test_plot_draws_the_cell_with_the_most_learners(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from vlprompt.commands.known_data import class_names
 from vlprompt.commands.output import show_notes
 from vlprompt.commands.selection import add_selection, naming_left_out, selected
-from vlprompt.errors import unknown
+from vlprompt.errors import UserError, unknown
 from vlprompt.textfiles import path_of
 
 KINDS = {
@@ -19,6 +19,11 @@ KINDS = {
     "class-gains": "accuracy of each class less that of zero-shot",
     "training": "loss and accuracy by epoch",
     "forest": "differences to zero-shot on the same images, with intervals",
+}
+APPLIES = {
+    "metric": ("few-shot", "base-novel", "cost", "critical-difference"),
+    "split": tuple(kind for kind in KINDS if kind not in ("base-novel", "training")),
+    "against": ("class-gains", "forest"),
 }
 WIDTHS = ("column", "text")
 
@@ -49,6 +54,9 @@ def register(commands: Any) -> None:
 def draw(options: argparse.Namespace) -> int:
     if options.kind not in KINDS:
         raise unknown("figure", options.kind, KINDS)
+    for name, applies in APPLIES.items():
+        if options.kind not in applies and getattr(options, name) not in (None, "accuracy"):
+            raise UserError(f"--{name} has no effect on {options.kind}: leave it out, or draw {', '.join(applies)}")
     from vlprompt.reports.figures import kinds, style
     from vlprompt.reports.figures.cells import Request
 

@@ -99,7 +99,7 @@ def curves(panel: "Axes", rows: pd.DataFrame, drawn: Mapping[str, Look], positio
             spread = line["deviation"].fillna(0)
             low, high = line["mean"] - spread, line["mean"] + spread
             panel.fill_between(line["x"], low, high, color=look.colour, alpha=0.15, linewidth=0)
-        level = {} if line["trained"].all() else {"linestyle": ":", "marker": "" if len(line) > 1 else look.marker}
+        level = {} if line["trained"].all() else {"linestyle": ":", "markevery": [-1]}
         panel.plot(line["x"], line["mean"], zorder=zorder, **{**look.lines, **level})
         if len(line) == 1 and look.distinct:
             panel.errorbar(line["x"], line["mean"], spread, color=look.colour, linewidth=0.6, zorder=2)

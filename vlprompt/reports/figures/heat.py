@@ -108,7 +108,7 @@ def _two_lines(label: str, width: float) -> str:
 def _bars(gains: pd.Series, table: pd.DataFrame, width: float, label: str) -> "Figure":
     upright = gains.index.tolist()
     figure = new_figure(width, (120 + max(map(width_of, "\n".join(upright).split("\n"))) + 40) / 72)
-    heading(figure, f"{table['name'].iloc[0]}, {table.attrs['title']}")
+    heading(figure, table.attrs["title"] and f"{table['name'].iloc[0]}, {table.attrs['title']}")
     panel = figure.subplots()
     colours = [MORE if gain >= 0 else LESS for gain in gains]
     hatches = ["" if gain >= 0 else "////" for gain in gains]
