@@ -21,12 +21,12 @@ from vlprompt import cli
 from vlprompt.commands.plots import KINDS as TOLD
 from vlprompt.errors import UserError
 from vlprompt.reports.figures import data, images, ranks
-from vlprompt.reports.figures.cells import Request
+from vlprompt.reports.figures.cells import Request, dataset_name
 from vlprompt.reports.figures.data import pareto_front
 from vlprompt.reports.figures.kinds import KINDS
 from vlprompt.reports.figures.labels import spread_out
 from vlprompt.reports.figures.reliability import bars
-from vlprompt.reports.figures.style import DISTINCT, WIDTHS, looks, new_figure, short, styled
+from vlprompt.reports.figures.style import DISTINCT, WIDTHS, balanced, looks, new_figure, short, styled
 from vlprompt.reports.figures.style import save as save_figure
 from vlprompt.results.metrics import score
 from vlprompt.results.record import Record
@@ -280,6 +280,32 @@ def test_classes_are_named_as_their_data_set_has_them(wrong: dict[Path, Record])
     names = {image: f"name of {image.split('/')[1]}" for image in predicted(1.0, np.random.default_rng(0)).images}
     pairs = images.confusion(wrong, Request(class_names=lambda dataset: names), [])
     assert set(pairs["true"]) == {"name of plain red star"}
+
+
+@pytest.mark.parametrize("n_learners", [1, 2])
+def test_classes_that_look_alike_when_shortened_are_each_a_column(n_learners: int) -> None:
+    names = [f"class number {i} of some whose names {'go on and ' * 20}end" for i in range(4)]
+    rows = [{"learner": learner, "name": learner, "method": learner, "class_name": name, "label": label, "gain": gain}
+            for learner in ("coop", "lora")[:n_learners]
+            for label, (name, gain) in enumerate(zip(names, (5.0, -5.0, 20.0, 0.0), strict=True))]  # fmt: skip
+    table = pd.DataFrame(rows)
+    table.attrs |= {"title": "", "against": "CLIP"}
+    panel = KINDS["class-gains"].draw(table).axes[0]
+    shown = [label.get_text() for label in panel.get_xticklabels()]
+    assert len(set(shown)) == len(shown) == 4
+    assert "all 4 classes" in panel.get_xlabel()
+
+
+def test_panels_are_in_rows_of_one_length() -> None:
+    assert [balanced(n, 4) for n in (1, 3, 4, 5, 6, 8, 9, 12)] == [1, 3, 4, 3, 3, 4, 3, 4]
+
+
+def test_data_sets_are_named_as_papers_print_them() -> None:
+    folder = "folder-my-birds-3a4e26"
+    assert [dataset_name(name) for name in ("dtd", "average_2_targets", folder)] == [
+        "DTD", "average of 2 data sets", "my-birds"]  # fmt: skip
+    assert dataset_name(folder, [folder, "dtd"]) == "my-birds"
+    assert dataset_name(folder, [folder, "folder-my-birds-417b97"]) == folder
 
 
 def test_training_counts_epochs_from_one() -> None:

@@ -1,5 +1,6 @@
 """Which runs a figure shows: one cell, its learners with their names, and their predictions."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from vlprompt.results.record import FILE, Record
 
 Runs = Mapping[Path, Record]
 CELL = ("protocol", "dataset", "backbone", "weights", "shots")
+FOLDER = re.compile(r"folder-(.+)-[0-9a-f]+")
 ZERO_SHOT = "zero_shot"
 NO_PREDICTIONS = "no run has predictions, which this figure is made of"
 
@@ -123,8 +125,14 @@ def with_names(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def dataset_name(name: str) -> str:
-    """Of a data set, or of an average over some, as papers print it."""
+def dataset_name(name: str, drawn: Iterable[str] = ()) -> str:
+    """Of a data set, or of an average over some, as papers print it: "DTD", "average of 11 data sets".
+
+    A folder of images is called as it is, without its hash, unless another of that name is `drawn`, too.
+    """
+    folder = FOLDER.fullmatch(name)
+    if folder and not any(other.startswith(f"folder-{folder[1]}-") for other in drawn if other != name):
+        return folder[1]
     n = name.removeprefix("average_").partition("_")[0]
     return f"average of {n} data sets" if name.startswith("average_") else about("dataset", name).name
 

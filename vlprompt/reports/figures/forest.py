@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from vlprompt.reports.figures.cells import dataset_name
-from vlprompt.reports.figures.style import COLUMN, heading, new_figure, numbers_along, panels, short, short_names
+from vlprompt.reports.figures.style import (
+    COLUMN,
+    balanced,
+    heading,
+    new_figure,
+    numbers_along,
+    panels,
+    short,
+    short_names,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +28,7 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
     order = table.groupby("learner")["difference"].mean().sort_values(ascending=False, kind="stable").index.tolist()
     learners = table.drop_duplicates("learner").set_index("learner")["name"]
     shown = short_names(learners[order], 72 * width * 0.36)
-    n_columns = min(len(cells), 2 if width <= COLUMN else 5)
+    n_columns = balanced(len(cells), 2 if width <= COLUMN else 5)
     n_rows = -(-len(cells) // n_columns)
     figure = new_figure(width, (ROW * len(order) + 14) * n_rows / 72 + 0.7)
     datasets, splits = (table[name].unique().tolist() for name in ("dataset", "split"))
@@ -40,7 +49,7 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
             panel.plot([row.low, row.high], [y, y], color="#0072B2", linewidth=1.0)
             panel.plot([row.difference], [y], "o", markerfacecolor=face, markeredgecolor="#0072B2")
         if len(cells) > 1:
-            names = [dataset_name(dataset)] * (len(datasets) > 1) + [split] * (len(splits) > 1)
+            names = [dataset_name(dataset, datasets)] * (len(datasets) > 1) + [split] * (len(splits) > 1)
             panel.set_title(short(", ".join(names), of_panel))
         panel.set_yticks(range(len(order)), [shown[learners[learner]] for learner in order])
         panel.set_ylim(len(order) - 0.4, -0.6)

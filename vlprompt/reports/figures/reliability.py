@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from vlprompt.reports.figures.labels import legend
-from vlprompt.reports.figures.style import COLUMN, LINE, heading, new_figure, short_names
+from vlprompt.reports.figures.style import COLUMN, LINE, balanced, heading, new_figure, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,8 +20,8 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
 
     order = table.drop_duplicates("learner").sort_values(["ece", "learner"])["learner"].tolist()
     most = (3 if len(order) <= 9 else 4) if width <= COLUMN else (6 if len(order) <= 24 else 7)
-    n_rows = -(-len(order) // most)
-    n_columns = max(2, -(-len(order) // n_rows))
+    n_columns = max(2, balanced(len(order), most))
+    n_rows = -(-len(order) // n_columns)
     left, right, bottom, gap = 28.0, 6.0, 24.0, 12.0  # points: explicit, since layouts of many are slow
     top = 2 * LINE + (20.0 if table.attrs["title"] else 6.0)
     across = (72 * width - left - right - gap * (n_columns - 1)) / n_columns

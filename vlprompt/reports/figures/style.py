@@ -203,6 +203,11 @@ def numbers_along(axis: Any, points: float, *, integer: bool = False) -> None:
     axis.set_major_locator(MaxNLocator(max(1, min(6, int(points / needs))), steps=[1, 2, 2.5, 5, 10], integer=integer))
 
 
+def balanced(n: int, most: int) -> int:
+    """Columns for so many panels: at most `most`, in as few rows as that takes, these as long as each other."""
+    return -(-n // -(-n // most))
+
+
 def panels(figure: "Figure | SubFigure", n: int, n_columns: int, **options: Any) -> list["Axes"]:
     """So many axes in rows; the lowest of each column has the numbers below it."""
     n_rows = -(-n // n_columns)
