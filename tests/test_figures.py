@@ -12,7 +12,7 @@ import pytest
 import running
 from drawn import faults, texts_of
 from figure_cases import CLASSES, made, predicted, write
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_records import few_shot, record, save
 from running import Answer
@@ -104,6 +104,7 @@ def test_names_that_do_not_fit_lose_their_middle() -> None:
         assert short("a\nb $x_1$", 100.0) == "a b \\$x_1\\$"
 
 
+@settings(deadline=None)  # the first call imports scipy
 @given(st.lists(st.floats(0, 100), max_size=12))
 def test_positions_are_spread_without_changing_their_order(wanted: list[float]) -> None:
     at = spread_out(wanted, 8.0, 0.0, 100.0)
