@@ -58,7 +58,8 @@ def friedman(scores: pd.DataFrame) -> float:
 
     if scores.shape[1] < 3 or len(scores) < 2:
         return np.nan
-    return float(friedmanchisquare(*(scores[name] for name in scores)).pvalue)
+    with np.errstate(invalid="ignore"):  # nan where all are equal everywhere
+        return float(friedmanchisquare(*(scores[name] for name in scores)).pvalue)
 
 
 def critical_difference(n_methods: int, n_datasets: int) -> float:
