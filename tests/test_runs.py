@@ -171,6 +171,7 @@ def test_the_wheel_works_from_anywhere(environment: dict[str, str], tmp_path: Pa
     assert wheel.stat().st_size < 10e6
     target = tmp_path / "installed"
     subprocess.run([*pip, "install", *options[:2], "--target", str(target), str(wheel)], check=True, timeout=SECONDS)
+    assert (target / "vlprompt" / "py.typed").exists()  # so that type checkers of users read its annotations
     environment["PYTHONPATH"] = f"{target}{os.pathsep}{Path(__file__).parent}"
     code = "import sys, vlprompt.cli as cli; print(cli.__file__); sys.exit(cli.main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "run", *RUN, "backbone.weights=pretrained"]
