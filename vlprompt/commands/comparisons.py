@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlprompt.commands.output import add_output, show
 from vlprompt.commands.selection import add_selection, naming_left_out, selected
-from vlprompt.errors import UserError
+from vlprompt.errors import UserError, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +57,8 @@ def show_comparison(options: argparse.Namespace) -> int:
         notes += [PAIRED_NOTE, *gaps]
         notes += unfinished(runs, options.learners)
     results, _ = across_datasets(complete(runs, options.metric, notes), metric=options.metric)
+    if options.split and options.split not in (parts := {*results["part"]}):
+        raise unknown("split", options.split, parts)
     for ranking in rankings(results, options.metric, options.split):
         tables.append(ranking.pairs.assign(of=ranking.title))
         drawn += _ranking_grids(ranking)
@@ -78,8 +80,8 @@ def _paired_grid(table: "pd.DataFrame", learners: Sequence[str]) -> "Grid":
     keys = ["seed", "protocol", "dataset", "shots", "split"]
     return Grid(
         f"first: {learners[0]}, second: {learners[1]}", _as_text(table, forms), blocks=blocks, keys=keys,
-        extras=["only_first", "only_second", "images"], order=[*keys, "difference", "low", "high", "p"],
-        unit="accuracy (%)",
+        extras=["only_first", "only_second", "images"],
+        order=["seed", "difference", "split", "shots", "dataset", "protocol", "low", "high", "p"], unit="accuracy (%)",
     )  # fmt: skip
 
 

@@ -42,6 +42,8 @@ def register(commands: Any) -> None:
 
 
 def show_table(options: argparse.Namespace) -> int:
+    from vlprompt.reports.averages import side_by_side
+    from vlprompt.reports.grid import has_columns
     from vlprompt.reports.layouts import of_layout
     from vlprompt.reports.published import legend, load, of_papers
     from vlprompt.reports.summary import missing_metric
@@ -66,6 +68,8 @@ def show_table(options: argparse.Namespace) -> int:
     how |= {"columns": list(dict.fromkeys([*settings, *by_themselves]))}
     names = asked if len(settings) < len(asked) else []  # settings alone are columns more
     grids, raw, reading = tables_of(records, how, options, printed, every=bool(names))
+    if options.layout not in ("runs", "published") and not has_columns(raw, names):
+        raw = side_by_side(raw)
     gaps = [*missing_metric(records, options.metric), *lacking, *legend(papers)]
     below: list[Grid] = []
     if options.layout == "published" and not grids:

@@ -15,6 +15,7 @@ from vlprompt.results.record import Record, RunKey
 FIELDS = (*RunKey.model_fields, "learner", "status", "weights", "precision", "device", "selection", "git", "split_hash")
 """What can be asked of a record itself; every other key is one of its configuration."""
 
+MOST_NAMES = 10  # of those that a message lists
 OF_TRAINING = ("shots", "seed")  # what a learner that is not trained has any of
 
 
@@ -48,7 +49,7 @@ def check_key(key: str, records: Iterable[Record]) -> None:
     if any(has_key(record, key) for record in records) or key in FIELDS:
         return
     known = {name for record in records for name in _keys(record.config)}
-    raise unknown("key", key, {*FIELDS, *known})
+    raise unknown("key", key, {*FIELDS, *known}, most=MOST_NAMES, do="All are in the result.json of a run.")
 
 
 def has_key(record: Record, key: str) -> bool:
@@ -107,7 +108,10 @@ def values_in(text: str, key: str, records: Sequence[Record]) -> list[str]:
         longest_first = range(len(parts), i, -1)
         known = (j for j in longest_first if untrained or any(_is(value, ",".join(parts[i:j])) for value in there))
         if not (end := next(known, 0)):
-            raise unknown(f"value of {key}", parts[i], {value_text(value) for value in there})
+            if not parts[i]:
+                raise UserError(f"'{key}={text}' has an empty value, which no run has: write {key}=VALUE,VALUE")
+            do = f"All: vlprompt table --columns {key}."
+            raise unknown(f"value of {key}", parts[i], {*map(value_text, there)}, most=MOST_NAMES, do=do)
         values.append(",".join(parts[i:end]))
         i = end
     return values
