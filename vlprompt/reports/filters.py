@@ -66,21 +66,24 @@ def _keys(config: Mapping[str, Any], prefix: str = "") -> set[str]:
     return keys
 
 
-def select(runs: Mapping[Path, Record], conditions: Sequence[str]) -> tuple[dict[Path, Record], list[str]]:
+def select(
+    runs: Mapping[Path, Record], conditions: Sequence[str], others: Sequence[Record] = ()
+) -> tuple[dict[Path, Record], list[str]]:
     """The runs that meet all conditions KEY=VALUE,VALUE, and a note that says how many do not.
 
-    Values of one key are alternatives. A learner that is not trained meets every condition on shots and seed.
+    Values of one key are alternatives. A learner that is not trained meets every condition on shots and seed. `others`
+    are shown next to the runs: a condition may be theirs alone.
     Raises: UserError: a condition without "=", a key or a value that no run has, or none left.
     """
     if not conditions:
         return dict(runs), []
-    records = list(runs.values())
+    records = [*runs.values(), *others]
     wanted = conditions_of(conditions)
     for key, texts in wanted.items():
         check_key(key, records)
         wanted[key] = [value for text in texts for value in values_in(text, key, records)]
     chosen = {folder: record for folder, record in runs.items() if meets(record, wanted)}
-    if runs and not chosen:
+    if runs and not chosen and not others:
         raise UserError(f"none of {len(runs)} runs has {' '.join(conditions)}: see vlprompt table for what there is")
     return chosen, [f"Only {' '.join(conditions)}: {len(chosen)} of {len(runs)} runs."]
 
@@ -91,7 +94,9 @@ def conditions_of(conditions: Sequence[str]) -> dict[str, list[str]]:
     for condition in conditions:
         key, equals, text = condition.partition("=")
         if not equals:
-            raise UserError(f"'{condition}' is no condition: write KEY=VALUE, as in --where method=coop,lora")
+            raise UserError(
+                f"'{condition}' is no condition: write KEY=VALUE, as in --where method=coop,lora, and folders before"
+            )
         wanted.setdefault(key, []).append(text)
     return wanted
 
