@@ -23,6 +23,7 @@ CAPITALS = (
     *("method", "dataset", "backbone", "weights", "precision", "protocol", "variant", "shots", "learner", "source"),
     *("base", "novel", "all", "test", "failed", "missing", "parameters", "settings", "printed", "split", "seed"),
     *("images", "first", "second", "difference", "median_difference", "low", "high", "only_first", "only_second"),
+    *("verdict", "published", "ours", "off by", "allowed", "why", "metric", "recipe"),
     *("wins", "losses", "mean of H", "mean rank", "train s", "peak MB", "stored kB", "model MB", "can be merged"),
 )
 """Headings that begin with a capital letter; others are names, or have units."""
