@@ -165,7 +165,8 @@ def caption(title: str) -> str:
         **{group: partial(group_name, group) for group in GROUPS},
         "source": lambda text: f"trained on {group_name('dataset', text)}",
         "method": display_name,
-        **{f"{which}:": lambda text, which=which: f"{which}: {display_name(text)}" for which in ("first", "second")},
+        "first:": lambda text: f"first: {display_name(text)}",
+        "second:": lambda text: f"second: {display_name(text)}",
         "shots": lambda text: f"{text} shot{'s' * (text != '1')}",
         "precision": str,
     }
