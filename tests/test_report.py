@@ -31,15 +31,15 @@ from vlprompt.results.predictions import PREDICTIONS
 from vlprompt.results.record import Record
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'`\u2028\u202e%{x}&amp;${y}"
-NOTHING = Sources(lambda method: method, lambda record, recipe: None, lambda record, test: None, lambda dataset: {})
+NOTHING = Sources(lambda record, recipe: None, lambda record, test: None, lambda dataset: {})
 
 
 def page_of(runs: Mapping[Path, Record], sources: Sources = NOTHING, **more: Any) -> str:
     return render(content(runs, "accuracy", [], sources), more.get("title", "Results"), "vlprompt report")
 
 
-def sources_with(images: KnownImages | None, name: str = "") -> Sources:
-    return Sources(lambda method: name or method, lambda record, recipe: None, lambda *_: images, lambda dataset: {})
+def sources_with(images: KnownImages | None) -> Sources:
+    return Sources(lambda record, recipe: None, lambda *_: images, lambda dataset: {})
 
 
 @pytest.fixture(scope="module")

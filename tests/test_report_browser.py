@@ -118,7 +118,7 @@ def test_filters_choose_rows_tables_and_runs(opened: Opened) -> None:
     page.locator("[data-filter=dataset]").select_option("second")
     shown = tables.filter(visible=True)
     assert set(column(shown, "shots")) == {"1"}
-    assert set(column(shown, "dataset")) == {"second"}
+    assert set(column(shown, "data set")) == {"second"}
     assert len(column(shown, "shots")) == 4
     assert page.locator("#shown").inner_text() == "4 rows of results"
     assert page.locator("details.group:visible").count() == 4

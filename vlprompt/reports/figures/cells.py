@@ -87,9 +87,7 @@ def of_datasets(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
     records = complete(runs, request.metric, notes)
     notes += missing_metric(records, request.metric)
     results, gaps = across_datasets(records, metric=request.metric)
-    lacking = [gap.partition(" of ")[2].partition(",")[0] for gap in gaps if gap.startswith("No average")]
-    notes += [gap for gap in gaps if not gap.startswith("No average")]
-    notes += [f"No average over data sets of {first_names(lacking, 4)}: some are missing."] if lacking else []
+    notes += gaps
     return with_names(results[results["n"] > 0].reset_index(drop=True))
 
 

@@ -9,7 +9,7 @@ from pathlib import PurePath
 import numpy as np
 import pandas as pd
 
-from vlprompt.errors import UserError
+from vlprompt.errors import Note, UserError
 from vlprompt.reports.averages import in_papers_order, in_parts_order
 from vlprompt.reports.figures.cells import (
     CELL,
@@ -132,7 +132,7 @@ def forest(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
             try:
                 rows, gaps = paired(of_learner, of_learners[against])
             except UserError as error:
-                reasons.append(f"Left out: {learner}: {error}")
+                reasons.append(Note(f"Left out: {{}}: {error}", learner))
                 continue
             first = table[table["learner"] == learner].iloc[0]
             reasons += gaps

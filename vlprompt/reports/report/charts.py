@@ -1,7 +1,7 @@
 """The figures of the page: what `reports/figures` computes, as traces of plotly.js, with their numbers as tables."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,11 @@ class View:
     data: list[dict[str, Any]]
     layout: dict[str, Any]
     table: Table
+
+    @property
+    def n_learners(self) -> int:
+        """Of its traces; a heat map has none."""
+        return len({trace["meta"] for trace in self.data if "meta" in trace})
 
 
 @dataclass
@@ -137,12 +142,15 @@ def _same(one: tuple[Any, ...], other: tuple[Any, ...], names: Sequence[str]) ->
     return all(a == b for a, b, name in zip(one, other, names, strict=True) if name != "shots")
 
 
-def layered(traces: list[dict[str, Any]], styles: Styles, *, lines: bool = False) -> list[dict[str, Any]]:
-    """Coloured learners above grey ones; of many `lines` the grey ones are off at first."""
+def layered(
+    traces: list[dict[str, Any]], styles: Styles, most: int | None = None, shown: Container[str] | None = None
+) -> list[dict[str, Any]]:
+    """Coloured learners above grey ones; of more than `most`, only those in `shown` (the coloured) are on at first."""
     ordered = sorted(traces, key=lambda trace: trace.get("meta") in styles.known)
-    if lines and sum("meta" in trace for trace in traces) > MOST_LINES:
-        return [t if t.get("meta") in styles.known or "meta" not in t else t | {"visible": False} for t in ordered]
-    return ordered
+    if most is None or sum("meta" in trace for trace in traces) <= most:
+        return ordered
+    on = styles.known if shown is None else shown
+    return [t if "meta" not in t or t["meta"] in on else t | {"visible": False} for t in ordered]
 
 
 def names_axis(names: Sequence[str]) -> dict[str, Any]:

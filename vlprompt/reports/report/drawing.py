@@ -9,8 +9,20 @@ from vlprompt.reports.averages import in_papers_order
 from vlprompt.reports.figures import data
 from vlprompt.reports.figures.cells import Request, Runs
 from vlprompt.reports.render import spread_text
-from vlprompt.reports.report.charts import GREY, Styles, View, guide, hover, layered, names_axis, text, trace
-from vlprompt.reports.report.tables import dataset_text, plain
+from vlprompt.reports.report.charts import (
+    GREY,
+    MOST_LINES,
+    Styles,
+    View,
+    guide,
+    hover,
+    layered,
+    names_axis,
+    text,
+    trace,
+)
+from vlprompt.reports.report.notes import averages_in_words
+from vlprompt.reports.report.tables import plain
 from vlprompt.results.metrics import find_metric
 
 MOST_POINTS = 100  # of a training curve
@@ -43,7 +55,8 @@ def few_shot(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> 
         forms = {name: f".{shown.decimals}f" for name in map(str, numbers) if name != "learner"}
         axis = {"type": "category", "categoryarray": [*map(str, shots)], "title": {"text": "labelled images a class"}}
         layout = {"xaxis": axis, "yaxis": {"title": {"text": shown.label}}}
-        title = table.attrs["title"] if len(set(names)) == 1 else f"{dataset_text(dataset)}, {table.attrs['title']}"
+        of = [averages_in_words(dataset)] if len(set(names)) > 1 else []
+        title = ", ".join([*of, table.attrs["title"]])
         views.append(View(title, layered(traces, styles), layout, plain(f"{title}: {shown.label}", numbers, forms)))
     return views
 
@@ -165,7 +178,7 @@ def training(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> 
             views.append(
                 View(
                     title,
-                    layered(traces, styles, lines=True),
+                    layered(traces, styles, MOST_LINES),
                     axes,
                     plain(f"Training, {title}", pd.DataFrame(last), forms),
                 )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from vlprompt import __version__
 from vlprompt.reports.escapes import terminal
@@ -21,6 +21,7 @@ from vlprompt.reports.report.charts import Chart, Styles
 from vlprompt.results.metrics import METRICS
 
 TEMPLATES = "templates"
+HEADINGS = {"dataset": "data set"}
 
 
 def render(content: dict[str, Any], title: str, command: str, folders: str = "") -> str:
@@ -36,7 +37,7 @@ def render(content: dict[str, Any], title: str, command: str, folders: str = "")
         finalize=shown,
     )
     environment.filters |= {"chart_json": partial(chart_json, styles=content["styles"]), "digits": digits}
-    environment.filters["score_names"] = score_names
+    environment.filters |= {"score_names": score_names, "heading": heading}
     return environment.get_template("page.html").render(
         **content,
         title=title,
@@ -77,6 +78,11 @@ def finite(value: Any) -> Any:
 
 def digits(value: Any) -> str:
     return format(value, ",.4g") if isinstance(value, int | float) else str(value)
+
+
+def heading(name: str) -> Markup:
+    """The name of a column in words, which may break after an underscore."""
+    return Markup("_<wbr>").join(escape(shown(HEADINGS.get(name, name))).split("_"))
 
 
 def score_names(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
