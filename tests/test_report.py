@@ -164,7 +164,7 @@ def test_classes_and_images_are_those_of_the_data_set(ordinary: tuple[list[Recor
 def test_damaged_predictions_leave_a_page(ordinary: tuple[list[Record], str, Page]) -> None:
     page = ordinary[2]
     assert [text for text in page.text("li") if "is damaged" in text]
-    assert {"coop", "lora"} <= set(page.text("a"))
+    assert {"CoOp (fit.lr=0.01)", "LoRA"} <= set(page.text("a"))
 
 
 def test_classes_of_unknown_data_sets_are_called_as_their_folders() -> None:

@@ -133,12 +133,12 @@ def test_learners_are_switched_on_and_off(opened: Opened) -> None:
     drawn = "plot => plot.data.filter(trace => trace.meta && trace.visible !== false).map(trace => trace.meta)"
     plot = figure.locator(".plot")
     before = plot.evaluate(drawn)
-    assert "lora" in before
+    assert "LoRA" in before
     assert any("alert(1)" in name for name in before)
-    figure.get_by_label("lora").uncheck()
-    assert plot.evaluate(drawn) == [name for name in before if name != "lora"]
+    figure.get_by_label("LoRA").uncheck()
+    assert plot.evaluate(drawn) == [name for name in before if name != "LoRA"]
     figure.locator("select.view").select_option(index=1)
-    assert "lora" not in plot.evaluate(drawn)
+    assert "LoRA" not in plot.evaluate(drawn)
     figure.get_by_role("button", name="none").click()
     assert plot.evaluate(drawn) == []
     figure.get_by_role("button", name="all").click()

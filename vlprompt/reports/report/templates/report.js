@@ -86,7 +86,8 @@ function fitted(layout, width) {
   for (const axis of [layout.xaxis, layout.yaxis].filter((axis) => axis?.ticktext))
     axis.ticktext = axis.ticktext.map((name) => (name.length > 17 ? `${name.slice(0, 16)}…` : name));
   const { ticktext, title } = layout.xaxis;
-  if (title) title.text = title.text.replace(/;? (?=\()|; /g, "<br>");
+  layout.xaxis.automargin = true;
+  if (title) Object.assign(title, { text: title.text.replace(/;? (?=\()|; /g, "<br>"), standoff: 12 });
   if (ticktext?.length > 12)  // upright names would hide each other
     Object.assign(layout.xaxis, { showticklabels: false, title: { text: `${ticktext.length} learners:<br>a cell says its own` } });
   return layout;
