@@ -96,10 +96,10 @@ class Styles:
 
 
 def text(value: object) -> str:
-    """A text for plotly.js, which reads a little HTML and %{...} in texts: neither is any."""
+    """A text for plotly.js, which reads a little HTML, %{...} and $TeX$ in texts: none is any."""
     line = str(value) if str(value).isprintable() else terminal(value)
     escaped = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return escaped.replace("%{", "%&#123;")
+    return escaped.replace("%{", "%&#123;").replace("$", "&#36;")
 
 
 def trace(name: str, styles: Styles, **more: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from vlprompt.config.about import display_name
 from vlprompt.reports.published import SettingsOf, status
 from vlprompt.reports.report.again import reproduction
+from vlprompt.reports.report.notes import averages_in_words
 from vlprompt.reports.report.tables import Cell, Row, Table, cell, keys_of
 from vlprompt.reports.summary import UNTRAINED
 from vlprompt.reports.variants import labels
@@ -52,7 +53,7 @@ def _row(name: str, verdict: Verdict, settings: str) -> Row:
     ours = f"{mean:.2f}" + ("" if verdict.deviation is None else f" ± {verdict.deviation:.2f}")
     cells = [
         Cell(name),
-        *(cell(str(getattr(row, key))) for key in COLUMNS[1:6]),
+        *(cell(averages_in_words(str(getattr(row, key)))) for key in COLUMNS[1:6]),
         cell(row.value, ".2f"),
         Cell(ours, mean),
     ]

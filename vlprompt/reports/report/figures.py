@@ -83,7 +83,7 @@ def draw(figure: Figure, runs: Runs, request: Request, styles: Styles) -> Chart:
         chart.add(partial(figure.draw, cell, request, styles, notes))
         reasons += [note for note in notes if not note.startswith("Drawn")]
     most = max((view.n_learners for view in chart.views), default=0)
-    chart.views.sort(key=lambda view: 2 * view.n_learners < most)  # a view of few is no good first one
+    chart.views.sort(key=lambda view: 2 * view.n_learners <= most)  # one of few is no good first one
     if chart.views:  # cells without a picture are none of a reader's concern then
         chart.notes = in_print(reasons)
     if n_left:

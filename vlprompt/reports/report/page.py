@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import partial
@@ -21,7 +22,7 @@ from vlprompt.reports.report.charts import Chart, Styles
 from vlprompt.results.metrics import METRICS
 
 TEMPLATES = "templates"
-HEADINGS = {"dataset": "data set"}
+BREAKS = re.compile(r"[_,](?=\w)")
 
 
 def render(content: dict[str, Any], title: str, command: str, folders: str = "") -> str:
@@ -37,7 +38,7 @@ def render(content: dict[str, Any], title: str, command: str, folders: str = "")
         finalize=shown,
     )
     environment.filters |= {"chart_json": partial(chart_json, styles=content["styles"]), "digits": digits}
-    environment.filters |= {"score_names": score_names, "heading": heading}
+    environment.filters |= {"score_names": score_names, "breakable": breakable}
     return environment.get_template("page.html").render(
         **content,
         title=title,
@@ -80,9 +81,10 @@ def digits(value: Any) -> str:
     return format(value, ",.4g") if isinstance(value, int | float) else str(value)
 
 
-def heading(name: str) -> Markup:
-    """The name of a column in words, which may break after an underscore."""
-    return Markup("_<wbr>").join(escape(shown(HEADINGS.get(name, name))).split("_"))
+def breakable(text: str) -> Markup:
+    """A text that may break after an underscore and a comma, and not after ±."""
+    escaped = str(escape(shown(text))).replace("± ", "±\u00a0")
+    return Markup(BREAKS.sub(r"\g<0><wbr>", escaped))  # of what is escaped
 
 
 def score_names(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -26,7 +26,7 @@ COSTS = {
 }
 """By column of the summary: heading, factor, format."""
 
-
+MOST_NUMBERS = 8  # of results next to which there is room for costs
 FIRST = -1e12
 
 
@@ -114,6 +114,7 @@ def _results(table: pd.DataFrame, protocol: str) -> Table:
         numbers = [name for name in numbers if name != "mean_H"]
     counts = ["n", *(name for name in ("failed", "missing") if table[name].any())]
     marks = best(table, headline_of(numbers, protocol), shown.higher_is_better)
+    shown_costs = ("parameters", "train_s") if len(numbers) <= MOST_NUMBERS else ()
     rows = []
     for i, row in enumerate(table.to_dict("records")):
         cells = [learner_cell(row), *(cell(str(row[name])) for name in [*keys, *asked])]
@@ -122,10 +123,10 @@ def _results(table: pd.DataFrame, protocol: str) -> Table:
             text = spread_text(row[name], row.get(f"{name}_sd", float("nan")), decimals=shown.decimals)
             mark = marks.get(i, "") if name == headline_of(numbers, protocol) else ""
             cells.append(Cell(text, row[name] if text else None, mark))
-        cells += [cost(row, name) for name in ("parameters", "train_s")]
+        cells += [cost(row, name) for name in shown_costs]
         rows.append(Row(cells, keys_of(row)))
     columns = ["method", *keys, *asked, *counts, *(name.replace("mean_H", MEAN_OF_H) for name in numbers)]
-    columns += [COSTS[name][0] for name in ("parameters", "train_s")]
+    columns += [COSTS[name][0] for name in shown_costs]
     return Table(f"{protocol}: {shown.label}", columns, rows, frozenset(["method", *keys, *asked]), "method")
 
 
