@@ -26,7 +26,6 @@ def register(commands: Any) -> None:
 
 
 def make_report(options: argparse.Namespace) -> int:
-    from vlprompt.config.about import about
     from vlprompt.reports.report.content import Sources, content
     from vlprompt.reports.report.page import render
     from vlprompt.results.metrics import find_metric
@@ -35,7 +34,7 @@ def make_report(options: argparse.Namespace) -> int:
         raise UserError(f"--output={options.output} is no page: end its name with .html")
     find_metric(options.metric)
     runs, notes = selected(options)
-    sources = Sources(lambda method: about("method", method).name, published_settings, images_of, class_names)
+    sources = Sources(published_settings, images_of, class_names)
     page = render(content(runs, options.metric, notes, sources), options.title, command_of(options), selection(options))
     write(page, options.output)
     size = len(page.encode()) / 1e6
