@@ -166,7 +166,7 @@ def with_predictions(runs: Runs, notes: list[str]) -> dict[Path, dict[str, Predi
         try:
             splits = load_predictions(folder / PREDICTIONS)
         except UserError as error:
-            notes.append(f"Left out: {error}.")
+            notes.append(f"Left out: {str(error).rstrip('.')}.")
             continue
         if splits := {split: predictions for split, predictions in splits.items() if len(predictions)}:
             loaded[folder] = splits

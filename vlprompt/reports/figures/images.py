@@ -134,7 +134,7 @@ def forest(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
             try:
                 rows, gaps = paired(of_learner, of_learners[against])
             except UserError as error:
-                notes.append(Note(f"Left out: {{}}: {error}.", learner))
+                notes.append(Note(f"Left out: {{}}: {str(error).rstrip('.')}.", learner))
                 continue
             first = table[table["learner"] == learner].iloc[0]
             notes += gaps
