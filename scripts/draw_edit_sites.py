@@ -37,8 +37,10 @@ class Site:
 
 SITES = {
     "text": Site("1", "Text prompts", ("learned words before", "the class name"), 14, 156),
-    "image": Site("2", "Visual prompts", ("learned tokens next to the", "patches; Deep: in every block"), 178, 214, 2),
-    "both": Site("3", "Multi-modal prompts", ("learned tokens in both towers;", "dashed: coupled (MaPLe, MMRL)"), 178, 214, 2),
+    "image": Site("2", "Visual prompts", ("learned tokens next to the", "patches (Deep: in all blocks)"), 178, 214, 2),
+    "both": Site(
+        "3", "Multi-modal prompts", ("learned tokens in both towers;", "dashed: MaPLe's coupling"), 178, 214, 2
+    ),
     "blocks": Site("4", "Inside the blocks", ("keys and values, adapters,", "low-rank updates, weights"), 400, 292, 2),
     "features": Site("5", "On the features", ("a shift, a cache,", "a head"), 700, 166),
 }
