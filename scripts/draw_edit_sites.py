@@ -1,4 +1,4 @@
-"""Draw docs/edit_sites.svg, the picture of the README: two frozen towers, and what of them each method trains.
+"""Draw docs/edit_sites.svg, the picture of the README: two frozen towers, and the parts that each method trains.
 
 python scripts/draw_edit_sites.py
 
@@ -37,8 +37,10 @@ class Site:
 
 SITES = {
     "text": Site("1", "Text prompts", ("learned words before", "the class name"), 14, 156),
-    "image": Site("2", "Visual prompts", ("learned tokens next to", "the image's patches"), 178, 214, 2),
-    "both": Site("3", "Multi-modal prompts", ("learned tokens in the", "layers of both towers"), 178, 214, 2),
+    "image": Site("2", "Visual prompts", ("learned tokens next to the", "patches (Deep: in all blocks)"), 178, 214, 2),
+    "both": Site(
+        "3", "Multi-modal prompts", ("learned tokens in both towers;", "dashed: MaPLe's coupling"), 178, 214, 2
+    ),
     "blocks": Site("4", "Inside the blocks", ("keys and values, adapters,", "low-rank updates, weights"), 400, 292, 2),
     "features": Site("5", "On the features", ("a shift, a cache,", "a head"), 700, 166),
 }
@@ -169,7 +171,7 @@ def draw() -> str:
     lines = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {whole}" width="{WIDTH}" height="{whole}" '
         'role="img" aria-labelledby="title said">',
-        '<title id="title">Two frozen towers, and what of them each method trains</title>',
+        '<title id="title">The two towers of a CLIP, and the parts that each method trains</title>',
         f'<desc id="said">{escape(said)}; nothing: {escape(nothing)}</desc>',
         f"<style>\n  svg {{ {light} }}\n  @media (prefers-color-scheme: dark) {{ svg {{ {dark} }} }}{STYLE}</style>",
         '<defs><marker id="to" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
@@ -177,7 +179,7 @@ def draw() -> str:
         '<g id="arm"><path class="flake" d="M0 0 V-9 M0 -5 L-3 -8 M0 -5 L3 -8"/></g><g id="flake">',
         *(f'<use href="#arm" transform="rotate({60 * i})"/>' for i in range(6)),
         f'</g></defs><rect width="{WIDTH}" height="{whole}" rx="8" style="fill: var(--page)"/>',
-        write(EDGE, 36, "CLIP stays frozen. Each method trains only its coloured part.", "title"),
+        write(EDGE, 36, "Each method trains only its coloured part; all else stays frozen.", "title"),
         *parts,
         write(EDGE, whole - 14, f"Zero-shot, nothing trained: {nothing}", "small"),
         "</svg>\n",

@@ -12,6 +12,9 @@ from running import set_up
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
+# hundreds of configurations are composed, and a sixth of that time reads their files
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -63,12 +66,6 @@ def short_waits() -> None:
     gc.freeze()
     gc.set_threshold(20_000)
     torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
-
-
-@pytest.fixture(scope="session", autouse=True)
-def fast_yaml() -> None:
-    """Hundreds of configurations are composed, and a sixth of that time reads their files."""
-    yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -61,7 +61,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[tuple[str, str]] = []  # the innermost element and its text
-        self.feed(text)
+        self.feed(text.replace("<wbr>", "").replace("\u00a0", " "))  # where lines may break, and may not
         self.close()
         assert not self.open, self.open
 

@@ -292,15 +292,15 @@ def test_each_cell_is_checked_with_its_own_settings(results: Path) -> None:
     ("arguments", "words"),
     [
         (["method=coop,lora", "method.rnk=2"], ["'method.rnk'", "method.rank"]),
-        (["method=coop,lroa"], ["unknown method 'lroa'", "'lora'"]),
+        pytest.param(["method=coop,lroa"], ["unknown method 'lroa'", "'lora'"], marks=pytest.mark.slow),
         (["fit.lr=abc"], ["fit.lr is 'abc'"]),
-        (["seed=1,x"], ["seed is 'x'"]),
+        pytest.param(["seed=1,x"], ["seed is 'x'"], marks=pytest.mark.slow),
         (["shots=9", "seed=1,2"], ["at most 4"]),
-        (["name=exp", "fit.lr=0.01,0.02"], ["name=exp", "fit.lr", "${fit.lr}"]),
+        pytest.param(["name=exp", "fit.lr=0.01,0.02"], ["name=exp", "fit.lr", "${fit.lr}"], marks=pytest.mark.slow),
         (["name=exp", "--multirun", "fit.lr=0.01,0.02"], ["name=exp", "fit.lr"]),  # settings on both sides of an option
         (["fit.lr=interval(0,1)"], ["interval"]),
         (["method=glob(zzz*)"], ["zzz"]),
-        (["--cfg", "hydra"], ["--cfg", "-m"]),
+        pytest.param(["--cfg", "hydra"], ["--cfg", "-m"], marks=pytest.mark.slow),
         (["--config-dir", "nowhere"], ["nowhere"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -477,7 +477,32 @@ MISTAKES: list[tuple[str, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("mistake", "words"), MISTAKES, ids=[mistake for mistake, _ in MISTAKES])
+SLOW = {
+    "~method=1",
+    "seed=[]",
+    "seed=x",
+    "fit.lr=-1",
+    "fit.epochs=0.5",
+    "shots=0",
+    "shots=-1",
+    "device=tpu",
+    "wandb=ofline",
+    "precision=fp12",
+    "fit.lr=[0.1,0.2]",
+    "+dataset.source.foo=1",
+    "+fit.foo=1",
+    "method.n_contxt=2",
+    "dataset=digit",
+    "protocol=base_to_nvel",
+    "method.ctx_init=5",
+}
+"""Whose kind of sentence others have, too."""
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [pytest.param(m, words, id=m, marks=[pytest.mark.slow] * (m in SLOW)) for m, words in MISTAKES],
+)
 def test_a_mistake_is_one_sentence(results: Path, mistake: str, words: list[str]) -> None:
     check_mistake(ask(sweep.main, [*RUN, *mistake.split()]), words, results)
 
@@ -515,7 +540,7 @@ def test_a_mistake_in_other_runs(results: Path, arguments: list[str], words: lis
     [
         (b"", ["an empty file"]),
         (b"x" * 100, ["a text file instead of the weights"]),
-        ("truncated", ["cannot be read as weights", "fetch it again"]),
+        pytest.param("truncated", ["cannot be read as weights", "fetch it again"], marks=pytest.mark.slow),
         ("reshaped", ["do not fit shapes_vit", "'visual.proj' is [1, 1], needed ["]),
     ],
 )

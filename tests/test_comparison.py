@@ -143,7 +143,7 @@ def test_compare_command_across_data_sets(root: Path) -> None:
     write(root, "zero_shot", 0, predictions([True] * 20 + [False] * 20), dataset="eurosat", shots=0)
     code, out, _ = ask("compare", "--results", root)
     assert code == 0
-    for words in ("mean ranks over 2 data sets", "critical difference 1.39", "coop", "p_holm", "Wilcoxon"):
+    for words in ("mean ranks by test over 2 data sets", "critical difference 1.39", "coop", "p_holm", "Wilcoxon"):
         assert words in out
 
 

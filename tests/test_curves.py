@@ -45,7 +45,9 @@ def test_the_smallest_value_within_a_share_of_the_reference(records: list[Record
 
 
 def test_cells_have_curves_and_references_of_their_own(records: list[Record]) -> None:
-    one = [record("intrinsic_dimension", 0.2, dimension=10, shots=1), record("full_finetune", 0.21, shots=1)]
+    values = ((10, 0.2), (5, 0.1))
+    one = [record("intrinsic_dimension", value, dimension=d, shots=1) for d, value in values]
+    one += [record("full_finetune", 0.21, shots=1), record("intrinsic_dimension", 0.3, dimension=10, shots=2)]
     by_shots = {
         curve.cell["shots"]: curve for curve in curves([*records, *one], "method.dimension", against="full_finetune")
     }

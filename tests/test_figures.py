@@ -12,7 +12,7 @@ import pytest
 import running
 from drawn import faults, texts_of
 from figure_cases import CLASSES, made, predicted, write
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_records import few_shot, record, save
 from running import Answer
@@ -21,12 +21,12 @@ from vlprompt import cli
 from vlprompt.commands.plots import KINDS as TOLD
 from vlprompt.errors import UserError
 from vlprompt.reports.figures import data, images, ranks
-from vlprompt.reports.figures.cells import Request
+from vlprompt.reports.figures.cells import Request, dataset_name
 from vlprompt.reports.figures.data import pareto_front
 from vlprompt.reports.figures.kinds import KINDS
 from vlprompt.reports.figures.labels import spread_out
 from vlprompt.reports.figures.reliability import bars
-from vlprompt.reports.figures.style import DISTINCT, WIDTHS, looks, new_figure, short, styled
+from vlprompt.reports.figures.style import DISTINCT, WIDTHS, balanced, looks, new_figure, short, styled
 from vlprompt.reports.figures.style import save as save_figure
 from vlprompt.results.metrics import score
 from vlprompt.results.record import Record
@@ -104,6 +104,7 @@ def test_names_that_do_not_fit_lose_their_middle() -> None:
         assert short("a\nb $x_1$", 100.0) == "a b \\$x_1\\$"
 
 
+@settings(deadline=None)  # the first call imports scipy
 @given(st.lists(st.floats(0, 100), max_size=12))
 def test_positions_are_spread_without_changing_their_order(wanted: list[float]) -> None:
     at = spread_out(wanted, 8.0, 0.0, 100.0)
@@ -128,6 +129,15 @@ def test_twelve_learners_are_distinct() -> None:
     assert len({look.colour for look in distinct}) == len({look.marker for look in distinct}) == DISTINCT
     assert of_learners["zero_shot"].distinct
     assert not of_learners["m0"].distinct
+
+
+@pytest.mark.parametrize("kind", ["critical-difference", "class-gains", "forest", "reliability"])
+def test_no_title_is_none(kind: str, learners: Any) -> None:
+    table = KINDS[kind].data(learners(2), Request(), [])
+    assert table.attrs["title"]
+    table.attrs["title"] = ""
+    figure = KINDS[kind].draw(table)
+    assert not [text for text, _ in texts_of(figure) if "16 shots" in text or text.endswith((", ", "data sets"))]
 
 
 # What they show
@@ -172,10 +182,39 @@ def test_costs_are_means_over_runs_and_zero_shot_trains_nothing() -> None:
     assert table["flops_per_image"].isna().all()
 
 
+def test_every_learner_is_named_though_the_last_cost_is_not_known() -> None:
+    costs = {"coop": {"trained_parameters": 10, "flops_per_image": 1e9}, "lora": {"trained_parameters": 20}, "tcp": {}}
+    runs = {Path(method): few_shot(method, cost=cost) for method, cost in costs.items()}
+    notes: list[str] = []
+    figure = KINDS["cost"].draw(data.cost(runs, Request(), notes))
+    assert {"CoOp", "LoRA"} <= {text for text, _ in texts_of(figure)}
+    assert any("tcp" in note for note in notes)
+
+
+def test_a_band_that_reaches_zero_does_not_stretch_the_powers() -> None:
+    runs = {
+        Path(str(seed)): few_shot("coop", seed=seed, curve=[
+            {"epoch": epoch, "loss": loss, "accuracy": 0.5} for epoch, loss in enumerate((2.0, 1.0, last))
+        ]) for seed, last in ((1, 1e-6), (2, 0.2))
+    }  # fmt: skip
+    panel = drawn("training", runs, 3.35).axes[0]
+    assert panel.get_yscale() == "log"
+    assert panel.get_ylim()[0] == pytest.approx(0.08, rel=1e-3)
+
+
+def test_points_at_zero_are_inside_the_axes() -> None:
+    runs = {Path(m): record(m, base=base, novel=1 - base) for m, base in (("coop", 0.0), ("lora", 1.0))}
+    panel = drawn("base-novel", runs, 3.35).axes[0]
+    for low, high in (panel.get_xlim(), panel.get_ylim()):
+        assert low < -1
+        assert high > 101
+
+
 def test_stretches_of_ranks_that_do_not_differ() -> None:
     assert ranks.cliques([1.0, 1.5, 2.4, 4.0], 1.0) == [(1.0, 1.5), (1.5, 2.4)]
     assert ranks.cliques([1.0, 1.5, 1.9, 4.0], 1.0) == [(1.0, 1.9)]
     assert ranks.cliques([1.0, 3.0], 1.0) == []
+    assert ranks.cliques([1.5, 1.5, 3.0], 1.0) == [(1.5, 1.5)]
 
 
 def test_reliability_shows_the_curve() -> None:
@@ -187,6 +226,13 @@ def test_reliability_shows_the_curve() -> None:
     bars(panel, curve)
     right, gap = panel.patches[:2]  # the empty bin has no bar
     assert (right.get_height(), gap.get_y(), gap.get_height()) == (0.3, 0.3, pytest.approx(0.1))
+
+
+@pytest.mark.parametrize("values", [{}, {"loss": None, "accuracy": None}])
+def test_training_without_a_value_is_refused(values: dict[str, Any]) -> None:
+    curve = [{"epoch": 0, **values}] if values else []
+    with pytest.raises(UserError, match="no run has a loss"):
+        data.training({Path("1"): few_shot("coop", curve=curve)}, Request(), [])
 
 
 def one_class_wrong(n_wrong: int) -> Any:
@@ -223,12 +269,44 @@ def test_confusions_and_gains(wrong: dict[Path, Record]) -> None:
     (row,) = images.forest(wrong, Request(), []).itertuples()
     assert (row.learner, row.difference) == ("coop", pytest.approx(10.0))
     assert row.low < 10 < row.high
+    coop = {folder: run for folder, run in wrong.items() if run.method == "coop"}
+    for compare in (images.class_gains, images.forest):
+        with pytest.raises(UserError, match="did you mean 'coop'"):
+            compare(wrong, Request(against="cop"), [])
+        with pytest.raises(UserError, match="run method=zero_shot"):
+            compare(coop, Request(), [])
 
 
 def test_classes_are_named_as_their_data_set_has_them(wrong: dict[Path, Record]) -> None:
     names = {image: f"name of {image.split('/')[1]}" for image in predicted(1.0, np.random.default_rng(0)).images}
     pairs = images.confusion(wrong, Request(class_names=lambda dataset: names), [])
     assert set(pairs["true"]) == {"name of plain red star"}
+
+
+@pytest.mark.parametrize("n_learners", [1, 2])
+def test_classes_that_look_alike_when_shortened_are_each_a_column(n_learners: int) -> None:
+    names = [f"class number {i} of some whose names {'go on and ' * 20}end" for i in range(4)]
+    rows = [{"learner": learner, "name": learner, "method": learner, "class_name": name, "label": label, "gain": gain}
+            for learner in ("coop", "lora")[:n_learners]
+            for label, (name, gain) in enumerate(zip(names, (5.0, -5.0, 20.0, 0.0), strict=True))]  # fmt: skip
+    table = pd.DataFrame(rows)
+    table.attrs |= {"title": "", "against": "CLIP"}
+    panel = KINDS["class-gains"].draw(table).axes[0]
+    shown = [label.get_text() for label in panel.get_xticklabels()]
+    assert len(set(shown)) == len(shown) == 4
+    assert "all 4 classes" in panel.get_xlabel()
+
+
+def test_panels_are_in_rows_of_one_length() -> None:
+    assert [balanced(n, 4) for n in (1, 3, 4, 5, 6, 8, 9, 12)] == [1, 3, 4, 3, 3, 4, 3, 4]
+
+
+def test_data_sets_are_named_as_papers_print_them() -> None:
+    folder = "folder-my-birds-3a4e26"
+    assert [dataset_name(name) for name in ("dtd", "average_2_targets", folder)] == [
+        "DTD", "average of 2 data sets", "my-birds"]  # fmt: skip
+    assert dataset_name(folder, [folder, "dtd"]) == "my-birds"
+    assert dataset_name(folder, [folder, "folder-my-birds-417b97"]) == folder
 
 
 def test_training_counts_epochs_from_one() -> None:
@@ -270,20 +348,23 @@ def test_plot_command(tmp_path: Path) -> None:
         (("base-novel",), "run protocol=base_to_novel"),
         (("cost",), "no run has its costs"),
         (("critical-difference",), "two data sets or more"),
-        (("training",), "none of the runs can be drawn"),
+        (("training",), "no run has a loss"),
         (("few-shot", "--split", "novel"), "unknown split 'novel'"),
         (("few-shot", "--metric", "ecce"), "did you mean 'ece'"),
-        *(((kind,), "holds no predictions.npz") for kind in NEEDS_PREDICTIONS if kind != "forest"),
-        (("forest",), "nothing to compare on the same images"),
-        (("forest", "--against", "cop"), "did you mean 'coop'"),
-        (("forest", "--where", "method=coop"), "run method=zero_shot"),
+        *(((kind,), "seed0: no predictions.npz") for kind in NEEDS_PREDICTIONS),
+        (("confusion", "--against", "coop"), "no effect on confusion"),
+        (("training", "--split", "test"), "no effect on training"),
+        (("forest", "--metric", "ece"), "no effect on forest"),
+        (("critical-difference", "--split", "novel"), "unknown split 'novel'"),
     ):
         code, out, err = ask("plot", arguments[0], tmp_path, *arguments[1:], "--output", tmp_path / "y.png")
         assert (code, out) == (2, ""), arguments
         assert words in err, arguments
         assert err.count("error:") == err.count("\n") == 1
-    code, _, err = ask("plot", "few-shot", tmp_path, "--output", tmp_path / "x.gif")
-    assert (code, ".pdf, .png, .svg" in err) == (2, True)
+    (tmp_path / "file").touch()
+    for name, words in (("x.gif", ".pdf, .png, .svg"), ("file/x.PNG", "is no folder")):
+        code, _, err = ask("plot", "few-shot", tmp_path, "--output", tmp_path / name)
+        assert (code, words in err) == (2, True), err
 
 
 def test_plot_draws_the_cell_with_the_most_learners(tmp_path: Path) -> None:

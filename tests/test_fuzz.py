@@ -194,7 +194,7 @@ GIVEN = st.recursive(
 )
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(prefix=st.sampled_from(["", "", "", "+", "++", "~"]), key=st.sampled_from(KEYS), value=GIVEN)
 def test_overrides(prefix: str, key: str, value: str) -> None:
     refused_or_read(read_run, ["dataset=digits", "protocol=few_shot", f"{prefix}{key}={value}"])

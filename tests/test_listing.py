@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from rich.console import Console
 from running import ask, check_mistake, succeed
 
 from vlprompt import cli
 from vlprompt.commands import listing
 from vlprompt.commands.listing import KINDS
 from vlprompt.config.about import FAMILIES
+from vlprompt.reports import terminal
 
 
 @pytest.fixture
@@ -20,8 +20,7 @@ def at_width(monkeypatch: pytest.MonkeyPatch):
     """The lines of a list on a terminal of this width."""
 
     def shown(rows: list[dict[str, str]], width: int) -> list[str]:
-        monkeypatch.setattr(listing.sys.stdout, "isatty", lambda: True, raising=False)
-        monkeypatch.setattr(listing, "Console", lambda: Console(width=width))
+        monkeypatch.setattr(terminal, "terminal_width", lambda: width)
         return "\n".join(listing.lines_of(rows)).splitlines()
 
     return shown

@@ -321,7 +321,7 @@ def test_each_setting_of_each_method_in_each_protocol(method: str, dataset: str)
     "fit",
     [
         {"optimizer": "adamw", "batch_size": 1},
-        {"epochs": 1},
+        pytest.param({"epochs": 1}, marks=pytest.mark.slow),
         pytest.param({}, marks=pytest.mark.slow),
         pytest.param({"epochs": 1, "average": {"mu": 1.0, "sigma": 1.0}}, marks=pytest.mark.slow),
         pytest.param({"epochs": 1, "schedule": {"warmup": "linear"}}, marks=pytest.mark.slow),
@@ -361,7 +361,9 @@ PHRASE = ["dataset=digits", "protocol=base_to_novel", "shots=1"]  # a recipe sta
 
 
 @pytest.mark.usefixtures("results")
-@pytest.mark.parametrize("method", ["coop", "cocoop", "kgcoop", "tcp"])
+@pytest.mark.parametrize(
+    "method", ["coop", "tcp", *(pytest.param(m, marks=pytest.mark.slow) for m in ("cocoop", "kgcoop"))]
+)
 def test_a_phrase_sets_the_length(method: str) -> None:
     run = [f"method={method}", *PHRASE]
     file = "recipe/coop/base_to_novel" if method == "coop" else f"method/{method}"

@@ -21,6 +21,9 @@ from vlprompt.training.averaging import make_keeper
 from vlprompt.training.optim import make_optimizer, set_learning_rate
 
 FIXTURES = Path(__file__).parent / "fixtures" / "parity"
+SLOW = {"coop_m16", "coop_front_m4", "coop_ctxinit", "coop_middle_m4", "coop_csc_m4", "cocoop_m4", "kgcoop_random",
+        "maple_n5_d2_random", "maple_n2_d1", "ivlp_asym", "lora_text_qv", "lora_vision_qkvo_r4"}  # fmt: skip
+"""Of this repository's cases: those whose method and way others have, too."""
 
 
 def pytest_generate_tests(metafunc):
@@ -29,7 +32,11 @@ def pytest_generate_tests(metafunc):
         files = sorted((folder / "cases").glob("*.json"))
         if not files:
             raise pytest.UsageError(f"--parity={folder} holds no cases/*.json")
-        metafunc.parametrize("case_file", files, ids=[file.stem for file in files])
+        cases = [
+            pytest.param(f, id=f.stem, marks=[pytest.mark.slow] * (folder == FIXTURES and f.stem in SLOW))
+            for f in files
+        ]
+        metafunc.parametrize("case_file", cases)
 
 
 def token_table(rule) -> torch.Tensor:

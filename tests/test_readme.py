@@ -62,7 +62,7 @@ def test_speed_and_memory_are_those_measured(row: str, case: tuple[str, str, int
 def test_as_many_methods_are_compared_as_it_says() -> None:
     rows = re.findall(r"^\| (`.*?) \| .* \| (?:`pytest -k parity`|`tests/test_orig)", DIFFERENCES, re.MULTILINE)
     parity, original = ({*re.findall(r"`(\w+)`", row)} & {*METHODS} for row in rows)
-    said = re.findall(r"(\d+) methods of the literature|code of (\d+) methods|code of (\d+) more methods", PAGE)
+    said = re.findall(r"(\d+) methods from the literature|code of (\d+) methods|code of (\d+) more methods", PAGE)
     assert [int("".join(numbers)) for numbers in said] == [len(METHODS), len(parity), len(original)]
 
 

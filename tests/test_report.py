@@ -18,28 +18,31 @@ from report_records import Page, predictions, run, save
 from running import ROOT, ask, succeed
 
 from vlprompt.cli import main
-from vlprompt.errors import UserError
+from vlprompt.errors import Note, UserError
+from vlprompt.reports.figures.cells import Request
 from vlprompt.reports.report.again import command, hydra
 from vlprompt.reports.report.charts import Styles, text
 from vlprompt.reports.report.content import Sources, content
+from vlprompt.reports.report.figures import FIGURES, draw
 from vlprompt.reports.report.images import KnownImages, Thumbnails
 from vlprompt.reports.report.libraries import load
-from vlprompt.reports.report.page import finite, render
+from vlprompt.reports.report.notes import in_print
+from vlprompt.reports.report.page import breakable, finite, render
 from vlprompt.reports.report.runs import class_names, read_predictions
 from vlprompt.reports.summary import summarise
 from vlprompt.results.predictions import PREDICTIONS
 from vlprompt.results.record import Record
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'`\u2028\u202e%{x}&amp;${y}"
-NOTHING = Sources(lambda method: method, lambda record, recipe: None, lambda record, test: None, lambda dataset: {})
+NOTHING = Sources(lambda record, recipe: None, lambda record, test: None, lambda dataset: {})
 
 
 def page_of(runs: Mapping[Path, Record], sources: Sources = NOTHING, **more: Any) -> str:
     return render(content(runs, "accuracy", [], sources), more.get("title", "Results"), "vlprompt report")
 
 
-def sources_with(images: KnownImages | None, name: str = "") -> Sources:
-    return Sources(lambda method: name or method, lambda record, recipe: None, lambda *_: images, lambda dataset: {})
+def sources_with(images: KnownImages | None) -> Sources:
+    return Sources(lambda record, recipe: None, lambda *_: images, lambda dataset: {})
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +90,7 @@ def test_learners_have_colours_whatever_their_company(tmp_path: Path) -> None:
 
 
 def test_plotly_gets_no_markup_and_no_templates() -> None:
+    assert text("$x$") == "&#36;x&#36;"
     assert text("<b>&amp;%{x}\n\u202e") == "&lt;b&gt;&amp;amp;%&#123;x} \\u202e"
 
 
@@ -164,7 +168,7 @@ def test_classes_and_images_are_those_of_the_data_set(ordinary: tuple[list[Recor
 def test_damaged_predictions_leave_a_page(ordinary: tuple[list[Record], str, Page]) -> None:
     page = ordinary[2]
     assert [text for text in page.text("li") if "is damaged" in text]
-    assert {"coop", "lora"} <= set(page.text("a"))
+    assert {"CoOp (fit.lr=0.01)", "LoRA"} <= set(page.text("a"))
 
 
 def test_classes_of_unknown_data_sets_are_called_as_their_folders() -> None:
@@ -246,6 +250,51 @@ def test_other_protocols_backbones_and_single_values(tmp_path: Path) -> None:
     titles = page.text("h3")
     assert {"Base against novel classes", "Mean ranks over data sets", "stranger"} <= set(titles)
     assert {"average of 2", "H"} <= set(page.text("td"))
+
+
+def test_data_sets_with_other_shots_have_their_own_axis(tmp_path: Path) -> None:
+    runs = [run("coop", 1, shots, dataset=name) for name, shots in (("dtd", 1), ("dtd", 16), ("eurosat", "all"))]
+    chart = draw(FIGURES[0], save(tmp_path, runs), Request(), Styles({}))
+    assert {view.label.partition(",")[0]: view.data[0]["x"] for view in chart.views} == {
+        "DTD": ["1", "16"],
+        "EuroSAT": ["all"],
+    }
+    assert all(view.data[0].get("visible", True) for view in chart.views)
+
+
+def test_a_figure_opens_with_most_of_its_learners(tmp_path: Path) -> None:
+    learners = ["coop", "lora", "maple", "vpt_deep", "tcp"]
+    of_few = [base_to_novel(method, name, 1) for method in learners[:2] for name in ("dtd", "eurosat")]
+    of_few += [base_to_novel(method, "dtd", 1) for method in learners[2:]]
+    scored = enumerate(learners[1:])
+    of_many = [run(m, dataset=name, right=0.5 + i / 10) for i, m in scored for name in ("dtd", "eurosat")]
+    runs = save(tmp_path, [*of_few, *of_many])
+    ranks = draw(next(f for f in FIGURES if f.name == "critical-difference"), runs, Request(), Styles(runs))
+    assert [view.n_learners for view in ranks.views] == [4, 2]
+
+
+def test_few_reliability_lines_are_on_at_first(tmp_path: Path) -> None:
+    runs = save(tmp_path, [run(m, right=r / 10) for r, m in enumerate(("coop", "lora", "maple", "tcp", "zero_shot"))])
+    figure = next(f for f in FIGURES if f.name == "reliability")
+    for n, on in ((4, 4), (5, 3)):
+        chart = draw(figure, dict([*runs.items()][-n:]), Request(), Styles(runs))
+        shown = {t["meta"] for t in chart.views[0].data if "meta" in t and t.get("visible", True)}
+        assert len(shown) == on
+        assert "CLIP" in shown
+
+
+def test_notes_have_names_in_print() -> None:
+    notes = [Note("No average_2 of {}, few_shot: dtd missing.", name) for name in ("coop", "lora@rank=4", "<b>@x")]
+    assert in_print([*notes, "average_2_targets is over a, b.", "Seen: coop"]) == [
+        "3 times: No average of 2 of CoOp, LoRA (rank=4), <b>@x, few_shot: dtd missing.",
+        "The average of 2 targets is over a, b.",
+        "Seen: coop",
+    ]
+
+
+def test_texts_break_where_words_do_and_stay_harmless() -> None:
+    assert breakable("base_to_novel, <b_c>") == "base_<wbr>to_<wbr>novel, &lt;b_<wbr>c&gt;"
+    assert breakable("70.80 ± 1.25") == "70.80 ±\u00a01.25"
 
 
 def test_numbers_that_json_lacks_are_none() -> None:

@@ -118,7 +118,7 @@ def test_filters_choose_rows_tables_and_runs(opened: Opened) -> None:
     page.locator("[data-filter=dataset]").select_option("second")
     shown = tables.filter(visible=True)
     assert set(column(shown, "shots")) == {"1"}
-    assert set(column(shown, "dataset")) == {"second"}
+    assert set(column(shown, "data set")) == {"second"}
     assert len(column(shown, "shots")) == 4
     assert page.locator("#shown").inner_text() == "4 rows of results"
     assert page.locator("details.group:visible").count() == 4
@@ -133,12 +133,12 @@ def test_learners_are_switched_on_and_off(opened: Opened) -> None:
     drawn = "plot => plot.data.filter(trace => trace.meta && trace.visible !== false).map(trace => trace.meta)"
     plot = figure.locator(".plot")
     before = plot.evaluate(drawn)
-    assert "lora" in before
+    assert "LoRA" in before
     assert any("alert(1)" in name for name in before)
-    figure.get_by_label("lora").uncheck()
-    assert plot.evaluate(drawn) == [name for name in before if name != "lora"]
+    figure.get_by_label("LoRA").uncheck()
+    assert plot.evaluate(drawn) == [name for name in before if name != "LoRA"]
     figure.locator("select.view").select_option(index=1)
-    assert "lora" not in plot.evaluate(drawn)
+    assert "LoRA" not in plot.evaluate(drawn)
     figure.get_by_role("button", name="none").click()
     assert plot.evaluate(drawn) == []
     figure.get_by_role("button", name="all").click()

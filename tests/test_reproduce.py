@@ -180,8 +180,11 @@ def test_one_inside_one_outside_one_missing_one_unknown(reproduce: Reproduce, re
     assert len(lines(answer, "caltech101", "90.00", "not", "run", "cannot")) == 1
     assert len(lines(answer, "16", "50.00", "unknown")) == 1
     assert answer.out.rstrip().endswith("1 inside, 1 outside, 2 not run, 1 not judged")
-    alone = reproduce(made, "--seeds", "1,2", "--shots", "1")
+    file = tmp_path / "verdicts.tex"
+    alone = reproduce(made, "--seeds", "1,2", "--shots", "1", "--output", str(file))
     assert (alone.code, alone.out.rstrip()[-8:]) == (0, "1 inside")
+    assert r"\toprule" in file.read_text()
+    assert "inside" in file.read_text()
 
 
 def finished(results: Path) -> dict[int, int]:

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -58,25 +57,19 @@ def coop(results: Path) -> list[Record]:
     return [record for record in find_records([results]) if record.method == "coop"]
 
 
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, tuple[int, str, str]]]:
-    """Two runs stopped while training, side by side: "killed", and "interrupted" by Ctrl-C with workers that read."""
-    more = {"killed": [], "interrupted": ["bank.views=null", "workers=2"]}
-    folders = {name: tmp_path_factory.mktemp(name) for name in more}
-    running = {name: start(PROGRAM, [*LONG, *more[name]], environment_in(f), f) for name, f in folders.items()}
-    for name, process in running.items():
-        wait_for_training(folders[name] / "results", process)
-        # a terminal sends Ctrl-C to the workers, too
-        os.killpg(process.pid, signal.SIGKILL if name == "killed" else signal.SIGINT)
-    return {name: (folders[name] / "results", end(process)) for name, process in running.items()}
+def stop(sent: signal.Signals, folder: Path, *more: str) -> tuple[Path, tuple[int, str, str]]:
+    """A run that gets a signal while it trains: its results root, its exit code and what it said."""
+    process = start(PROGRAM, [*LONG, *more], environment_in(folder), folder)
+    wait_for_training(folder / "results", process)
+    os.killpg(process.pid, sent)  # a terminal sends Ctrl-C to the workers, too
+    return folder / "results", end(process)
 
 
-def test_a_killed_run_leaves_nothing_that_reads_as_finished(stopped: Any, within: Any, tmp_path: Path) -> None:
-    results, (code, _, _) = stopped["killed"]
+def test_a_killed_run_leaves_nothing_that_reads_as_finished(within: Any, tmp_path: Path) -> None:
+    results, (code, _, _) = stop(signal.SIGKILL, tmp_path)
     assert code == -signal.SIGKILL
     assert find_records([results]) == []
     assert [path.name for path in left_over(results)] == ["log.txt"]
-    shutil.copytree(results, tmp_path / "results")
     assert within([*LONG, "fit.epochs=3"]) == 0  # in the same folder
     (record,) = coop(tmp_path / "results")
     assert len(record.curve) == 3
@@ -85,8 +78,10 @@ def test_a_killed_run_leaves_nothing_that_reads_as_finished(stopped: Any, within
     assert not list(tmp_path.rglob(".*.partial"))
 
 
-def test_ctrl_c_is_one_line_and_a_clean_tree(stopped: Any) -> None:
-    results, (code, _, err) = stopped["interrupted"]
+@pytest.mark.slow
+def test_ctrl_c_is_one_line_and_a_clean_tree(tmp_path: Path) -> None:
+    """While workers read the images."""
+    results, (code, _, err) = stop(signal.SIGINT, tmp_path, "bank.views=null", "workers=2")
     assert code == 130
     assert err.split("\n") == ["", "interrupted: this run left no record, earlier ones are untouched", ""]
     assert list(left_over(results)) == []
@@ -176,6 +171,7 @@ def test_the_wheel_works_from_anywhere(environment: dict[str, str], tmp_path: Pa
     assert wheel.stat().st_size < 10e6
     target = tmp_path / "installed"
     subprocess.run([*pip, "install", *options[:2], "--target", str(target), str(wheel)], check=True, timeout=SECONDS)
+    assert (target / "vlprompt" / "py.typed").exists()  # so that type checkers of users read its annotations
     environment["PYTHONPATH"] = f"{target}{os.pathsep}{Path(__file__).parent}"
     code = "import sys, vlprompt.cli as cli; print(cli.__file__); sys.exit(cli.main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "run", *RUN, "backbone.weights=pretrained"]

@@ -103,3 +103,37 @@ def test_what_comes_after_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert next_steps(made).splitlines() == ["records: 2 below results", after]
     several = next_steps([*made, few_shot("coop", "dtd")]).splitlines()[1]
     assert several == "next: vlprompt table --layout few_shot --where protocol=few_shot dataset=pets,dtd"
+
+
+def test_a_paper_s_columns_in_csv(root: Path) -> None:
+    layout = "--layout", "base_to_novel"
+    wide = rows_of(root, *layout, "--columns", "method,dataset,base,H")
+    assert {"method", "dataset", "base", "H"} <= {*wide[0]}
+    long = {(row["method"], row["dataset"], row["part"]): row["mean"] for row in rows_of(root, *layout)}
+    assert {(row["method"], row["dataset"], "H"): row["H"] for row in wide}.items() <= long.items()
+    assert list(rows_of(root, *layout, "--columns", "method,part,mean")[0]) == ["method", "part", "mean"]
+
+
+def test_lists_without_a_value(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in ("", " ,"):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["table", str(root), "--columns", wrong])
+        assert f"argument --columns: '{wrong}' names nothing" in capsys.readouterr().err
+    answer = ask(cli.main, ["table", str(root), "--where", "method=coop,"])
+    assert (answer.code, "'method=coop,' has an empty value" in answer.err) == (2, True)
+
+
+def test_a_long_list_of_names_is_cut(root: Path) -> None:
+    message = ask(cli.main, ["table", str(root), "--where", "fit.l=1"]).err
+    assert "known are fit.lr, " in message
+    assert " more; did you mean 'fit.lr'?" in message
+    assert message.count(",") < 12
+
+
+def test_a_condition_of_papers_rows_alone(root: Path) -> None:
+    papers = "--layout", "base_to_novel", "--papers", "maple"
+    rows = rows_of(root, *papers, "--where", "dataset=food101")
+    assert {row["method"] for row in rows} == {"maple"}
+    assert (
+        "unknown value of dataset 'food'" in ask(cli.main, ["table", str(root), *papers, "--where", "dataset=food"]).err
+    )

@@ -129,6 +129,19 @@ def test_a_narrow_terminal_says_what_is_left_out_and_a_wide_one_shows_it() -> No
     assert "No room" not in wide
 
 
+def test_numbers_matter_more_than_a_column_of_variants() -> None:
+    made = [record("coop", seed=s, base=0.5 + s / 10) for s in (1, 2)]
+    made += [record("prefix_tuning_of_many_layers", changes={"fit.lr": 0.01, "fit.epochs": 5}, variant="0123abcd")]
+    (grid,) = summary_grids(summarise(made), on_terminal=True)
+    grid = grid.gathered(grid.constants)
+    text, lacking = draw(grid, 60)
+    header, *rows = text.partition("shots 16\n")[2].splitlines()
+    assert header.split() == ["method", "n", "base", "novel", "H"]
+    assert not {"base", "novel", "H", "deviations"} & {*lacking}
+    assert "fit.lr=0.01" in "".join(rows)
+    assert " variant " in draw(grid, 200)[0]
+
+
 def rendered(made: list[Record], width: int) -> str:
     table = summarise(made)
     return Text.from_ansi(
@@ -184,7 +197,7 @@ def test_columns_are_chosen_by_name_and_in_order() -> None:
     assert choose(grids, []) == grids
     (raw,) = choose_raw([summarise(made)], ["method", "base", "peak MB"])
     assert list(raw) == ["method", "base", "base_sd", "peak_bytes"]
-    with pytest.raises(UserError, match=r"unknown column 'bas': known are H, backbone, base, .*did you mean 'base'"):
+    with pytest.raises(UserError, match=r"'bas': known are base, .* and 6 more; did you mean 'base'"):
         choose(grids, ["n", "bas"])
 
 

@@ -218,8 +218,9 @@ def test_an_exception_ends_the_run_as_failed(tmp_path: Path, error: type[BaseExc
     with pytest.raises(error), track("offline", key=untrained, origin={}, folder=tmp_path):
         raise error
     run = read(tmp_path)
-    assert run["exit_code"] == 1
+    assert (run["exit_code"], run["summary"]["reason"]) == (1, error.__name__)
     assert run["records"]["run"][0]["job_type"] == "eval"
+    assert nothing_is_staged(tmp_path, run)
 
 
 @pytest.mark.parametrize(

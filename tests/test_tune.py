@@ -243,12 +243,18 @@ def test_all_trials_failed(results: Path) -> None:
     [
         (["tune", "zero_shot", "dataset=digits"], "zero_shot is not trained"),
         (["tune", "coop", "~search.fit", "~search.method"], "coop declares no search space"),
-        (["tune", "cop"], "unknown method 'cop'"),
+        pytest.param(["tune", "cop"], "unknown method 'cop'", marks=pytest.mark.slow),
         (["tune", "coop", "name=x"], "'name=x' cannot be set here"),
-        (["tune", "coop", "protocol.part=val"], "'protocol.part=val' cannot be set here"),
+        pytest.param(
+            ["tune", "coop", "protocol.part=val"], "'protocol.part=val' cannot be set here", marks=pytest.mark.slow
+        ),
         (["tune", "fit.lr=1"], "name at least one method"),
         (["tune", "coop", "--shots", "1,2"], "shots=1,2 is several values"),
-        (["tune", "coop", "linear_head", "dataset=digits"], "LinearHead owns parameters for each"),
+        pytest.param(
+            ["tune", "coop", "linear_head", "dataset=digits"],
+            "LinearHead owns parameters for each",
+            marks=pytest.mark.slow,
+        ),
         (["tune", "coop", "--config-dir", "absent"], "--config-dir=absent is no folder"),
     ],
 )

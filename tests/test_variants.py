@@ -251,7 +251,7 @@ def test_seeds_without_predictions_are_named_in_figures_and_comparisons(results:
     (first.with_name("seed3") / "predictions.npz").write_bytes(b"PK\x03\x04")
     code, out, err = ask("plot", "reliability", "--output", results / "x.png")
     assert (code, out) == (0, "")
-    assert ["seed 2" in err, "seed 3" in err, "seed 4" in err] == [True, True, False]
+    assert ["seed2:" in err, "seed3" in err, "seed4" in err] == [True, True, False]
     learner = first.parents[1].name
     zero_shot = next(results.rglob("zero_shot*/shots0")).parent.name
     code, out, err = ask("compare", learner, zero_shot)

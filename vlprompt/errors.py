@@ -44,9 +44,16 @@ class NonFiniteError(UserError):
     """A loss or a gradient became NaN or infinite."""
 
 
-def unknown(kind: str, got: object, known: Iterable[str], *, do: str = "") -> UserError:
-    """A `UserError` for a name that is not known: the known ones are listed, the nearest one is proposed."""
-    return UserError(_unknown(kind, got, sorted(known), do))
+def unknown(kind: str, got: object, known: Iterable[str], *, do: str = "", most: int | None = None) -> UserError:
+    """A `UserError` for a name that is not known: the known ones are listed, the nearest one is proposed.
+
+    Of more than `most` names only the nearest are listed, and `do` says how to see all.
+    """
+    names = sorted(known)
+    if most is None or len(names) <= most:
+        return UserError(_unknown(kind, got, names, do if most is None else ""))
+    near = difflib.get_close_matches(str(got), names, n=most, cutoff=0)
+    return UserError(_unknown(kind, got, near, do, f" and {len(names) - most} more"))
 
 
 def unknown_setting(name: str, known: Iterable[str]) -> UnknownSettingError:
@@ -55,10 +62,10 @@ def unknown_setting(name: str, known: Iterable[str]) -> UnknownSettingError:
     return UnknownSettingError(_unknown("setting", name, names), name, names)
 
 
-def _unknown(kind: str, got: object, names: Sequence[str], do: str = "") -> str:
+def _unknown(kind: str, got: object, names: Sequence[str], do: str = "", more: str = "") -> str:
     near = difflib.get_close_matches(str(got), names, n=1)
     guess = f"; did you mean '{near[0]}'?" if near else "."
-    return f"unknown {kind} '{got}': known are {', '.join(names) or 'none'}{guess}{' ' + do if do else ''}"
+    return f"unknown {kind} '{got}': known are {', '.join(names) or 'none'}{more}{guess}{' ' + do if do else ''}"
 
 
 def first_names(names: Sequence[str], most: int = 10) -> str:

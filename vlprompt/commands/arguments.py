@@ -24,7 +24,10 @@ def whole_numbers(text: str) -> list[int]:
 
 def words(text: str) -> list[str]:
     """caltech101,dtd"""
-    return list(dict.fromkeys(filter(None, (part.strip() for part in text.split(",")))))
+    names = list(dict.fromkeys(filter(None, (part.strip() for part in text.split(",")))))
+    if not names:
+        raise argparse.ArgumentTypeError(f"'{text}' names nothing: write names with commas, as caltech101,dtd")
+    return names
 
 
 def positive(text: str) -> int:

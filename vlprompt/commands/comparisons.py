@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlprompt.commands.output import add_output, show
 from vlprompt.commands.selection import add_selection, naming_left_out, selected
-from vlprompt.errors import UserError
+from vlprompt.errors import UserError, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +41,7 @@ def show_comparison(options: argparse.Namespace) -> int:
     from vlprompt.reports.averages import across_datasets
     from vlprompt.reports.figures.cells import unfinished
     from vlprompt.reports.significance import paired, rankings, runs_of
-    from vlprompt.results.metrics import complete
+    from vlprompt.results.metrics import complete, find_metric
 
     if len(options.learners) not in (0, 2):
         raise UserError(f"compare takes two learners or none, not {len(options.learners)}: vlprompt compare coop maple")
@@ -57,9 +57,11 @@ def show_comparison(options: argparse.Namespace) -> int:
         notes += [PAIRED_NOTE, *gaps]
         notes += unfinished(runs, options.learners)
     results, _ = across_datasets(complete(runs, options.metric, notes), metric=options.metric)
+    if options.split and options.split not in (parts := {*results["part"]}):
+        raise unknown("split", options.split, parts)
     for ranking in rankings(results, options.metric, options.split):
         tables.append(ranking.pairs.assign(of=ranking.title))
-        drawn += _ranking_grids(ranking)
+        drawn += _ranking_grids(ranking, find_metric(options.metric).label)
         notes += [*ranking.notes, RANK_NOTE]
     if not drawn:
         raise UserError("ranks need two learners with results on two data sets or more: name two learners instead")
@@ -78,12 +80,12 @@ def _paired_grid(table: "pd.DataFrame", learners: Sequence[str]) -> "Grid":
     keys = ["seed", "protocol", "dataset", "shots", "split"]
     return Grid(
         f"first: {learners[0]}, second: {learners[1]}", _as_text(table, forms), blocks=blocks, keys=keys,
-        extras=["only_first", "only_second", "images"], order=[*keys, "difference", "low", "high", "p"],
-        unit="accuracy (%)",
+        extras=["only_first", "only_second", "images"],
+        order=["seed", "difference", "split", "shots", "dataset", "protocol", "low", "high", "p"], unit="accuracy (%)",
     )  # fmt: skip
 
 
-def _ranking_grids(ranking: "Ranking") -> list["Grid"]:
+def _ranking_grids(ranking: "Ranking", unit: str) -> list["Grid"]:
     import pandas as pd
 
     from vlprompt.reports.grid import Grid
@@ -91,11 +93,15 @@ def _ranking_grids(ranking: "Ranking") -> list["Grid"]:
 
     n = len(ranking.scores)
     width = critical_difference(len(ranking.ranks), n)
-    title = f"{ranking.title}: mean ranks over {n} data sets, critical difference {width:.2f} (Nemenyi)"
+    title = f"mean ranks by {ranking.part} over {n} data sets, critical difference {width:.2f} (Nemenyi)"
     title += f", Friedman's p {ranking.friedman:.2g}" if pd.notna(ranking.friedman) else ""
+    title = ", ".join([title, *(f"{name} {value}" for name, value in ranking.cell.items())])
     ranks = pd.DataFrame({"learner": ranking.ranks.index, "mean rank": [f"{rank:.2f}" for rank in ranking.ranks]})
     forms = {"median_difference": "+.2f", "p": ".2g", "p_holm": ".2g"}
-    return [Grid(title, ranks), Grid("Wilcoxon's signed-rank test of each pair", _as_text(ranking.pairs, forms))]
+    return [
+        Grid(title, ranks, unit=unit),
+        Grid("Wilcoxon's signed-rank test of each pair", _as_text(ranking.pairs, forms)),
+    ]
 
 
 def _as_text(table: "pd.DataFrame", forms: Mapping[str, str]) -> "pd.DataFrame":

@@ -104,8 +104,10 @@ def lines_of(rows: Sequence[Row]) -> Iterator[str]:
     Into a file or a pipe all of them are written, and nothing is wrapped.
     """
     from vlprompt.reports.escapes import terminal
+    from vlprompt.reports.terminal import lines as words
+    from vlprompt.reports.terminal import terminal_width
 
-    room = Console().width if sys.stdout.isatty() else None
+    room = terminal_width()
     cells = [[terminal(text) for key, text in row.items() if key != "family"] for row in rows]
     has_addresses = len(cells[0]) > 2
     attempts = [aligned(cells), aligned([entry[:-1] for entry in cells])] if has_addresses else []
@@ -117,7 +119,7 @@ def lines_of(rows: Sequence[Row]) -> Iterator[str]:
             yield f"\n{terminal(family)}"
         yield text
     if has_addresses and not fits(attempts[0], room):
-        yield "\nAddresses: in a wider terminal, or with --format csv."
+        yield "\n" + "\n".join(words("Addresses: in a wider terminal, or with --format csv.", room or 0))
 
 
 def aligned(cells: Sequence[Sequence[str]]) -> list[str]:

@@ -67,8 +67,8 @@ def show(
     write(text, options.output)
 
 
-def show_rows(rows: Sequence[Mapping[str, Any]], title: str = "", keys: Sequence[str] = (), **layout: Any) -> None:
-    """A table of a command that has no formats; `layout` as `Grid` has it."""
+def show_rows(rows: Sequence[Mapping[str, Any]], title: str = "", keys: Sequence[str] = (), **layout: Any) -> "Grid":
+    """A table of a command that has no formats, which is returned; `layout` as `Grid` has it."""
     import pandas as pd
 
     from vlprompt.reports.grid import Grid
@@ -78,6 +78,7 @@ def show_rows(rows: Sequence[Mapping[str, Any]], title: str = "", keys: Sequence
     table = pd.DataFrame(list(rows), dtype=object).fillna("").map(str)
     grid = Grid(title, table.loc[:, (table != "").any() | (len(table) == 0)], keys=keys, **layout)
     sys.stdout.write(render_grids([grid], [], "terminal", width=terminal_width()))
+    return grid
 
 
 def write(text: str, output: Path | None) -> None:

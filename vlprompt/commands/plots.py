@@ -1,12 +1,11 @@
 """`vlprompt plot`: figures for papers."""
 
 import argparse
-from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
+from vlprompt.commands.known_data import class_names
 from vlprompt.commands.output import show_notes
-from vlprompt.commands.selection import add_selection, default_of, naming_left_out, selected
+from vlprompt.commands.selection import add_selection, naming_left_out, selected
 from vlprompt.errors import UserError, unknown
 from vlprompt.textfiles import path_of
 
@@ -20,6 +19,11 @@ KINDS = {
     "class-gains": "accuracy of each class less that of zero-shot",
     "training": "loss and accuracy by epoch",
     "forest": "differences to zero-shot on the same images, with intervals",
+}
+APPLIES = {
+    "metric": ("few-shot", "base-novel", "cost", "critical-difference"),
+    "split": tuple(kind for kind in KINDS if kind not in ("base-novel", "training")),
+    "against": ("class-gains", "forest"),
 }
 WIDTHS = ("column", "text")
 
@@ -50,6 +54,9 @@ def register(commands: Any) -> None:
 def draw(options: argparse.Namespace) -> int:
     if options.kind not in KINDS:
         raise unknown("figure", options.kind, KINDS)
+    for name, applies in APPLIES.items():
+        if options.kind not in applies and getattr(options, name) not in (None, "accuracy"):
+            raise UserError(f"--{name} has no effect on {options.kind}: leave it out, or draw {', '.join(applies)}")
     from vlprompt.reports.figures import kinds, style
     from vlprompt.reports.figures.cells import Request
 
@@ -69,23 +76,3 @@ def draw(options: argparse.Namespace) -> int:
         notes.append(f"The figure is {height:.1f} inches high, more than a page: choose learners by --where method=...")
     show_notes(notes)
     return 0
-
-
-@cache
-def class_names(dataset: str) -> Mapping[str, str]:
-    """The class of each test image of a data set that is known here and lies on this machine; else nothing.
-
-    It is read as this package's own configuration describes it: nothing that a record names is.
-    """
-    from vlprompt.config.datasets import load_dataset
-    from vlprompt.config.schema import read_settings
-
-    try:
-        config = default_of("zero_shot", dataset, "few_shot", "vit_b16", 0)
-        if config is None:
-            return {}
-        settings = read_settings(config)
-        loaded = load_dataset(settings, settings.dataset)
-    except (UserError, OSError, ValueError):
-        return {}
-    return {item.image: loaded.classes[item.label] for item in loaded.test}

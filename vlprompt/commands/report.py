@@ -2,12 +2,11 @@
 
 import argparse
 import shlex
-from collections.abc import Mapping
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from vlprompt.commands.known_data import class_names, loaded
 from vlprompt.commands.output import write
-from vlprompt.commands.selection import add_selection, composed, published_settings, selected
+from vlprompt.commands.selection import add_selection, published_settings, selected
 from vlprompt.errors import UserError, printable
 from vlprompt.textfiles import path_of
 
@@ -27,7 +26,6 @@ def register(commands: Any) -> None:
 
 
 def make_report(options: argparse.Namespace) -> int:
-    from vlprompt.config.about import about
     from vlprompt.reports.report.content import Sources, content
     from vlprompt.reports.report.page import render
     from vlprompt.results.metrics import find_metric
@@ -36,7 +34,7 @@ def make_report(options: argparse.Namespace) -> int:
         raise UserError(f"--output={options.output} is no page: end its name with .html")
     find_metric(options.metric)
     runs, notes = selected(options)
-    sources = Sources(lambda method: about("method", method).name, published_settings, images_of, class_names)
+    sources = Sources(published_settings, images_of, class_names)
     page = render(content(runs, options.metric, notes, sources), options.title, command_of(options), selection(options))
     write(page, options.output)
     size = len(page.encode()) / 1e6
@@ -63,33 +61,3 @@ def images_of(record: "Record", test: str) -> "KnownImages | None":
     hashes = {record.dataset: record.split_hash, **record.target_hashes}
     known = loaded(name)
     return known[0] if known and known[1] == hashes.get(name) else None
-
-
-def class_names(dataset: str) -> Mapping[str, str]:
-    """The class of each image of a data set; empty where it is not on this disk."""
-    known = loaded(dataset)
-    return known[0].classes if known else {}
-
-
-@cache
-def loaded(name: str) -> "tuple[KnownImages, str] | None":
-    """A data set of the package and the hash of its lists; None where it is none, or is not on this disk.
-
-    Nothing that a record names is imported or opened, and nothing is fetched.
-    """
-    from vlprompt.config.about import paths
-
-    if name not in paths("dataset", ()) or name == "folder":
-        return None
-    from vlprompt.config.datasets import load_dataset
-    from vlprompt.config.schema import read_settings
-    from vlprompt.data.dataset import PARTS
-    from vlprompt.reports.report.images import KnownImages
-
-    try:
-        settings = read_settings(composed(f"dataset={name}"))
-        dataset = load_dataset(settings, settings.dataset)
-    except (UserError, OSError):
-        return None
-    classes = {item.image: dataset.classes[item.label] for part in PARTS for item in getattr(dataset, part)}
-    return KnownImages(classes, dataset.open_image, dataset.origin or name), dataset.fingerprint()

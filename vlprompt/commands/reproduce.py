@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.commands.arguments import add_config_dir, refuse, searched, whole_numbers, words
-from vlprompt.commands.output import show_rows
+from vlprompt.commands.output import show_rows, write
 from vlprompt.errors import UserError
 from vlprompt.textfiles import path_of
 
 if TYPE_CHECKING:
     from vlprompt.config.spec import RunSpec
+    from vlprompt.reports.grid import Grid
     from vlprompt.reports.verdict import Published, RunRequest, Scores, Verdict
 
 UNKNOWN = "setting unknown"
@@ -36,15 +37,20 @@ def register(commands: Any) -> None:
     text = "a file of published numbers, may be repeated (default: results/published/*.csv)"
     parser.add_argument("--published", type=path_of, action="append", metavar="FILE", help=text)
     parser.add_argument("--dry-run", action="store_true", help="show the plan and run nothing")
+    parser.add_argument("--output", type=path_of, metavar="FILE", help="write the verdicts into this file, too")
+    parser.add_argument("--format", choices=("latex", "markdown"), help="of this file (default: latex)")
     add_config_dir(parser)
     parser.set_defaults(command=reproduce, overrides=[])
 
 
 def reproduce(options: argparse.Namespace) -> int:
     """-> exit code: 0 where all that ran is inside, and something is."""
+    from vlprompt.reports.render import render_grids
     from vlprompt.reports.verdict import judge, read_published, unprinted_averages
 
     why = "the published rows say it; --protocol, --datasets, --backbone, --shots and --seeds choose among them"
+    if options.format and not options.output:
+        raise UserError(f"--format {options.format} is that of a file: name it with --output FILE")
     refuse(options.overrides, ("method", "protocol", "dataset", "backbone", "shots", "seed", "recipe"), why)
     rows = select(read_published(options.published or ()), options)
     overrides = [*searched(options.config_dir), *options.overrides]
@@ -57,7 +63,9 @@ def reproduce(options: argparse.Namespace) -> int:
     runs = {cell.key: cell.run() for cell in cells}
     verdicts = [judge(row, runs) for row in rows if row.recipe]
     verdicts += [judge(row, runs) for row in unprinted_averages(verdicts)]
-    show_verdicts(verdicts, cells, unjudged=[row for row in rows if not row.recipe])
+    grid = show_verdicts(verdicts, cells, unjudged=[row for row in rows if not row.recipe])
+    if options.output:
+        write(render_grids([grid], [], options.format or "latex"), options.output)
     reached = {verdict.verdict for verdict in verdicts}
     return int("inside" not in reached or "outside" in reached or any(cell.failed for cell in cells))
 
@@ -175,7 +183,9 @@ def show_plan(method: str, cells: Sequence[Request]) -> None:
         say(f"cannot run {', '.join(names)}: {reason}")
 
 
-def show_verdicts(verdicts: Sequence["Verdict"], cells: Sequence[Request], *, unjudged: Sequence["Published"]) -> None:
+def show_verdicts(
+    verdicts: Sequence["Verdict"], cells: Sequence[Request], *, unjudged: Sequence["Published"]
+) -> "Grid":
     states = {cell.key: "failed" if cell.failed else "cannot run" for cell in cells if cell.failed or cell.missing}
     rows = []
     for one in verdicts:
@@ -185,11 +195,12 @@ def show_verdicts(verdicts: Sequence["Verdict"], cells: Sequence[Request], *, un
     title = "verdicts (%; allowed: the larger of a stated floor and what seeds explain)"
     order = ["dataset", "verdict", "metric", "published", "ours", "off by", "allowed", "shots", "why", "n"]
     say("")
-    show_rows(rows, title, KEYS, shared=SHARED, order=order)
+    grid = show_rows(rows, title, KEYS, shared=SHARED, order=order)
     for cell in (cell for cell in cells if cell.failed):
         say(f"failed on {cell.key.dataset} ({cell.key.protocol}, {cell.key.shots} shots): {cell.failed}")
     counts = Counter(row["verdict"] for row in rows)
     say("\n" + ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name]))
+    return grid
 
 
 def numbers(verdict: "Verdict") -> dict[str, str]:

@@ -33,10 +33,10 @@ def add_selection(parser: argparse.ArgumentParser, *, positional: bool = True) -
     parser.add_argument("--metric", default="accuracy", help="accuracy, top5, per_class, macro_f1, ece, nll")
 
 
-def selected(options: argparse.Namespace, *, may_be_none: bool = False) -> tuple[dict[Path, "Record"], list[str]]:
+def selected(options: argparse.Namespace, others: Sequence["Record"] = ()) -> tuple[dict[Path, "Record"], list[str]]:
     """The runs that are asked for, and notes on the others and on folders that are mixed.
 
-    Raises: UserError where a folder is missing, or there are no runs and there have to be some.
+    Raises: UserError where a folder is missing, or there are no runs, and no `others` that are shown next to them.
     """
     from vlprompt.reports.filters import select
     from vlprompt.reports.variants import mixed_settings, single_class_notes
@@ -47,12 +47,12 @@ def selected(options: argparse.Namespace, *, may_be_none: bool = False) -> tuple
         raise UserError(f"no such folder of results: {', '.join(missing)}")
     notes: list[str] = []
     runs = find_runs(roots(options.folders), notes.append)
-    if not runs and may_be_none:
+    if not runs and others:
         return {}, notes
     if not runs:
         raise no_runs(options.folders, notes)
     with naming_left_out(notes):
-        chosen, filtered = select(with_changes(runs), options.where)
+        chosen, filtered = select(with_changes(runs), options.where, others)
     records = list(chosen.values())
     cautions = [*single_class_notes(records), *mixed_settings(records)]
     return chosen, [*filtered, *notes, *of_several_folders(chosen), *cautions]

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vlprompt.reports.grid import Grid
+    from vlprompt.reports.published import Published
     from vlprompt.results.record import Record
 
 LAYOUTS = ("runs", "base_to_novel", "few_shot", "cross_dataset", "domain_generalization", "auto", "published")
+UNBOUND = ("runs", "auto")  # layouts of all protocols
 CONTEXT = ("protocol", "dataset", "backbone", "shots")  # conditions that papers' rows have to meet, too
 PUBLISHED_NOTE = (
     "Published numbers in percent, in brackets ours less theirs in points. Theirs were computed in float16, mostly; "
@@ -42,8 +44,10 @@ def register(commands: Any) -> None:
 
 
 def show_table(options: argparse.Namespace) -> int:
+    from vlprompt.reports.averages import side_by_side
+    from vlprompt.reports.grid import has_columns
     from vlprompt.reports.layouts import of_layout
-    from vlprompt.reports.published import legend, load, of_papers
+    from vlprompt.reports.published import as_records, legend, load, of_papers
     from vlprompt.reports.summary import missing_metric
     from vlprompt.reports.terminal import WIDE
     from vlprompt.reports.variants import distinguishing
@@ -52,9 +56,10 @@ def show_table(options: argparse.Namespace) -> int:
     published = options.published or ("rows" if options.papers else "difference")
     as_rows = published == "rows" and options.layout != "published"
     printed = of_papers(load(), options.papers)
-    runs, notes = selected(options, may_be_none=as_rows)
+    theirs = [r for r in as_records(printed) if options.layout in (r.protocol, *UNBOUND)] if as_rows else []
+    runs, notes = selected(options, theirs)
     ours, others = of_layout(complete(runs, options.metric, notes), options.layout)
-    papers, lacking = published_records(ours, printed, options) if as_rows else ([], [])
+    papers, lacking = published_records(ours, theirs, printed, options) if as_rows else ([], [])
     records = [*ours, *papers]
     if not records:
         raise no_runs(options.folders, lacking)
@@ -66,6 +71,8 @@ def show_table(options: argparse.Namespace) -> int:
     how |= {"columns": list(dict.fromkeys([*settings, *by_themselves]))}
     names = asked if len(settings) < len(asked) else []  # settings alone are columns more
     grids, raw, reading = tables_of(records, how, options, printed, every=bool(names))
+    if options.layout not in ("runs", "published") and not has_columns(raw, names):
+        raw = side_by_side(raw)
     gaps = [*missing_metric(records, options.metric), *lacking, *legend(papers)]
     below: list[Grid] = []
     if options.layout == "published" and not grids:
@@ -136,20 +143,18 @@ def is_setting(name: str, records: Sequence["Record"]) -> bool:
 
 
 def published_records(
-    ours: Sequence["Record"], printed: "pd.DataFrame", options: argparse.Namespace
-) -> tuple[list["Record"], list[str]]:
-    """The papers' rows of a layout, and a note on papers that have none.
+    ours: Sequence["Record"], theirs: Sequence["Published"], printed: "pd.DataFrame", options: argparse.Namespace
+) -> tuple[list["Published"], list[str]]:
+    """The papers' rows of a layout, of `theirs`, and a note on papers that have none.
 
     Of papers that are named all that `--where` allows, with our backbones where these are among theirs; else what is of
     the same data sets and backbones as our runs, if there are any.
     """
     from vlprompt.reports.filters import conditions_of, meets
-    from vlprompt.reports.layouts import PAPERS
-    from vlprompt.reports.published import as_records, of_papers
+    from vlprompt.reports.published import of_papers
 
-    rows = printed[printed["protocol"] == options.layout] if options.layout in PAPERS else printed
     asked = {key: ",".join(texts).split(",") for key, texts in conditions_of(options.where).items() if key in CONTEXT}
-    records = [record for record in as_records(rows) if meets(record, asked)]
+    records = [record for record in theirs if meets(record, asked)]
     cells = {(record.protocol, record.dataset, record.backbone) for record in ours}
     if not options.papers:
         return [r for r in records if not cells or (r.protocol, r.dataset, r.backbone) in cells], []
@@ -157,4 +162,4 @@ def published_records(
     shown = [record for record in records if not backbones or record.backbone in backbones]
     sources = {record.source for record in shown}
     lacking = [name for name in options.papers if not sources & {*of_papers(printed, [name])["source"]}]
-    return list(shown), [f"No published number of {', '.join(lacking)} is of these runs' kind."] * bool(lacking)
+    return shown, [f"No published number of {', '.join(lacking)} is of these runs' kind."] * bool(lacking)

@@ -195,6 +195,25 @@ def numbers(results: pd.DataFrame) -> pd.DataFrame:
     return table.assign(n=table["n"].astype(object).mask(table["source"] != "", ""))[names]
 
 
+def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
+    """`numbers` with a row for each learner and number of shots, as papers print them: next to one another what is
+    tested, in base-to-novel the parts of a data set. `n` is the least of a row's numbers."""
+    tall = table["protocol"] == "base_to_novel"
+    heading = table["dataset"].where(table["part"] == "test", table["dataset"] + " (" + table["part"] + ")")
+    table = table.assign(
+        column=table["part"].where(tall, heading).replace(MEAN_OF_H, "mean_H"), dataset=table["dataset"].where(tall, "")
+    )
+    last = ["part", "n", "mean", "deviation", "low", "high", "column"]
+    keys = [name for name in table if name not in last]
+    rows = []
+    for key, group in table.groupby(keys, sort=False, dropna=False):
+        row = dict(zip(keys, key, strict=True)) | {"n": min(group["n"])}
+        for name, mean, deviation, low, high in group[["column", *last[2:6]]].itertuples(index=False):
+            row |= {name: mean, f"{name}_sd": deviation, f"{name}_ci95": (high - low) / 2}
+        rows.append(row)
+    return pd.DataFrame(rows).dropna(axis="columns", how="all")
+
+
 def in_csv(names: Iterable[str]) -> list[str]:
     """The columns of a CSV file: the changes, whole, instead of the variant in words."""
     return ["changes" if name == "named" else name for name in names]

@@ -37,15 +37,15 @@ class Curve:
 
     def grid(self) -> Grid:
         """As a table."""
-        decimals, title = find_metric(self.metric).decimals, ", ".join(f"{k} {v}" for k, v in self.cell.items())
+        metric, title = find_metric(self.metric), ", ".join(f"{k} {v}" for k, v in self.cell.items())
         rows = pd.DataFrame({self.key: [whole(value) for value in self.points[self.key]]})
         rows["n"] = [str(n) for n in self.points["n"]]
         spreads = zip(self.points[self.split], self.points[f"{self.split}_sd"], strict=True)
-        rows[self.split] = [spread_text(*values, decimals=decimals) for values in spreads]
+        rows[self.split] = [spread_text(*values, decimals=metric.decimals) for values in spreads]
         if self.reference is not None:
             rows[f"% of {self.against}"] = [number(100 * v / self.reference, ".1f") for v in self.points[self.split]]
         rows["parameters"] = [number(value, ",.0f") for value in self.points["parameters"]]
-        return Grid(f"{self.method}, {title}", rows)
+        return Grid(f"method {self.method}, {title}", rows, unit=metric.label)
 
     def finding(self, share: float) -> str:
         """What `smallest` says, in a sentence."""
@@ -71,7 +71,9 @@ def curves(
     metric: str = "accuracy",
     against: str | None = None,
 ) -> list[Curve]:
-    """The curves over a numeric setting, of each method that has it; `split`: by default the first test of the records.
+    """The curves over a numeric setting, of each method and cell whose runs differ in it; where none do, its values.
+
+    `split`: by default the first test of each cell.
 
     Raises:
         UserError: no run has the setting or the split, several points have one value, or the reference is missing.
@@ -80,22 +82,24 @@ def curves(
         raise UserError(f"a share of {metric} says nothing: drop --reference, or choose another metric")
     table = summarise(records, metric=metric, columns=[key])
     splits = [name.removesuffix("_sd") for name in map(str, table) if name.endswith("_sd")]
-    split = split or (splits[0] if splits else "")
-    if split not in splits:
+    if split and split not in splits:
         raise UserError(f"no run has a test '{split}': there are {', '.join(splits) or 'none'}")
     numeric = table[key].map(lambda value: isinstance(value, int | float) and not isinstance(value, bool))
-    points = table[numeric & table[split].notna()]
+    points = table[numeric & table[[split] if split else splits].notna().any(axis=1)]
     if points.empty:
         raise UserError(f"no finished run has a number as {key}")
+    groups = list(points.groupby([*CELL, "method"], sort=False))
+    several = [(values, group) for values, group in groups if group[key].nunique() > 1]
     drawn = []
-    for values, group in points.groupby([*CELL, "method"], sort=False):
+    for values, group in several or groups:
         cell, method = dict(zip(CELL, values, strict=False)), str(values[-1])
-        group = group.sort_values(key)
+        test = split or next(name for name in splits if group[name].notna().any())
+        group = group[group[test].notna()].sort_values(key)
         if (double := group[key][group[key].duplicated()]).size:
             variants = ", ".join(v or "default" for v in group["named"][group[key] == double.iloc[0]])
             raise UserError(f"{method} has several rows with {key}={double.iloc[0]} ({variants}): choose by --where")
-        reference = _reference(table, cell, against, split) if against else None
-        drawn.append(Curve(key, split, metric, cell, method, group.reset_index(drop=True), reference, against or ""))
+        reference = _reference(table, cell, against, test) if against else None
+        drawn.append(Curve(key, test, metric, cell, method, group.reset_index(drop=True), reference, against or ""))
     return drawn
 
 

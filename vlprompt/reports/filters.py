@@ -15,6 +15,7 @@ from vlprompt.results.record import Record, RunKey
 FIELDS = (*RunKey.model_fields, "learner", "status", "weights", "precision", "device", "selection", "git", "split_hash")
 """What can be asked of a record itself; every other key is one of its configuration."""
 
+MOST_NAMES = 10  # of those that a message lists
 OF_TRAINING = ("shots", "seed")  # what a learner that is not trained has any of
 
 
@@ -48,7 +49,7 @@ def check_key(key: str, records: Iterable[Record]) -> None:
     if any(has_key(record, key) for record in records) or key in FIELDS:
         return
     known = {name for record in records for name in _keys(record.config)}
-    raise unknown("key", key, {*FIELDS, *known})
+    raise unknown("key", key, {*FIELDS, *known}, most=MOST_NAMES, do="All are in the result.json of a run.")
 
 
 def has_key(record: Record, key: str) -> bool:
@@ -65,21 +66,24 @@ def _keys(config: Mapping[str, Any], prefix: str = "") -> set[str]:
     return keys
 
 
-def select(runs: Mapping[Path, Record], conditions: Sequence[str]) -> tuple[dict[Path, Record], list[str]]:
+def select(
+    runs: Mapping[Path, Record], conditions: Sequence[str], others: Sequence[Record] = ()
+) -> tuple[dict[Path, Record], list[str]]:
     """The runs that meet all conditions KEY=VALUE,VALUE, and a note that says how many do not.
 
-    Values of one key are alternatives. A learner that is not trained meets every condition on shots and seed.
+    Values of one key are alternatives. A learner that is not trained meets every condition on shots and seed. `others`
+    are shown next to the runs: a condition may be theirs alone.
     Raises: UserError: a condition without "=", a key or a value that no run has, or none left.
     """
     if not conditions:
         return dict(runs), []
-    records = list(runs.values())
+    records = [*runs.values(), *others]
     wanted = conditions_of(conditions)
     for key, texts in wanted.items():
         check_key(key, records)
         wanted[key] = [value for text in texts for value in values_in(text, key, records)]
     chosen = {folder: record for folder, record in runs.items() if meets(record, wanted)}
-    if runs and not chosen:
+    if runs and not chosen and not others:
         raise UserError(f"none of {len(runs)} runs has {' '.join(conditions)}: see vlprompt table for what there is")
     return chosen, [f"Only {' '.join(conditions)}: {len(chosen)} of {len(runs)} runs."]
 
@@ -90,7 +94,9 @@ def conditions_of(conditions: Sequence[str]) -> dict[str, list[str]]:
     for condition in conditions:
         key, equals, text = condition.partition("=")
         if not equals:
-            raise UserError(f"'{condition}' is no condition: write KEY=VALUE, as in --where method=coop,lora")
+            raise UserError(
+                f"'{condition}' is no condition: write KEY=VALUE, as in --where method=coop,lora, and folders before"
+            )
         wanted.setdefault(key, []).append(text)
     return wanted
 
@@ -107,7 +113,10 @@ def values_in(text: str, key: str, records: Sequence[Record]) -> list[str]:
         longest_first = range(len(parts), i, -1)
         known = (j for j in longest_first if untrained or any(_is(value, ",".join(parts[i:j])) for value in there))
         if not (end := next(known, 0)):
-            raise unknown(f"value of {key}", parts[i], {value_text(value) for value in there})
+            if not parts[i]:
+                raise UserError(f"'{key}={text}' has an empty value, which no run has: write {key}=VALUE,VALUE")
+            do = f"All: vlprompt table --columns {key}."
+            raise unknown(f"value of {key}", parts[i], {*map(value_text, there)}, most=MOST_NAMES, do=do)
         values.append(",".join(parts[i:end]))
         i = end
     return values

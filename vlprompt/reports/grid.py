@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from vlprompt.errors import unknown
+from vlprompt.reports.filters import MOST_NAMES
 
 BEST, SECOND = "best", "second"
 RAW = {"mean of h": "mean_H", "peak mb": "peak_bytes", "stored kb": "stored_bytes", "model mb": "backbone_bytes",
@@ -54,6 +55,14 @@ class Grid:
         title = "; ".join(filter(None, [head, self.unit]))
         return replace(self, title=title, unit="", rows=self.rows.drop(columns=[*constant]))
 
+    def with_variants_in_names(self) -> "Grid":
+        """With each variant after its method's name, instead of in a column."""
+        if not {"method", "variant"} <= {*self.rows}:
+            return self
+        variants = self.rows["variant"].where(self.rows["variant"] == "", "@" + self.rows["variant"])
+        names = (self.rows["method"] + " " + variants).str.rstrip()
+        return replace(self, rows=self.rows.assign(method=names).drop(columns="variant"))
+
 
 def choose(grids: Sequence[Grid], names: Sequence[str]) -> list[Grid]:
     """Only the columns of these names, in this order; before them what tells rows apart, if none of them does.
@@ -66,19 +75,29 @@ def choose(grids: Sequence[Grid], names: Sequence[str]) -> list[Grid]:
 
 def choose_raw(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> list[pd.DataFrame]:
     """The same of raw numbers; a mean brings its deviation and interval. Raises: UserError."""
-    check([RAW.get(plain(name), name) for name in names], [column for table in tables for column in map(str, table)])
+    check(in_raw(names), [column for table in tables for column in map(str, table)])
     if not names:
         return list(tables)
-    asked = [plain(RAW.get(plain(name), name)) for name in names]
+    asked = list(map(plain, in_raw(names)))
     wanted = [name + end for name in asked for end in ("", " sd", " ci95")]
     columns = [[c for name in wanted for c in map(str, table) if plain(c) == name] for table in tables]
     return [table[list(dict.fromkeys(c))] for table, c in zip(tables, columns, strict=True)]
 
 
+def has_columns(table: pd.DataFrame, names: Sequence[str]) -> bool:
+    """Whether `choose_raw` finds all of these."""
+    return {*map(plain, in_raw(names))} <= {*map(plain, map(str, table))}
+
+
+def in_raw(names: Sequence[str]) -> list[str]:
+    return [RAW.get(plain(name), name) for name in names]
+
+
 def check(names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
         if plain(name) not in map(plain, known):
-            raise unknown("column", name, set(known))
+            do = "All are those of --format csv or of a wide terminal; settings go by their keys, as fit.lr."
+            raise unknown("column", name, set(known), most=MOST_NAMES, do=do)
 
 
 def _chosen(grid: Grid, names: Sequence[str]) -> Grid:

@@ -23,10 +23,12 @@ CAPITALS = (
     *("method", "dataset", "backbone", "weights", "precision", "protocol", "variant", "shots", "learner", "source"),
     *("base", "novel", "all", "test", "failed", "missing", "parameters", "settings", "printed", "split", "seed"),
     *("images", "first", "second", "difference", "median_difference", "low", "high", "only_first", "only_second"),
+    *("verdict", "published", "ours", "off by", "allowed", "why", "metric", "recipe"),
     *("wins", "losses", "mean of H", "mean rank", "train s", "peak MB", "stored kB", "model MB", "can be merged"),
 )
 """Headings that begin with a capital letter; others are names, or have units."""
-ORDER = ("protocol", "source", "dataset", "backbone", "weights", "method", "variant", "shots", "precision")
+ORDER = ("protocol", "source", "dataset", "backbone", "weights", "method", "variant", "shots", "precision", "split")
+"""Of what all rows share; titles come first, settings and seeds last."""
 LEARNERS, GROUPS = ("method", "learner", "first", "second"), ("dataset", "backbone", "protocol")
 
 
@@ -130,6 +132,7 @@ def tex(number: str) -> str:
 def heading(name: str, column: Sequence[str]) -> str:
     """To the left of texts, to the right of numbers, centred above numbers with deviations or intervals."""
     text = name[0].upper() + name[1:].replace("_", " ") if name in CAPITALS else printed("", name)
+    text = f"% of {display_name(name.removeprefix('% of '))}" if name.startswith("% of ") else text
     centred = any(" ± " in cell or cell.endswith((")", "]")) for cell in column) and numeric(column)
     return rf"\multicolumn{{1}}{{c}}{{{latex(text)}}}" if centred else latex(text)
 
@@ -162,12 +165,15 @@ def caption(title: str) -> str:
         **{group: partial(group_name, group) for group in GROUPS},
         "source": lambda text: f"trained on {group_name('dataset', text)}",
         "method": display_name,
+        "first:": lambda text: f"first: {display_name(text)}",
+        "second:": lambda text: f"second: {display_name(text)}",
         "shots": lambda text: f"{text} shot{'s' * (text != '1')}",
         "precision": str,
     }
     head, semicolon, unit = title.partition("; ")
     parts = [(part, *part.partition(" ")[::2]) for part in head.split(", ") if part]
-    parts.sort(key=lambda part: ORDER.index(part[1]) if part[1] in ORDER else -1)
+    last = {name: i for i, name in enumerate(ORDER)}
+    parts.sort(key=lambda part: last.get(part[1], len(ORDER) if "." in part[1] or part[1] == "seed" else -1))
     told = [words[key](value) if key in words and value else part for part, key, value in parts]
     return latex(", ".join(told) + semicolon + unit)
 

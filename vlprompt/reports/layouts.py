@@ -90,6 +90,8 @@ def _grid(members: pd.DataFrame, shown: Metric, *, tall: bool) -> Grid:
     table["n"] = [f"{a:.0f}" if a == b else f"{a:.0f} to {b:.0f}" for a, b in zip(low, high, strict=True)]
     printed = set(rows[rows["records"].map(sources) != ""][index].itertuples(index=False, name=None))
     table["n"] = table["n"].mask([cell in printed for cell in shape.itertuples(index=False, name=None)], "")
+    if (table["n"] == "").all():  # papers alone
+        del table["n"]
     table[columns] = cells("text").fillna("").to_numpy()
     context = {name: rows[name].iloc[0] for name in [*CONTEXT[:-1], *["shots"] * tall]}
     averages = [name for name in columns if name == H or name.startswith("average_")]

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 
 from vlprompt.errors import Note, UserError, first_names, unknown
 from vlprompt.reports.averages import CONTEXT, averaged
+from vlprompt.reports.filters import MOST_NAMES
 from vlprompt.reports.summary import LEVEL, UNTRAINED, H
 from vlprompt.reports.variants import labels
 from vlprompt.results.metrics import find_metric
@@ -58,7 +59,8 @@ def friedman(scores: pd.DataFrame) -> float:
 
     if scores.shape[1] < 3 or len(scores) < 2:
         return np.nan
-    return float(friedmanchisquare(*(scores[name] for name in scores)).pvalue)
+    with np.errstate(invalid="ignore"):  # nan where all are equal everywhere
+        return float(friedmanchisquare(*(scores[name] for name in scores)).pvalue)
 
 
 def critical_difference(n_methods: int, n_datasets: int) -> float:
@@ -111,7 +113,8 @@ def runs_of(runs: Mapping[Path, Record], name: str) -> dict[Path, Record]:
         if wanted in (record.learner, names[folder].replace(" ", ""))
     }
     if not of_learner:
-        raise unknown("learner", name, {names[folder] for folder in finished})
+        do = "All: vlprompt table."
+        raise unknown("learner", name, {names[folder] for folder in finished}, most=MOST_NAMES, do=do)
     return of_learner
 
 
@@ -121,8 +124,10 @@ def paired(first: Mapping[Path, Record], second: Mapping[Path, Record]) -> tuple
     Percent. `low` and `high`: the 95 % interval of the difference by a paired bootstrap over images; over seeds, of the
     mean of the seeds' differences. `p` is McNemar's, exact, of one seed: seeds share their images, so that they cannot
     be pooled. A learner that is not trained is paired with every seed and number of shots of the other.
-    Raises: UserError where no two runs meet.
+    Raises: UserError where no two runs meet, or both are the same.
     """
+    if first.keys() == second.keys():
+        raise UserError("both learners are the same runs: name two that differ, as vlprompt table shows them")
     rows: dict[tuple, list[dict[str, Any]]] = {}
     differences: dict[tuple, list[pd.Series]] = {}
     pairs = _pairs(first, second)
@@ -146,7 +151,8 @@ def paired(first: Mapping[Path, Record], second: Mapping[Path, Record]) -> tuple
         if len(of_seeds) > 1:
             mean = pd.concat(of_seeds, axis=1).mean(axis=1)
             rows[cell].append({"seed": f"mean of {len(of_seeds)}", "images": len(mean), **_interval(mean)})
-    table = [dict(zip(CELL, cell, strict=True)) | row for cell, of_cell in rows.items() for row in of_cell]
+    ordered = sorted(rows, key=lambda cell: (*cell[:2], float("inf") if cell[2] == "all" else cell[2]))
+    table = [dict(zip(CELL, cell, strict=True)) | row for cell in ordered for row in rows[cell]]
     return pd.DataFrame(table), list(dict.fromkeys([*reasons, *_without_partner(first, second, pairs)]))
 
 

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from shutil import get_terminal_size
 
 from rich.box import SIMPLE_HEAD
@@ -52,31 +53,63 @@ def terminal_width() -> int | None:
     return get_terminal_size().columns if sys.stdout.isatty() else None
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """The columns of a table that a line has room for, their widths, and what is lost."""
+
+    grid: Grid
+    shown: Columns
+    widths: Mapping[str, int]
+    missing: Sequence[str]  # columns
+    no_deviations: bool
+    cut: int  # headings and cells with a word that is too long
+
+    @property
+    def lost(self) -> tuple[int, bool, int]:
+        """More is worse: numbers first. `extras` do not count."""
+        return len({*self.missing} - {*map(terminal, self.grid.extras)}), self.no_deviations, self.cut
+
+    @property
+    def lacking(self) -> list[str]:
+        """What there was no room for, in words."""
+        long = ["long names in whole"] * (self.cut > 0)
+        return [*self.missing, *["deviations"] * self.no_deviations, *long]
+
+
 def draw(grid: Grid, width: int) -> tuple[str, list[str]]:
-    """A table in lines of at most `width` characters; and what there was no room for, in words."""
+    """A table in lines of at most `width` characters; and what there was no room for, in words.
+
+    Variants follow the names, instead of having a column, where less is lost then.
+    """
+    fitted = min((fitted_to(width, one) for one in (grid, grid.with_variants_in_names())), key=lambda one: one.lost)
+    return f"{wrapped(grid.title, width)}\n{drawn(fitted, width)}".lstrip("\n"), fitted.lacking
+
+
+def fitted_to(width: int, grid: Grid) -> Fitted:
     cells = {terminal(name): [terminal(text) for text in grid.rows[name]] for name in map(str, grid.rows)}
     means = {name: [DEVIATION.sub("", cell) for cell in column] for name, column in cells.items()}
     whole, short = ({name: Column(name, column) for name, column in of.items()} for of in (cells, means))
     shown, cap = fit(grid, whole, short, width)
     widths = column_widths(shown, width, cap)
-    drawn = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
+    no_deviations = any([cell.strip() for cell in column.cells] != cells[name] for name, column in shown.items())
+    cut = sum(longest_word(text) > widths[name] for name in shown for text in (name, *shown[name].cells))
+    return Fitted(grid, shown, widths, [name for name in cells if name not in shown], no_deviations, cut)
+
+
+def drawn(fitted: Fitted, width: int) -> str:
+    shown, widths, n = fitted.shown, fitted.widths, len(fitted.grid.rows)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
     for name in shown:
-        drawn.add_column(Text("\n".join(lines(name, widths[name]))), width=widths[name], no_wrap=True)
-    marks = {(i, terminal(name)): STYLES[mark] for (i, name), mark in grid.marks.items()}
-    for i in range(len(grid.rows)):
+        table.add_column(Text("\n".join(lines(name, widths[name]))), width=widths[name], no_wrap=True)
+    marks = {(i, terminal(name)): STYLES[mark] for (i, name), mark in fitted.grid.marks.items()}
+    for i in range(n):
         texts = ["\n".join(lines(column.cells[i], widths[name])) for name, column in shown.items()]
         styles = [marks.get((i, name), "") for name in shown]
-        drawn.add_row(*map(styled, texts, styles), end_section=i + 1 in grid.starts)
-    console = Console(width=width, height=len(grid.rows))  # both, or a dumb terminal has 80
+        table.add_row(*map(styled, texts, styles), end_section=i + 1 in fitted.grid.starts)
+    console = Console(width=width, height=n)  # both, or a dumb terminal has 80
     with console.capture() as capture:
-        console.print(drawn)
-    lacking = [name for name in cells if name not in shown]
-    if any([cell.strip() for cell in column.cells] != cells[name] for name, column in shown.items()):
-        lacking.append("deviations")
-    if any(max(column.heading, column.word) > widths[name] for name, column in shown.items()):
-        lacking.append("long names in whole")
-    table = "\n".join(line.rstrip() for line in capture.get().splitlines())
-    return f"{wrapped(grid.title, width)}\n{table}".lstrip("\n"), lacking
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def styled(text: str, style: str) -> Text:
@@ -103,12 +136,16 @@ def fit(grid: Grid, cells: Columns, means: Columns, width: int) -> tuple[Columns
 
 
 def column_widths(shown: Columns, room: int, cap: int) -> dict[str, int]:
-    """Characters of each column: what it needs, and of what is left what it wants, those of texts first."""
+    """Characters of each column: what it needs, and of what is left what it wants, those of texts first, in equal
+    shares."""
     widths = {name: min(column.least(cap), room) for name, column in shown.items()}
     spare = max(room - sum(widths.values()) - GAP * (len(widths) - 1), 0)
-    for name in sorted(shown, key=lambda name: not shown[name].is_text):
-        more = min(max(shown[name].wanted - widths[name], 0), spare)
-        widths[name], spare = widths[name] + more, spare - more
+    wants = {name: max(column.wanted - widths[name], 0) for name, column in shown.items()}
+    for of_text in (True, False):
+        names = sorted((name for name in shown if shown[name].is_text == of_text), key=lambda name: wants[name])
+        for i, name in enumerate(names):
+            more = min(wants[name], spare // (len(names) - i))
+            widths[name], spare = widths[name] + more, spare - more
     return widths
 
 

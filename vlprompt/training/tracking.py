@@ -48,6 +48,11 @@ class Tracker:
         """A table, and numbers that stand next to it."""
         self._try(lambda run: _report_table(run, key, cells, summary))
 
+    def fail(self, error: BaseException) -> None:
+        """End the tracked run as failed, with its `reason`, as in the record."""
+        self._try(lambda run: run.summary.update({"reason": _first_line(error)}))
+        self.close(exit_code=1)
+
     def close(self, exit_code: int) -> None:
         """End the tracked run. A second call does nothing."""
         self._try(lambda run: _finish(run, exit_code))
@@ -127,8 +132,8 @@ def track(mode: str | None, *, key: RunKey, origin: Mapping[str, Any], folder: P
     tracker = Tracker(run)
     try:
         yield tracker
-    except BaseException:
-        tracker.close(exit_code=1)
+    except BaseException as error:
+        tracker.fail(error)
         raise
     tracker.close(exit_code=0)
 
@@ -233,5 +238,5 @@ def _settings(**wanted: Any) -> Any:
     return wandb.Settings(**{name: value for name, value in wanted.items() if name in known})
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

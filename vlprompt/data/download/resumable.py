@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 import requests
+from pydantic import TypeAdapter
 from rich.filesize import decimal
 
 from vlprompt.data.disk import check_space, sync, writing
@@ -112,10 +113,11 @@ class PartialFile:
     @property
     def origin(self) -> Origin | None:
         try:
-            origin = Origin(**json.loads(self.note.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, RecursionError):  # none, or half written by a killed process
+            text = self.note.read_text(encoding="utf-8")
+            origin = TypeAdapter(Origin).validate_json(text, strict=True)
+        except (OSError, ValueError, RecursionError):  # none, or half written by a killed process
             return None
-        sendable = origin.validator is None or re.fullmatch(r"[!-~][ -~]*", str(origin.validator))
+        sendable = origin.validator is None or re.fullmatch(r"[!-~][ -~]*", origin.validator)
         return origin if sendable else None
 
     def is_whole(self, url: str) -> bool:

@@ -52,8 +52,7 @@ def contours(panel: "Axes", points: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
     (left, right), (bottom, top) = panel.get_xlim(), panel.get_ylim()
-    left, bottom = max(left, 1e-6), max(bottom, 1e-6)
-    base, novel = np.meshgrid(np.linspace(left, right, 200), np.linspace(bottom, top, 200))
+    base, novel = np.meshgrid(*(np.linspace(max(low, 1e-6), high, 200) for low, high in ((left, right), (bottom, top))))
     mean = 2 * base * novel / (base + novel)
     levels = [
         level for level in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(mean.min(), mean.max())
@@ -65,7 +64,7 @@ def contours(panel: "Axes", points: float) -> None:
     for level in levels:
         at = level * top / (2 * top - level) if 2 * top > level else np.inf
         where = (at - left) / (right - left) * points
-        if left <= at <= right and where - last > 32:
+        if left <= at <= right and where - last > 26:
             panel.annotate(f"H {level:g}", (at, top), (0, 1.5), textcoords="offset points", ha="center", va="bottom",
                            color="0.45", annotation_clip=False)  # fmt: skip
             last = where

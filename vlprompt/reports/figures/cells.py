@@ -1,5 +1,6 @@
 """Which runs a figure shows: one cell, its learners with their names, and their predictions."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from vlprompt.config.about import about, display_name
-from vlprompt.errors import UserError, first_names, unknown
+from vlprompt.errors import Note, UserError, first_names, unknown
 from vlprompt.reports.averages import across_datasets
 from vlprompt.reports.summary import UNTRAINED, H, missing_metric
 from vlprompt.reports.variants import labels, variant_texts
@@ -17,8 +18,9 @@ from vlprompt.results.record import FILE, Record
 
 Runs = Mapping[Path, Record]
 CELL = ("protocol", "dataset", "backbone", "weights", "shots")
+FOLDER = re.compile(r"folder-(.+)-[0-9a-f]+")
 ZERO_SHOT = "zero_shot"
-NOT_DRAWN = "none of the runs can be drawn: this figure needs finished runs with predictions or scores."
+NO_PREDICTIONS = "no run has predictions, which this figure is made of"
 
 
 def no_class_names(dataset: str) -> Mapping[str, str]:
@@ -41,10 +43,10 @@ def one_cell(runs: Runs, names: Sequence[str], notes: list[str], *, needs: str =
     A learner that is not trained belongs to every number of shots.
     Raises: UserError where no run is finished.
     """
-    notes += unfinished(runs)
+    notes += (stopped := unfinished(runs))
     finished = {folder: record for folder, record in runs.items() if record.status == "finished"}
     if not finished:
-        raise UserError(" ".join([NOT_DRAWN, *notes]))
+        raise UserError(" ".join(["a figure needs finished runs.", *stopped]))
     cells: dict[tuple, dict[Path, Record]] = {}
     for folder, record in finished.items():
         if record.shots != UNTRAINED or "shots" not in names:
@@ -59,12 +61,17 @@ def one_cell(runs: Runs, names: Sequence[str], notes: list[str], *, needs: str =
     ready = [{f: r for f, r in cell.items() if needs == FILE or (f / needs).exists()} for cell in cells.values()]
     sizes = [(len({r.learner for r in cell.values()}), len(cell), _most_shots(cell.values())) for cell in ready]
     chosen = [*cells][sizes.index(max(sizes))]
-    if len(cells) > 1:
-        differing = [i for i in range(len(names)) if len({cell[i] for cell in cells}) > 1]
-        texts = [" ".join(f"{names[i]}={cell[i]}" for i in differing) for cell in cells if cell != chosen]
-        drawn = " ".join(f"{names[i]}={chosen[i]}" for i in differing)
-        notes.append(f"Drawn: {drawn}, with the most learners. --where draws another: {first_names(texts, 4)}.")
+    notes += choice([dict(zip(names, cell, strict=True)) for cell in cells], dict(zip(names, chosen, strict=True)))
     return cells[chosen]
+
+
+def choice(cells: Sequence[Mapping[str, object]], drawn: Mapping[str, object]) -> list[str]:
+    """A note on the cell that is drawn, by the fields in which cells differ, and how the others are."""
+    differing = [name for name in drawn if len({cell[name] for cell in cells}) > 1]
+    texts = [" ".join(f"{name}={cell[name]}" for name in differing) for cell in (drawn, *cells)]
+    first, *others = dict.fromkeys(texts)
+    text = f"Drawn: {first}, with the most learners. --where draws another: {first_names(others, 4)}."
+    return [text] if others else []
 
 
 def _most_shots(records: Iterable[Record]) -> float:
@@ -88,7 +95,10 @@ def of_datasets(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
     notes += missing_metric(records, request.metric)
     results, gaps = across_datasets(records, metric=request.metric)
     lacking = [gap.partition(" of ")[2].partition(",")[0] for gap in gaps if gap.startswith("No average")]
-    notes += [gap for gap in gaps if not gap.startswith("No average")]
+    for gap in gaps:
+        average, _, members = gap.partition(" is over ")
+        if not gap.startswith("No average"):
+            notes.append(f"The {dataset_name(average)}: {members}" if members else gap)
     notes += [f"No average over data sets of {first_names(lacking, 4)}: some are missing."] if lacking else []
     return with_names(results[results["n"] > 0].reset_index(drop=True))
 
@@ -115,8 +125,14 @@ def with_names(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def dataset_name(name: str) -> str:
-    """Of a data set, or of an average over some, as papers print it."""
+def dataset_name(name: str, drawn: Iterable[str] = ()) -> str:
+    """Of a data set, or of an average over some, as papers print it: "DTD", "average of 11 data sets".
+
+    A folder of images is called as it is, without its hash, unless another of that name is `drawn`, too.
+    """
+    folder = FOLDER.fullmatch(name)
+    if folder and not any(other.startswith(f"folder-{folder[1]}-") for other in drawn if other != name):
+        return folder[1]
     n = name.removeprefix("average_").partition("_")[0]
     return f"average of {n} data sets" if name.startswith("average_") else about("dataset", name).name
 
@@ -146,23 +162,28 @@ def with_predictions(runs: Runs, notes: list[str]) -> dict[Path, dict[str, Predi
     Raises: UserError where no run has any.
     """
     loaded = {}
-    for folder, record in runs.items():
-        which = f"Left out: {record.learner}, {record.shots} shots, seed {record.seed}"
-        if not (folder / PREDICTIONS).exists():
-            notes.append(f"{which}: {folder} holds no {PREDICTIONS}.")
-            continue
+    for folder in have_predictions(runs, notes):
         try:
             splits = load_predictions(folder / PREDICTIONS)
         except UserError as error:
-            notes.append(f"{which}: {error}")
+            notes.append(f"Left out: {str(error).rstrip('.')}.")
             continue
         if splits := {split: predictions for split, predictions in splits.items() if len(predictions)}:
             loaded[folder] = splits
         else:
-            notes.append(f"{which}: {folder / PREDICTIONS} holds no test.")
+            notes.append(f"Left out: {folder / PREDICTIONS}: no test in it.")
     if not loaded:
-        raise UserError(" ".join([NOT_DRAWN, *notes]))
+        raise UserError(NO_PREDICTIONS)
     return loaded
+
+
+def have_predictions(runs: Runs, notes: list[str]) -> dict[Path, Record]:
+    """The runs whose predictions lie next to their records; `notes` name the others. Raises: UserError without any."""
+    having = {folder: record for folder, record in runs.items() if (folder / PREDICTIONS).exists()}
+    notes += [Note(f"Left out: {{}}: no {PREDICTIONS}.", folder) for folder in runs if folder not in having]
+    if not having:
+        raise UserError(NO_PREDICTIONS)
+    return having
 
 
 def of_split(runs: Runs, request: Request, notes: list[str]) -> tuple[str, pd.DataFrame, dict[str, list[Predictions]]]:

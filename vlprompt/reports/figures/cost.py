@@ -8,6 +8,7 @@ import pandas as pd
 from vlprompt.reports.figures.data import COSTS
 from vlprompt.reports.figures.labels import names_for
 from vlprompt.reports.figures.style import COLUMN, DISTINCT, LINE, heading, looks, new_figure, numbers_along
+from vlprompt.reports.summary import H
 from vlprompt.results.metrics import find_metric
 
 NARROW = 20  # a range of costs that needs no powers of ten
@@ -32,14 +33,16 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
     if stacked and len(table) > DISTINCT:
         costs = costs[:1]
     n_rows, n_columns = (len(costs), 1) if stacked else (1, len(costs))
+    points = 72 * width * (0.5 if stacked else 0.66) / n_columns  # of a panel
     height = max(1.35 if stacked else 2.2, LINE * len(table) / 72) + 0.35
     figure = new_figure(width, height * n_rows + 0.35)
     heading(figure, table.attrs["title"])
     panels = list(figure.subplots(n_rows, n_columns, squeeze=False, sharey=True).flat)
     names = names_for(figure, dict(zip(table["learner"], table["name"], strict=True)), drawn, 0.36 if stacked else 0.26)
     for panel, cost in zip(panels, costs, strict=True):
+        named = stacked or panel is panels[-1]
         known = table[table[cost].notna()]
-        positions = dict(zip(known["learner"], along(panel, known[cost], 72 * width * 0.5 / n_columns), strict=True))
+        positions = dict(zip(known["learner"], along(panel, known[cost], points), strict=True))
         front = known[known[f"{cost}_front"]].sort_values([cost, "mean"])
         panel.step([positions[learner] for learner in front["learner"]], front["mean"], where="post", color="0.4",
                    linewidth=0.8, linestyle=(0, (3, 1.5)), zorder=1.5)  # fmt: skip
@@ -47,13 +50,16 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
         for row in rows:
             look = drawn[row.learner]
             panel.plot([positions[row.learner]], [row.mean], zorder=3 if look.distinct else 2, **look.points)
-            if stacked or panel is panels[-1]:
+            if named:
                 names.add(panel, positions[row.learner], row.mean, row.learner)
         panel.set_xlabel(COSTS[cost])
         panel.grid(axis="y")
         panel.margins(0.07)
+        if named and not stacked:  # what has a point in another panel alone
+            for row in table[table[cost].isna()].itertuples():
+                names.add(panel, panel.get_xlim()[1], row.mean, row.learner)
         if stacked or panel is panels[0]:
-            panel.set_ylabel(metric.label)
+            panel.set_ylabel(f"H of {metric.label}" if table.attrs["part"] == H else metric.label)
     numbers_along(panels[0].yaxis, 72 * height * 0.7)
     names.arrange()
     return figure
@@ -63,7 +69,7 @@ def along(panel: "Axes", values: pd.Series, points: float) -> list[float]:
     """Positions: powers of ten, and nothing left of the smallest; linear where the largest is of its order."""
     positive = values[values > 0]
     if positive.empty or positive.max() < NARROW * positive.min():
-        numbers_along(panel.xaxis, points, 34.0)
+        numbers_along(panel.xaxis, points)
         panel.xaxis.set_major_formatter(lambda value, _: engineering(value))
         return values.tolist()
     low, high = int(np.floor(np.log10(positive.min()))), int(np.ceil(np.log10(positive.max())))

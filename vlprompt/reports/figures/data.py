@@ -17,6 +17,7 @@ from vlprompt.reports.figures.cells import (
     CELL,
     Request,
     Runs,
+    choice,
     dataset_name,
     learners,
     of_datasets,
@@ -34,6 +35,7 @@ from vlprompt.results.record import Record
 COSTS = {"trained_parameters": "trained parameters", "train_seconds": "training time (s)",
          "flops_per_image": "FLOPs per image"}  # fmt: skip
 COLUMNS = ["learner", "name", "method"]
+NO_CURVES = "no run has a loss or an accuracy of its epochs: what is not trained, or was imported, has none"
 
 
 def few_shot(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
@@ -95,8 +97,10 @@ def cost(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
         table[f"{name}_front"] = pareto_front(table[name], better)
     if not (table[[*COSTS]] > 0).any(axis=None):
         raise UserError("no run has its costs: records that were imported, or made by an early version, lack them")
-    context = ("protocol", "backbone", "shots")
-    return titled(table.drop(columns="records"), runs, request, context, part, table["dataset"].iloc[0])
+    unknown = table[[*COSTS]].isna().all(axis=1)
+    notes += [f"Left out: {first_names(table[unknown]['learner'].tolist())}: without costs."] if unknown.any() else []
+    table = table[~unknown].drop(columns="records").reset_index(drop=True)
+    return titled(table, runs, request, ("protocol", "backbone", "shots"), part, table["dataset"].iloc[0])
 
 
 def mean_cost(records: Sequence[Record], name: str) -> float:
@@ -121,12 +125,13 @@ def critical_difference(runs: Runs, request: Request, notes: list[str]) -> pd.Da
     notes += unfinished(runs)
     finished = {folder: record for folder, record in runs.items() if record.status == "finished"}
     results = of_datasets(finished, request, notes) if finished else pd.DataFrame()
+    if len(results):
+        part_of(results, request)
     known = rankings(results, request.metric, request.split) if len(results) else []
     if not known:
         raise UserError("mean ranks need two learners with results on the same two data sets or more: run more of them")
     ranking = max(known, key=lambda one: len(one.ranks))
-    others = [one.title.rpartition(":")[0] for one in known if one is not ranking]
-    notes += [f"Drawn: {ranking.title}; --where draws another: {first_names(others, 4)}."] if others else []
+    notes += choice([one.cell for one in known], ranking.cell)
     notes += ranking.notes
     of_learner = results.drop_duplicates("learner").set_index("learner")[["name", "method"]]
     table = ranking.ranks.rename("rank").rename_axis("learner").reset_index().join(of_learner, on="learner")
@@ -139,7 +144,10 @@ def critical_difference(runs: Runs, request: Request, notes: list[str]) -> pd.Da
 
 def training(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
     """`epoch` (from 1), `n` seeds, `loss` and `accuracy` on training images, and `<name>_deviation` over seeds."""
-    runs = one_cell({f: r for f, r in runs.items() if r.curve or r.status != "finished"}, CELL, notes)
+    runs = {folder: record for folder, record in runs.items() if record.curve or record.status != "finished"}
+    if not runs:
+        raise UserError(NO_CURVES)
+    runs = one_cell(runs, CELL, notes)
     of_runs = learners(runs)[COLUMNS].to_dict("index")
     measured = ("epoch", "loss", "accuracy")
     rows = [
@@ -148,6 +156,9 @@ def training(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
         for point in record.curve
     ]
     points = pd.DataFrame(rows).astype(dict.fromkeys(measured, float)).dropna(subset="epoch")
+    points = points.dropna(subset=["loss", "accuracy"], how="all")
+    if points.empty:
+        raise UserError(NO_CURVES)
     points = points.assign(epoch=points["epoch"].astype(int) + 1, accuracy=100 * points["accuracy"])
     groups = points.groupby([*COLUMNS, "epoch"], sort=False)
     means = groups.agg(n=("loss", "size"), loss=("loss", "mean"), accuracy=("accuracy", "mean"))

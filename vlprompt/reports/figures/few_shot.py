@@ -12,6 +12,7 @@ from vlprompt.reports.figures.style import (
     DISTINCT,
     LINE,
     Look,
+    balanced,
     heading,
     looks,
     new_figure,
@@ -41,11 +42,10 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
     counts = table.groupby("dataset", sort=False)["learner"].nunique()
     datasets = sorted(counts.index, key=lambda name: not name.startswith("average_"))
     datasets.insert(0, datasets.pop(int(counts[datasets].to_numpy().argmax())))  # in which most are named
-    n_columns = min(len(datasets), 2 if width <= COLUMN else 4)
     large = len(datasets) == 1 or len(learners) > DISTINCT
     small = datasets[1:] if large else datasets
-    n_columns = min(len(small), n_columns)
-    n_rows = -(-len(small) // n_columns) if small else 0
+    n_columns = balanced(len(small), 2 if width <= COLUMN else 4) if small else 1
+    n_rows = -(-len(small) // n_columns)
     height = max(2.0, min(3.6, 0.62 * width)) if large else 0.0
     height = max(height, LINE * len(learners) / 72 + 0.6) if large else 0.0
     figure = new_figure(width, height + 1.35 * n_rows + 0.45)
@@ -66,11 +66,11 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
         lower.supxlabel(SHOTS)
         lower.supylabel(metric.label)
     for dataset, panel in axes.items():
-        of_panel = width * 72 * (0.6 if panel in upper.axes and large else 0.75 / max(n_columns, 1))
+        of_panel = width * 72 * (0.6 if panel in upper.axes and large else 0.75 / n_columns)
         curves(panel, table[table["dataset"] == dataset], drawn, positions)
         numbers_along(panel.yaxis, 72 * (height if large and dataset == datasets[0] else 1.2))
         if len(datasets) > 1:
-            panel.set_title(short(dataset_name(dataset), of_panel))
+            panel.set_title(short(dataset_name(dataset, datasets), of_panel))
     names = names_for(figure, learners, drawn)
     if large:
         name_ends(names, axes[datasets[0]], table[table["dataset"] == datasets[0]], positions)
@@ -99,7 +99,7 @@ def curves(panel: "Axes", rows: pd.DataFrame, drawn: Mapping[str, Look], positio
             spread = line["deviation"].fillna(0)
             low, high = line["mean"] - spread, line["mean"] + spread
             panel.fill_between(line["x"], low, high, color=look.colour, alpha=0.15, linewidth=0)
-        level = {} if line["trained"].all() else {"linestyle": ":", "marker": "" if len(line) > 1 else look.marker}
+        level = {} if line["trained"].all() else {"linestyle": ":", "markevery": [-1]}
         panel.plot(line["x"], line["mean"], zorder=zorder, **{**look.lines, **level})
         if len(line) == 1 and look.distinct:
             panel.errorbar(line["x"], line["mean"], spread, color=look.colour, linewidth=0.6, zorder=2)

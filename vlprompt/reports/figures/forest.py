@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from vlprompt.reports.figures.cells import dataset_name
-from vlprompt.reports.figures.style import COLUMN, heading, new_figure, numbers_along, panels, short, short_names
+from vlprompt.reports.figures.style import (
+    COLUMN,
+    balanced,
+    heading,
+    new_figure,
+    numbers_along,
+    panels,
+    short,
+    short_names,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,15 +28,18 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
     order = table.groupby("learner")["difference"].mean().sort_values(ascending=False, kind="stable").index.tolist()
     learners = table.drop_duplicates("learner").set_index("learner")["name"]
     shown = short_names(learners[order], 72 * width * 0.36)
-    n_columns = min(len(cells), 2 if width <= COLUMN else 5)
+    n_columns = balanced(len(cells), 2 if width <= COLUMN else 5)
     n_rows = -(-len(cells) // n_columns)
-    one_test = table["split"].nunique() == 1
     figure = new_figure(width, (ROW * len(order) + 14) * n_rows / 72 + 0.7)
-    names = [dataset_name(dataset) if one_test else f"{dataset_name(dataset)}, {split}" for dataset, split in cells]
-    heading(figure, ", ".join([*names, table.attrs["title"]] if len(cells) == 1 else [table.attrs["title"]]))
+    datasets, splits = (table[name].unique().tolist() for name in ("dataset", "split"))
+    if table.attrs["title"]:
+        protocol, *others = table.attrs["title"].split(", ")
+        dataset = [dataset_name(datasets[0])] if len(datasets) == 1 else []
+        split = [splits[0]] if len(splits) == 1 and splits != ["test"] else []
+        heading(figure, ", ".join([protocol, *dataset, *others, *split]))
     of_panel = 72 * width * 0.62 / n_columns
     grid = panels(figure, len(cells), n_columns, sharex=True, sharey=True)
-    for panel, name, (dataset, split) in zip(grid, names, cells, strict=True):
+    for panel, (dataset, split) in zip(grid, cells, strict=True):
         rows = table[(table["dataset"] == dataset) & (table["split"] == split)]
         panel.axvline(0, color="black", linewidth=0.6)
         for row in rows.itertuples():
@@ -37,12 +49,13 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
             panel.plot([row.low, row.high], [y, y], color="#0072B2", linewidth=1.0)
             panel.plot([row.difference], [y], "o", markerfacecolor=face, markeredgecolor="#0072B2")
         if len(cells) > 1:
-            panel.set_title(short(name, of_panel))
+            names = [dataset_name(dataset, datasets)] * (len(datasets) > 1) + [split] * (len(splits) > 1)
+            panel.set_title(short(", ".join(names), of_panel))
         panel.set_yticks(range(len(order)), [shown[learners[learner]] for learner in order])
         panel.set_ylim(len(order) - 0.4, -0.6)
         panel.tick_params(axis="y", length=0)
         panel.spines["left"].set_visible(False)
         panel.grid(axis="x")
-        numbers_along(panel.xaxis, of_panel, 30.0)
+        numbers_along(panel.xaxis, of_panel)
     figure.supxlabel(f"accuracy less that of {short(table.attrs['against'], 90.0)} (points), 95 % interval")
     return figure

@@ -18,7 +18,7 @@ LESS, MORE = "#E08214", "#5E3C99"  # the ends of matplotlib's PuOr
 
 def confusion(table: pd.DataFrame, width: float) -> "Figure":
     """Of the images of each true class, the percent that a learner takes for the other; the best learner first."""
-    names = {name: short(name, NAME) for name in {*table["true"], *table["predicted"]}}
+    names = short_names([*table["true"], *table["predicted"]], NAME)
     pairs = [f"{names[true]} →\n{names[taken]}" for true, taken in zip(table["true"], table["predicted"], strict=True)]
     wide = _wide(table.assign(column=pairs, value=table["share"]))
     wide = wide.loc[wide.mean(axis=1).sort_values(kind="stable").index]
@@ -30,10 +30,9 @@ def confusion(table: pd.DataFrame, width: float) -> "Figure":
 def class_gains(table: pd.DataFrame, width: float) -> "Figure":
     """Accuracy less the reference's, in points, by class; bars for one learner, else cells; the largest gain first."""
     label = f"accuracy less that of {short(table.attrs['against'], 80.0)} (points)"
-    names = [short(name, NAME) for name in table["class_name"]]
-    wide = _wide(table.assign(column=names, value=table["gain"]))
+    wide = _wide(table.assign(column=table["class_name"], value=table["gain"]))
     wide = wide.loc[wide.mean(axis=1).sort_values(ascending=False, kind="stable").index]
-    wide = wide[wide.mean().sort_values(ascending=False, kind="stable").index]
+    wide = wide.iloc[:, np.argsort(-wide.mean().to_numpy(), kind="stable")]
     total = wide.shape[1]
     single = len(wide) == 1
     most = int((72 * width - 40) / BAR) if single else _n_columns(table, width)
@@ -41,7 +40,9 @@ def class_gains(table: pd.DataFrame, width: float) -> "Figure":
         wide = wide.iloc[:, [*range(-(-most // 2)), *range(total - most // 2, total)]]
         label += f": the {-(-most // 2)} best and {most // 2} worst of {total} classes"
     else:
-        label += f": all {total} classes"
+        label += f": all {total} classes" if total > 1 else ": one class"
+    shown = short_names(wide.columns, NAME)
+    wide.columns = wide.columns.map(shown)
     if single:
         return _bars(wide.iloc[0], table, width, label)
     limit = float(np.nanmax(np.abs(wide.to_numpy()))) or 1.0
@@ -49,7 +50,7 @@ def class_gains(table: pd.DataFrame, width: float) -> "Figure":
 
 
 def _wide(table: pd.DataFrame) -> pd.DataFrame:
-    """Learners by columns, these in their order; columns of one name are numbered by their labels."""
+    """Learners by classes or pairs of them, in the order of the table; each label is a column, whatever its name."""
     keys = [name for name in ("label", "predicted_label") if name in table]
     columns = table.drop_duplicates(keys)
     wide = table.pivot(index="learner", columns=keys, values="value")
@@ -108,7 +109,7 @@ def _two_lines(label: str, width: float) -> str:
 def _bars(gains: pd.Series, table: pd.DataFrame, width: float, label: str) -> "Figure":
     upright = gains.index.tolist()
     figure = new_figure(width, (120 + max(map(width_of, "\n".join(upright).split("\n"))) + 40) / 72)
-    heading(figure, f"{table['name'].iloc[0]}, {table.attrs['title']}")
+    heading(figure, table.attrs["title"] and f"{table.attrs['title']}, {table['name'].iloc[0]}")
     panel = figure.subplots()
     colours = [MORE if gain >= 0 else LESS for gain in gains]
     hatches = ["" if gain >= 0 else "////" for gain in gains]

@@ -9,12 +9,13 @@ from pathlib import PurePath
 import numpy as np
 import pandas as pd
 
-from vlprompt.errors import UserError
+from vlprompt.errors import Note, UserError, unknown
 from vlprompt.reports.averages import in_papers_order, in_parts_order
 from vlprompt.reports.figures.cells import (
     CELL,
     Request,
     Runs,
+    have_predictions,
     learners,
     of_split,
     one_cell,
@@ -118,6 +119,7 @@ def forest(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
     `attrs["against"]` is the name of the reference: zero-shot, or what is asked for.
     """
     runs = one_cell(runs, ("protocol", "backbone", "weights", "shots"), notes, needs=PREDICTIONS)
+    runs = have_predictions(runs, notes)
     table = learners(runs)
     against = reference(table, request)
     of_learners = {
@@ -126,20 +128,19 @@ def forest(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
     }
     if len(of_learners) < 2:
         raise UserError(f"there is nothing to compare with {against}: there is no other learner here")
-    compared, reasons = [], []
+    compared = []
     for learner, of_learner in of_learners.items():
         if learner != against:
             try:
                 rows, gaps = paired(of_learner, of_learners[against])
             except UserError as error:
-                reasons.append(f"Left out: {learner}: {error}")
+                notes.append(Note(f"Left out: {{}}: {str(error).rstrip('.')}.", learner))
                 continue
             first = table[table["learner"] == learner].iloc[0]
-            reasons += gaps
+            notes += gaps
             compared.append(rows.assign(**first[COLUMNS]))
     if not compared:
-        raise UserError(" ".join(["there is nothing to compare on the same images.", *reasons]))
-    notes += reasons
+        raise UserError(f"no learner can be compared with {against} on the same images")
     rows = pd.concat(compared, ignore_index=True)
     seeds = rows[rows["seed"].str.isdigit()].groupby(["learner", "dataset", "split"])["seed"].nunique()
     last = rows.drop_duplicates(["learner", "dataset", "split"], keep="last")  # of all seeds, where there are several
@@ -147,9 +148,7 @@ def forest(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
     if request.split is not None:
         last = last[last["split"] == request.split]
         if last.empty:
-            raise UserError(
-                f"no run has the test split '{request.split}': {', '.join(rows['split'].unique())} are there"
-            )
+            raise unknown("test split", request.split, rows["split"].unique())
     elif {"base", "novel"} & {*last["split"]}:
         last = last[last["split"] != "all"]
     datasets, splits = in_papers_order(last["dataset"]), in_parts_order(last["split"])

@@ -81,12 +81,13 @@ class Names:
                 self._lead(axes, (x, y), at, self.looks[learner], right)
 
     def _lead(self, axes: "Axes", end: tuple[float, float], at: float, look: Look, right: Sequence[Any]) -> None:
-        """The line from a point to its name, and the marker before the name."""
+        """The line from a point to its name, dotted, since it is no curve, and the marker before the name."""
         from matplotlib.patches import ConnectionPatch
 
         leader = ConnectionPatch(
             end, (1, at), axes.transData, right[0] if look.distinct else right[1], axesA=axes, axesB=axes,
-            linewidth=0.4, color=look.colour if look.distinct else PALE, alpha=0.7, zorder=0.5, clip_on=False,
+            linewidth=0.5, linestyle=(0, (1, 2)) if look.distinct else "-", zorder=0.5, clip_on=False,
+            color=look.colour if look.distinct else PALE,
         )  # fmt: skip
         leader.set_in_layout(False)
         axes.add_artist(leader)

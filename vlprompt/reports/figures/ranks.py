@@ -28,14 +28,16 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
     scale = min((end - start) / (n - 1), (total - start - 6) / difference)
     groups = cliques(ranks, difference)
     figure = new_figure(width, 1.0)
-    heading(figure, f"{table.attrs['title']}, {table.attrs['n_datasets']} data sets".removeprefix(", "))
-    title_room = 4 + 11.0 * (figure._suptitle.get_text().count("\n") + 1)  # type: ignore[attr-defined]
+    heading(figure, table.attrs["title"] and f"{table.attrs['title']}, {table.attrs['n_datasets']} data sets")
+    title = figure._suptitle  # type: ignore[attr-defined]
+    title_room = 4 + 11.0 * (title.get_text().count("\n") + 1) if title else 2
     axis = title_room + AXIS
     first = axis + 8 + BAR * len(groups)  # where names begin
     height = first + LINE * half + 2
     figure.set_size_inches(width, height / 72)
     figure.set_layout_engine("none")
-    figure._suptitle.set(y=1 - 2 / height, va="top")  # type: ignore[attr-defined]
+    if title:
+        title.set(y=1 - 2 / height, va="top")
     panel = figure.add_axes((0, 0, 1, 1))
     panel.set(xlim=(0, total), ylim=(height, 0))
     panel.set_axis_off()
@@ -71,8 +73,8 @@ def cliques(ranks: Sequence[float], width: float) -> list[tuple[float, float]]:
     """The longest stretches of rising ranks no longer than `width`, as (first, last); single ranks are none."""
     stretches: list[tuple[float, float]] = []
     for i, start in enumerate(ranks):
-        end = max(rank for rank in ranks[i:] if rank - start <= width)
-        inside = stretches and stretches[-1][1] >= end
-        if end > start and not inside:
-            stretches.append((start, end))
+        within = [rank for rank in ranks[i:] if rank - start <= width]
+        inside = stretches and stretches[-1][1] >= within[-1]
+        if len(within) > 1 and not inside:
+            stretches.append((start, within[-1]))
     return stretches

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from vlprompt.reports.figures.labels import legend
-from vlprompt.reports.figures.style import COLUMN, LINE, heading, new_figure, short_names
+from vlprompt.reports.figures.style import COLUMN, LINE, balanced, heading, new_figure, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,17 +19,11 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
     from matplotlib.patches import Patch
 
     order = table.drop_duplicates("learner").sort_values(["ece", "learner"])["learner"].tolist()
-    n_columns = min(
-        max(len(order), 2), (3 if len(order) <= 9 else 4) if width <= COLUMN else (6 if len(order) <= 24 else 7)
-    )
+    most = (3 if len(order) <= 9 else 4) if width <= COLUMN else (6 if len(order) <= 24 else 7)
+    n_columns = max(2, balanced(len(order), most))
     n_rows = -(-len(order) // n_columns)
-    left, right, top, bottom, gap = (
-        28.0,
-        6.0,
-        2 * LINE + 20,
-        24.0,
-        8.0,
-    )  # points: explicit, since layouts of many are slow
+    left, right, bottom, gap = 28.0, 6.0, 24.0, 12.0  # points: explicit, since layouts of many are slow
+    top = 2 * LINE + (20.0 if table.attrs["title"] else 6.0)
     across = (72 * width - left - right - gap * (n_columns - 1)) / n_columns
     high = min(across, 110.0)
     between = 2 * LINE + 4

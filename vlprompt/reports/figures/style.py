@@ -80,7 +80,7 @@ def new_figure(width: float, height: float) -> "Figure":
 
 def check_suffix(path: Path) -> None:
     """Raises: UserError for an ending that is none of SUFFIXES."""
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"'{path}' is no figure: end its name with {', '.join(SUFFIXES)}")
 
 
@@ -91,7 +91,9 @@ def save(figure: "Figure", path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with styled():
-            figure.savefig(path, metadata=undated[path.suffix])
+            figure.savefig(path, metadata=undated[path.suffix.lower()])
+    except FileExistsError as error:
+        raise UserError(f"cannot write {path}: {error.filename} is no folder") from None
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
@@ -193,11 +195,17 @@ def wrapped(text: str, points: float) -> list[str]:
     return [line for line in lines if line] or [""]
 
 
-def numbers_along(axis: Any, points: float, needs: float = 26.0) -> None:
-    """Ticks at round numbers, few enough for so many points."""
+def numbers_along(axis: Any, points: float, *, integer: bool = False) -> None:
+    """Ticks at round numbers, few enough for so many points: numbers are wider than they are high."""
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(max(1, min(6, int(points / needs))), steps=[1, 2, 2.5, 5, 10]))
+    needs = 26.0 if axis.axis_name == "x" else 17.0
+    axis.set_major_locator(MaxNLocator(max(1, min(6, int(points / needs))), steps=[1, 2, 2.5, 5, 10], integer=integer))
+
+
+def balanced(n: int, most: int) -> int:
+    """Columns for so many panels: at most `most`, in as few rows as that takes, these as long as each other."""
+    return -(-n // -(-n // most))
 
 
 def panels(figure: "Figure | SubFigure", n: int, n_columns: int, **options: Any) -> list["Axes"]:

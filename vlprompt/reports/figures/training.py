@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from vlprompt.reports.figures.labels import names_for
@@ -51,9 +52,10 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
         panel.set_xlim(table["epoch"].min() - 0.5, table["epoch"].max() + 0.5)
         if measure == "loss" and table["loss"].min() > 0 and table["loss"].max() > WIDE * table["loss"].min():
             in_powers(panel.yaxis)
+            panel.set_ylim(bottom=0.8 * table["loss"].min())  # a band may reach zero
         else:
             numbers_along(panel.yaxis, 72 * height * 0.7)
-        numbers_along(panel.xaxis, 72 * width * 0.5 / n_columns)
+        numbers_along(panel.xaxis, 72 * width * 0.5 / n_columns, integer=True)
     names.arrange()
     return figure
 
@@ -64,5 +66,5 @@ def in_powers(axis: "YAxis") -> None:
 
     axis.axes.set_yscale("log")
     axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
-    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_major_formatter(lambda value, _: np.format_float_positional(value, 2, fractional=False, trim="-"))
     axis.set_minor_locator(NullLocator())

@@ -1,7 +1,7 @@
 """The figures of the page: what `reports/figures` computes, as traces of plotly.js, with their numbers as tables."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,11 @@ class View:
     layout: dict[str, Any]
     table: Table
 
+    @property
+    def n_learners(self) -> int:
+        """Of its traces; a heat map has none."""
+        return len({trace["meta"] for trace in self.data if "meta" in trace})
+
 
 @dataclass
 class Chart:
@@ -91,10 +96,10 @@ class Styles:
 
 
 def text(value: object) -> str:
-    """A text for plotly.js, which reads a little HTML and %{...} in texts: neither is any."""
+    """A text for plotly.js, which reads a little HTML, %{...} and $TeX$ in texts: none is any."""
     line = str(value) if str(value).isprintable() else terminal(value)
     escaped = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return escaped.replace("%{", "%&#123;")
+    return escaped.replace("%{", "%&#123;").replace("$", "&#36;")
 
 
 def trace(name: str, styles: Styles, **more: Any) -> dict[str, Any]:
@@ -137,12 +142,15 @@ def _same(one: tuple[Any, ...], other: tuple[Any, ...], names: Sequence[str]) ->
     return all(a == b for a, b, name in zip(one, other, names, strict=True) if name != "shots")
 
 
-def layered(traces: list[dict[str, Any]], styles: Styles, *, lines: bool = False) -> list[dict[str, Any]]:
-    """Coloured learners above grey ones; of many `lines` the grey ones are off at first."""
+def layered(
+    traces: list[dict[str, Any]], styles: Styles, most: int | None = None, shown: Container[str] | None = None
+) -> list[dict[str, Any]]:
+    """Coloured learners above grey ones; of more than `most`, only those in `shown` (the coloured) are on at first."""
     ordered = sorted(traces, key=lambda trace: trace.get("meta") in styles.known)
-    if lines and sum("meta" in trace for trace in traces) > MOST_LINES:
-        return [t if t.get("meta") in styles.known or "meta" not in t else t | {"visible": False} for t in ordered]
-    return ordered
+    if most is None or sum("meta" in trace for trace in traces) <= most:
+        return ordered
+    on = styles.known if shown is None else shown
+    return [t if "meta" not in t or t["meta"] in on else t | {"visible": False} for t in ordered]
 
 
 def names_axis(names: Sequence[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from vlprompt.config.about import display_name
 from vlprompt.reports.averages import across_datasets
 from vlprompt.reports.figures.cells import Request
 from vlprompt.reports.published import SettingsOf
@@ -19,6 +20,7 @@ from vlprompt.reports.report.charts import Styles
 from vlprompt.reports.report.distance import distances
 from vlprompt.reports.report.figures import draw_all
 from vlprompt.reports.report.images import ImagesOf, Thumbnails
+from vlprompt.reports.report.notes import in_print
 from vlprompt.reports.report.runs import Group
 from vlprompt.reports.summary import KEYS, UNTRAINED, frame, summarise
 from vlprompt.results.metrics import complete, find_metric
@@ -32,7 +34,6 @@ Groups = dict[tuple[Any, ...], Group]  # by KEYS
 class Sources:
     """What the page takes from above this room."""
 
-    name: Callable[[str], str]  # of a method, in print
     settings_of: SettingsOf
     images_of: ImagesOf
     class_names: Callable[[str], Mapping[str, str]]
@@ -43,27 +44,28 @@ def content(runs: Mapping[Path, Record], metric: str, notes: Sequence[str], sour
     notes = list(notes)
     records = complete(runs, metric, notes)
     by_folder = dict(zip(runs, records, strict=True))
-    names = {record.method: sources.name(record.method) for record in records}
     summary = summarise(records, metric=metric)
     results, gaps = across_datasets(records, metric=metric)
-    groups, keys = groups_of(records, names)
+    groups, keys = groups_of(records)
     links = link_rows(summary, groups, metric)
     read = pages.read_predictions(by_folder, notes)
     request, styles = Request(metric=metric, class_names=sources.class_names), Styles(by_folder)
     charts, missing = draw_all(by_folder, {f: by_folder[f] for f in read}, request, styles)
+    notes = in_print([*notes, *gaps])
+    for chart in charts:
+        chart.notes = [note for note in chart.notes if note not in notes]
     thumbnails = Thumbnails()
     for number, (folder, record) in enumerate(by_folder.items()):
-        name, loaded = names[record.method], read.get(folder, {})
-        run = pages.describe(number, record, loaded, sources.images_of, thumbnails, name)
+        run = pages.describe(number, record, read.get(folder, {}), sources.images_of, thumbnails)
         groups[keys[number]].runs.append(run)
     for group in groups.values():
         group.command = again([run.record for run in group.runs])
-    distance, reproduced = distances(records, names, sources.settings_of)
+    distance, reproduced = distances(records, sources.settings_of)
     return {
         "counts": counts(records),
-        "winners": tables.winners(results, names, metric),
-        "results": tables.results(summary, names, links),
-        "costs": tables.costs(summary, names, links),
+        "winners": tables.winners(results, metric),
+        "results": tables.results(summary, links),
+        "costs": tables.costs(summary, links),
         "charts": charts,
         "missing": missing,
         "styles": styles,
@@ -75,7 +77,7 @@ def content(runs: Mapping[Path, Record], metric: str, notes: Sequence[str], sour
         "filters": filters(records),
         "pictures": thumbnails.sources,
         "cautions": general_notes(summary),
-        "notes": list(dict.fromkeys([*notes, *gaps])),
+        "notes": notes,
         "metric": find_metric(metric).label,
     }
 
@@ -89,7 +91,7 @@ def counts(records: Sequence[Record]) -> list[tuple[int, str]]:
     return [(n, words.removesuffix("s") if n == 1 and words.endswith("s") else words) for n, words in numbers]
 
 
-def groups_of(records: Sequence[Record], names: Mapping[str, str]) -> tuple[Groups, list[tuple[Any, ...]]]:
+def groups_of(records: Sequence[Record]) -> tuple[Groups, list[tuple[Any, ...]]]:
     """An empty group for each row of the tables, an untrained learner's once; and the key of each record's group."""
     rows = frame(records).drop_duplicates("run").assign(shots=lambda table: table["given_shots"])
     key_of = {id(row["record"]): tuple(row[name] for name in KEYS) for row in rows.to_dict("records")}
@@ -99,7 +101,8 @@ def groups_of(records: Sequence[Record], names: Mapping[str, str]) -> tuple[Grou
         if key not in groups:
             row = dict(zip(KEYS, key, strict=True))
             shots = [] if record.shots == UNTRAINED else [f"{record.shots} shots"]
-            title = ", ".join([f"{tables.learner_name(row, names)} on {record.dataset}", record.backbone, *shots])
+            learner = display_name(row["method"], row["named"])
+            title = ", ".join([f"{learner} on {record.dataset}", record.backbone, *shots])
             groups[key] = Group(f"runs-{len(groups)}", title)
     return groups, keys
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+from vlprompt.config.about import display_name
 from vlprompt.reports.published import SettingsOf, status
 from vlprompt.reports.report.again import reproduction
+from vlprompt.reports.report.notes import averages_in_words
 from vlprompt.reports.report.tables import Cell, Row, Table, cell, keys_of
 from vlprompt.reports.summary import UNTRAINED
 from vlprompt.reports.variants import labels
@@ -16,9 +18,7 @@ COLUMNS += ["allowed", "within", "settings", "source"]
 TEXTS = frozenset(["method", "protocol", "dataset", "backbone", "metric", "within", "settings", "source"])
 
 
-def distances(
-    records: Sequence[Record], names: Mapping[str, str], settings_of: SettingsOf
-) -> tuple[Table | None, Table | None]:
+def distances(records: Sequence[Record], settings_of: SettingsOf) -> tuple[Table | None, Table | None]:
     """The published numbers of the same cells as these runs, and the commands that compare with them again."""
     learners: dict[tuple[str, str], dict[tuple[str, str, str, object], list[Record]]] = {}
     for record, label in zip(records, labels(records), strict=True):
@@ -30,15 +30,14 @@ def distances(
     rows: list[Row] = []
     wanted: dict[tuple[str, str, str], list[Published]] = {}
     for (method, label), cells in learners.items():
-        name = names[method] + label.removeprefix(method)
         for row in published:
             if row.method == method and (compared := compare(row, cells)):
                 verdict, of_cells = compared
-                rows.append(_row(name, verdict, status(of_cells, row.recipe, settings_of)))
+                rows.append(_row(display_name(label), verdict, status(of_cells, row.recipe, settings_of)))
                 wanted.setdefault((method, row.protocol, row.backbone), []).append(row)
     if not rows:
         return None, None
-    return Table("Distance to the papers, accuracies in percent", COLUMNS, rows, TEXTS, "method"), _again(wanted, names)
+    return Table("Distance to the papers, accuracies in percent", COLUMNS, rows, TEXTS, "method"), _again(wanted)
 
 
 def compare(row: Published, cells: Cells) -> tuple[Verdict, list[Record]] | None:
@@ -54,7 +53,7 @@ def _row(name: str, verdict: Verdict, settings: str) -> Row:
     ours = f"{mean:.2f}" + ("" if verdict.deviation is None else f" ± {verdict.deviation:.2f}")
     cells = [
         Cell(name),
-        *(cell(str(getattr(row, key))) for key in COLUMNS[1:6]),
+        *(cell(averages_in_words(str(getattr(row, key)))) for key in COLUMNS[1:6]),
         cell(row.value, ".2f"),
         Cell(ours, mean),
     ]
@@ -67,12 +66,14 @@ def _row(name: str, verdict: Verdict, settings: str) -> Row:
     return Row(cells, keys_of(vars(row)))
 
 
-def _again(wanted: Mapping[tuple[str, str, str], Sequence[Published]], names: Mapping[str, str]) -> Table:
+def _again(wanted: Mapping[tuple[str, str, str], Sequence[Published]]) -> Table:
     rows = []
     for (method, protocol, backbone), of_cell in wanted.items():
         datasets = [row.dataset for row in of_cell]
         shots = [row.shots for row in of_cell if row.shots != UNTRAINED]
         words = reproduction(method, protocol, backbone, datasets, shots)
-        rows.append(Row([Cell(names[method]), Cell(protocol), Cell(backbone), Cell(words)], {"protocol": protocol}))
+        rows.append(
+            Row([Cell(display_name(method)), Cell(protocol), Cell(backbone), Cell(words)], {"protocol": protocol})
+        )
     columns = ["method", "protocol", "backbone", "command"]
     return Table("Published numbers, run again", columns, rows, frozenset(columns), "method")

@@ -7,10 +7,21 @@ import pandas as pd
 
 from vlprompt.reports.averages import in_papers_order
 from vlprompt.reports.figures import data
-from vlprompt.reports.figures.cells import Request, Runs
+from vlprompt.reports.figures.cells import Request, Runs, dataset_name
 from vlprompt.reports.render import spread_text
-from vlprompt.reports.report.charts import GREY, Styles, View, guide, hover, layered, names_axis, text, trace
-from vlprompt.reports.report.tables import dataset_text, plain
+from vlprompt.reports.report.charts import (
+    GREY,
+    MOST_LINES,
+    Styles,
+    View,
+    guide,
+    hover,
+    layered,
+    names_axis,
+    text,
+    trace,
+)
+from vlprompt.reports.report.tables import plain
 from vlprompt.results.metrics import find_metric
 
 MOST_POINTS = 100  # of a training curve
@@ -21,9 +32,9 @@ def few_shot(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> 
     table = data.few_shot(runs, request, notes)
     shown, views = find_metric(request.metric), []
     names = in_papers_order(table["dataset"])
-    shots = sorted({*table["shots"]}, key=lambda value: float("inf") if value == "all" else value)
     for dataset in sorted(names, key=lambda name: not name.startswith("average_")):
         of_set, traces = table[table["dataset"] == dataset], []
+        shots = sorted({*of_set["shots"]}, key=lambda value: float("inf") if value == "all" else value)
         for name, line in of_set.groupby("name", sort=False):
             line = line.sort_values("shots", key=lambda column: column.map(shots.index))
             rows = line.to_dict("records")
@@ -43,7 +54,8 @@ def few_shot(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> 
         forms = {name: f".{shown.decimals}f" for name in map(str, numbers) if name != "learner"}
         axis = {"type": "category", "categoryarray": [*map(str, shots)], "title": {"text": "labelled images a class"}}
         layout = {"xaxis": axis, "yaxis": {"title": {"text": shown.label}}}
-        title = table.attrs["title"] if len(set(names)) == 1 else f"{dataset_text(dataset)}, {table.attrs['title']}"
+        of = [dataset_name(dataset)] if len(set(names)) > 1 else []
+        title = ", ".join([*of, table.attrs["title"]])
         views.append(View(title, layered(traces, styles), layout, plain(f"{title}: {shown.label}", numbers, forms)))
     return views
 
@@ -116,7 +128,7 @@ def cost(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> list
             traces.append(trace(row["name"], styles, mode="markers", hovertext=texts, **point))
         zero = " (none: at the left end)" if (known[key] == 0).any() else ""
         axes = {
-            "xaxis": {"type": "log", "nticks": 6, "title": {"text": words + zero}},
+            "xaxis": {"type": "log", **_ticks(nothing, positive.max()), "title": {"text": words + zero}},
             "yaxis": {"title": {"text": shown.label}},
         }
         title = f"{table.attrs['title']}: {words}"
@@ -127,6 +139,19 @@ def cost(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> list
             View(title, layered(traces, styles), axes, plain(f"Accuracy against cost, {title}", numbers, forms))
         )
     return views
+
+
+def _ticks(low: float, high: float) -> dict[str, Any]:
+    """Of a logarithmic axis: powers of ten, and 2 and 5 times these where the powers are few."""
+    first, last = int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))
+    factors = (1, 2, 5) if last - first <= 2 else (1,)
+    values = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
+    return {"tickmode": "array", "tickvals": values, "ticktext": [_short(value) for value in values]}
+
+
+def _short(value: float) -> str:
+    unit, word = next(((unit, word) for unit, word in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if value >= unit), (1, ""))
+    return f"{value / unit:g}{word}"
 
 
 def critical_difference(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> View:
@@ -165,7 +190,7 @@ def training(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> 
             views.append(
                 View(
                     title,
-                    layered(traces, styles, lines=True),
+                    layered(traces, styles, MOST_LINES),
                     axes,
                     plain(f"Training, {title}", pd.DataFrame(last), forms),
                 )

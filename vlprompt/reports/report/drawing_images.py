@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+from vlprompt.reports.escapes import terminal
 from vlprompt.reports.figures import images
 from vlprompt.reports.figures.cells import Request, Runs
 from vlprompt.reports.render import number
@@ -22,6 +23,7 @@ from vlprompt.reports.report.charts import (
 from vlprompt.reports.report.tables import plain
 
 MOST_CLASSES = 40
+FEW = 4  # lines that may lie on each other
 SLANTED = 26  # characters of a name below a column
 DIVERGING = [[0, "#b2182b"], [0.25, "#ef8a62"], [0.5, "#f7f7f7"], [0.75, "#67a9cf"], [1, "#2166ac"]]
 GROWING = [[0, "#fff7ec"], [0.5, "#fc8d59"], [1, "#7f0000"]]
@@ -43,11 +45,14 @@ def reliability(runs: Runs, request: Request, styles: Styles, notes: list[str]) 
         "xaxis": {"title": {"text": "confidence"}, "range": [0, 1]},
         "yaxis": {"title": {"text": "accuracy"}, "range": [0, 1]},
     }
-    numbers = table.assign(ece=100 * table["ece"]).drop_duplicates("name")[["name", "ece"]]
+    learners = table.drop_duplicates("name").sort_values("ece")
+    coloured = learners["name"][learners["name"].isin(styles.known)].tolist()
+    shown = [*coloured[:1], *coloured[-1:], *learners["name"][learners["method"] == "zero_shot"]]
+    numbers = learners.assign(ece=100 * learners["ece"])[["name", "ece"]]
     numbers = numbers.rename(columns={"name": "learner", "ece": "ECE (%)"})
     return View(
         title,
-        layered(traces, styles, lines=True),
+        layered(traces, styles, FEW, {terminal(name) for name in shown}),
         axes,
         plain(f"Calibration errors, {title}", numbers, {"ECE (%)": ".2f"}),
     )

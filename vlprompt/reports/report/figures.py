@@ -8,6 +8,7 @@ from typing import Any
 from vlprompt.reports.figures.cells import CELL, Request, Runs
 from vlprompt.reports.report import drawing, drawing_images
 from vlprompt.reports.report.charts import MOST_VIEWS, Chart, Styles, View, cells_of
+from vlprompt.reports.report.notes import in_print
 
 COMPARED = ("protocol", "backbone", "weights", "shots")
 MOST_NOTES = 3
@@ -44,7 +45,9 @@ FIGURES = (
            drawing_images.class_gains, CELL, of_predictions=True),
     Figure("confusion", "Worst confusions", "Of the images of a class, the share that is taken for another one.",
            drawing_images.confusion, CELL, of_predictions=True),
-    Figure("reliability", "Reliability", "Below the diagonal a learner is surer than right (Guo et al., ICML 2017).",
+    Figure("reliability", "Reliability",
+           "Below the diagonal a learner is surer than right (Guo et al., ICML 2017). Of many learners these are on at "
+           "first: zero-shot, and the best and the worst calibrated of the coloured.",
            drawing_images.reliability, CELL, of_predictions=True),
     Figure("training", "Training curves", "Means over seeds, on training images.", drawing.training, CELL),
 )  # fmt: skip
@@ -79,8 +82,10 @@ def draw(figure: Figure, runs: Runs, request: Request, styles: Styles) -> Chart:
         notes: list[str] = []
         chart.add(partial(figure.draw, cell, request, styles, notes))
         reasons += [note for note in notes if not note.startswith("Drawn")]
+    most = max((view.n_learners for view in chart.views), default=0)
+    chart.views.sort(key=lambda view: 2 * view.n_learners <= most)  # one of few is no good first one
     if chart.views:  # cells without a picture are none of a reader's concern then
-        chart.notes = reasons
+        chart.notes = in_print(reasons)
     if n_left:
         cells = "cell has" if n_left == 1 else "cells have"
         chart.notes.insert(0, f"{n_left} more {cells} no view here: choose runs with --where.")

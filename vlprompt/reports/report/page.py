@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from vlprompt import __version__
 from vlprompt.reports.escapes import terminal
@@ -21,6 +22,7 @@ from vlprompt.reports.report.charts import Chart, Styles
 from vlprompt.results.metrics import METRICS
 
 TEMPLATES = "templates"
+BREAKS = re.compile(r"[_,](?=\w)")
 
 
 def render(content: dict[str, Any], title: str, command: str, folders: str = "") -> str:
@@ -36,7 +38,7 @@ def render(content: dict[str, Any], title: str, command: str, folders: str = "")
         finalize=shown,
     )
     environment.filters |= {"chart_json": partial(chart_json, styles=content["styles"]), "digits": digits}
-    environment.filters["score_names"] = score_names
+    environment.filters |= {"score_names": score_names, "breakable": breakable}
     return environment.get_template("page.html").render(
         **content,
         title=title,
@@ -77,6 +79,12 @@ def finite(value: Any) -> Any:
 
 def digits(value: Any) -> str:
     return format(value, ",.4g") if isinstance(value, int | float) else str(value)
+
+
+def breakable(text: str) -> Markup:
+    """A text that may break after an underscore and a comma, and not after ±."""
+    escaped = str(escape(shown(text))).replace("± ", "±\u00a0")
+    return Markup(BREAKS.sub(r"\g<0><wbr>", escaped))  # of what is escaped
 
 
 def score_names(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:

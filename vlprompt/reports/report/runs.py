@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vlprompt.config.about import display_name
 from vlprompt.config.changes import value_text, words
 from vlprompt.errors import UserError
 from vlprompt.reports.filters import value_of
@@ -103,7 +104,6 @@ def describe(
     predictions: Mapping[str, Predictions],
     images_of: ImagesOf,
     thumbnails: Thumbnails,
-    name: str,
 ) -> Run:
     tests = []
     for i, (test, of_test) in enumerate(predictions.items()):
@@ -116,9 +116,7 @@ def describe(
     elif tests and not any(test.pictures for test in tests):
         notes.append("No pictures: the images of this data set are not on this disk, or are others.")
     again = command([record])
-    return Run(
-        f"run-{number}", record, sentence(record, name), parts, again, curves(record), tests, notes, facts(record)
-    )
+    return Run(f"run-{number}", record, sentence(record), parts, again, curves(record), tests, notes, facts(record))
 
 
 def facts(record: Record) -> list[tuple[str, str]]:
@@ -137,7 +135,7 @@ def facts(record: Record) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in of.items() if value]
 
 
-def sentence(record: Record, name: str) -> str:
+def sentence(record: Record) -> str:
     """The settings that readers ask for first."""
 
     def setting(key: str, form: str) -> list[str]:
@@ -145,7 +143,7 @@ def sentence(record: Record, name: str) -> str:
         return [form.format(value)] if isinstance(value, int | float | str) and value != "" else []
 
     shots = "all images" if record.shots == "all" else f"{record.shots} labelled images a class"
-    text = f"{name} on {record.dataset}, {record.protocol}, {record.backbone}"
+    text = f"{display_name(record.method)} on {record.dataset}, {record.protocol}, {record.backbone}"
     text += f" ({', '.join(filter(None, (record.weights, record.precision, record.device)))})"
     if record.shots == UNTRAINED:
         return f"{text}; nothing is trained."

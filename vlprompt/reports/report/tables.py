@@ -6,7 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from vlprompt.config.about import display_name
 from vlprompt.reports.render import spread_text
+from vlprompt.reports.report.notes import averages_in_words
 from vlprompt.reports.summary import MEAN_OF_H, H, is_transfer
 from vlprompt.results.metrics import find_metric
 
@@ -24,7 +26,7 @@ COSTS = {
 }
 """By column of the summary: heading, factor, format."""
 
-
+MOST_NUMBERS = 8  # of results next to which there is room for costs
 FIRST = -1e12
 
 
@@ -98,13 +100,13 @@ def plain(caption: str, table: pd.DataFrame, forms: Mapping[str, str] = {}, head
     return Table(caption, columns, rows, frozenset(columns) - {*forms}, heading or columns[0])
 
 
-def results(summary: pd.DataFrame, names: Mapping[str, str], links: Sequence[str]) -> list[Table]:
+def results(summary: pd.DataFrame, links: Sequence[str]) -> list[Table]:
     """A table for each protocol, as `vlprompt table` has them. `links[i]` is the id of row i's runs."""
     table = summary.assign(link=links)
-    return [_results(part, names, str(protocol)) for protocol, part in table.groupby("protocol", sort=False)]
+    return [_results(part, str(protocol)) for protocol, part in table.groupby("protocol", sort=False)]
 
 
-def _results(table: pd.DataFrame, names: Mapping[str, str], protocol: str) -> Table:
+def _results(table: pd.DataFrame, protocol: str) -> Table:
     shown = find_metric(table.attrs.get("metric", "accuracy"))
     keys, asked = _keys(table)
     numbers = [name for name in number_columns(table) if table[name].notna().any()]
@@ -112,31 +114,30 @@ def _results(table: pd.DataFrame, names: Mapping[str, str], protocol: str) -> Ta
         numbers = [name for name in numbers if name != "mean_H"]
     counts = ["n", *(name for name in ("failed", "missing") if table[name].any())]
     marks = best(table, headline_of(numbers, protocol), shown.higher_is_better)
+    shown_costs = ("parameters", "train_s") if len(numbers) <= MOST_NUMBERS else ()
     rows = []
     for i, row in enumerate(table.to_dict("records")):
-        cells = [learner_cell(row, names), *(cell(str(row[name])) for name in [*keys, *asked])]
+        cells = [learner_cell(row), *(cell(str(row[name])) for name in [*keys, *asked])]
         cells += [cell(row[name], "d") for name in counts]
         for name in numbers:
             text = spread_text(row[name], row.get(f"{name}_sd", float("nan")), decimals=shown.decimals)
             mark = marks.get(i, "") if name == headline_of(numbers, protocol) else ""
             cells.append(Cell(text, row[name] if text else None, mark))
-        cells += [cost(row, name) for name in ("parameters", "train_s")]
+        cells += [cost(row, name) for name in shown_costs]
         rows.append(Row(cells, keys_of(row)))
     columns = ["method", *keys, *asked, *counts, *(name.replace("mean_H", MEAN_OF_H) for name in numbers)]
-    columns += [COSTS[name][0] for name in ("parameters", "train_s")]
-    columns = ["variant" if name == "named" else name for name in columns]
-    return Table(f"{protocol}: {shown.label}", columns, rows, frozenset(["method", "variant", *keys, *asked]), "method")
+    columns += [COSTS[name][0] for name in shown_costs]
+    return Table(f"{protocol}: {shown.label}", columns, rows, frozenset(["method", *keys, *asked]), "method")
 
 
 def _keys(table: pd.DataFrame) -> tuple[list[str], list[str]]:
     """The columns of what a row is: those that differ between rows, and settings that were asked for."""
     names = list(map(str, table))
-    keys = ["dataset", "backbone", "weights", "precision", "named", "shots"]
-    asked = [
-        name for name in names[: names.index("n")] if name not in (*keys, "protocol", "method", "variant", "changes")
-    ]
+    keys = ["dataset", "backbone", "weights", "precision", "shots"]
+    known = (*keys, "protocol", "method", "variant", "named", "changes")
+    asked = [name for name in names[: names.index("n")] if name not in known]
     always = ("dataset", "shots")
-    return [name for name in keys if name in always or len({*table[name]} - {""}) > (name != "named")], asked
+    return [name for name in keys if name in always or len({*table[name]} - {""}) > 1], asked
 
 
 def number_columns(summary: pd.DataFrame) -> list[str]:
@@ -160,29 +161,33 @@ def best(table: pd.DataFrame, column: str, higher: bool) -> dict[int, str]:
     return {i: {1: "best", 2: "second"}[rank] for i, rank in enumerate(ranks) if rank in (1, 2)}
 
 
-def learner_cell(row: Mapping[Any, Any], names: Mapping[str, str]) -> Cell:
-    return Cell(names.get(row["method"], row["method"]), link=row.get("link", ""))
+def learner_cell(row: Mapping[Any, Any]) -> Cell:
+    return Cell(display_name(row["method"], row["named"]), link=row["link"])
 
 
-def costs(summary: pd.DataFrame, names: Mapping[str, str], links: Sequence[str]) -> Table | None:
-    """All costs of what finished; None where nothing did."""
+def costs(summary: pd.DataFrame, links: Sequence[str]) -> list[Table]:
+    """All costs of what finished, a table for each protocol that has any."""
     table = summary.assign(link=links)
-    table = table[table["n"] > 0]
+    parts = table[table["n"] > 0].groupby("protocol", sort=False)
+    return [costs_of for protocol, part in parts if (costs_of := _costs(part, str(protocol)))]
+
+
+def _costs(table: pd.DataFrame, protocol: str) -> Table | None:
     known = [name for name in COSTS if table[name].notna().any()]
     if not known:
         return None
-    keys = ["protocol", *_keys(table)[0]]
+    keys = _keys(table)[0]
     rows = []
     for row in table.to_dict("records"):
-        cells = [learner_cell(row, names), *(cell(str(row[name])) for name in keys)]
+        cells = [learner_cell(row), *(cell(str(row[name])) for name in keys)]
         rows.append(Row(cells + [cost(row, name) for name in known], keys_of(row)))
-    columns = ["method", *("variant" if name == "named" else name for name in keys), *(COSTS[n][0] for n in known)]
+    columns = ["method", *keys, *(COSTS[name][0] for name in known)]
     return Table(
-        "Costs, means over the runs that finished", columns, rows, frozenset(columns[: 1 + len(keys)]), "method"
+        f"{protocol}: means over the runs that finished", columns, rows, frozenset(["method", *keys]), "method"
     )
 
 
-def winners(results: pd.DataFrame, names: Mapping[str, str], metric: str) -> Table | None:
+def winners(results: pd.DataFrame, metric: str) -> Table | None:
     """The best and the second of each protocol and data set or average, at the most shots; None without any."""
     shown, rows = find_metric(metric), []
     context = ["protocol", "source", "backbone", "weights"]
@@ -197,44 +202,27 @@ def winners(results: pd.DataFrame, names: Mapping[str, str], metric: str) -> Tab
             if ranked.empty:
                 continue
             shared = dict(zip(context, key, strict=True)) | {"dataset": dataset, "shots": shots}
-            rows.append(_winner(shared, ranked, names, shown.decimals, part))
-    columns = ["protocol", "data set", "backbone", "shots", "of", "best", "best: score", "second", "second: score"]
-    texts = frozenset(["protocol", "data set", "backbone", "of", "best", "second"])
+            rows.append(_winner(shared, ranked, shown.decimals, part))
+    columns = ["protocol", "dataset", "backbone", "shots", "of", "best", "best: score", "second", "second: score"]
+    texts = frozenset(["protocol", "dataset", "backbone", "of", "best", "second"])
     table = Table(
         f"The best of each protocol, {shown.label}", [*columns, "zero-shot", "learners"], rows, texts, "protocol"
     )
     return table.without_constant("backbone") if rows else None
 
 
-def _winner(shared: Mapping[str, Any], ranked: pd.DataFrame, names: Mapping[str, str], decimals: int, part: str) -> Row:
+def _winner(shared: Mapping[str, Any], ranked: pd.DataFrame, decimals: int, part: str) -> Row:
     def score(row: Mapping[Any, Any]) -> Cell:
         return Cell(spread_text(row["mean"], row["deviation"], decimals=decimals), row["mean"])
 
     rows = ranked.to_dict("records")
     zero = [row for row in rows if row["method"] == "zero_shot"]
-    texts = [
-        str(shared["protocol"]),
-        dataset_text(shared["dataset"]),
-        str(shared["backbone"]),
-        str(shared["shots"]),
-        part,
-    ]
-    cells = [cell(text) for text in texts]
+    dataset = averages_in_words(shared["dataset"])
+    cells = [cell(str(text)) for text in (shared["protocol"], dataset, shared["backbone"], shared["shots"], part)]
     for row in [*rows[:2], None][:2]:
-        cells += [Cell(learner_name(row, names)), score(row)] if row else [Cell(""), Cell("")]
+        cells += [Cell(display_name(row["method"], row["named"])), score(row)] if row else [Cell(""), Cell("")]
     cells += [score(zero[0]) if zero else Cell(""), Cell(str(len(rows)), len(rows))]
     return Row(cells, keys_of(shared))
-
-
-def learner_name(row: Mapping[Any, Any], names: Mapping[str, str]) -> str:
-    name = names.get(row["method"], row["method"])
-    settings = row["named"].replace("method.", "")
-    return f"{name} ({settings})" if settings else name
-
-
-def dataset_text(name: str) -> str:
-    """The name of a data set as in commands; an average over some in words, such as "average of 2 targets"."""
-    return name.replace("average_", "average of ").replace("_", " ") if name.startswith("average_") else name
 
 
 def _averages_first(datasets: Iterable[str]) -> list[str]:

@@ -86,7 +86,8 @@ function fitted(layout, width) {
   for (const axis of [layout.xaxis, layout.yaxis].filter((axis) => axis?.ticktext))
     axis.ticktext = axis.ticktext.map((name) => (name.length > 17 ? `${name.slice(0, 16)}…` : name));
   const { ticktext, title } = layout.xaxis;
-  if (title) title.text = title.text.replace(/;? (?=\()|; /g, "<br>");
+  layout.xaxis.automargin = true;
+  if (title) Object.assign(title, { text: title.text.replace(/;? (?=\()|; /g, "<br>"), standoff: 12 });
   if (ticktext?.length > 12)  // upright names would hide each other
     Object.assign(layout.xaxis, { showticklabels: false, title: { text: `${ticktext.length} learners:<br>a cell says its own` } });
   return layout;
@@ -94,11 +95,11 @@ function fitted(layout, width) {
 function start(figure) {
   const { styles, views, title } = JSON.parse($("script", figure)[0].textContent);
   const [plot] = $(".plot", figure), [select] = $("select.view", figure), [toggles] = $(".toggles", figure);
-  const hidden = new Set(views.flatMap((view) => view.data.filter((trace) => trace.visible === false).map((trace) => trace.meta)));
+  const chosen = new Map();  // by name; what nobody switched is as its view has it
   plot.hidden = false;
   $(".controls", figure)[0].hidden = false;
   select.parentElement.hidden = views.length < 2;
-  const visible = (trace) => !hidden.has(trace.meta);
+  const visible = (trace) => chosen.get(trace.meta) ?? trace.visible !== false;
   const restyle = () => Plotly.restyle(plot, { visible: views[select.value].data.map(visible) });
   function draw() {
     const { data, layout, label } = views[select.value];
@@ -118,7 +119,7 @@ function start(figure) {
       const one = document.createElement("button");
       one.type = "button";
       one.textContent = words;
-      one.addEventListener("click", () => { names.forEach((name) => (on ? hidden.delete(name) : hidden.add(name))); legend(names); restyle(); });
+      one.addEventListener("click", () => { names.forEach((name) => chosen.set(name, on)); legend(names); restyle(); });
       toggles.append(one, " ");
     }
     const grey = names.filter((name) => !(name in styles));
@@ -135,8 +136,8 @@ function start(figure) {
   function toggle(name) {
     const label = document.createElement("label"), box = document.createElement("input"), mark = document.createElement("span");
     box.type = "checkbox";
-    box.checked = !hidden.has(name);
-    box.addEventListener("change", () => { box.checked ? hidden.delete(name) : hidden.add(name); restyle(); });
+    box.checked = views[select.value].data.some((trace) => trace.meta === name && visible(trace));
+    box.addEventListener("change", () => { chosen.set(name, box.checked); restyle(); });
     const [colour, symbol] = styles[name] || ["#8c8c8c", "•"];
     mark.className = "mark";
     mark.dataset.symbol = symbol;
