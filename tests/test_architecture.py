@@ -24,7 +24,7 @@ FLOORS = [
     {"run"},
     {"reports", "interop"},
     {"sweep", "api"},
-    {"tuning"},
+    {"tuning", "explain"},
     {"commands"},
     {"cli"},
 ]

@@ -62,8 +62,13 @@ class CoCoOp(ContextLearner):
         at_once = len(features) if torch.is_grad_enabled() else max(1, PROMPTS_AT_ONCE // len(self.classes))
         return torch.cat([self._conditional(part) for part in features.split(at_once)])
 
-    def _conditional(self, features: Float[Tensor, "B e"]) -> Float[Tensor, "B C"]:
+    def classes_for(
+        self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C e"] | None
+    ) -> Float[Tensor, "B C e"]:
         shift = self.meta_net(F.normalize(features.to(self.context.dtype), dim=-1))  # [B, d]
-        classes = self.text(self.prompts.with_context(self.context + shift[:, None]))  # [B, C, e]
+        return self.text(self.prompts.with_context(self.context + shift[:, None]))
+
+    def _conditional(self, features: Float[Tensor, "B e"]) -> Float[Tensor, "B C"]:
+        classes = self.classes_for(features, None)
         rows = [scaled_cosine(f[None], c, self.clip.scale) for f, c in zip(features, classes, strict=True)]
         return torch.cat(rows)
