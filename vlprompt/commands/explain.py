@@ -3,7 +3,8 @@
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def explain(options: argparse.Namespace) -> int:
                 reporter.say(f"left out: {error}")
             else:
                 explanation = explainer(photo)
-                style.save(draw(explanation, image.name), target)
+                style.save(draw(explanation, shown(image)), target)
                 rows.append(row_of(explanation, image, target))
                 notes += [*explanation.frozen.notes, *explanation.adapted.notes]
             bar.advance()
@@ -77,21 +78,36 @@ def make_folder(folder: Path) -> None:
 
 
 def names_for(images: Sequence[Path], folder: Path, suffix: str) -> Iterator[Path]:
-    """A file for each picture's drawing, named after it: never one of the pictures themselves, nor a name twice."""
+    """A file for each picture's drawing, named after it, and after its folder where that name is taken.
+
+    None is one of the pictures themselves, and none is there twice, also where case does not count.
+    """
     taken = {str(absolute(image).resolve()).lower() for image in images}
     for image in images:
-        stem = re.sub(r"[^\w.-]+", "_", image.stem).strip("._")[:LONGEST] or "picture"
-        names: Iterable[str] = (f"{stem}.{suffix}" if n == 1 else f"{stem}_{n}.{suffix}" for n in range(1, 10**9))
-        target = next(path for name in names if str((path := folder / name).resolve()).lower() not in taken)
+        whole = absolute(image)
+        stems = [safe(whole.stem), safe(f"{whole.parent.name}_{whole.stem}")]
+        numbered = (f"{stems[1]}_{n}" for n in count(2))
+        paths = (folder / f"{stem}.{suffix}" for stem in chain(stems, numbered))
+        target = next(path for path in paths if str(path.resolve()).lower() not in taken)
         taken.add(str(target.resolve()).lower())
         yield target
+
+
+def safe(stem: str) -> str:
+    """Letters, digits, dots and hyphens; no hidden file, and not too long."""
+    return re.sub(r"[^\w.-]+", "_", stem).strip("._")[-LONGEST:] or "picture"
+
+
+def shown(image: Path) -> str:
+    """A picture's name with that of its folder."""
+    return "/".join(absolute(image).parts[-2:])
 
 
 def row_of(explanation: "Explanation", image: Path, target: Path) -> dict[str, str]:
     """What both models say, as a line of the table."""
     sides = {"frozen": explanation.frozen, "adapted": explanation.adapted}
     said = {name: prediction(explanation.classes, side) for name, side in sides.items()}
-    return {"image": image.name, **said, "drawing": target.name}
+    return {"image": shown(image), **said, "drawing": target.name}
 
 
 def prediction(classes: Sequence[str], side: "Side") -> str:

@@ -132,8 +132,8 @@ def compare(
     if classes is None:
         side.similarity, side.unit = _grid(learner.compare(patches, given)[:, predicted]), "logit"
         side.notes.append(
-            f"{kind} has no text: instead of a similarity to it, the map shows the logit of the predicted class that "
-            "each patch would have as the only one."
+            f"{kind} classifies without words here: its map is not a similarity to a text, but the logit that each "
+            "patch alone would give the predicted class."
         )
         return
     side.similarity = _grid(scaled_cosine(patches, classes[0, predicted][None], 1.0)[:, 0])

@@ -20,7 +20,8 @@ LEFT = (0.06, 1.94, 3.57, 5.26)  # of the photo, the two maps and the classes
 ROW, BAR, TITLE, HEADING = 2.1, 0.08, 0.18, 0.24  # heights; a row has a title, a panel, a bar of colours and its label
 NOTE = 0.13  # of a line of notes
 LUMINANCE = (0.299, 0.587, 0.114)
-SHADE = 0.35  # brightness that the darkest places of the photo leave to the colours
+LABELS = {"cosine": "cosine of each patch to its text", "logit": "its logit from each patch alone"}
+SHADE = 0.5  # brightness that the darkest places of the photo leave to the colours
 
 
 def draw(explanation: Explanation, title: str) -> "Figure":
@@ -32,7 +33,7 @@ def draw(explanation: Explanation, title: str) -> "Figure":
     notes = dict.fromkeys(note for side in sides.values() for note in side.notes)
     with styled():
         lines = [line for note in notes for line in wrapped(note, 72 * TEXT * 1.07)]
-        height = HEADING + 2 * ROW + NOTE * (len(lines) + 0.5)
+        height = HEADING + 2 * ROW + NOTE * (len(lines) + 1)
         figure = new_figure(TEXT, height)
         figure.set_layout_engine("none")
         heading(figure, title, y=1 - 0.05 / height, va="top")
@@ -48,12 +49,12 @@ def draw(explanation: Explanation, title: str) -> "Figure":
             columns = [
                 (add(left, below, PANEL, PANEL), add(left, below + PANEL + 0.05, PANEL, BAR)) for left in LEFT[1:3]
             ]
-            learned = f", {side.learned:.0%} of it learned" if side.learned >= 0.005 else ""
-            _heat(*columns[0], explanation, side.rollout, f"{name}: attention", f"× mean patch{learned}", limits)
-            _heat(*columns[1], explanation, side.similarity, _title_of_map(explanation, side), side.unit, None)
+            learned = f"; {side.learned:.0%} to learned tokens" if side.learned >= 0.005 else ""
+            _heat(*columns[0], explanation, side.rollout, f"{name}: attention", f"× mean of patches{learned}", limits)
+            _heat(*columns[1], explanation, side.similarity, _predicted(explanation, side), LABELS[side.unit])
             _bars(add(LEFT[3], below, TEXT - LEFT[3] - 0.12, PANEL), explanation, side)
         for i, line in enumerate(lines):
-            y = 1 - (HEADING + 2 * ROW + NOTE * (i + 0.5)) / height
+            y = 1 - (HEADING + 2 * ROW + NOTE * (i + 1)) / height
             figure.text(0.01, y, short(line, 72 * TEXT), color="0.35", va="center")
     return figure
 
@@ -64,11 +65,10 @@ def _photo(axes: "Axes", explanation: Explanation) -> None:
     axes.axis("off")
 
 
-def _title_of_map(explanation: Explanation, side: Side) -> str:
+def _predicted(explanation: Explanation, side: Side) -> str:
     if side.probabilities is None:
         return ""
-    best = explanation.classes[int(side.probabilities.argmax())].replace("_", " ")
-    return f"{'similarity to' if side.unit == 'cosine' else 'logit of'} “{best}”"
+    return f"“{explanation.classes[int(side.probabilities.argmax())].replace('_', ' ')}”"
 
 
 def _limits(maps: Sequence[Any]) -> tuple[float, float] | None:
@@ -78,9 +78,14 @@ def _limits(maps: Sequence[Any]) -> tuple[float, float] | None:
 
 
 def _heat(
-    axes: "Axes", bar: "Axes", explanation: Explanation, values: Any, title: str, unit: str,
-    limits: tuple[float, float] | None,
-) -> None:  # fmt: skip
+    axes: "Axes",
+    bar: "Axes",
+    explanation: Explanation,
+    values: Any,
+    title: str,
+    label: str,
+    limits: tuple[float, float] | None = None,
+) -> None:
     """A map in colours, which the photo shades, and its scale."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
@@ -90,7 +95,7 @@ def _heat(
     axes.axis("off")
     if values is None:
         bar.remove()
-        axes.text(0.5, 0.5, "–", transform=axes.transAxes, ha="center", va="center", color=GREY)
+        axes.text(0.5, 0.5, "see below", transform=axes.transAxes, ha="center", va="center", color="0.5")
         return
     axes.set_title(short(title, 72 * PANEL))
     low, high = limits or (float(values.min()), float(values.max()))
@@ -102,7 +107,7 @@ def _heat(
     drawn.outline.set_visible(False)
     drawn.locator = MaxNLocator(3)
     drawn.update_ticks()
-    bar.set_xlabel(unit)
+    bar.set_xlabel(label)
 
 
 def _as_large(values: Float[np.ndarray, "h w"], height: int, width: int) -> Float[np.ndarray, "H W"]:
