@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vlprompt.explain.maps import Explanation, Side
-from vlprompt.reports.figures.style import COLOURS, GREY, TEXT, heading, new_figure, short, styled, wrapped
+from vlprompt.reports.figures.style import COLOURS, GREY, TEXT, new_figure, short, styled, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,8 +20,8 @@ LEFT = (0.06, 1.94, 3.57, 5.26)  # of the photo, the two maps and the classes
 ROW, BAR, TITLE, HEADING = 2.1, 0.08, 0.18, 0.24  # heights; a row has a title, a panel, a bar of colours and its label
 NOTE = 0.13  # of a line of notes
 LUMINANCE = (0.299, 0.587, 0.114)
-LABELS = {"cosine": "cosine of each patch to its text", "logit": "its logit from each patch alone"}
-SHADE = 0.5  # brightness that the darkest places of the photo leave to the colours
+LABELS = {"cosine": "cosine of patch and text", "logit": "its logit from each patch alone"}
+SHADE = 0.6  # brightness that the darkest places of the photo leave to the colours
 
 
 def draw(explanation: Explanation, title: str) -> "Figure":
@@ -36,7 +36,7 @@ def draw(explanation: Explanation, title: str) -> "Figure":
         height = HEADING + 2 * ROW + NOTE * (len(lines) + 1)
         figure = new_figure(TEXT, height)
         figure.set_layout_engine("none")
-        heading(figure, title, y=1 - 0.05 / height, va="top")
+        figure.suptitle(short(title, 72 * TEXT * 0.84), y=1 - 0.05 / height, va="top")
 
         def add(left: float, below: float, width: float, tall: float) -> "Axes":
             """Axes whose top is so many inches below the top of the figure."""
@@ -49,8 +49,8 @@ def draw(explanation: Explanation, title: str) -> "Figure":
             columns = [
                 (add(left, below, PANEL, PANEL), add(left, below + PANEL + 0.05, PANEL, BAR)) for left in LEFT[1:3]
             ]
-            learned = f"; {side.learned:.0%} to learned tokens" if side.learned >= 0.005 else ""
-            _heat(*columns[0], explanation, side.rollout, f"{name}: attention", f"× mean of patches{learned}", limits)
+            learned = f"; {side.learned:.0%} is learned" if side.learned >= 0.005 else ""
+            _heat(*columns[0], explanation, side.rollout, f"{name}: attention", f"× mean{learned}", limits)
             _heat(*columns[1], explanation, side.similarity, _predicted(explanation, side), LABELS[side.unit])
             _bars(add(LEFT[3], below, TEXT - LEFT[3] - 0.12, PANEL), explanation, side)
         for i, line in enumerate(lines):
@@ -107,7 +107,7 @@ def _heat(
     drawn.outline.set_visible(False)
     drawn.locator = MaxNLocator(3)
     drawn.update_ticks()
-    bar.set_xlabel(label)
+    bar.set_xlabel(short(label, 72 * PANEL))
 
 
 def _as_large(values: Float[np.ndarray, "h w"], height: int, width: int) -> Float[np.ndarray, "H W"]:
@@ -132,7 +132,7 @@ def _bars(axes: "Axes", explanation: Explanation, side: Side) -> None:
     values = [100 * p for p in best.values.tolist()]
     axes.barh(range(len(values)), values, height=0.35, align="edge", color=[COLOURS[0], *[GREY] * (len(values) - 1)])
     for y, (label, value) in enumerate(zip(best.indices.tolist(), values, strict=True)):
-        name = short(explanation.classes[label].replace("_", " "), 72 * (TEXT - LEFT[3] - 0.6))
+        name = short(explanation.classes[label].replace("_", " "), 72 * (TEXT - LEFT[3] - 0.47))
         axes.text(0, y - 0.06, f"{name}  {value:.1f}", va="bottom")
     axes.set(xlim=(0, 100), ylim=(TOP - 0.4, -0.5), yticks=[], xlabel="probability (%)")
     axes.spines["left"].set_visible(False)
