@@ -58,11 +58,11 @@ def explain(options: argparse.Namespace) -> int:
             else:
                 explanation = explainer(photo)
                 style.save(draw(explanation, shown(image)), target)
-                rows.append(row_of(explanation, image, target))
+                rows.append(row_of(explanation, target))
                 notes += [*explanation.frozen.notes, *explanation.adapted.notes]
             bar.advance()
     if rows:
-        show_rows(rows, f"drawings in {options.output}", keys=["image"])
+        show_rows(rows, f"drawings in {options.output}", keys=["drawing"])
     show_notes(notes)
     if damaged:
         sys.stderr.write(f"{damaged} of {len(options.images)} pictures could not be read.\n")
@@ -103,11 +103,10 @@ def shown(image: Path) -> str:
     return "/".join(absolute(image).parts[-2:])
 
 
-def row_of(explanation: "Explanation", image: Path, target: Path) -> dict[str, str]:
+def row_of(explanation: "Explanation", target: Path) -> dict[str, str]:
     """What both models say, as a line of the table."""
     sides = {"frozen": explanation.frozen, "adapted": explanation.adapted}
-    said = {name: prediction(explanation.classes, side) for name, side in sides.items()}
-    return {"image": shown(image), **said, "drawing": target.name}
+    return {"drawing": target.name, **{name: prediction(explanation.classes, side) for name, side in sides.items()}}
 
 
 def prediction(classes: Sequence[str], side: "Side") -> str:
