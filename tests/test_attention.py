@@ -1,5 +1,6 @@
 """Attention of the image towers: the weights are those of the fused path, in tables of one size, and their rollout."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from vlprompt.learners.vpt import VPT
 from vlprompt.towers import Edit, Edits, Images, Prefix
 from vlprompt.towers.attention import Weighed, rollout
 
+made = cache(tiny.clip)
 SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("timm", "siglip")]
 KINDS = ["vit", "vit_avg", "vit_ls", *SLOW]
 
@@ -42,7 +44,7 @@ def every_site(tower: Any) -> Edits:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("edited", [False, True], ids=["frozen", "edited"])
 def test_the_weights_make_the_features(kind: str, edited: bool) -> None:
-    clip, model = tiny.clip(kind)
+    clip, model = made(kind)
     tower, images = clip.image, Images(tiny.pixels(model, 2))
     edits = every_site(tower) if edited else {}
     weighed = Weighed()
@@ -62,7 +64,7 @@ def test_the_weights_make_the_features(kind: str, edited: bool) -> None:
 
 @pytest.mark.parametrize("kind", ["vit", "vit_ls"])
 def test_the_weights_are_those_of_open_clip(kind: str) -> None:
-    clip, model = tiny.clip(kind)
+    clip, model = made(kind)
     images = Images(tiny.pixels(model))
     x = clip.image.norm_in(clip.image.embed(images.pixels))
     for block, ours in zip(model.visual.transformer.resblocks, clip.image.attention(images), strict=True):
@@ -73,7 +75,7 @@ def test_the_weights_are_those_of_open_clip(kind: str) -> None:
 
 
 def test_slots_hold_what_a_layer_has() -> None:
-    clip, model = tiny.clip("vit")
+    clip, model = made("vit")
     table = clip.image.attention(Images(tiny.pixels(model)), every_site(clip.image))
     prompts, keys = slice(1, 4), slice(4, 9)
     looks, seen = table.sum((1, 2, 4)) != 0, table.abs().sum((1, 2, 3)) > 0  # [L, N]
@@ -98,7 +100,7 @@ FEW = {
 @pytest.mark.parametrize("method", FEW)
 def test_the_weights_of_a_learner_make_its_features(method: str) -> None:
     torch.manual_seed(0)
-    check_learner(scatter(FEW[method](tiny.clip("vit", torch.float32)[0])))
+    check_learner(scatter(FEW[method](made("vit", torch.float32)[0])))
 
 
 @pytest.mark.slow
@@ -136,7 +138,7 @@ def test_rollout_by_hand() -> None:
 
 
 def test_a_prompt_that_is_overwritten_carries_nothing_on() -> None:
-    clip, model = tiny.clip("vit")
+    clip, model = made("vit")
     images, tokens = Images(tiny.pixels(model)), random(2, 48)
     flow = rollout(clip.image.attention(images, {layer: Edit(tokens=tokens) for layer in range(3)}))
     asks = rollout(clip.image.attention(images, {0: Edit(tokens=tokens)}))
@@ -146,7 +148,7 @@ def test_a_prompt_that_is_overwritten_carries_nothing_on() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_patches_are_read_as_the_head_reads(kind: str) -> None:
-    clip, model = tiny.clip(kind)
+    clip, model = made(kind)
     tower, images = clip.image, Images(tiny.pixels(model))
     edits = every_site(tower)
     x = tower.tokens(images, edits)
@@ -160,7 +162,7 @@ def test_patches_are_read_as_the_head_reads(kind: str) -> None:
 
 
 def test_a_resnet_has_none() -> None:
-    clip, model = tiny.clip("resnet")
+    clip, model = made("resnet")
     for what in (clip.image.attention, clip.image.patches):
         with pytest.raises(UserError, match="ResNet"):
             what(Images(tiny.pixels(model)))
