@@ -25,7 +25,7 @@ FLOORS = [
     {"reports", "interop", "interpret"},
     {"sweep", "api"},
     {"estimator"},
-    {"tuning"},
+    {"tuning", "explain"},
     {"commands"},
     {"cli"},
 ]

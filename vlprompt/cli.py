@@ -10,6 +10,7 @@ from vlprompt.commands import (
     check_learner,
     comparisons,
     curves,
+    explain,
     interpret,
     listing,
     plots,
@@ -83,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     trained.register(commands)
     predict.register(commands)
     interpret.register(commands)
+    explain.register(commands)
     check_learner.register(commands)
     add_data_commands(commands.add_parser("data", help="list, get, check and sample data sets"))
     add_import(commands)

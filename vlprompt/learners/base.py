@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlprompt.errors import ClassBoundError, UserError
 from vlprompt.learners.head import HeadKind, HeadStart, make_head
-from vlprompt.towers import PLAIN, Clip, Images, Prompts, TextTower
+from vlprompt.towers import NO_EDITS, PLAIN, Clip, Edits, Images, ImageTower, Prompts, TextTower
 
 Batch: TypeAlias = tuple[Images, Int[Tensor, "_"]]
 Batches: TypeAlias = Iterable[Batch]
@@ -243,9 +243,23 @@ class Learner(nn.Module):
                 self._cache[()] = self.text(self.prompts)
         return self._cache[()]
 
+    def image_edits(self) -> Edits:
+        """What it does to the blocks of the image tower; here nothing."""
+        return NO_EDITS
+
+    def image_tower(self) -> ImageTower:
+        """The image tower that `image_edits` are made in; another one than the frozen where its weights change."""
+        return self.clip.image
+
     def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
         """Un-normalised image features, whatever classes are bound."""
-        return self.clip.image(images)
+        return self.image_tower()(images, self.image_edits())
+
+    def classes_for(
+        self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C e"] | None
+    ) -> Float[Tensor, "#B C e"] | None:
+        """The class features that images with these features are compared with; None where a head compares them."""
+        return None if class_features is None else class_features[None]
 
     def compare(
         self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C e"] | None

@@ -60,10 +60,11 @@ class CoCoOp(ContextLearner):
         self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C e"] | None
     ) -> Float[Tensor, "B C"]:
         at_once = len(features) if torch.is_grad_enabled() else max(1, PROMPTS_AT_ONCE // len(self.classes))
-        return torch.cat([self._conditional(part) for part in features.split(at_once)])
+        pairs = ((f, c) for part in features.split(at_once) for f, c in zip(part, self.classes_for(part), strict=True))
+        return torch.cat([scaled_cosine(f[None], c, self.clip.scale) for f, c in pairs])
 
-    def _conditional(self, features: Float[Tensor, "B e"]) -> Float[Tensor, "B C"]:
+    def classes_for(
+        self, features: Float[Tensor, "B e"], class_features: Tensor | None = None
+    ) -> Float[Tensor, "B C e"]:
         shift = self.meta_net(F.normalize(features.to(self.context.dtype), dim=-1))  # [B, d]
-        classes = self.text(self.prompts.with_context(self.context + shift[:, None]))  # [B, C, e]
-        rows = [scaled_cosine(f[None], c, self.clip.scale) for f, c in zip(features, classes, strict=True)]
-        return torch.cat(rows)
+        return self.text(self.prompts.with_context(self.context + shift[:, None]))

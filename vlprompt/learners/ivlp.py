@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Overridden, check_depth
 from vlprompt.learners.context import WORDS, ContextLearner
-from vlprompt.towers import Clip, Edit, Images
+from vlprompt.towers import Clip, Edit, Edits
 
 
 class IVLP(ContextLearner):
@@ -65,5 +65,5 @@ class IVLP(ContextLearner):
         edits = {layer: Edit(tokens=tokens) for layer, tokens in enumerate(self.deep, start=1)}
         return self.text(self.prompts.with_context(self.context), edits)
 
-    def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
-        return self.clip.image(images, {layer: Edit(tokens=tokens) for layer, tokens in enumerate(self.image_tokens)})
+    def image_edits(self) -> Edits:
+        return {layer: Edit(tokens=tokens) for layer, tokens in enumerate(self.image_tokens)}

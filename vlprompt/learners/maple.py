@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vlprompt.learners.base import check_depth
 from vlprompt.learners.context import ContextLearner
-from vlprompt.towers import Clip, Edit, Images
+from vlprompt.towers import Clip, Edit, Edits
 
 
 class MaPLe(ContextLearner):
@@ -51,6 +51,6 @@ class MaPLe(ContextLearner):
         edits = {layer: Edit(tokens=tokens) for layer, tokens in enumerate(self.deep, start=1)}
         return self.text(self.prompts.with_context(self.context), edits)
 
-    def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
+    def image_edits(self) -> Edits:
         prompts = enumerate(zip((self.context, *self.deep), self.coupling, strict=True))
-        return self.clip.image(images, {layer: Edit(tokens=couple(t)) for layer, (t, couple) in prompts})
+        return {layer: Edit(tokens=couple(t)) for layer, (t, couple) in prompts}

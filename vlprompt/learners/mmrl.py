@@ -83,14 +83,13 @@ class MMRL(Learner):
     def encode_classes(self) -> Float[Tensor, "C e"]:
         return self.text(self.prompts, self.edits("text"))
 
-    def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
-        """The class token's feature."""
-        return self.clip.image(images, self.edits("image"))
+    def image_edits(self) -> Edits:
+        return self.edits("image")
 
     def encode_both(self, images: Images) -> tuple[Float[Tensor, "B e"], Float[Tensor, "B e"]]:
         """The class token's feature and that of the representation tokens."""
         tower, n = self.clip.image, len(self.tokens)
-        table = tower.tokens(images, self.edits("image"))
+        table = tower.tokens(images, self.image_edits())
         tokens = tower.norm_out(table[:, tower.n_prefix_tokens : tower.n_prefix_tokens + n])
         return tower.project(table, n), tokens.mean(1) @ self.projection.to(tokens.dtype)
 

@@ -13,7 +13,7 @@ from vlprompt.learners.base import Batches, Overridden
 from vlprompt.learners.head import HeadKind, HeadStart
 from vlprompt.learners.prompt_encoder import Encoder, VirtualTokens, make_encoder
 from vlprompt.learners.sites import BlockLearner, Towers
-from vlprompt.towers import Clip, Edit, Images, Prompts
+from vlprompt.towers import Clip, Edit, Edits, Prompts
 
 
 class PTuning(BlockLearner):
@@ -98,10 +98,8 @@ class PTuning(BlockLearner):
             return super().encode_classes()
         return self.text(self.prompts.with_context(self.tokens["text"]()))
 
-    def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
-        if "image" not in self.towers:
-            return self.clip.image(images)
-        return self.clip.image(images, {0: Edit(tokens=self.tokens["image"]())})
+    def image_edits(self) -> Edits:
+        return {0: Edit(tokens=self.tokens["image"]())} if "image" in self.towers else {}
 
     def conclude(self, train: Batches, val: Batches | None) -> None:
         self.drop_encoders()

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.learners.base import Learner
-from vlprompt.towers import Clip, Edit, Edits, Images, ImageTower, TextTower
+from vlprompt.towers import Clip, Edit, Edits, ImageTower, TextTower
 
 Towers = Literal["image", "text", "both"]
 
@@ -40,8 +40,8 @@ class BlockLearner(Learner):
         edits = self.edits("text") if "text" in self.towers else {}
         return self.text(self.prompts, edits) if edits else super().encode_classes()
 
-    def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
-        return self.clip.image(images, self.edits("image"))
+    def image_edits(self) -> Edits:
+        return self.edits("image")
 
 
 class SiteLearner(BlockLearner):

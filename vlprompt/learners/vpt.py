@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner, check_depth
 from vlprompt.learners.head import HeadKind, HeadStart
-from vlprompt.towers import Clip, Edit, Images
+from vlprompt.towers import Clip, Edit, Edits
 
 
 class VPT(Learner):
@@ -64,6 +63,6 @@ class VPT(Learner):
             nn.init.kaiming_normal_(self.project.weight, mode="fan_out")
         self.dropout = nn.Dropout(dropout)
 
-    def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
+    def image_edits(self) -> Edits:
         tokens = self.dropout(self.project(self.tokens))
-        return self.clip.image(images, {layer: Edit(tokens=t) for layer, t in enumerate(tokens)})
+        return {layer: Edit(tokens=t) for layer, t in enumerate(tokens)}

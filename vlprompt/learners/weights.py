@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlprompt.learners.base import Learner
 from vlprompt.learners.sites import Towers
-from vlprompt.towers import Clip, Images
+from vlprompt.towers import Clip, ImageTower
 
 
 class WeightLearner(Learner):
@@ -55,9 +55,8 @@ class WeightLearner(Learner):
         assert text is not None
         return text(text.prompts(self.classes, template=self.template) if self.words else self.prompts)
 
-    def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
-        clip = self.adapted("image") if "image" in self.towers else self.clip
-        return clip.image(images)
+    def image_tower(self) -> ImageTower:
+        return self.adapted("image").image if "image" in self.towers else self.clip.image
 
     def merge(self) -> Clip:
         return self.clip.with_weights({name: t for tower in self.towers for name, t in self.changed(tower).items()})

@@ -95,11 +95,18 @@ def attend_all(
     mask: Bool[Tensor, "Q N"] | None = None,
 ) -> Float[Tensor, "B Q h c"]:
     """Softmax attention within each sequence; `mask` says which keys a query sees (None: all)."""
+    q, k, v = heads_first(q, k, v, more)
+    if mask is not None and more is not None:
+        mask = F.pad(mask, (more[0].shape[2], 0), value=True)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+def heads_first(q: Tensor, k: Tensor, v: Tensor, more: KeysValues | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values as [B, h, N, c], the keys and values that all queries see in front."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     if more is not None:
         k, v = (torch.cat([t.expand(len(q), -1, -1, -1), u], 2) for t, u in zip(more, (k, v), strict=True))
-        mask = None if mask is None else F.pad(mask, (more[0].shape[2], 0), value=True)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+    return q, k, v
 
 
 @dataclass(frozen=True)
@@ -124,12 +131,19 @@ class Block:
     fused: Map | None = None  # norm2 to fc2 and the sum with what entered, in fewer steps
 
     def __call__(
-        self, x: Float[Tensor, "B N d"], edit: Edit = NONE, *, attend: Attend = attend_all, read: Map | None = None
+        self,
+        x: Float[Tensor, "B N d"],
+        edit: Edit = NONE,
+        *,
+        attend: Attend = attend_all,
+        attend_gated: Attend = attend_all,
+        read: Map | None = None,
     ) -> Float[Tensor, "B Q d"]:
         """Run the block on a table of rows.
 
-        `attend` says which rows see each other; all else acts row by row. `read` picks the rows whose output is
-        needed, [B, N, d] -> [B, Q, d] (None: all); the others are keys and values only.
+        `attend` says which rows see each other; all else acts row by row. `attend_gated` is that of the rows to a
+        prefix with a gate, before `attend`. `read` picks the rows whose output is needed, [B, N, d] -> [B, Q, d]
+        (None: all); the others are keys and values only.
         """
         u = self.norm1(x)
         k, v = self.kv(u).chunk(2, dim=-1)
@@ -137,7 +151,7 @@ class Block:
         if read is not None:
             x, u = read(x), read(u)
         q = self.q_norm(self._heads(_plus(self.q(u), edit.q, u)))
-        a = self._attend(q, k, v, edit.prefix, attend).flatten(-2)
+        a = self._attend(q, k, v, edit.prefix, attend, attend_gated).flatten(-2)
         if self.norm_heads is not None:
             a = self.norm_heads(a)
         h = _plus(self.out(a), edit.o, a)
@@ -156,15 +170,17 @@ class Block:
     def _heads(self, t: Float[Tensor, "*B n d"]) -> Float[Tensor, "*B n h c"]:
         return t.unflatten(-1, (self.heads, -1))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, prefix: Prefix | None, attend: Attend) -> Tensor:
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, prefix: Prefix | None, attend: Attend, attend_gated: Attend
+    ) -> Tensor:
         if prefix is None:
             return attend(q, k, v, None)
         more = self._keys_values(prefix, k.dtype)
         if prefix.gate is None:
             return attend(q, k, v, more)
-        keys, values = (t.expand(len(q), -1, -1, -1) for t in more)
-        gated = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values)
-        return attend(q, k, v, None) + prefix.gate.to(q.dtype)[:, None] * gated.transpose(1, 2)
+        keys, values = (t.expand(len(q), -1, -1, -1).transpose(1, 2) for t in more)
+        gated = attend_gated(q, keys, values, None)
+        return attend(q, k, v, None) + prefix.gate.to(q.dtype)[:, None] * gated
 
     def _keys_values(self, prefix: Prefix, dtype: torch.dtype) -> KeysValues:
         if prefix.tokens is not None:

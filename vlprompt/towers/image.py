@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlprompt.errors import UserError
-from vlprompt.towers.block import Block, Map, Weights, view
+from vlprompt.towers.attention import Weighed, as_table
+from vlprompt.towers.block import Block, Map, Weights, attend_all, view
 from vlprompt.towers.edits import NO_EDITS, NONE, Edit, Edits, Prefix, check_layers
 
 TIMM = ("VisionTransformer", "VisionTransformerDistilled")
@@ -48,6 +49,7 @@ class ImageTower:
     head: Map  # tokens without prompts [B, N, d] -> features [B, e]: pooling, final norm and projection
     projection: Float[Tensor, "d e"] | None = None  # the matrix that ends `head`; None: features are made otherwise
     read: Map | None = None  # tokens [B, N, d] -> those that `head` reads; None: all
+    n_read: int = 0  # leading tokens that `head` reads; 0: it pools over patches
     n_prefix_tokens: int
     width: int
     embed_dim: int
@@ -91,15 +93,52 @@ class ImageTower:
         self.require_blocks()
         return self._run(images, edits, whole=True)[0]
 
+    @torch.no_grad()
+    def attention(self, images: Images, edits: Edits = NO_EDITS) -> Float[Tensor, "L B h N N"]:
+        """The weights after the softmax, of every block: what each row (a query) takes from each column.
+
+        Rows and columns are the prefix tokens, one slot for each token or key that `edits` adds (as many as the layer
+        with the most has), and the patches: `attention.as_table` says what the slots hold.
+
+        Raises: as a call, and UserError for a ResNet, which has none.
+        """
+        self.require_blocks()
+        weighed = Weighed()
+        self._run(images, edits, weighed=weighed)
+        return as_table(weighed.weights, edits, self.depth, self.n_prefix_tokens)
+
+    @torch.no_grad()
+    def patches(self, images: Images, edits: Edits = NO_EDITS) -> Float[Tensor, "B n e"]:
+        """Features of the patches as the last block leaves them: each read as if it were all that `head` reads.
+
+        With a class token this is the final norm and the projection of each patch.
+
+        Raises: as `tokens`.
+        """
+        self.require_blocks()
+        x, n_prompts = self._run(images, edits, whole=True)
+        x = x[:, self.n_prefix_tokens + n_prompts :]
+        alone = x.flatten(0, 1)[:, None].expand(-1, self.n_prefix_tokens + 1, -1)
+        return self.head(alone).unflatten(0, x.shape[:2])
+
     def project(self, tokens: Float[Tensor, "B *N d"], n_prompts: int = 0) -> Float[Tensor, "B e"]:
         """Features of a token table, of which the `n_prompts` rows after the prefix tokens are left out."""
         at = self.n_prefix_tokens
         return self.head(torch.cat([tokens[:, :at], tokens[:, at + n_prompts :]], 1) if n_prompts else tokens)
 
-    def _run(self, images: Images, edits: Edits, *, read: Map | None = None, whole: bool = False) -> tuple[Tensor, int]:
+    def _run(
+        self,
+        images: Images,
+        edits: Edits,
+        *,
+        read: Map | None = None,
+        whole: bool = False,
+        weighed: Weighed | None = None,
+    ) -> tuple[Tensor, int]:
         """Tokens [B, N, d] as the last block leaves them (features of a ResNet), and how many of them are prompts.
 
         Of the last block only the rows that `read` chooses; the last layer's prompts are rows only where `whole`.
+        `weighed` attends instead and keeps its weights; all prompts are rows then.
         """
         if edits:
             self.require_blocks()
@@ -112,7 +151,7 @@ class ImageTower:
             edit, last = edits.get(layer, NONE), layer == self.depth - 1
             if (tokens := edit.tokens) is not None:
                 unread = (last and not whole) or edits.get(layer + 1, NONE).tokens is not None
-                if unread and tokens.ndim == 2 and replace(edit, tokens=None) == NONE:
+                if unread and weighed is None and tokens.ndim == 2 and replace(edit, tokens=None) == NONE:
                     # nothing reads what comes of them: they are keys and values only, computed once for all images
                     x, width = write(x, tokens[:0], self.n_prefix_tokens, width)
                     tokens = tokens.to(x.dtype)
@@ -121,7 +160,8 @@ class ImageTower:
                     x, width = write(x, tokens, self.n_prefix_tokens, width)
             if layer == 0:
                 x = self.norm_in(x)
-            x = block(x, edit, read=read if last else None)
+            attend = attend_all if weighed is None else weighed
+            x = block(x, edit, attend=attend, attend_gated=attend, read=read if last else None)
         return x, width
 
 
@@ -199,6 +239,7 @@ def _open_clip_vit(weights: Weights, frozen: bool) -> ImageTower:
         head=head,
         projection=weights.tensor("proj") if visual.pool_type == "tok" and visual.proj is not None else None,
         read=_class_token if visual.pool_type == "tok" else None,
+        n_read=int(visual.pool_type == "tok"),
         n_prefix_tokens=1,
         width=width,
         embed_dim=embed_dim,
@@ -228,6 +269,7 @@ def timm_vit(weights: Weights, last: Callable[[Tensor], Tensor] = _same, *, froz
     def head(x: Tensor) -> Tensor:
         return last(forward_head(norm(x)))
 
+    pools = trunk.attn_pool is not None or trunk.global_pool != "token"
     projections = [m for m in getattr(last, "children", list)() if hasattr(m, "out_features")]
     if projections:
         embed_dim = projections[-1].out_features
@@ -239,7 +281,8 @@ def timm_vit(weights: Weights, last: Callable[[Tensor], Tensor] = _same, *, froz
         blocks=tuple(view(weights.below(f"blocks.{i}")) for i in range(len(trunk.blocks))),
         norm_out=norm,
         head=head,
-        read=_class_token if kind == TIMM[0] and trunk.attn_pool is None and trunk.global_pool == "token" else None,
+        read=None if pools or kind != TIMM[0] else _class_token,
+        n_read=0 if pools else trunk.num_prefix_tokens if kind == TIMM[1] else 1,
         n_prefix_tokens=trunk.num_prefix_tokens,
         width=trunk.embed_dim,
         embed_dim=embed_dim,
