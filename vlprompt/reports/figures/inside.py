@@ -61,7 +61,7 @@ def draw_dots(table: pd.DataFrame, axis: str, chance: str, title: str) -> "Figur
         panel.set_xlim(np.nanmin(numbers) - NARROW, np.nanmax(numbers) + NARROW)
     known = chance and table["low"].notna().any()
     panel.set_xlabel(f"{axis}\ngrey: {chance}" if known else axis)
-    numbers_along(panel.xaxis, 72 * COLUMN * 0.45, 30.0)
+    numbers_along(panel.xaxis, 72 * COLUMN * 0.45)
     return figure
 
 
