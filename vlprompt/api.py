@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from vlprompt.results.record import Record
 
 FEW = 64  # pictures that are read without further processes
-HUB = "hf://"
 Photos = Photo | Sequence[Photo] | np.ndarray | Tensor
 Damaged = Callable[[int, UserError], object]
 
@@ -175,10 +174,10 @@ def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def load(source: str | Path, *, device: str = "auto", precision: str | None = None, allow: Sequence[str] = ()) -> Model:
-    """A trained model: from a run's folder, a learner's folder, or `hf://user/repo`.
+    """A trained model: from a run's folder, a learner's folder, or `hf://user/repo`, `hf://user/repo@revision`.
 
     Args:
-        source: the folder, or the name of a repository on the hub after `hf://`.
+        source: the folder, or the name of a repository on the hub after `hf://`; its tensors and its JSON are fetched.
         device: auto, cpu, cuda, cuda:1.
         precision: fp32 or bf16; None: that of the run.
         allow: modules that the files may name in addition to the package's own.
@@ -199,14 +198,17 @@ def load(source: str | Path, *, device: str = "auto", precision: str | None = No
 
 def folder_of(source: str | Path) -> Path:
     """Where the files of a saved learner are. Raises: UserError where there are none."""
+    from vlprompt.interop.hub import SCHEME, fetch_learner, is_hub
     from vlprompt.results.store import stored_run
 
+    if is_hub(source):
+        return fetch_learner(source)
     folder = absolute(source)
     run = stored_run(folder)
     folder = run[0] if run else folder
     if not run and not (folder / learner_files.CONFIG).is_file():
         what = "there is no folder" if not folder.is_dir() else "no run and no learner lies in"
-        raise UserError(f"{what} '{folder}': give a run's folder, as in results/runs/.../seed1, or {HUB}user/repo")
+        raise UserError(f"{what} '{folder}': give a run's folder, as in results/runs/.../seed1, or {SCHEME}user/repo")
     return folder
 
 

@@ -10,6 +10,7 @@ from vlprompt.commands import (
     check_learner,
     comparisons,
     curves,
+    export,
     listing,
     plots,
     report,
@@ -79,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     tune.register(commands)
     reproduce.register(commands)
     trained.register(commands)
+    export.register(commands)
     check_learner.register(commands)
     add_data_commands(commands.add_parser("data", help="list, get, check and sample data sets"))
     add_import(commands)

@@ -97,7 +97,7 @@ def attend_all(
     """Softmax attention within each sequence; `mask` says which keys a query sees (None: all)."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     if more is not None:
-        k, v = (torch.cat([t.expand(len(q), -1, -1, -1), u], 2) for t, u in zip(more, (k, v), strict=True))
+        k, v = (torch.cat([t.expand(q.shape[0], -1, -1, -1), u], 2) for t, u in zip(more, (k, v), strict=True))
         mask = None if mask is None else F.pad(mask, (more[0].shape[2], 0), value=True)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
@@ -162,7 +162,7 @@ class Block:
         more = self._keys_values(prefix, k.dtype)
         if prefix.gate is None:
             return attend(q, k, v, more)
-        keys, values = (t.expand(len(q), -1, -1, -1) for t in more)
+        keys, values = (t.expand(q.shape[0], -1, -1, -1) for t in more)
         gated = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values)
         return attend(q, k, v, None) + prefix.gate.to(q.dtype)[:, None] * gated.transpose(1, 2)
 

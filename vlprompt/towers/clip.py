@@ -87,6 +87,15 @@ class Clip:
             self.weights.root.get_parameter(name).data = torch.empty(0, device=self.device)
         return replace(self._replacing(tensors, frozen=True), quantization_error=error)
 
+    def dequantized(self) -> "Clip":
+        """The same model with its matrices of 4 bits as plain ones of the same values, for other libraries."""
+        plain = {name: t.plain() for name, t in self.weights.replaced.items() if isinstance(t, Quantized)}
+        return replace(self._replacing(plain, frozen=True), quantization_error=None) if plain else self
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors of the model, under the names of its own state dict."""
+        return {name: self.weights.tensor(name).detach() for name in self.weights.root.state_dict()}
+
     @property
     def n_bytes(self) -> int:
         """Memory that the weights take."""
