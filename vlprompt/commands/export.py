@@ -60,7 +60,7 @@ def export(options: argparse.Namespace) -> int:
 
 
 def learner_of(source: Path, classes: Sequence[str] | None = None, *, quantized: bool = True) -> "Learner":
-    """The learner in a folder, on the CPU, with plain numbers instead of 4-bit ones; bound to other classes if asked."""
+    """The learner in a folder, on the CPU, with plain numbers for 4-bit ones; bound to other classes if asked."""
     from vlprompt.api import Model
     from vlprompt.config.build import rebuild, restore_learner
     from vlprompt.results.learner_files import CONFIG

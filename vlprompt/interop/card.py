@@ -89,13 +89,14 @@ def indexed(record: Record | None) -> list[dict[str, Any]]:
 
 def introduction(learner: Learner, shared: Mapping[str, Any]) -> str:
     method = method_of(shared)
-    paper = f" ({markdown(method.paper)})" if method.paper else ""
-    link = f", [the paper]({method.source})" if re.fullmatch(ADDRESS, method.source or "") else ""
+    paper = markdown(method.paper or "")
+    if re.fullmatch(ADDRESS, method.source or ""):
+        paper = f"[{paper or 'its source'}]({method.source})"
     n = sum(t.numel() for t in learner.state_dict().values())
     holds = f"the {n:,} trained numbers alone" if n else "its settings alone, as nothing is trained"
     return (
-        f"{markdown(method.name)}{paper}{link} on a frozen {markdown(backbone_of(shared))}. This repository holds {holds}; "
-        "the backbone is fetched from where it was published."
+        f"{markdown(method.name)}{paper and f' ({paper})'} on a frozen {markdown(backbone_of(shared))}. This repository "
+        f"holds {holds}; the backbone comes from where it was published."
     )
 
 

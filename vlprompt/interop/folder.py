@@ -30,9 +30,13 @@ def whole_folder(folder: Path, names: Iterable[str], *, force: bool) -> Iterator
         draft = draft_of(room / (folder.name or "files"))
         draft.mkdir()
         try:
+            (draft / "plain").touch()
+            mode = (draft / "plain").stat().st_mode  # of a new file, which some libraries do not give theirs
+            (draft / "plain").unlink()
             yield draft
             _refuse_to_replace(folder, sorted(path.name for path in draft.iterdir()), force)
             for path in draft.iterdir():
+                path.chmod(mode)
                 sync(path)
             make_folder(folder)
             for old in {folder / name for name in names} - {folder / path.name for path in draft.iterdir()}:

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from vlprompt.learners.base import Learner
 from vlprompt.towers import Images
 
 OPSET = 18
+LIBRARIES = ("onnx", "onnxruntime", "onnxscript")
 MODEL, DATA = "image.onnx", "image.onnx.data"
 LARGEST = 1_800_000_000  # bytes of weights within the model itself, whose format ends at 2 GiB
 TOLERANCE = 1e-4  # of the largest feature
@@ -65,13 +67,10 @@ def write_onnx(learner: Learner, folder: Path, *, force: bool = False) -> list[s
 def check_libraries() -> None:
     """Raises: UserError that says how to install what is missing."""
     try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401
+        for library in LIBRARIES:
+            import_module(library)
     except ImportError as error:
-        raise UserError(
-            f"--to onnx needs onnx, onnxruntime and onnxscript ({error}): pip install 'vlprompt[onnx]'"
-        ) from None
+        raise UserError(f"--to onnx needs {', '.join(LIBRARIES)} ({error}): pip install 'vlprompt[onnx]'") from None
 
 
 def weights_in(learner: Learner) -> int:
