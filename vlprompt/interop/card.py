@@ -94,9 +94,10 @@ def introduction(learner: Learner, shared: Mapping[str, Any]) -> str:
         paper = f"[{paper or 'its source'}]({method.source})"
     n = sum(t.numel() for t in learner.state_dict().values())
     holds = f"the {n:,} trained numbers alone" if n else "its settings alone, as nothing is trained"
+    backbone = markdown(backbone_of(shared))
     return (
-        f"{markdown(method.name)}{paper and f' ({paper})'} on a frozen {markdown(backbone_of(shared))}. This repository "
-        f"holds {holds}; the backbone comes from where it was published."
+        f"{markdown(method.name)}{paper and f' ({paper})'} on a frozen {backbone}. This repository holds "
+        f"{holds}; the backbone comes from where it was published."
     )
 
 
