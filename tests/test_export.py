@@ -284,7 +284,7 @@ def forms_in_docs() -> dict[str, dict[str, str]]:
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start:] if line.startswith("| `")]
     names = [name.strip("`") for name in rows[0][1:]]
     methods = [(method.strip(" `"), row) for row in rows[1:] for method in row[0].split(",")]
-    return {method: {name: cell for name, cell in zip(names, row[1:], strict=True)} for method, row in methods}
+    return {method: dict(zip(names, row[1:], strict=True)) for method, row in methods}
 
 
 # Folders

@@ -1,6 +1,7 @@
 """The image side of a learner as an ONNX model."""
 
 import logging
+import re
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +22,7 @@ from vlprompt.interop.classifier import (
 )
 from vlprompt.interop.folder import whole_folder
 from vlprompt.learners.base import Learner
+from vlprompt.learners.weights import WeightLearner
 from vlprompt.towers import Images
 
 OPSET = 18
@@ -35,10 +37,17 @@ class ImageSide(nn.Module):
 
     def __init__(self, learner: Learner) -> None:
         super().__init__()
-        self.learner, self.frozen = learner, learner.clip.weights.root
+        self.learner = learner
+        clip = learner.clip
+        changes_weights = isinstance(learner, WeightLearner) and learner.edits_image
+        if changes_weights:
+            clip = learner.adapted("image").materialized()
+        self.tower = clip.image if changes_weights else None
+        self.model = clip.weights.root
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        return tuple(image_outputs(self.learner, Images(pixels)).values())
+        images = Images(pixels)
+        return (self.tower(images),) if self.tower else tuple(image_outputs(self.learner, images).values())
 
 
 def write_onnx(learner: Learner, folder: Path, *, force: bool = False) -> list[str]:
@@ -101,7 +110,7 @@ def save(side: ImageSide, path: Path, names: list[str], *, large: bool) -> None:
     except OSError:
         raise
     except Exception as error:  # of as many kinds as the exporter has steps
-        reason = " ".join(str(error).split())[:200]
+        reason = re.sub(r"\x1b\[\d*m", "", " ".join(str(error.__cause__ or error).split()))[:200]
         raise UserError(
             f"the image side of {type(side.learner).__name__} cannot be written as ONNX ({reason}): use --to hub"
         ) from None

@@ -1,5 +1,6 @@
 """A frozen CLIP: two towers, the scale of their cosine, and how images are prepared for it."""
 
+import copy
 import hashlib
 import math
 from collections.abc import Mapping
@@ -89,8 +90,24 @@ class Clip:
 
     def dequantized(self) -> "Clip":
         """The same model with its matrices of 4 bits as plain ones of the same values, for other libraries."""
-        plain = {name: t.plain() for name, t in self.weights.replaced.items() if isinstance(t, Quantized)}
-        return replace(self._replacing(plain, frozen=True), quantization_error=None) if plain else self
+        if not any(isinstance(tensor, Quantized) for tensor in self.weights.replaced.values()):
+            return self
+        return replace(self.materialized(), quantization_error=None)
+
+    def materialized(self) -> "Clip":
+        """The same model as a module that holds its tensors itself, those that replaced others too, as plain ones."""
+        root = copy.deepcopy(self.weights.root)
+        for name, tensor in self.weights.replaced.items():
+            tensor = tensor.plain() if isinstance(tensor, Quantized) else tensor
+            part, _, last = name.rpartition(".")
+            getattr(root.get_submodule(part), last).data = tensor.detach().clone()
+        weights = Weights(root)
+        return replace(
+            self,
+            image=_image_tower(weights, self.words, frozen=self.image.frozen),
+            text=self.text and self.words and _text_tower(weights, self.words, self.text.chunk),
+            weights=weights,
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors of the model, under the names of its own state dict."""
