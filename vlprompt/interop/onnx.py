@@ -23,7 +23,7 @@ from vlprompt.interop.classifier import (
 from vlprompt.interop.folder import whole_folder
 from vlprompt.learners.base import Learner
 from vlprompt.learners.weights import WeightLearner
-from vlprompt.towers import Images
+from vlprompt.towers import Images, ImageTower
 
 OPSET = 18
 LIBRARIES = ("onnx", "onnxruntime", "onnxscript")
@@ -42,7 +42,7 @@ class ImageSide(nn.Module):
         changes_weights = isinstance(learner, WeightLearner) and learner.edits_image
         if changes_weights:
             clip = learner.adapted("image").materialized()
-        self.tower = clip.image if changes_weights else None
+        self.tower: ImageTower | None = clip.image if changes_weights else None
         self.model = clip.weights.root
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:

@@ -101,13 +101,11 @@ class Clip:
             tensor = tensor.plain() if isinstance(tensor, Quantized) else tensor
             part, _, last = name.rpartition(".")
             getattr(root.get_submodule(part), last).data = tensor.detach().clone()
-        weights = Weights(root)
-        return replace(
-            self,
-            image=_image_tower(weights, self.words, frozen=self.image.frozen),
-            text=self.text and self.words and _text_tower(weights, self.words, self.text.chunk),
-            weights=weights,
-        )
+        weights, text = Weights(root), None
+        if self.text is not None and self.words is not None:
+            text = _text_tower(weights, self.words, self.text.chunk)
+        image = _image_tower(weights, self.words, frozen=self.image.frozen)
+        return replace(self, image=image, text=text, weights=weights)
 
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors of the model, under the names of its own state dict."""

@@ -34,7 +34,6 @@ def origin_of(model: str, weights: str) -> Origin:
             repository = f"timm/{published.architecture}.{published.tag}".removesuffix(".")
         return Origin(repository or None, published.license)
     published = open_clip.get_pretrained_cfg(model, weights)
-    repository = str(published.get("hf_hub") or "").partition("/")
-    name = f"{repository[0]}/{repository[2].partition('/')[0]}" if repository[2] else None
+    owner, _, name = str(published.get("hf_hub") or "").removesuffix("/").partition("/")
     known = next((license for tag, license in LICENSES.items() if published and weights.startswith(tag)), None)
-    return Origin(name, known)
+    return Origin(f"{owner}/{name}" if name else None, known)

@@ -31,7 +31,7 @@ def save_open_clip(clip: Clip, model: str, folder: Path, more: Mapping[str, Any]
         raise UserError(f"{clip.name} has a tokenizer of its own that open_clip reads from no folder: use --to hub")
     if named:
         tokenizer.save_pretrained(str(folder))
-    images = {"size": [pre.size, pre.size], "mean": pre.mean, "std": pre.std}
+    images: dict[str, Any] = {"size": [pre.size, pre.size], "mean": pre.mean, "std": pre.std}
     images |= {"interpolation": pre.interpolation, "resize_mode": pre.resize}
     content = {"model_cfg": config, "preprocess_cfg": images, **more}
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
