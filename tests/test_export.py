@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vlprompt import demo
 from vlprompt.errors import UserError
+from vlprompt.interop import onnx
 from vlprompt.interop.classifier import classifier_of, write_classifier
 from vlprompt.interop.folder import whole_folder
 from vlprompt.interop.onnx import write_onnx
@@ -285,6 +286,27 @@ def forms_in_docs() -> dict[str, dict[str, str]]:
     names = [name.strip("`") for name in rows[0][1:]]
     methods = [(method.strip(" `"), row) for row in rows[1:] for method in row[0].split(",")]
     return {method: dict(zip(names, row[1:], strict=True)) for method, row in methods}
+
+
+@pytest.mark.slow
+def test_weights_beyond_the_format_lie_next_to_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(onnx, "LARGEST", 0)
+    learner = made(VPT)
+    assert write_onnx(learner, tmp_path) == ["classifier.npz", "image.onnx", "image.onnx.data", "preprocess.json"]
+    assert check_onnx(learner, tmp_path)
+    monkeypatch.undo()
+    write_onnx(learner, tmp_path, force=True)  # which leaves none of these there
+    assert not (tmp_path / "image.onnx.data").exists()
+
+
+@pytest.mark.slow
+def test_what_onnxruntime_computes_otherwise_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(onnx, "TOLERANCE", -1.0)
+    with pytest.raises(UserError, match="onnxruntime gives other features"):
+        write_onnx(made(VPT), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # Folders

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vlprompt.results.record import Record
 
 FEW = 64  # pictures that are read without further processes
+HUB = "hf://"
 Photos = Photo | Sequence[Photo] | np.ndarray | Tensor
 Damaged = Callable[[int, UserError], object]
 
@@ -198,17 +199,18 @@ def load(source: str | Path, *, device: str = "auto", precision: str | None = No
 
 def folder_of(source: str | Path) -> Path:
     """Where the files of a saved learner are. Raises: UserError where there are none."""
-    from vlprompt.interop.hub import SCHEME, fetch_learner, is_hub
     from vlprompt.results.store import stored_run
 
-    if is_hub(source):
-        return fetch_learner(source)
+    if str(source).startswith(HUB.removesuffix("/")):  # a path that was made of such a name has a slash less
+        from vlprompt.interop.hub import fetch_learner
+
+        return fetch_learner(str(source))
     folder = absolute(source)
     run = stored_run(folder)
     folder = run[0] if run else folder
     if not run and not (folder / learner_files.CONFIG).is_file():
         what = "there is no folder" if not folder.is_dir() else "no run and no learner lies in"
-        raise UserError(f"{what} '{folder}': give a run's folder, as in results/runs/.../seed1, or {SCHEME}user/repo")
+        raise UserError(f"{what} '{folder}': give a run's folder, as in results/runs/.../seed1, or {HUB}user/repo")
     return folder
 
 

@@ -13,6 +13,7 @@ from vlprompt.interop.paths import without_folders
 from vlprompt.learners.base import Learner
 from vlprompt.reports.escapes import markdown, terminal
 from vlprompt.reports.report.again import command
+from vlprompt.reports.summary import UNTRAINED
 from vlprompt.results.metrics import METRICS
 from vlprompt.results.record import Record
 from vlprompt.towers.origin import Origin
@@ -105,13 +106,14 @@ def facts_of(
     learner: Learner, shared: Mapping[str, Any], record: Record | None, origin: Origin
 ) -> list[tuple[str, str]]:
     names = first_names([markdown(name) for name in learner.trained_classes], MOST_CLASSES)
+    trained = record is not None and record.shots != UNTRAINED
     known = origin.license if origin.license else "not known to vlprompt: see where it was published"
     facts: dict[str, Any] = {
         "data set": shared.get("dataset"),
         "hash of its split": shared.get("split_hash"),
         "protocol": shared.get("protocol"),
-        "images a class": record.shots if record else None,
-        "seed": record.seed if record else None,
+        "images a class": record.shots if trained and record else None,
+        "seed": record.seed if trained and record else None,
         "precision": shared.get("precision"),
         "licence of the backbone": known,
     }

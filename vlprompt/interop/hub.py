@@ -26,12 +26,7 @@ TRAVELS = ("method", "target", "arguments", "dataset", "protocol", "split_hash",
 BACKBONE = ("model", "weights", "quantize", "images")
 
 
-def is_hub(source: str | Path) -> bool:
-    """Whether a learner is named as one of the hub; a path that was made of its name has a slash less."""
-    return re.match("hf:/", str(source)) is not None
-
-
-def fetch_learner(source: str | Path) -> Path:
+def fetch_learner(source: str) -> Path:
     """The folder, in the hub's cache, of `hf://owner/name` or `hf://owner/name@revision`: its tensors and its JSON.
 
     Nothing else is fetched, and nothing of it is run.
@@ -40,8 +35,8 @@ def fetch_learner(source: str | Path) -> Path:
         UserError: another form; a repository that is not there, or is no learner; a hub that cannot be reached; a
             description that names files.
     """
-    parts = SOURCE.fullmatch(str(source))
-    if parts is None or ".." in str(source):
+    parts = SOURCE.fullmatch(source)
+    if parts is None or ".." in source:
         raise UserError(
             f"'{source}' names nothing on the hub: write {SCHEME}owner/name, or {SCHEME}owner/name@revision"
         )
