@@ -179,8 +179,8 @@ def test_the_card_is_read_by_the_hub(tmp_path: Path) -> None:
 def test_nothing_of_this_machine_travels(tmp_path: Path) -> None:
     changes = {"method.descriptions": str(tmp_path / "texts.json"), "protocol.targets": [r"C:\Users\me\x"]}
     config = {"dataset": {"root": str(tmp_path)}, "data": {"root": "~/data"}, "method": {"descriptions": changes}}
-    own = {"config": config, "device": "GPU of mine", "weights": str(tmp_path), "git": "0" * 40}
-    record = made_records.few_shot("coop", "shapes", changes=changes, **own)
+    origin = {"config": config, "device": "GPU of mine", "weights": str(tmp_path), "git": "0" * 40}
+    record = made_records.few_shot("coop", "shapes", changes=changes, **origin)
     folder = tmp_path / "out"
     write_hub(coop(), ABOUT, record, folder)
     content = b"".join(path.read_bytes() for path in folder.iterdir()).decode("utf-8", "replace")

@@ -67,7 +67,8 @@ def front_matter(learner: Learner, shared: Mapping[str, Any], record: Record | N
     names = [str(shared.get("method") or ""), str(shared.get("dataset") or "")]
     meta: dict[str, Any] = {**license, "library_name": "vlprompt", "pipeline_tag": task}
     meta |= {"base_model": origin.repository} if origin.repository else {}
-    meta["tags"] = list(dict.fromkeys(filter(None, ["vlprompt", "clip", "few-shot", *map(terminal, names)])))
+    kinds = ["vlprompt", "clip" if learner.clip.text else "vit", "few-shot"]
+    meta["tags"] = list(dict.fromkeys(filter(None, [*kinds, *map(terminal, names)])))
     if results := indexed(record):
         meta["model-index"] = [{"name": terminal(title_of(shared)), "results": results}]
     return yaml.safe_dump(meta, sort_keys=False, allow_unicode=True, width=10**6)

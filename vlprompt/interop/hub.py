@@ -93,19 +93,13 @@ def write_hub(
     """
     backbone = {name: about["backbone"][name] for name in BACKBONE if about["backbone"].get(name) is not None}
     for name, path in files_named(backbone, about["arguments"]):
-        do = (
-            "use a model that open_clip, timm or a hub have by name"
-            if name.startswith("backbone")
-            else "train without it"
-        )
+        named = "use a model that open_clip, timm or a hub have by name"
+        do = named if name.startswith("backbone") else "train without it"
         raise UserError(f"{name} is '{path}', a file of this machine, which does not travel to a hub: {do}")
     shared = {name: about[name] for name in TRAVELS if name in about} | {"backbone": backbone}
     tensors = learner.state_dict()
-    origin = (
-        Origin(None, "mit")
-        if backbone["model"] in demo.BACKBONES
-        else origin_of(backbone["model"], backbone["weights"])
-    )
+    model = backbone["model"]
+    origin = Origin(None, "mit") if model in demo.BACKBONES else origin_of(model, backbone["weights"])
     with whole_folder(folder, (TENSORS, CONFIG, README), force=force) as draft:
         if tensors:
             learner_files.save(learner, draft, shared)
