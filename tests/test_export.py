@@ -1,6 +1,8 @@
 """Exports of trained learners, each read back by the library that it is for."""
 
 import json
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -12,10 +14,12 @@ import open_clip
 import pytest
 import tiny
 import torch
+from PIL import Image
 from running import ROOT
 from torch import Tensor
 
 from vlprompt import demo
+from vlprompt.api import Model
 from vlprompt.errors import UserError
 from vlprompt.interop import onnx
 from vlprompt.interop.classifier import classifier_of, write_classifier
@@ -309,6 +313,26 @@ def test_what_onnxruntime_computes_otherwise_is_not_written(tmp_path: Path, monk
     with pytest.raises(UserError, match="onnxruntime gives other features"):
         write_onnx(made(VPT), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They give the logits of the learner for a photo, without PyTorch."""
+    pytest.importorskip("onnxscript")
+    text = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    lines = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "onnxruntime" in block)
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0).integers(0, 256, (50, 71, 3), np.uint8)
+    Image.fromarray(noise).save("photo.jpg")
+    learner = made(VPT)
+    write_onnx(learner, tmp_path / "out")
+    ran = subprocess.run(
+        [sys.executable, "-c", f"{lines}\nprint(*logits[0])"], capture_output=True, text=True, check=True
+    )
+    ours = Model(learner).logits(["photo.jpg"])
+    shown = ran.stdout.splitlines()
+    assert shown[0] == str(np.array([learner.classes[int(ours.argmax())]]))
+    assert_near(np.array(shown[1].split(), np.float32)[None], ours.numpy())
 
 
 # Folders

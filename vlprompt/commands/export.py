@@ -99,7 +99,7 @@ def to_open_clip(source: Path, options: argparse.Namespace) -> list[str]:
     model = read_config(source)["backbone"]["model"] if learner.mergeable else ""
     names = write_open_clip(learner, model, options.folder, force=options.force)
     if (pre := learner.clip.preprocess).crop_pct != 1:  # which open_clip has no setting for
-        larger = round(pre.size / pre.crop_pct)
+        larger = int(pre.size / pre.crop_pct)
         print(f"open_clip resizes images to {pre.size} pixels, here they were resized to {larger} and cut")  # noqa: T201
     return names
 

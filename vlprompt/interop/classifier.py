@@ -133,7 +133,7 @@ def write_preprocess(path: Path, learner: Learner, classifier: Classifier | None
     """How pictures become pixels, and features become logits, as JSON."""
     content = {
         "backbone": learner.clip.name,
-        "images": asdict(learner.clip.preprocess),
+        **asdict(learner.clip.preprocess),
         "classes": list(learner.classes),
         "scale": None if classifier is None else classifier.scale,
         "unit": None if classifier is None else classifier.unit,
