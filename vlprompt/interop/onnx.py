@@ -38,11 +38,11 @@ class ImageSide(nn.Module):
     def __init__(self, learner: Learner) -> None:
         super().__init__()
         self.learner = learner
+        self.tower: ImageTower | None = None
         clip = learner.clip
-        changes_weights = isinstance(learner, WeightLearner) and learner.edits_image
-        if changes_weights:
+        if isinstance(learner, WeightLearner) and learner.edits_image:
             clip = learner.adapted("image").materialized()
-        self.tower: ImageTower | None = clip.image if changes_weights else None
+            self.tower = clip.image
         self.model = clip.weights.root
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
