@@ -95,12 +95,11 @@ def pixels_of(side: ImageSide, n: int) -> Tensor:
 
 @torch.no_grad()
 def save(side: ImageSide, path: Path, names: list[str], *, large: bool) -> None:
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    heard = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # several loggers tell of the exporter's own ways
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the exporter's own ways
+            warnings.simplefilter("ignore")
             batch = ({0: torch.export.Dim("batch")},)
             program: Any = torch.onnx.export(
                 side, (pixels_of(side, 2),), dynamo=True, dynamic_shapes=batch, input_names=["pixels"],
@@ -115,7 +114,7 @@ def save(side: ImageSide, path: Path, names: list[str], *, large: bool) -> None:
             f"the image side of {type(side.learner).__name__} cannot be written as ONNX ({reason}): use --to hub"
         ) from None
     finally:
-        logger.setLevel(level)
+        logging.disable(heard)
 
 
 @torch.no_grad()
