@@ -1,10 +1,12 @@
 """Trained learners again, without training: tested at other settings, and in PEFT's format."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
@@ -122,4 +124,35 @@ def test_what_has_no_form_in_peft_is_refused(results: Path, tmp_path: Path) -> N
     assert record.cost["trained_parameters"] > 2 * 96  # with the encoder, which is not stored
     assert sum(t.numel() for t in safetensors.torch.load_file(folder / "learner.safetensors").values()) == 2 * 96
     check_mistake(ask(cli.main, ["export", str(folder), str(tmp_path)]), ["PTuning"], tmp_path)
-    check_mistake(ask(cli.main, ["export", str(tmp_path), str(tmp_path)]), ["no saved learner"], tmp_path)
+    check_mistake(ask(cli.main, ["export", str(tmp_path), str(tmp_path)]), ["no learner lies in"], tmp_path)
+
+
+def test_a_run_becomes_a_folder_of_a_hub(results: Path, tmp_path: Path) -> None:
+    """With its scores, and the tensors alone."""
+    folder, record = run_of(results, "p_tuning")
+    out = tmp_path / "out"
+    answer = ask(cli.main, ["export", str(folder), str(out), "--to", "hub"])
+    assert answer.code == 0, answer.err
+    card = (out / "README.md").read_text()
+    for split, scores in record.scores.items():
+        assert re.search(rf"^\| {split} \| {scores['total']} \|.*\| {100 * scores['accuracy']:.2f} \|", card, re.M)
+    assert f"| {record.split_hash} |" in card
+    assert str(tmp_path) not in card + (out / "learner_config.json").read_text()
+    theirs, ours = (safetensors.torch.load_file(path / "learner.safetensors") for path in (out, folder))
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+    check_mistake(ask(cli.main, ["export", str(folder), str(out), "--to", "hub"]), ["README.md", "--force"], tmp_path)
+    answer = ask(cli.main, ["export", str(out), str(tmp_path / "matrix"), "--to", "classifier", "--classes", "a,b_c"])
+    assert answer.code == 0, answer.err
+    with np.load(tmp_path / "matrix" / "classifier.npz") as saved:
+        assert (list(saved["classes"]), len(saved["weight"])) == (["a", "b_c"], 2)
+
+
+def test_options_of_an_export(results: Path, tmp_path: Path) -> None:
+    folder, _ = run_of(results, "dylora")
+    out = str(tmp_path / "out")
+    for form in ("peft", "open_clip", "hub"):
+        answer = ask(cli.main, ["export", str(folder), out, "--to", form, "--classes", "a,b"])
+        check_mistake(answer, ["--classes", form], tmp_path)
+    check_mistake(ask(cli.main, ["export", "hf://me", out, "--to", "onnx"]), ["hf://owner/name"], tmp_path)
+    assert not (tmp_path / "out").exists()

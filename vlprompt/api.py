@@ -175,10 +175,10 @@ def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def load(source: str | Path, *, device: str = "auto", precision: str | None = None, allow: Sequence[str] = ()) -> Model:
-    """A trained model: from a run's folder, a learner's folder, or `hf://user/repo`.
+    """A trained model: from a run's folder, a learner's folder, or `hf://user/repo`, `hf://user/repo@revision`.
 
     Args:
-        source: the folder, or the name of a repository on the hub after `hf://`.
+        source: the folder, or the name of a repository on the hub after `hf://`; its tensors and its JSON are fetched.
         device: auto, cpu, cuda, cuda:1.
         precision: fp32 or bf16; None: that of the run.
         allow: modules that the files may name in addition to the package's own.
@@ -201,6 +201,10 @@ def folder_of(source: str | Path) -> Path:
     """Where the files of a saved learner are. Raises: UserError where there are none."""
     from vlprompt.results.store import stored_run
 
+    if str(source).startswith(HUB.removesuffix("/")):  # a path that was made of such a name has a slash less
+        from vlprompt.interop.hub import fetch_learner
+
+        return fetch_learner(str(source))
     folder = absolute(source)
     run = stored_run(folder)
     folder = run[0] if run else folder

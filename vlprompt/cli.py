@@ -11,6 +11,7 @@ from vlprompt.commands import (
     comparisons,
     curves,
     explain,
+    export,
     interpret,
     listing,
     plots,
@@ -85,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     predict.register(commands)
     interpret.register(commands)
     explain.register(commands)
+    export.register(commands)
     check_learner.register(commands)
     add_data_commands(commands.add_parser("data", help="list, get, check and sample data sets"))
     add_import(commands)

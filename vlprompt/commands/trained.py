@@ -1,4 +1,4 @@
-"""`vlprompt evaluate` and `vlprompt export`: what can be done with a trained learner without training it again."""
+"""`vlprompt evaluate`: trained learners tested again, without training."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlprompt.commands.output import add_output, show
 from vlprompt.commands.selection import add_selection, selected
-from vlprompt.errors import Note, UserError, printable
-from vlprompt.textfiles import path_of
+from vlprompt.errors import Note, UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def register(commands: Any) -> None:
-    """Add both to the sub-commands."""
+    """Add it to the sub-commands."""
     text = "test finished runs again with another value of a setting that needs no training, as in method.test_rank=1,2"
     parser = commands.add_parser("evaluate", help=text, description=text)
     parser.add_argument(
@@ -27,31 +26,6 @@ def register(commands: Any) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     add_output(parser)
     parser.set_defaults(command=evaluate)
-    text = "write a trained LoRA as the folder of an adapter that PEFT reads onto transformers.CLIPModel"
-    parser = commands.add_parser("export", help=text, description=text)
-    parser.add_argument("run", type=path_of, help="the folder of a finished run, with learner.safetensors")
-    parser.add_argument("folder", type=path_of, help="where the adapter goes")
-    parser.add_argument("--force", action="store_true", help="replace an adapter that is there")
-    parser.set_defaults(command=export)
-
-
-def export(options: argparse.Namespace) -> int:
-    from vlprompt.config.build import restore_learner
-    from vlprompt.data.disk import writing
-    from vlprompt.interop.peft import write_peft
-    from vlprompt.learners.lora import LoRA
-
-    learner = restore_learner(options.run)
-    if not isinstance(learner, LoRA):
-        raise UserError(f"{options.run} holds a {type(learner).__name__}: only low-rank updates have a form in PEFT")
-    if learner.has_head:
-        raise UserError(
-            f"{options.run} has a linear head, which PEFT's form does not hold: train with method.head=text, on a CLIP"
-        )
-    with writing(f"'{options.folder}'", "and export again"):
-        write_peft(learner, options.folder, force=options.force)
-    print(printable(f"{options.folder}: adapter_config.json, adapter_model.safetensors"))  # noqa: T201
-    return 0
 
 
 def evaluate(options: argparse.Namespace) -> int:

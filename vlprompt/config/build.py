@@ -158,12 +158,18 @@ def features_at(
 
 
 def restore_learner(
-    folder: Path, allow: Sequence[str] = (), *, device: torch.device | None = None, quantized: bool = False
+    folder: Path,
+    allow: Sequence[str] = (),
+    *,
+    device: torch.device | None = None,
+    quantized: bool = False,
+    plain: bool = False,
 ) -> Learner:
     """The trained learner in a run's folder, bound to the classes it was trained on; on the CPU unless said otherwise.
 
     `allow`: modules that its file may name in addition to the package's own, as in the environment's VLPROMPT_ALLOW.
-    `quantized`: the frozen model keeps the matrices in 4 bits that it was trained with.
+    `quantized`: the frozen model keeps the matrices in 4 bits that it was trained with; `plain`: with their values as
+    plain numbers, which other libraries read.
 
     Raises:
         UserError: no saved learner there, one whose class is not allowed, or that does not fit its own settings.
@@ -177,6 +183,7 @@ def restore_learner(
     clip = clip_at(
         backbone.model, backbone.weights, device, quantize=backbone.quantize, images=backbone.images
     )  # fmt: skip
+    clip = clip.dequantized() if plain else clip
     learner = untrained(kind, clip, about["classes"], arguments)
     if learner.state_dict() or (folder / learner_files.TENSORS).exists():
         learner_files.load_tensors(learner, folder)

@@ -146,7 +146,7 @@ def whole_file(path: Path, *, lasting: bool = True) -> Iterator[Path]:
         _clear_drafts(path.parent)
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{_process()}")
+    draft = draft_of(path)
     try:
         yield draft
         if lasting:
@@ -159,6 +159,11 @@ def whole_file(path: Path, *, lasting: bool = True) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
+def draft_of(path: Path) -> Path:
+    """Where a file or a folder is made that is to be `path`, in the name of this process."""
+    return path.with_name(f".{path.name}.{_process()}")
+
+
 @cache
 def _clear_drafts(folder: Path) -> None:
     """Delete, once in a process, what others that were killed left half written in a folder."""
@@ -168,7 +173,7 @@ def _clear_drafts(folder: Path) -> None:
 def remove_drafts(paths: Iterable[Path]) -> None:
     """Delete those of these files that a killed process left half written."""
     for path in paths:
-        if _is_left_behind(path):
+        if is_left_behind(path):
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -183,7 +188,7 @@ def _host() -> str:
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
-def _is_left_behind(path: Path) -> bool:
+def is_left_behind(path: Path) -> bool:
     """Whether the process in the name is gone; of another host's one knows only that drafts take less than a day."""
     named = re.search(r"\bvlprompt-([0-9a-f]{8})-(\d{1,10})(\.\w+)?$", path.name)
     if not named:

@@ -1,15 +1,14 @@
 """Trained learners in the format of other libraries."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
-from vlprompt.data.disk import whole_file
 from vlprompt.errors import UserError
+from vlprompt.interop.folder import whole_folder
 from vlprompt.learners.lora import LoRA
 
 ENCODERS = {"image": "vision_model.encoder.layers", "text": "text_model.encoder.layers"}
@@ -35,14 +34,9 @@ def write_peft(learner: LoRA, folder: Path, *, force: bool = False) -> None:
     """
     check_names(learner)
     config, tensors = peft_files(learner)
-    if not force and (there := [name for name in (CONFIG, TENSORS) if os.path.lexists(folder / name)]):
-        raise UserError(f"{folder} holds {' and '.join(there)}: --force replaces them, or choose another folder")
-    try:  # both or, on a full disk, none
-        with whole_file(folder / TENSORS) as weights, whole_file(folder / CONFIG) as settings:
-            weights.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
-            settings.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write the adapter to {folder}: {error.strerror or error}") from None
+    with whole_folder(folder, (CONFIG, TENSORS), force=force) as draft:
+        safetensors.torch.save_file(tensors, draft / TENSORS, metadata={"format": "pt"})
+        (draft / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def peft_files(learner: LoRA) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -93,10 +93,15 @@ class MMRL(Learner):
         tokens = tower.norm_out(table[:, tower.n_prefix_tokens : tower.n_prefix_tokens + n])
         return tower.project(table, n), tokens.mean(1) @ self.projection.to(tokens.dtype)
 
+    @property
+    def mixes(self) -> bool:
+        """Whether the tokens' feature has a share in the logits."""
+        new_classes = self.rows is None and self.classes != self.trained_classes
+        return not (self.transfer or new_classes)
+
     def logits(self, images: Images, class_features: Float[Tensor, "C e"] | None) -> Float[Tensor, "B C"]:
         assert class_features is not None
-        new_classes = self.rows is None and self.classes != self.trained_classes
-        if self.transfer or new_classes:
+        if not self.mixes:
             return scaled_cosine(self.encode_images(images), class_features, self.clip.scale)
         by_class, by_tokens = (scaled_cosine(f, class_features, self.clip.scale) for f in self.encode_both(images))
         return self.mix(by_class, by_tokens)

@@ -14,7 +14,9 @@ from vlprompt import __version__
 from vlprompt.errors import DamagedError, UserError
 from vlprompt.learners.base import Learner
 from vlprompt.results.record import checked, damaged
+from vlprompt.textfiles import ordinary
 
+MOST_BYTES = 10**8  # of a description: 20,000 classes take a hundredth
 TENSORS, CONFIG = "learner.safetensors", "learner_config.json"
 
 
@@ -77,7 +79,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        about = json.loads(checked(path).read_text(encoding="utf-8"))
+        about = json.loads(ordinary(checked(path), MOST_BYTES).read_text(encoding="utf-8"))
         About.model_validate(about)
     except ValidationError as error:
         first = error.errors()[0]

@@ -105,7 +105,7 @@ def heads_first(q: Tensor, k: Tensor, v: Tensor, more: KeysValues | None) -> tup
     """Queries, keys and values as [B, h, N, c], the keys and values that all queries see in front."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     if more is not None:
-        k, v = (torch.cat([t.expand(len(q), -1, -1, -1), u], 2) for t, u in zip(more, (k, v), strict=True))
+        k, v = (torch.cat([t.expand(q.shape[0], -1, -1, -1), u], 2) for t, u in zip(more, (k, v), strict=True))
     return q, k, v
 
 
@@ -178,7 +178,7 @@ class Block:
         more = self._keys_values(prefix, k.dtype)
         if prefix.gate is None:
             return attend(q, k, v, more)
-        keys, values = (t.expand(len(q), -1, -1, -1).transpose(1, 2) for t in more)
+        keys, values = (t.expand(q.shape[0], -1, -1, -1).transpose(1, 2) for t in more)
         gated = attend_gated(q, keys, values, None)
         return attend(q, k, v, None) + prefix.gate.to(q.dtype)[:, None] * gated
 

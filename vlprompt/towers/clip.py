@@ -1,5 +1,6 @@
 """A frozen CLIP: two towers, the scale of their cosine, and how images are prepared for it."""
 
+import copy
 import hashlib
 import math
 from collections.abc import Mapping
@@ -98,6 +99,29 @@ class Clip:
         for name in names:
             self.weights.root.get_parameter(name).data = torch.empty(0, device=self.device)
         return replace(self._replacing(tensors, frozen=True), quantization_error=error)
+
+    def dequantized(self) -> "Clip":
+        """The same model with its matrices of 4 bits as plain ones of the same values, for other libraries."""
+        if not any(isinstance(tensor, Quantized) for tensor in self.weights.replaced.values()):
+            return self
+        return replace(self.materialized(), quantization_error=None)
+
+    def materialized(self) -> "Clip":
+        """The same model as a module that holds its tensors itself, those that replaced others too, as plain ones."""
+        root = copy.deepcopy(self.weights.root)
+        for name, tensor in self.weights.replaced.items():
+            tensor = tensor.plain() if isinstance(tensor, Quantized) else tensor
+            part, _, last = name.rpartition(".")
+            getattr(root.get_submodule(part), last).data = tensor.detach().clone()
+        weights, text = Weights(root), None
+        if self.text is not None and self.words is not None:
+            text = _text_tower(weights, self.words, self.text.chunk)
+        image = _image_tower(weights, self.words, frozen=self.image.frozen)
+        return replace(self, image=image, text=text, weights=weights)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors of the model, under the names of its own state dict."""
+        return {name: self.weights.tensor(name).detach() for name in self.weights.root.state_dict()}
 
     @property
     def n_bytes(self) -> int:
