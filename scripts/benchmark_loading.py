@@ -121,9 +121,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for size in ((300, 200), (500, 375), (1024, 768)):
             for train in (False, True):
-                found = measure(Path(folder), size, n_images=options.images, rounds=options.rounds, train=train)
-                shown = {kind: f"{value:,.0f}" for kind, value in found.items()}
-                shown["cached / plain"] = f"{found['cached / plain']:.1f}"
+                speeds = measure(Path(folder), size, n_images=options.images, rounds=options.rounds, train=train)
+                shown = {kind: f"{value:,.0f}" for kind, value in speeds.items()}
+                shown["cached / plain"] = f"{speeds['cached / plain']:.1f}"
                 rows.append({"image": f"{size[0]} x {size[1]}", "path": "train" if train else "test", **shown})
     table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True, colalign=["left"] * 2 + ["right"] * 4)
     about = (

@@ -87,10 +87,10 @@ def compare(before: Path, after: Path) -> int:
     differing = {name: ["only in the first"] for name in names[0] - names[1]}
     differing |= {name: ["only in the second"] for name in names[1] - names[0]}
     for name in names[0] & names[1]:
-        if found := list(differences(sides[0] / name, sides[1] / name)):
-            differing[name] = found
-    for name, found in sorted(differing.items()):
-        print(f"{name}: {'; '.join(found)}")
+        if texts := list(differences(sides[0] / name, sides[1] / name)):
+            differing[name] = texts
+    for name, texts in sorted(differing.items()):
+        print(f"{name}: {'; '.join(texts)}")
     finished = sum(
         json.loads((sides[0] / name / "result.json").read_text())["status"] == "finished" for name in names[0]
     )
@@ -110,7 +110,7 @@ def differences(first: Path, second: Path) -> Iterator[str]:
         if (first / file).exists() != (second / file).exists():
             yield f"{file} in one of them"
         elif (first / file).exists():
-            yield from (f"{file}: {found}" for found in unequal(read(first / file), read(second / file)))
+            yield from (f"{file}: {text}" for text in unequal(read(first / file), read(second / file)))
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:

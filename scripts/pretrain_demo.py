@@ -215,8 +215,8 @@ class Validation:
         self.parts = {}
         for part, looks in (("new_look", ("validation",)), ("known_looks", tuple(PRETRAINING_LOOKS))):
             pictures = paint(Source(part, looks, tuple(held), ((),), (1.0, 0.0, 0.0)), count, workers)
-            place = {c: i for i, c in enumerate(held)}
-            labels = torch.tensor([place[f.pattern, f.colour, f.shape] for f in pictures.facts])
+            label_of = {c: i for i, c in enumerate(held)}
+            labels = torch.tensor([label_of[f.pattern, f.colour, f.shape] for f in pictures.facts])
             self.parts[part] = (pictures, [" ".join(c) for c in held], labels, "a photo of a {}.")
         digits = paint(Source("digits", (), (), (tuple(fonts),), (0.0, 1.0, 0.0)), count, workers)
         labels = torch.tensor([int(f.character) for f in digits.facts])
@@ -224,9 +224,9 @@ class Validation:
 
     def measure(self, clip: nn.Module, words: Vocabulary) -> dict[str, float]:
         clip.eval()
-        found = {part: round(accuracy(clip, words, *what), 4) for part, what in self.parts.items()}
+        accuracies = {part: round(accuracy(clip, words, *what), 4) for part, what in self.parts.items()}
         clip.train()
-        return {**found, "mean": round(sum(found.values()) / len(found), 4)}
+        return {**accuracies, "mean": round(sum(accuracies.values()) / len(accuracies), 4)}
 
 
 def save(clip: nn.Module, words: Vocabulary, folder: Path, curve: list[dict[str, float]]) -> None:

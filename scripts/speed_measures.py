@@ -97,12 +97,12 @@ def compare_speed(case: Case, *, device: torch.device, repeats: int) -> Row:
 def watch(run: Callable[[], Tensor], both: Sides, device: torch.device) -> Watched:
     """One step and its memory."""
     known = {p.untyped_storage().data_ptr() for p in [*both.parameters, *both.frozen]}
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     reset_peak_memory(device)
@@ -111,7 +111,7 @@ def watch(run: Callable[[], Tensor], both: Sides, device: torch.device) -> Watch
         logits = run()
     peak = (peak_memory(device) or 0) - before
     gradients = [p.grad.clone() for p in both.parameters if p.grad is not None]
-    return Watched(logits, gradients, sum(kept.values()), peak)
+    return Watched(logits, gradients, sum(saved.values()), peak)
 
 
 def differences(ours: Watched, plain: Watched) -> tuple[float, float]:

@@ -129,7 +129,8 @@ def test_the_best_and_the_second(metric: str, values: list[float], best: set[int
 
 
 def test_marks_are_where_they_are_asked_for(tmp_path: Path) -> None:
-    save(tmp_path, [record("coop", base=0.8), record("lora", base=0.9), record("zero_shot", base=0.5, shots=0, seed=0)])
+    records = [record("coop", base=0.8), record("coop", base=0.8, seed=2), record("lora", base=0.9)]
+    save(tmp_path, [*records, record("zero_shot", base=0.5, shots=0, seed=0)])
     told = {}
     for layout in ("runs", "base_to_novel"):
         for option in ("", "--mark-best", "--no-mark-best"):
@@ -137,6 +138,7 @@ def test_marks_are_where_they_are_asked_for(tmp_path: Path) -> None:
             told[layout, option] = succeed(cli.main, [*command, *filter(None, [option])]).out
     for (_, option), text in told.items():
         assert (r"\textbf{90.00}" in text, r"\underline{80.00}" in text) == 2 * (option == "--mark-best",)
+        assert r"\textbf{2}" not in text, "the number of runs is no result"
     markdown = succeed(cli.main, ["table", str(tmp_path), "--published", "none", "--format", "markdown", "--mark-best"])
     assert "**90.00**" in markdown.out
 

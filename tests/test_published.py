@@ -203,10 +203,10 @@ def test_published_averages_are_records_where_nothing_else_is_printed() -> None:
 
 def test_rows_of_a_paper_are_its_own_and_of_its_method_what_only_others_print() -> None:
     maple = published.of_papers(ROWS, ["MaPLe"])
-    own = maple["source"].str.contains("multimodal-prompt-learning", regex=False)
-    assert {"coop", "zero_shot", "maple"} <= set(maple[own]["method"])
-    assert set(maple[own]["dataset"]) == {"average_11"}
-    assert set(maple[~own]["method"]) == {"maple"}
+    of_paper = maple["source"].str.contains("multimodal-prompt-learning", regex=False)
+    assert {"coop", "zero_shot", "maple"} <= set(maple[of_paper]["method"])
+    assert set(maple[of_paper]["dataset"]) == {"average_11"}
+    assert set(maple[~of_paper]["method"]) == {"maple"}
     halves = maple[maple["protocol"] == "base_to_novel"]
     assert set(halves[halves["method"] == "maple"]["dataset"]) == {*ELEVEN, "average_11"}
     assert not maple.duplicated(["protocol", "backbone", "method", "printed", "shots", "dataset", "part"]).any()

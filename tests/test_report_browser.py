@@ -1,6 +1,7 @@
 """The page of `vlprompt report` in a real Chromium: Debian's, or the one that the variable CHROMIUM names."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from importlib import resources
@@ -87,6 +88,9 @@ def test_it_opens_without_errors_and_asks_for_nothing(opened: Opened, address: s
     assert opened.said == []
     assert opened.asked == [address]
     assert opened.page.locator("img").count() == 0
+    buttons = opened.page.locator(".modebar-btn").evaluate_all("all => all.map(one => one.dataset.title)")
+    assert buttons
+    assert not [words for words in buttons if re.search("share|cloud|send", words, re.IGNORECASE)]
 
 
 def column(table: Any, name: str) -> list[str]:

@@ -265,7 +265,7 @@ def summarise_sweep(folder: Path, since: datetime) -> int:
         for status, reason in dict.fromkeys((outcome["status"], outcome["reason"]) for outcome in stopped):
             lines.append(f"  {status}: {reason}")
             lines += [f"    {o['job']}" for o in stopped if (o["status"], o["reason"]) == (status, reason)]
-        lines.append("Mend this and give the same command again: finished runs are read, not made anew")
+        lines.append("Mend this and give the same command again: finished runs are read, not made anew.")
         print(printable("\n".join(lines)), file=sys.stderr)  # noqa: T201
     return int(any(outcome["status"] == "failed" for outcome in stopped))
 

@@ -163,11 +163,11 @@ def weights_identity(settings: Settings) -> dict[str, Any]:
     model, weights, quantize, images = (getattr(settings.backbone, name) for name in Backbone.model_fields)
     changed: dict[str, Any] = {"quantize": quantize} if quantize else {}
     folder = demo.BACKBONES.get(model, Path(model))
-    own, others = files_of(folder)
+    checkpoint, others = files_of(folder)
     if Path(weights).is_file():
         weights = file_hash(Path(weights))
     elif folder.is_dir() and weights != RANDOM:
-        weights = file_hash(own)
+        weights = file_hash(checkpoint)
     if model not in demo.BACKBONES and folder.is_dir():  # those that ship keep the hashes of the first versions
         weights = " ".join([weights, *map(file_hash, others)])
     elif is_timm(model):

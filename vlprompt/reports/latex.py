@@ -49,7 +49,7 @@ def document(grids: Sequence[Grid], notes: Sequence[str]) -> str:
     parts = []
     for grid, text in zip(grids, tables, strict=True):
         title = caption(grid.title)
-        shown = [rf"\noindent {title}\par\smallskip", r"\noindent"] if len(grids) > 1 and title else []
+        shown = [rf"\noindent {title}\par\nopagebreak\smallskip", r"\noindent"] if len(grids) > 1 and title else []
         wide = ["% Wider than a page of article: take table*, \\footnotesize or \\resizebox."] * is_wide(grid)
         parts.append("\n".join([*[f"% Caption: {title}"] * bool(title), *wide, *shown, text]))
     comments = [f"% {latex_comment(note)}" for note in notes]
@@ -69,8 +69,8 @@ def table(grid: Grid) -> str:
         forms.append(form)
         cells.append(drawn)
     tall = len(grid.rows) > TALL
-    kind, place = ("longtable", "[l]") if tall else ("tabular", "")
-    lines = [rf"\begin{{{kind}}}{place}{{@{{}}{''.join(forms)}@{{}}}}", r"\toprule"]
+    kind, position = ("longtable", "[l]") if tall else ("tabular", "")
+    lines = [rf"\begin{{{kind}}}{position}{{@{{}}{''.join(forms)}@{{}}}}", r"\toprule"]
     lines += [" & ".join(map(heading, map(str, grid.rows), columns)) + r" \\", r"\midrule", *[r"\endhead"] * tall]
     for row, texts in enumerate(zip(*cells, strict=True)):
         lines += [r"\midrule"] * (row in grid.starts) + [" & ".join(texts) + r" \\"]
@@ -83,8 +83,8 @@ def drawn_column(texts: Sequence[str], marks: dict[int, str]) -> tuple[str, list
         wraps = max(map(len, texts), default=0) > LONG
         form = r">{\raggedright\arraybackslash}p{0.4\linewidth}" if wraps else "l"
         return form, [marks.get(row, "{}").format(latex(text)) for row, text in enumerate(texts)]
-    found = [CELL.fullmatch(text) for text in texts]
-    cells = [match.groups("") if match else ("",) * len(AROUND) for match in found]
+    matches = map(CELL.fullmatch, texts)
+    cells = [match.groups("") if match else ("",) * len(AROUND) for match in matches]
     slots = [[number for number in slot if number] for slot in zip(*cells, strict=True)]
     used = [n for n, numbers in enumerate(slots) if numbers]
     rows = []

@@ -133,9 +133,9 @@ def _summary_grid(table: pd.DataFrame, metric: str, costs: bool, mark: bool) -> 
     asked = [name for name in names[:n] if name not in (*SHARED, "method", "variant", "shots")]
     keys = [name for name in ("method", "dataset", "variant", "shots", *asked, *SHARED[2:], "protocol") if name in rows]
     headline = [name for name in (H, "test", "average") if name in rows][:1]
-    splits = [name for name in names[n:] if name in table and name not in ("failed", "missing", "parameters")]
+    splits = [name for name in names[n + 1 :] if name in table and name not in ("failed", "missing", "parameters")]
     first, last = ("failed", "parameters", "all"), ("train s", "peak MB", MEAN_OF_H, "missing")
-    extras = [*first, *(name for name in names[n:] if name not in (*splits, *first, *last)), *last]
+    extras = [*first, *(name for name in names[n + 1 :] if name not in (*splits, *first, *last)), *last]
     cells = table[[*SHARED, "shots"]].astype(str).agg(" ".join, axis=1).tolist()
     marks = best_and_second(table[splits], cells, find_metric(metric)) if mark else {}
     return Grid(

@@ -196,7 +196,7 @@ def load_archive(net: VisionTransformer, file: Path, name: str) -> None:
     """Read the NumPy archive of Google's ViTs in JAX (such as ViT-B_16.npz), by timm's own reader."""
     try:
         with np.load(file, allow_pickle=False) as archive:
-            blocks = {found[1] for key in archive.files if (found := re.search(r"encoderblock_(\d+)/", key))}
+            blocks = {match[1] for key in archive.files if (match := re.search(r"encoderblock_(\d+)/", key))}
             kernel = next((archive[key] for key in archive.files if key.endswith("embedding/kernel")), None)
         patch = net.patch_embed.proj.kernel_size
         if kernel is not None and kernel.shape[:2] != patch:

@@ -80,7 +80,10 @@ const base = () => ({
   paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 60, r: 20, t: 20, b: 50 }, height: 440,
   font: { family: getComputedStyle(document.body).fontFamily, size: 13 }, hovermode: "closest", dragmode: "zoom", showlegend: false,
 });
-const config = { displaylogo: false, responsive: true, toImageButtonOptions: { format: "svg" } };
+const config = {
+  displaylogo: false, responsive: true, toImageButtonOptions: { format: "svg" },
+  modeBarButtonsToRemove: ["sendChartToCloud"],  // the page sends nothing
+};
 function fitted(layout, width) {
   if (width >= 600) return layout;
   for (const axis of [layout.xaxis, layout.yaxis].filter((axis) => axis?.ticktext))
