@@ -82,20 +82,22 @@ def csv(rows: Sequence[Row], _: Path | None = None) -> str:
 
 
 def table(rows: Sequence[Row], output: Path | None = None) -> str:
-    """One line a class; of a path that is too long for the terminal, the end stays."""
+    """One line a class. On a terminal, the end of a path that is too long stays, and the start of a class's name."""
     import pandas as pd
     from rich.cells import cell_len, set_cell_size
 
     from vlprompt.reports.escapes import terminal
     from vlprompt.reports.grid import Grid
     from vlprompt.reports.render import render_grids
-    from vlprompt.reports.terminal import terminal_width
+    from vlprompt.reports.terminal import shortened, terminal_width
 
     names, width = [terminal(image) for image, _ in rows], None if output else terminal_width()
+    rows = [("", [(terminal(name), p) for name, p in likely]) for _, likely in rows]
     if width is not None:
-        widest = max(cell_len(terminal(name)) for _, likely in rows for name, _ in likely)
-        room = max(width - min(widest, width // 3) - len("  probability  "), 12)
+        of_class = min(max(cell_len(name) for _, likely in rows for name, _ in likely), width // 3)
+        room = max(width - max(of_class, len("class")) - len("  probability  "), 12)
         names = [n if cell_len(n) <= room else "…" + set_cell_size(n[::-1], room - 1)[::-1].lstrip() for n in names]
+        rows = [("", [(shortened(name, of_class), p) for name, p in likely]) for _, likely in rows]
     lines = [("" if rank else shown, name, f"{p:.3f}") for shown, (_, likely) in zip(names, rows, strict=True)
              for rank, (name, p) in enumerate(likely)]  # fmt: skip
     grid = Grid("", pd.DataFrame(lines, columns=["image", "class", "probability"], dtype=object))
