@@ -2,8 +2,8 @@
 
     python scripts/benchmark_predict.py --images 1000
 
-The same random ViT-B/32, files, batches and worker processes; in turn, round after round. Files are JPEGs of 1/f noise, 224 to
-500 pixels wide, made anew. Prints the medians, as wall and as CPU time; the probabilities have to agree.
+The same random ViT-B/32, files, batches and worker processes; in turn, round after round. Files are JPEGs of 1/f noise,
+224 to 500 pixels wide, made anew. Prints the medians, as wall and as CPU time; the probabilities have to agree.
 """
 
 import argparse
@@ -90,9 +90,9 @@ def main() -> None:
             torch.testing.assert_close(ours, expected, atol=1e-3, rtol=0)
     medians = {name: np.median(rounds, axis=0) for name, rounds in times.items()}
     for name, (wall, cpu) in medians.items():
-        print(f"{name}: {wall:.1f} s, of CPU time {cpu:.1f} s")  # noqa: T201
+        print(f"{name}: {wall:.1f} s, of CPU time {cpu:.1f} s")
     wall, cpu = medians["predict"] / medians["plain"]
-    print(f"predict / plain: {wall:.2f}, of CPU time {cpu:.2f}")  # noqa: T201
+    print(f"predict / plain: {wall:.2f}, of CPU time {cpu:.2f}")
 
 
 if __name__ == "__main__":
