@@ -169,7 +169,7 @@ def test_ctrl_c_is_one_line(world: Path, tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.slow
 def test_workers_keep_the_order(world: Path) -> None:
     photos = [world / "photos" / ("broken.jpg" if i % 7 == 3 else ("a.jpg", "b.png")[i % 2]) for i in range(210)]
-    pre = Preprocess(size=8, mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic", resize="shortest")
+    pre = Preprocess(size=8)
     lost: list[int] = []
     batches = {n: list(read_photos(photos, pre, workers=n, damaged=lambda i, _: lost.append(i))) for n in (0, 2)}
     for (indices, crops), (again, same) in zip(batches[0], batches[2], strict=True):
