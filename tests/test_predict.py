@@ -18,9 +18,11 @@ from vlprompt import cli, sweep
 from vlprompt.api import Model
 from vlprompt.commands.pictures import find_pictures
 from vlprompt.commands.predict import csv, jsonl, table
+from vlprompt.config.compose import read_run
 from vlprompt.data.photos import read_photos
 from vlprompt.errors import UserError
 from vlprompt.results.store import find_runs
+from vlprompt.run import run
 from vlprompt.towers import Preprocess
 
 NASTY = ["with space.png", "com,ma.png", 'quo"te.png', "new\nline.png", "an\x1b[31msi.png", "=1+1.png", "<b>.png",
@@ -41,7 +43,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         set_up(patch, folder)
         tiny = [*RUN[:3], "protocol=few_shot", "shots=2", "fit.epochs=1", "fit.lr=0.05", "fit.schedule.warmup=none"]
         for method in ("coop", "linear_head"):
-            assert ask(sweep.main, [*tiny, f"method={method}"]).code == 0
+            run(read_run([*tiny, f"method={method}"]))
         for name in ("b.png", "a.jpg", "sub/c.png"):
             paint(folder / "photos" / name)
         (folder / "photos" / "broken.jpg").write_bytes(b"no picture")
@@ -104,8 +106,10 @@ def test_formats_agree_and_damaged_pictures_are_named(world: Path, tmp_path: Pat
 
 
 def test_classes_of_ones_own(world: Path) -> None:
-    run, photo = run_of(world), "photos/a.jpg"
-    answer = ask(cli.main, ["predict", run, photo, "--top", "9", "--classes", "seven,eight", "--format", "jsonl"])
+    photo = "photos/a.jpg"
+    answer = ask(
+        cli.main, ["predict", run_of(world), photo, "--top", "9", "--classes", "seven,eight", "--format", "jsonl"]
+    )
     likely = json.loads(answer.out)["classes"]
     assert (answer.code, {one["class"] for one in likely}) == (0, {"seven", "eight"})
     assert sum(one["probability"] for one in likely) == pytest.approx(1)
