@@ -21,13 +21,13 @@ def spec(*overrides: str) -> RunSpec:
     ("overrides", "epochs", "steps"),
     [
         (["method=coop", "fit.steps=7"], None, 7),
-        (["method=lora", "fit.epochs=3"], 3, None),
+        pytest.param(["method=lora", "fit.epochs=3"], 3, None, marks=pytest.mark.slow),
         (["method=clip_lora", "fit.epochs=3"], 3, None),  # its own file has steps
-        (["method=clip_lora", "fit.steps=3"], None, 3),
-        (["method=coop", "debug=fast"], None, 2),
+        pytest.param(["method=clip_lora", "fit.steps=3"], None, 3, marks=pytest.mark.slow),
+        pytest.param(["method=coop", "debug=fast"], None, 2, marks=pytest.mark.slow),
         (["method=clip_lora", "debug=fast"], None, 2),
-        (["method=coop", "debug=fast", "fit.epochs=1"], 1, None),
-        (["method=coop", "debug=fast", "debug.steps=3"], None, 3),
+        pytest.param(["method=coop", "debug=fast", "fit.epochs=1"], 1, None, marks=pytest.mark.slow),
+        pytest.param(["method=coop", "debug=fast", "debug.steps=3"], None, 3, marks=pytest.mark.slow),
         (["method=linear_probe", "debug=fast"], 0, None),  # which takes no steps
     ],
 )

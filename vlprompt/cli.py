@@ -36,9 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from vlprompt.sweep import main as run
 
         return run(given[1:])
+    resumes = True
     try:
         prepare_streams(given)
         options = parse(given)
+        resumes = getattr(options, "resumes", True)
         code = int(options.command(options))
         sys.stdout.flush()
         return code
@@ -46,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(printable(f"error: {error}"), file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted: finished runs stay, the same command resumes from there", file=sys.stderr)  # noqa: T201
+        why = "finished runs stay, the same command resumes from there" if resumes else "nothing was written"
+        print(f"\ninterrupted: {why}", file=sys.stderr)  # noqa: T201
         return 130
     except BrokenPipeError:  # `vlprompt table | head`
         drop_output()

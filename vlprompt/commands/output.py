@@ -1,6 +1,7 @@
 """What commands show: tables and notes, on a terminal, in a file, or for other programs."""
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -91,6 +92,16 @@ def write(text: str, output: Path | None) -> None:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from None
+
+
+def check_writable(output: Path | None) -> None:
+    """Before long work: refuse a file that cannot be written after it. Raises: UserError."""
+    if output is None:
+        return
+    nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if output.is_dir() or not os.access(nearest, os.W_OK) or (nearest != output and not nearest.is_dir()):
+        why = "it is a folder" if output.is_dir() else f"{nearest} cannot be written to"
+        raise UserError(f"cannot write {output}: {why}")
 
 
 def show_notes(notes: Sequence[str]) -> None:

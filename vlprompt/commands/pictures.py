@@ -1,16 +1,18 @@
 """The pictures that arguments of a command name: files, folders, and patterns such as 'photos/*.jpg'."""
 
-import glob
-import mimetypes
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlprompt.data.sources.layouts import images_below, is_image, is_shown
 from vlprompt.errors import UserError, first_names
 from vlprompt.textfiles import path_of
 
 
 def find_pictures(names: Sequence[str]) -> list[Path]:
     """Files in the order of the arguments, those of a folder by name, whatever is below it; each once.
+
+    A file that is named is a picture whatever its name; in a folder, those are that `dataset=folder` would read.
 
     Raises: UserError where an argument stands for no picture.
     """
@@ -20,21 +22,26 @@ def find_pictures(names: Sequence[str]) -> list[Path]:
 
 def _named(name: str) -> list[Path]:
     path = path_of(name)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        if inside := sorted(file for file in path.rglob("*") if is_picture(file.relative_to(path)) and file.is_file()):
-            return inside
-        others = first_names(sorted(file.name for file in path.iterdir()), most=3) or "nothing"
-        raise UserError(f"no picture lies below '{name}', but {others}: name a folder of pictures (.jpg, .png, ...)")
-    matching = [path_of(text) for text in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
-    if pictures := [file for file in matching if file.is_file() and is_picture(file)]:
-        return pictures
+    try:
+        if name and path.is_dir():
+            if inside := list(images_below(path)):
+                return inside
+            others = first_names(sorted(file.name for file in path.iterdir()), most=3) or "nothing"
+            raise UserError(f"no picture lies below '{name}', which holds {others}: name a folder of .jpg, .png, ...")
+        if name and path.exists():
+            return [path]
+        folders_and_files = [[*images_below(one)] if one.is_dir() else [one] for one in _matching(path)]
+        if pictures := [file for files in folders_and_files for file in files if is_image(file.name)]:
+            return pictures
+    except OSError as error:
+        raise UserError(f"'{error.filename or name}' cannot be read: {error.strerror or error}") from None
     raise UserError(f"there is no picture '{name}': give files, folders, or patterns in quotes such as 'photos/*.jpg'")
 
 
-def is_picture(path: Path) -> bool:
-    """Whether a file's name says so; hidden files and those in hidden folders are none."""
-    kind = mimetypes.guess_type(path.name)[0] or ""
-    hidden = any(part.startswith(".") and part not in (".", "..") for part in path.parts)
-    return kind.startswith("image/") and kind != "image/svg+xml" and not hidden
+def _matching(pattern: Path) -> list[Path]:
+    """What a pattern stands for, as a shell has it: what is hidden only where the pattern says so, no links by **."""
+    anchor = Path(pattern.anchor)
+    with contextlib.suppress(ValueError, IndexError):  # a pattern such as a**b, and none at all
+        paths = sorted(anchor.glob(str(pattern.relative_to(anchor))))
+        return [path for path in paths if all(part in pattern.parts or is_shown(part) for part in path.parts)]
+    return []

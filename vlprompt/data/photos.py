@@ -93,20 +93,22 @@ def read_photos(
     Raises: UserError.
     """
     loader = DataLoader(
-        _Crops(photos, pre, as_shown), batch_size=BATCH, num_workers=workers, collate_fn=list, shuffle=False
+        _Crops(photos, pre, as_shown), batch_size=BATCH, num_workers=workers, collate_fn=_stacked, shuffle=False
     )
-    for first, batch in enumerate(loader):
-        numbers, crops = [], []
-        for i, one in enumerate(batch, first * BATCH):
-            if isinstance(one, Tensor):
-                numbers.append(i)
-                crops.append(one)
-            elif damaged is None:
-                raise UserError(one)
-            else:
-                damaged(i, UserError(one))
-        if crops:
-            yield numbers, torch.stack(crops)
+    for n, (read, crops, errors) in enumerate(loader):
+        for i, error in errors:
+            if damaged is None:
+                raise UserError(error)
+            damaged(n * BATCH + i, UserError(error))
+        if read:
+            yield [n * BATCH + i for i in read], crops
+
+
+def _stacked(batch: Sequence[Tensor | str]) -> tuple[list[int], Tensor, list[tuple[int, str]]]:
+    """Crops as one tensor, which is sooner sent from a worker than many, with their positions; and the messages."""
+    crops = {i: one for i, one in enumerate(batch) if isinstance(one, Tensor)}
+    errors = [(i, one) for i, one in enumerate(batch) if not isinstance(one, Tensor)]
+    return list(crops), torch.stack(list(crops.values())) if crops else torch.empty(0), errors
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vlprompt.errors import ClassBoundError, UserError
+from vlprompt.errors import ClassBoundError, UserError, first_names
 from vlprompt.learners.head import HeadKind, HeadStart, make_head
 from vlprompt.towers import NO_EDITS, PLAIN, Clip, Edits, Images, ImageTower, Prompts, TextTower
 
@@ -179,10 +179,11 @@ class Learner(nn.Module):
         if (classes, rows, transfer) == (self.classes, self.rows, self.transfer):
             return
         if self.class_bound and rows is None and classes != self.trained_classes:
+            others = [name for name in classes if name not in self.trained_classes]
             raise ClassBoundError(
                 f"{type(self).__name__} owns parameters for each of its {len(self.trained_classes)} training classes "
-                f"and cannot classify {len(classes)} other ones: use a method or setting without class-specific "
-                "parameters, or a protocol that tests the training classes (few-shot)"
+                f"and cannot classify others ({first_names(others or classes, 3)}): use a method or setting without "
+                "class-specific parameters, or a protocol that tests the training classes (few-shot)"
             )
         self.classes, self.rows, self.transfer = classes, rows, transfer
         self.forget()

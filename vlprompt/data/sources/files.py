@@ -75,7 +75,8 @@ def formats() -> list[str]:
 
 
 def damaged(path: Path, error: Exception) -> UserError:
-    why = "no known format" if isinstance(error, UnidentifiedImageError) else error
+    known = getattr(error, "strerror", None) or error  # without the number of the error, and the path once more
+    why = "no known format" if isinstance(error, UnidentifiedImageError) else known
     return UserError(f"image {path} cannot be read ({why}): replace the file.")
 
 
