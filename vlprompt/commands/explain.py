@@ -23,8 +23,8 @@ def register(commands: Any) -> None:
     """Add `explain` to the sub-commands."""
     text = "where a trained model looks in pictures: attention and similarity to the class, next to the frozen model's"
     parser = commands.add_parser("explain", help=text, description=text)
-    parser.add_argument("run", metavar="RUN", help="the folder of a finished run or of a learner")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", type=path_of, help="pictures; one is drawn for each")
+    parser.add_argument("run", metavar="RUN", help="a run's folder, a learner's folder, or hf://user/repo")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="files, folders, or patterns such as 'photos/*.jpg'")
     parser.add_argument("--output", metavar="DIR", type=path_of, required=True, help="the folder of the drawings")
     parser.add_argument("--format", choices=FORMATS, default="png", help="of the drawings (default: png, of 200 dpi)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
@@ -32,24 +32,26 @@ def register(commands: Any) -> None:
 
 
 def explain(options: argparse.Namespace) -> int:
-    """0: every picture is explained; 2: some could not be read."""
+    """-> 0, or 1 where pictures were left out because they cannot be read."""
     from vlprompt.reports.figures import style
 
     with style.styled():  # whether matplotlib is there, before anything is loaded
         pass
     from vlprompt.api import load
+    from vlprompt.commands.pictures import find_pictures
     from vlprompt.data.photos import crop
     from vlprompt.explain.maps import Explainer
     from vlprompt.explain.picture import draw
     from vlprompt.training.progress import Reporter
 
+    images = find_pictures(options.images)
     make_folder(options.output)
     model = load(options.run, device=options.device)
     explainer, reporter = Explainer(model), Reporter(aside=True)
     rows, notes, damaged = [], list[str](), 0
-    targets = names_for(options.images, options.output, options.format)
-    with reporter.track("pictures", len(options.images)) as bar:
-        for image, target in zip(options.images, targets, strict=True):
+    targets = names_for(images, options.output, options.format)
+    with reporter.track("pictures", len(images)) as bar:
+        for image, target in zip(images, targets, strict=True):
             try:
                 photo = crop(image, model.clip.preprocess, as_shown=model.as_shown)
             except UserError as error:
@@ -65,8 +67,10 @@ def explain(options: argparse.Namespace) -> int:
         show_rows(rows, f"drawings in {options.output}", keys=["drawing"])
     show_notes(notes)
     if damaged:
-        sys.stderr.write(f"{damaged} of {len(options.images)} pictures could not be read.\n")
-    return 2 if damaged else 0
+        sys.stderr.write(f"{damaged} of {len(images)} pictures could not be read.\n")
+    if not rows:
+        raise UserError(f"none of the {len(images)} pictures can be read")
+    return int(bool(damaged))
 
 
 def make_folder(folder: Path) -> None:

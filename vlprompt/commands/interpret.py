@@ -29,9 +29,9 @@ def register(commands: Any) -> None:
     parser = commands.add_parser(
         "interpret", help="what a trained learner holds, in words and numbers", description=ABOUT
     )
-    parser.add_argument("run", metavar="RUN", type=path_of, help="the folder of a finished run, or of a learner")
+    parser.add_argument("run", metavar="RUN", help="a run's folder, a learner's folder, or hf://user/repo")
     parser.add_argument(
-        "images", metavar="IMAGE", nargs="*", type=path_of,
+        "images", metavar="IMAGE", nargs="*",
         help="pictures: of tip_adapter the training images nearest to them; others are measured on them",
     )  # fmt: skip
     parser.add_argument("--classes", type=words, help="only these, of what there is for each class: cat,dog")
@@ -50,16 +50,18 @@ def interpret(options: argparse.Namespace) -> int:
         with style.styled():  # whether matplotlib is there, before anything is computed
             pass
     from vlprompt.api import folder_of
+    from vlprompt.commands.pictures import find_pictures
     from vlprompt.interpret.look import Asked, before_training, look
 
     folder = folder_of(options.run)
     learner, as_shown = load(folder)
-    pixels = read_images(options.images, learner, as_shown=as_shown)
+    images = find_pictures(options.images)
+    pixels = read_images(images, learner, as_shown=as_shown)
     views = look(
         learner,
         Asked(options.classes, options.top, options.tensors),
         pixels=pixels,
-        names=[str(path) for path in options.images],
+        names=[str(path) for path in images],
         cached=cached_images(folder, learner),
         start=before_training(learner, folder),
     )
