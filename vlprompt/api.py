@@ -134,6 +134,9 @@ class Model:
 
         `damaged` is told the index and the error of each picture that cannot be read, which is left out; None: the
         error is raised.
+
+        Raises:
+            UserError: as `predict`, where `damaged` is None.
         """
         return self._each(images, lambda batch: self.learner.logits(batch, self._class_features), damaged)
 
@@ -247,13 +250,13 @@ def fit(
     Raises:
         UserError: a setting or a batch that is wrong, or a loss that is not finite.
     """
+    check_learner(learner)
     if "batch_size" in settings or "drop_last" in settings:
         raise UserError("batch_size and drop_last are those of the batches that you give: drop them")
     try:
         wanted = Fit(**{"epochs": epochs, "steps": steps, "lr": lr, **settings})
     except ValidationError as error:
         raise explain(error, "fit") from None
-    check_learner(learner)
     clip = learner.to(learner.clip.device).clip
     n = len(learner.trained_classes)
     given = {"train": GivenBatches(batches, clip, n), "val": None if val is None else GivenBatches(val, clip, n)}

@@ -45,7 +45,9 @@ class GivenBatches:
                     f"{self.clip.name} reads floats [B, 3, {size}, {size}]: use the model's `preprocess`"
                 )
             if labels.shape != images.shape[:1] or labels.is_floating_point():
-                raise UserError(f"labels are {str(labels.dtype)[6:]} {list(labels.shape)}, allowed are integers [{len(images)}], one an image")
+                raise UserError(
+                    f"labels are {str(labels.dtype)[6:]} {list(labels.shape)}, allowed are integers [{len(images)}]"
+                )
             if wrong := [label for label in labels.tolist() if not 0 <= label < self.n_classes]:
                 raise UserError(f"a label is {wrong[0]}, allowed are 0 to {self.n_classes - 1}, the classes")
             if not len(labels):

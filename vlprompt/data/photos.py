@@ -19,7 +19,7 @@ from vlprompt.textfiles import absolute
 from vlprompt.towers import Preprocess
 
 Photo: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
-"""The path of a picture, a PIL image, an array uint8 [H, W, 3] or [H, W], or a tensor uint8 [3, H, W]; or with alpha."""
+"""The path of a picture, a PIL image, an array uint8 [H, W, 3 or 4] or [H, W], or a tensor uint8 [3, H, W]."""
 Damaged = Callable[[int, UserError], object]
 BATCH = 100
 CHANNELS = (1, 3, 4)
@@ -90,7 +90,9 @@ def listed(photos: object) -> tuple[list[Photo], bool]:
 
 def is_float(photo: object) -> bool:
     """Whether it can be what `preprocess` gives."""
-    return photo.is_floating_point() if isinstance(photo, Tensor) else getattr(photo, "dtype", np.dtype(int)).kind == "f"
+    return (
+        photo.is_floating_point() if isinstance(photo, Tensor) else getattr(photo, "dtype", np.dtype(int)).kind == "f"
+    )
 
 
 def prepared(photos: Sequence[object], pre: Preprocess) -> Float[Tensor, "N 3 H W"] | None:
