@@ -170,11 +170,13 @@ class Model:
             return self.learner.encode_classes()
 
 
-def load(source: str | Path, *, device: str = "auto", precision: str | None = None, allow: Sequence[str] = ()) -> Model:
-    """A trained model: from a run's folder, a learner's folder, or `hf://user/repo`.
+def load(
+    source: "str | Path | Record", *, device: str = "auto", precision: str | None = None, allow: Sequence[str] = ()
+) -> Model:
+    """A trained model: from a run's folder, its record, a learner's folder, or `hf://user/repo`.
 
     Args:
-        source: the folder, or the name of a repository on the hub after `hf://`.
+        source: the folder; the name of a repository on the hub after `hf://`; or what `benchmark` gave.
         device: auto, cpu, cuda, cuda:1.
         precision: fp32 or bf16; None: that of the run.
         allow: modules that the files may name in addition to the package's own.
@@ -194,11 +196,13 @@ def load(source: str | Path, *, device: str = "auto", precision: str | None = No
     return Model(learner, resolve_precision(trained_in or "auto" if precision is None else precision, place), as_shown)
 
 
-def folder_of(source: str | Path) -> Path:
+def folder_of(source: "str | Path | Record") -> Path:
     """Where the files of a saved learner are. Raises: UserError where there are none."""
+    from vlprompt.config.paths import results_root
+    from vlprompt.results.record import Record
     from vlprompt.results.store import stored_run
 
-    folder = absolute(source)
+    folder = absolute(source.folder(results_root()) if isinstance(source, Record) else source)
     run = stored_run(folder)
     folder = run[0] if run else folder
     if not run and not (folder / learner_files.CONFIG).is_file():
