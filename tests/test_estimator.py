@@ -35,7 +35,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def classifier(**settings: Any) -> PromptClassifier:
-    return PromptClassifier(**{"backbone": "shapes_vit", "steps": 6, "batch_size": 6, "lr": 0.02, **settings})
+    """CoOp on views that leave a digit what it is."""
+    views = ("augment.scale=[0.8,1.0]", "augment.flip=0")
+    defaults = {"backbone": "shapes_vit", "steps": 12, "batch_size": 6, "lr": 0.02, "settings": views}
+    return PromptClassifier(**{**defaults, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +53,9 @@ def test_it_predicts_labels_and_probabilities(fitted: PromptClassifier, folder: 
     assert np.allclose(rows.sum(1), 1, atol=1e-5)
     predicted = fitted.predict(PICTURES)
     assert (predicted == fitted.classes_[rows.argmax(1)]).all()
-    assert fitted.score(PICTURES, LABELS) == np.mean(predicted == np.array(LABELS))
+    assert fitted.score(PICTURES, LABELS) == np.mean(predicted == np.array(LABELS)) > 0.8
     assert fitted.predict_proba(np.stack([np.asarray(picture) for picture in PICTURES[:2]])[..., None]).shape == (2, 3)
-    assert len(fitted.curve_) == 2
+    assert len(fitted.curve_) == 3
     assert not list(folder.iterdir()), "it leaves files"
 
 
@@ -72,7 +75,7 @@ def test_parameters_are_those_given() -> None:
     assert given.set_params(lr=0.1).lr == 0.1
     with pytest.raises(ValueError, match="learning_rate"):
         given.set_params(learning_rate=1)
-    assert "steps=6" in repr(given)
+    assert "steps=12" in repr(given)
 
 
 def test_it_is_pickled_before_and_after_a_fit(fitted: PromptClassifier) -> None:
@@ -99,7 +102,7 @@ def test_labels_may_be_numbers_with_names(fitted: PromptClassifier) -> None:
     assert by_number.model_.classes == tuple(order)
     assert np.array_equal(by_number.predict_proba(PICTURES), fitted.predict_proba(PICTURES))
     assert set(by_number.predict(PICTURES)) <= {0, 10, 20}
-    listed = classifier(method="zero_shot", steps=None, batch_size=None, lr=None, class_names=NAMES)
+    listed = PromptClassifier("zero_shot", "shapes_vit", class_names=NAMES)
     assert listed.fit(PICTURES, torch.tensor(NUMBERS)).model_.classes == tuple(NAMES)
 
 
@@ -129,7 +132,12 @@ def test_labels_may_be_numbers_with_names(fitted: PromptClassifier) -> None:
         ({"settings": ("n_ctx",)}, PICTURES, LABELS, "NAME=VALUE"),
         ({"class_names": ["zero"]}, PICTURES, NUMBERS, "none is of the label 1"),
         ({"class_names": 5}, PICTURES, NUMBERS, "class_names is 5"),
-        ({"method": "zero_shot", "steps": None, "batch_size": None}, PICTURES, LABELS, "nothing is trained"),
+        (
+            {"method": "zero_shot", "steps": None, "batch_size": None, "settings": ()},
+            PICTURES,
+            LABELS,
+            "nothing is trained",
+        ),
     ],
 )
 def test_mistakes(settings: dict[str, Any], pictures: Any, labels: Any, said: str) -> None:
@@ -157,8 +165,9 @@ def test_cross_validation_and_a_search_over_the_learning_rate(tmp_path: Path) ->
         picture.save(path)
     scores = cross_val_score(classifier(), np.array(paths), np.array(LABELS), cv=2)
     assert np.allclose(scores, cross_val_score(classifier(), PICTURES, LABELS, cv=2))
-    search = GridSearchCV(classifier(steps=20), {"lr": [1e-6, 0.02]}, cv=2).fit(PICTURES, LABELS)
+    search = GridSearchCV(classifier(), {"lr": [0.02, 100.0]}, cv=2).fit(PICTURES, LABELS)
     assert search.best_params_ == {"lr": 0.02}
+    assert search.best_score_ > 0.8
     assert search.best_estimator_.predict(PICTURES[:2]).shape == (2,)
     wrong = GridSearchCV(classifier(), {"lr": [-1.0]}, cv=2, error_score="raise")
     with pytest.raises(UserError, match=r"fit\.lr is -1"):
@@ -171,6 +180,10 @@ def test_every_method_fits_and_pickles(method: str) -> None:
     if method == "qlora":
         pytest.importorskip("bitsandbytes")
     steps = {"steps": None, "lr": None, "batch_size": None, "settings": ("debug=fast", "debug.images=16")}
+    if method == "linear_probe":
+        with pytest.raises(UserError, match="chooses C on validation images and this data set has none"):
+            classifier(method=method, **steps).fit(PICTURES, LABELS)
+        return
     one = classifier(method=method, **steps).fit(PICTURES, LABELS)
     rows = one.predict_proba(PICTURES)
     assert rows.shape == (24, 3)

@@ -49,6 +49,7 @@ def test_all_of_it_runs(results: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert len(curve) == 5
     assert curve[-1].loss < curve[0].loss
     assert vlprompt.score(names["learner"], names["test_loader"]).total == 100
+    assert names["classifier"].score(names["pictures"][100:], names["labels"][100:]) > 0.6
     assert names["classifier"].predict_proba(names["pictures"][:2]).shape == (2, 10)
     assert names["search"].best_params_["lr"] in (0.002, 0.02)
     assert {*names["results"]["method"]} == {"coop", "zero_shot"}
