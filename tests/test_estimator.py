@@ -174,16 +174,25 @@ def test_cross_validation_and_a_search_over_the_learning_rate(tmp_path: Path) ->
         wrong.fit(PICTURES, LABELS)
 
 
+SHORT = ("debug=fast", "debug.images=16")
+NEED_VALIDATION = {
+    "linear_probe": "chooses C on validation images and this data set has none",
+    "tip_adapter_f": r"fit\.keep=best needs validation images",
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_fits_and_pickles(method: str) -> None:
     if method == "qlora":
         pytest.importorskip("bitsandbytes")
-    steps = {"steps": None, "lr": None, "batch_size": None, "settings": ("debug=fast", "debug.images=16")}
-    if method == "linear_probe":
-        with pytest.raises(UserError, match="chooses C on validation images and this data set has none"):
+    steps: dict[str, Any] = {"steps": None, "lr": None, "batch_size": None, "settings": SHORT}
+    if said := NEED_VALIDATION.get(method):
+        with pytest.raises(UserError, match=said):
             classifier(method=method, **steps).fit(PICTURES, LABELS)
-        return
+        if "fit.keep" not in said:
+            return
+        steps["settings"] = (*SHORT, "fit.keep=last")
     one = classifier(method=method, **steps).fit(PICTURES, LABELS)
     rows = one.predict_proba(PICTURES)
     assert rows.shape == (24, 3)
