@@ -242,13 +242,14 @@ def fit(
     Args:
         learner: is changed.
         batches: (pixels [B, 3, H, W] as `preprocess` gives them, labels [B]), such as a DataLoader; read once an epoch.
-        epochs, steps: how long, one of the two; epochs=0 for methods that are fitted without steps.
+        epochs: how long, or `steps`; 0 for methods that are fitted without steps.
+        steps: how long, in steps of the optimiser.
         lr: the highest learning rate.
         val: batches for methods and settings that choose something on validation images.
         seed: of dropout and the like; initial values are the learner's own.
         precision: auto (fp32 on a CPU, bf16 on a GPU), fp32, bf16.
         progress: whether to show it, on stderr.
-        settings: what else `fit.*` can be told: optimizer, momentum, weight_decay, schedule, keep, ... As in CoOp, the
+        **settings: what else `fit.*` can be told: optimizer, momentum, weight_decay, schedule, keep, ... As in CoOp, the
             first epoch is warm-up, unless `schedule={"warmup": "none"}` says otherwise.
 
     Raises:

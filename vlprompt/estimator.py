@@ -34,9 +34,11 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
     What is not given is as in the method's own configuration.
 
     Args:
-        method, backbone: names that `vlprompt list methods` and `vlprompt list backbones` give.
+        method: a name that `vlprompt list methods` gives.
+        backbone: a name that `vlprompt list backbones` gives.
         lr: highest learning rate.
-        epochs, steps: length of the training, one of the two.
+        epochs: length of the training, or `steps`.
+        steps: length in steps of the optimiser.
         batch_size: pictures in a step.
         template: the text around a class's name, with one {}.
         class_names: label -> name in the text, or a list of names for the labels 0, 1, ...; None: the labels
