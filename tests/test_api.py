@@ -243,7 +243,7 @@ def test_predict_gives_classes_and_probabilities(model: vlprompt.Model) -> None:
     assert model.features(drawn(1)).shape == (1, model.clip.image.embed_dim)
 
 
-@pytest.mark.parametrize("n", [4, pytest.param(130, marks=pytest.mark.slow)])  # more than a batch, and read by other processes where there are cores
+@pytest.mark.parametrize("n", [4, pytest.param(130, marks=pytest.mark.slow)])  # more than a batch
 def test_damaged_pictures_are_told_and_left_out(
     model: vlprompt.Model, tmp_path: Path, n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -249,8 +249,8 @@ def fit(
         seed: of dropout and the like; initial values are the learner's own.
         precision: auto (fp32 on a CPU, bf16 on a GPU), fp32, bf16.
         progress: whether to show it, on stderr.
-        **settings: what else `fit.*` can be told: optimizer, momentum, weight_decay, schedule, keep, ... As in CoOp, the
-            first epoch is warm-up, unless `schedule={"warmup": "none"}` says otherwise.
+        **settings: what else `fit.*` can be told: optimizer, momentum, weight_decay, schedule, keep, ... As in CoOp,
+            the first epoch is warm-up, unless `schedule={"warmup": "none"}` says otherwise.
 
     Raises:
         UserError: a setting or a batch that is wrong, or a loss that is not finite.
