@@ -16,17 +16,18 @@ from torch import Tensor
 from vlprompt.config import build
 from vlprompt.config.schema import Fit, explain
 from vlprompt.data.given import Given, GivenBatches, GivenLoader
-from vlprompt.data.photos import BATCH, Photo, Preparation, prepared, read_photos
+from vlprompt.data.photos import BATCH, Photo, Preparation, listed, prepared, read_photos
 from vlprompt.data.transforms import normalise
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Learner
+from vlprompt.learners.base import Learner, check_classes
 from vlprompt.protocols.base import Episode
 from vlprompt.results import learner_files, metrics
 from vlprompt.results.predictions import Predictions
 from vlprompt.textfiles import absolute
 from vlprompt.towers import Clip, Images
 from vlprompt.train import Epoch, train
-from vlprompt.training.device import autocast, default_workers, resolve_device, resolve_precision
+from vlprompt.training.device import autocast, default_workers, resolve_device, resolve_precision, same_randomness
+from vlprompt.training.optim import n_steps
 from vlprompt.training.progress import Reporter
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 FEW = 64  # pictures that are read without further processes
 HUB = "hf://"
-Photos = Photo | Sequence[Photo] | np.ndarray | Tensor
+Photos = Photo | Iterable[Photo] | np.ndarray | Tensor
 Damaged = Callable[[int, UserError], object]
 
 
@@ -44,13 +45,14 @@ Damaged = Callable[[int, UserError], object]
 class Model:
     """A trained learner that classifies pictures. `load` gives one; it never changes.
 
-    Pictures are paths, PIL images, arrays uint8 [H, W, 3], tensors uint8 [3, H, W], or floats [N, 3, H, W] as
-    `preprocess` gives them; one, or a list of them in any mixture.
+    Pictures are paths, PIL images, arrays uint8 [H, W, 3] or [H, W], tensors uint8 [3, H, W]; one, several in any
+    mixture, or a batch with N in front. Or they are all floats [3, H, W] as `preprocess` gives them.
 
     Args:
         learner: bound to its classes.
         precision: fp32 or bf16, the arithmetic of the run that trained it.
-        as_shown: turn files as their EXIF data says and put transparent ones on white; else pixels as they are stored.
+        as_shown: turn pictures as their EXIF data says and put transparent ones on white; else pixels as they are
+            stored.
     """
 
     learner: Learner
@@ -74,7 +76,7 @@ class Model:
     @property
     def preprocess(self) -> Preparation:
         """PIL image -> tensor [3, H, W], as the frozen model reads it."""
-        return Preparation(self.clip.preprocess)
+        return Preparation(self.clip.preprocess, self.as_shown)
 
     def with_classes(self, classes: Sequence[str], *, transfer: bool = False) -> "Model":
         """The same model choosing between other names.
@@ -103,11 +105,10 @@ class Model:
         Raises:
             UserError: a damaged picture, an empty list, or a `top` below 1.
         """
-        if not isinstance(top, int) or top < 1:
-            raise UserError(f"top is {top}, allowed is a number of classes: 1 or more")
-        one = not isinstance(images, list | tuple) and (not isinstance(images, np.ndarray | Tensor) or images.ndim < 4)
-        rows = self.probabilities([images] if one else images)  # type: ignore[list-item]
-        best = rows.topk(min(top, len(self.classes)))
+        if not isinstance(top, int | np.integer) or top < 1:
+            raise UserError(f"top is {top!r}, allowed is a number of classes: 1 or more")
+        photos, one = listed(images)
+        best = self.probabilities(photos).topk(min(int(top), len(self.classes)))
         pairs = [
             [(self.classes[i], p) for i, p in zip(of_row.tolist(), values.tolist(), strict=True)]
             for of_row, values in zip(best.indices, best.values, strict=True)
@@ -133,6 +134,9 @@ class Model:
 
         `damaged` is told the index and the error of each picture that cannot be read, which is left out; None: the
         error is raised.
+
+        Raises:
+            UserError: as `predict`, where `damaged` is None.
         """
         return self._each(images, lambda batch: self.learner.logits(batch, self._class_features), damaged)
 
@@ -146,8 +150,8 @@ class Model:
 
     def _batches(self, images: Photos, damaged: Damaged | None) -> Iterable[tuple[list[int], Tensor]]:
         """Normalised pixels on the model's device."""
-        photos: Any = images if isinstance(images, list | tuple | np.ndarray | Tensor) else [images]
-        if not len(photos):
+        photos, _ = listed(images)
+        if not photos:
             raise UserError("there are no pictures: give at least one")
         pre, device = self.clip.preprocess, self.clip.device
         if (pixels := prepared(photos, pre)) is not None:
@@ -166,19 +170,14 @@ class Model:
             return self.learner.encode_classes()
 
 
-def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """Names of classes as a tuple. Raises: UserError for what is none."""
-    names = (classes,) if isinstance(classes, str) else tuple(classes)
-    if isinstance(classes, str) or not names or not all(isinstance(name, str) and name.strip() for name in names):
-        raise UserError(f"the classes are {classes!r}, allowed is a list of names, at least one: ['zebra', 'okapi']")
-    return names
-
-
-def load(source: str | Path, *, device: str = "auto", precision: str | None = None, allow: Sequence[str] = ()) -> Model:
-    """A trained model: from a run's folder, a learner's folder, or `hf://user/repo`, `hf://user/repo@revision`.
+def load(
+    source: "str | Path | Record", *, device: str = "auto", precision: str | None = None, allow: Sequence[str] = ()
+) -> Model:
+    """A trained model: from a run's folder, its record, a learner's folder, or `hf://user/repo`, `hf://user/repo@revision`.
 
     Args:
-        source: the folder, or the name of a repository on the hub after `hf://`; its tensors and its JSON are fetched.
+        source: the folder; the name of a repository on the hub after `hf://`, of which tensors and JSON are fetched; or
+            what `benchmark` gave.
         device: auto, cpu, cuda, cuda:1.
         precision: fp32 or bf16; None: that of the run.
         allow: modules that the files may name in addition to the package's own.
@@ -190,27 +189,30 @@ def load(source: str | Path, *, device: str = "auto", precision: str | None = No
     place = resolve_device(device)
     if (folder / learner_files.CONFIG).is_file():
         about = learner_files.read_config(folder)
+        allow = [allow] if isinstance(allow, str) else allow
         learner = build.restore_learner(folder, allow, device=place, quantized=True)
         trained_in, as_shown = about.get("precision"), bool(about.get("as_shown", True))
     else:
         learner, trained_in, as_shown = build.rebuild(folder, device=device, allow=allow)
-    return Model(learner, resolve_precision(precision or trained_in or "auto", place), as_shown)
+    return Model(learner, resolve_precision(trained_in or "auto" if precision is None else precision, place), as_shown)
 
 
-def folder_of(source: str | Path) -> Path:
+def folder_of(source: "str | Path | Record") -> Path:
     """Where the files of a saved learner are. Raises: UserError where there are none."""
+    from vlprompt.config.paths import results_root
+    from vlprompt.results.record import Record
     from vlprompt.results.store import stored_run
 
     if str(source).startswith(HUB.removesuffix("/")):  # a path that was made of such a name has a slash less
         from vlprompt.interop.hub import fetch_learner
 
         return fetch_learner(str(source))
-    folder = absolute(source)
+    folder = absolute(source.folder(results_root()) if isinstance(source, Record) else source)
     run = stored_run(folder)
     folder = run[0] if run else folder
     if not run and not (folder / learner_files.CONFIG).is_file():
-        what = "there is no folder" if not folder.is_dir() else "no run and no learner lies in"
-        raise UserError(f"{what} '{folder}': give a run's folder, as in results/runs/.../seed1, or {HUB}user/repo")
+        what = f"no run and no learner lies in '{folder}'" if folder.is_dir() else f"there is no folder '{folder}'"
+        raise UserError(f"{what}: give a run's folder, as in results/runs/.../seed1, or {HUB}user/repo")
     return folder
 
 
@@ -245,14 +247,20 @@ def fit(
     Args:
         learner: is changed.
         batches: (pixels [B, 3, H, W] as `preprocess` gives them, labels [B]), such as a DataLoader; read once an epoch.
-        epochs, steps: how long, one of the two; epochs=0 for methods that are fitted without steps.
+        epochs: how long, or `steps`; 0 for methods that are fitted without steps.
+        steps: how long, in steps of the optimiser.
         lr: the highest learning rate.
         val: batches for methods and settings that choose something on validation images.
-        settings: what else `fit.*` can be told: optimizer, momentum, weight_decay, schedule, keep, ...
+        seed: of dropout and the like; initial values are the learner's own.
+        precision: auto (fp32 on a CPU, bf16 on a GPU), fp32, bf16.
+        progress: whether to show it, on stderr.
+        **settings: what else `fit.*` can be told: optimizer, momentum, weight_decay, schedule, keep, ... As in CoOp,
+            the first epoch is warm-up, unless `schedule={"warmup": "none"}` says otherwise.
 
     Raises:
         UserError: a setting or a batch that is wrong, or a loss that is not finite.
     """
+    check_learner(learner)
     if "batch_size" in settings or "drop_last" in settings:
         raise UserError("batch_size and drop_last are those of the batches that you give: drop them")
     try:
@@ -263,11 +271,31 @@ def fit(
     n = len(learner.trained_classes)
     given = {"train": GivenBatches(batches, clip, n), "val": None if val is None else GivenBatches(val, clip, n)}
     loader = GivenLoader(clip, seed=seed, **given)  # type: ignore[arg-type]
+    check_warmup(wanted, len(given["train"]))  # type: ignore[arg-type]
     episode = Episode(loader.split("train"), None if val is None else loader.split("val"), {})
     precision = resolve_precision(precision, clip.device)
     reporter = Reporter(aside=True, quiet=not progress)
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+    with same_randomness(clip.device):
         return train(learner, episode, loader, wanted, precision=precision, reporter=reporter)
+
+
+def check_learner(learner: object) -> None:
+    """Raises: UserError for what is no learner."""
+    if not isinstance(learner, Learner):
+        kind = learner.__name__ if isinstance(learner, type) else type(learner).__name__
+        raise UserError(f"{kind} is no learner: give one such as vlprompt.learners.CoOp(clip, classes)")
+
+
+def check_warmup(fit: Fit, per_epoch: int) -> None:
+    """Refuse a training without batches, or one that ends before the learning rate that was asked for is reached."""
+    if not per_epoch:
+        raise UserError("there are no batches: give some (images, labels)")
+    total, schedule = n_steps(per_epoch, fit), fit.schedule
+    if schedule.warmup == "constant" and 0 < total <= schedule.warmup_epochs * per_epoch:
+        raise UserError(
+            f"lr={fit.lr} has no effect, as all {total} steps are warm-up at {schedule.warmup_lr}: train longer than "
+            f'{schedule.warmup_epochs} epochs, or give schedule={{"warmup": "none"}}'
+        )
 
 
 @dataclass(frozen=True)
@@ -293,6 +321,8 @@ def score(learner: Learner | Model, batches: Given, *, precision: str = "auto") 
     Raises:
         UserError: a batch that is wrong, or logits that are not finite.
     """
+    if not isinstance(learner, Model):
+        check_learner(learner)
     model = learner if isinstance(learner, Model) else Model(learner, resolve_precision(precision, learner.clip.device))
     learner, device = model.learner, model.clip.device
     learner.to(device).eval()
@@ -315,7 +345,11 @@ def benchmark(*settings: str) -> "Record":
     from vlprompt.config.compose import read_run
     from vlprompt.run import run
 
-    return run(read_run(settings))
+    if wrong := [setting for setting in settings if not isinstance(setting, str)]:
+        raise UserError(f"{wrong[0]!r} is no setting: give texts, as in benchmark('method=coop', 'dataset=digits')")
+    spec = read_run(settings)
+    with same_randomness(spec.device):
+        return run(spec)
 
 
 def read_results(*folders: str | Path, metric: str = "accuracy") -> "pd.DataFrame":

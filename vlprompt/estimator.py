@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 from PIL import Image
@@ -19,13 +18,13 @@ from vlprompt.config import build
 from vlprompt.config.compose import read_run
 from vlprompt.config.spec import RunSpec
 from vlprompt.data.dataset import Dataset, Item
-from vlprompt.data.photos import Photo, open_photo
+from vlprompt.data.photos import Photo, listed, open_photo
 from vlprompt.errors import UserError
-from vlprompt.textfiles import absolute
 from vlprompt.train import Epoch, train
+from vlprompt.training.device import same_randomness
 from vlprompt.training.progress import Reporter
 
-SETTINGS = ("dataset=folder", "protocol=few_shot", "cache=false", "bank.gb=0", "wandb=disabled")
+SETTINGS = ("dataset=folder", "protocol=few_shot", "shots=all", "cache=false", "bank.gb=0", "wandb=disabled")
 
 
 class PromptClassifier(ClassifierMixin, BaseEstimator):
@@ -35,12 +34,15 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
     What is not given is as in the method's own configuration.
 
     Args:
-        method, backbone: names that `vlprompt list methods` and `vlprompt list backbones` give.
+        method: a name that `vlprompt list methods` gives.
+        backbone: a name that `vlprompt list backbones` gives.
         lr: highest learning rate.
-        epochs, steps: length of the training, one of the two.
+        epochs: length of the training, or `steps`.
+        steps: length in steps of the optimiser.
         batch_size: pictures in a step.
         template: the text around a class's name, with one {}.
-        class_names: label -> name in the text; None: the labels themselves.
+        class_names: label -> name in the text, or a list of names for the labels 0, 1, ...; None: the labels
+            themselves.
         settings: further settings as on the command line, such as ("method.n_context=8", "fit.weight_decay=0").
         seed: of initial values, order and views; two fits with the same arguments are equal.
         device: auto, cpu, cuda, cuda:1.
@@ -64,7 +66,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         steps: int | None = None,
         batch_size: int | None = None,
         template: str = "a photo of a {}.",
-        class_names: Mapping[Any, str] | None = None,
+        class_names: Mapping[Any, str] | Sequence[str] | None = None,
         settings: Sequence[str] = (),
         seed: int = 1,
         device: str = "auto",
@@ -78,26 +80,25 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         self.seed, self.device, self.precision = seed, device, precision
         self.workers, self.verbose = workers, verbose
 
-    def fit(self, images: Sequence[Photo] | np.ndarray | torch.Tensor, labels: ArrayLike) -> "PromptClassifier":
+    def fit(self, images: Photos, labels: ArrayLike) -> "PromptClassifier":
         """Train on labelled pictures.
 
         Raises:
             UserError: pictures and labels of different numbers, a single class, a wrong setting, a damaged picture.
         """
-        photos, given = list(images), np.asarray(labels)
-        if given.shape != (len(photos),) or not photos:
-            raise UserError(f"there are {len(photos)} pictures and labels {list(given.shape)}: give one for each")
-        self.classes_, encoded = np.unique(given, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise UserError(f"all pictures are of the class {self.classes_[0]}: give at least two classes")
-        spec = self._spec(photos, encoded.tolist())
+        photos, _ = listed(images)
+        self.classes_, encoded = encode(labels, len(photos))
+        spec = self._spec(photos, encoded)
+        with same_randomness(spec.device):
+            return self._fit(spec)
+
+    def _fit(self, spec: RunSpec) -> "PromptClassifier":
         episode = build.make_episode(spec)
         learner = build.make_learner(spec, build.make_clip(spec), episode)
         reporter = Reporter(aside=True, quiet=not self.verbose)
         loader, self.curve_ = build.make_loader(spec, learner), list[Epoch]()
         if fit := spec.settings.fit:  # zero-shot CLIP has none
-            with torch.random.fork_rng(devices=[]):
-                self.curve_ = train(learner, episode, loader, fit, precision=spec.precision, reporter=reporter)
+            self.curve_ = train(learner, episode, loader, fit, precision=spec.precision, reporter=reporter)
         self.model_ = Model(learner, spec.precision)
         return self
 
@@ -114,21 +115,36 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
 
     def _spec(self, photos: Sequence[Photo], labels: Sequence[int]) -> RunSpec:
         """The run that this training is."""
-        names = [str((self.class_names or {}).get(label, label)) for label in self.classes_.tolist()]
-        numbers = [f"{name}={value}" for name, value in (("fit.lr", self.lr), ("fit.epochs", self.epochs),
-                   ("fit.steps", self.steps), ("fit.batch_size", self.batch_size)) if value is not None]  # fmt: skip
-        pictures = Pictures({content_hash(photo): photo for photo in photos})
-        items = tuple(Item(content_hash(photo), label) for photo, label in zip(photos, labels, strict=True))
-        given = Dataset("given", tuple(names), items, (), items, pictures, origin="given")
-        overrides = [f"method={self.method}", f"backbone={self.backbone}", *SETTINGS, "shots=all"]
-        overrides += [f"seed={self.seed}", f"device={self.device}", f"precision={self.precision}"]
-        overrides += [
+        hashes = list(map(content_hash, photos))
+        items = tuple(Item(name, label) for name, label in zip(hashes, labels, strict=True))
+        pictures = Pictures(dict(zip(hashes, photos, strict=True)))
+        given = Dataset("given", self._names(), items, (), items, pictures, origin="given")
+        numbers = {"lr": self.lr, "epochs": self.epochs, "steps": self.steps, "batch_size": self.batch_size}
+        more = [self.settings] if isinstance(self.settings, str) else self.settings
+        overrides = [
+            f"method={self.method}",
+            f"backbone={self.backbone}",
+            *SETTINGS,
+            f"seed={self.seed}",
+            f"device={self.device}",
+            f"precision={self.precision}",
             f"workers={self.workers}",
-            f"dataset.template={json.dumps(self.template)}",
-            *numbers,
-            *self.settings,
+            f"dataset.template={json.dumps(self.template, ensure_ascii=False)}",
+            *(f"fit.{name}={value}" for name, value in numbers.items() if value is not None),
+            *more,
         ]
         return read_run(overrides, given)
+
+    def _names(self) -> tuple[str, ...]:
+        """What stands for the labels in texts. Raises: UserError for a list that has none for a label."""
+        names, labels = {} if self.class_names is None else self.class_names, self.classes_.tolist()
+        if isinstance(names, str) or not isinstance(names, Mapping | Sequence):
+            raise UserError(f"class_names is {names!r}, allowed is a name by label, or a list of names")
+        if not isinstance(names, Mapping):
+            names = dict(enumerate(names))
+            if missing := [label for label in labels if label not in names]:
+                raise UserError(f"class_names are {len(names)} names, and none is of the label {missing[0]!r}")
+        return tuple(str(names.get(label, label)) for label in labels)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the frozen model, which is loaded again."""
@@ -151,6 +167,23 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             self.model_ = Model(learner.eval(), spec.precision)
 
 
+def encode(labels: ArrayLike, n: int) -> tuple[np.ndarray, list[int]]:
+    """The classes of `n` pictures, sorted, and the index of each picture's. Raises: UserError."""
+    given = np.asarray(labels)
+    if given.shape != (n,) or not n:
+        raise UserError(f"there are {n} pictures and labels {list(given.shape)}: give one for each")
+    if given.dtype.kind == "f" and (given % 1 != 0).any():
+        raise UserError(f"labels are {given.dtype} such as {given[given % 1 != 0][0]}, allowed are strings or integers")
+    try:
+        classes, encoded = np.unique(given, return_inverse=True)
+    except TypeError:
+        kinds = sorted({type(label).__name__ for label in given})
+        raise UserError(f"labels are of the kinds {', '.join(kinds)}: give strings or integers") from None
+    if len(classes) < 2:
+        raise UserError(f"all pictures are of the class {classes[0]}: give at least two classes")
+    return classes, encoded.tolist()
+
+
 @dataclass(frozen=True)
 class Pictures:
     """Opens pictures by the hash of what is in them."""
@@ -163,7 +196,5 @@ class Pictures:
 
 def content_hash(photo: Photo) -> str:
     """What a picture's random views and its cached features depend on. Raises: UserError for what is no picture."""
-    if isinstance(photo, str):
-        photo = absolute(photo)
     image = open_photo(photo)
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()

@@ -209,6 +209,6 @@ def rebuild(folder: Path, *, device: str = "auto", allow: Sequence[str] = ()) ->
         raise UserError(f"{folder} holds no finished run: run it again")
     spec = spec_of_record(folder, record, device=device, allow=allow)
     if spec.trained:
-        raise UserError(f"{folder} holds no {learner_files.TENSORS}: run it again with force=true")
+        raise UserError(f"{folder} holds no {learner_files.CONFIG}: run it again with force=true")
     learner = make_learner(spec, make_clip(spec), make_episode(spec))
     return learner.eval(), spec.precision, getattr(spec.dataset.open_image, "as_shown", True)

@@ -31,7 +31,7 @@ class GivenBatches:
     def __post_init__(self) -> None:
         if isinstance(self.batches, Iterator) or not isinstance(self.batches, Iterable):
             raise UserError(
-                f"the batches are a {type(self.batches).__name__}, which cannot be read several times: give a "
+                f"the batches are of type {type(self.batches).__name__}, which cannot be read several times: give a "
                 "DataLoader, or a list of (images, labels)"
             )
 
@@ -45,9 +45,13 @@ class GivenBatches:
                     f"{self.clip.name} reads floats [B, 3, {size}, {size}]: use the model's `preprocess`"
                 )
             if labels.shape != images.shape[:1] or labels.is_floating_point():
-                raise UserError(f"labels are {list(labels.shape)}, allowed are integers, one for each of {len(images)}")
-            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.n_classes:
-                raise UserError(f"a label is {int(labels.max())}, allowed are 0 to {self.n_classes - 1}, the classes")
+                raise UserError(
+                    f"labels are {str(labels.dtype)[6:]} {list(labels.shape)}, allowed are integers [{len(images)}]"
+                )
+            if wrong := [label for label in labels.tolist() if not 0 <= label < self.n_classes]:
+                raise UserError(f"a label is {wrong[0]}, allowed are 0 to {self.n_classes - 1}, the classes")
+            if not len(labels):
+                continue
             empty = False
             yield Images(images.float().to(self.clip.device)), labels.long().to(self.clip.device)
         if empty:
@@ -55,8 +59,11 @@ class GivenBatches:
 
     def _pair(self, batch: Any) -> tuple[Tensor, Tensor]:
         if not isinstance(batch, list | tuple) or len(batch) != 2 or not isinstance(batch[0], Tensor):
-            raise UserError(f"a batch is a {type(batch).__name__}, allowed is (images, labels), both tensors")
-        return batch[0], torch.as_tensor(batch[1])
+            raise UserError(f"a batch is of type {type(batch).__name__}, allowed is (images, labels), both tensors")
+        try:
+            return batch[0], torch.as_tensor(batch[1])
+        except (TypeError, ValueError, RuntimeError):
+            raise UserError(f"the labels of a batch are {batch[1]!r:.80}, allowed are integers, a tensor [B]") from None
 
     def __len__(self) -> int:
         """Batches in a pass."""

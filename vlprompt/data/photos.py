@@ -1,9 +1,9 @@
 """Pictures as a user has them in Python: paths, PIL images, arrays, tensors; and as batches of pixels."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -12,17 +12,21 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vlprompt.data.sources.files import Files, to_rgb
+from vlprompt.data.sources.files import DAMAGED, Files, orientation_of, to_rgb, turn
 from vlprompt.data.transforms import eval_transform, normalise
 from vlprompt.errors import UserError
 from vlprompt.textfiles import absolute
 from vlprompt.towers import Preprocess
 
 Photo: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
-"""The path of a picture, a PIL image, an array uint8 [H, W, 3] or [H, W], or a tensor uint8 [3, H, W]."""
+"""The path of a picture, a PIL image, an array uint8 [H, W, 3 or 4] or [H, W], or a tensor uint8 [3, H, W]."""
 Damaged = Callable[[int, UserError], object]
 BATCH = 100
-ALLOWED = "a path, a PIL image, an array uint8 [H, W, 3] or [H, W], or a tensor uint8 [3, H, W]"
+CHANNELS = (1, 3, 4)
+ALLOWED = (
+    "a path, a PIL image, an array uint8 [H, W, 3] or [H, W], a tensor uint8 [3, H, W], or floats as the model's "
+    "`preprocess` gives them (all of a list, or none)"
+)
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,10 @@ class Preparation:
     """PIL image -> what the frozen model reads, [3, H, W]: one centre crop, normalised."""
 
     settings: Preprocess
+    as_shown: bool = True
 
     def __call__(self, image: Photo) -> Float[Tensor, "3 H W"]:
-        return normalise(crop(image, self.settings)[None], self.settings)[0]
+        return normalise(crop(image, self.settings, as_shown=self.as_shown)[None], self.settings)[0]
 
 
 def crop(photo: Photo, pre: Preprocess, *, as_shown: bool = True) -> UInt8[Tensor, "3 H W"]:
@@ -42,40 +47,68 @@ def crop(photo: Photo, pre: Preprocess, *, as_shown: bool = True) -> UInt8[Tenso
 
 
 def open_photo(photo: Photo, *, as_shown: bool = True) -> Image.Image:
-    """A picture as RGB. `as_shown`: a file is turned as its EXIF data says, and on white where it is transparent.
+    """A picture as RGB. `as_shown`: it is turned as its EXIF data says, and on white where it is transparent.
 
     Raises: UserError for what is none, or is damaged.
     """
     if isinstance(photo, str | Path):
         path = absolute(photo)
+        if not path.is_file():
+            what = f"'{photo}' is a folder, not a picture" if path.is_dir() else f"there is no picture '{photo}'"
+            raise UserError(f"{what}: give paths of files")
         return Files(path.parent, as_shown=as_shown)(path.name)
-    if isinstance(photo, Image.Image):
-        return to_rgb(photo, on_white=as_shown)
-    shape, kind = tuple(getattr(photo, "shape", ())), str(getattr(photo, "dtype", "")).removeprefix("torch.")
-    if kind == "uint8" and isinstance(photo, Tensor) and len(shape) == 3 and shape[0] == 3:
-        return Image.fromarray(photo.permute(1, 2, 0).cpu().numpy())
-    if kind == "uint8" and isinstance(photo, np.ndarray) and (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)):
-        return Image.fromarray(photo).convert("RGB")
-    described = f"{type(photo).__name__} {kind} {list(shape)}" if kind else type(photo).__name__
-    raise UserError(f"{described} is no picture: allowed is {ALLOWED} (floats: as the model's preprocess gives them)")
+    picture = photo if isinstance(photo, Image.Image) else from_pixels(photo)
+    if not all(picture.size):
+        raise UserError(f"{type(picture).__name__} {list(picture.size)} is no picture: it has no pixels")
+    try:
+        pixels = to_rgb(picture, on_white=as_shown)
+    except DAMAGED as error:  # PIL reads the file of an image when its pixels are asked for
+        raise UserError(f"{type(picture).__name__} {list(picture.size)} cannot be read: {error}") from error
+    return turn(pixels, orientation_of(picture)) if as_shown else pixels
 
 
-def prepared(photos: object, pre: Preprocess) -> Float[Tensor, "N 3 H W"] | None:
-    """A batch of floats as the model's `preprocess` gives them, from a tensor or a list of them; None: it is none.
+def from_pixels(pixels: Any) -> Image.Image:
+    """The picture in an array or a tensor of bytes. Raises: UserError for what is none."""
+    kind = str(getattr(pixels, "dtype", "")).removeprefix("torch.")
+    array = pixels.detach().cpu().numpy() if isinstance(pixels, Tensor) else pixels
+    if isinstance(pixels, Tensor) and pixels.ndim == 3:
+        array = array.transpose(1, 2, 0)
+    if kind == "uint8" and array.size and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in CHANNELS)):
+        return Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.shape[2:] == (1,) else array))
+    described = f"{type(pixels).__name__} {kind} {list(pixels.shape)}" if kind else type(pixels).__name__
+    raise UserError(f"{described} is no picture: allowed is {ALLOWED}")
 
-    Raises: UserError where its shape is another.
+
+def listed(photos: object) -> tuple[list[Photo], bool]:
+    """Pictures as a list, and whether a single one was given. What is no picture is told when it is opened."""
+    if isinstance(photos, np.ndarray | Tensor):
+        one = photos.ndim in (0, 2, 3)
+        return ([photos] if one else list(photos)), one
+    several = isinstance(photos, Iterable) and not isinstance(photos, str | Path | bytes | Image.Image | Mapping | Set)
+    return (list(photos), False) if several else ([photos], True)  # type: ignore[call-overload, list-item]
+
+
+def is_float(photo: object) -> bool:
+    """Whether it can be what `preprocess` gives."""
+    return (
+        photo.is_floating_point() if isinstance(photo, Tensor) else getattr(photo, "dtype", np.dtype(int)).kind == "f"
+    )
+
+
+def prepared(photos: Sequence[object], pre: Preprocess) -> Float[Tensor, "N 3 H W"] | None:
+    """A batch of floats as the model's `preprocess` gives them; None: these are other pictures.
+
+    Raises: UserError where a shape is another, or a value is not finite.
     """
-    floats = isinstance(photos, Tensor) and photos.is_floating_point()
-    if not floats and isinstance(photos, list | tuple) and photos:
-        floats = all(isinstance(photo, Tensor) and photo.is_floating_point() for photo in photos)
-    if not floats:
+    if not all(map(is_float, photos)):
         return None
-    tensors = list(photos)  # type: ignore[call-overload]
-    wrong = [tensor for tensor in tensors if tuple(tensor.shape) != (3, pre.size, pre.size)]
-    if wrong or not tensors:
-        shape = list(wrong[0].shape) if wrong else [0]
-        raise UserError(f"pictures as floats are {shape}, allowed is [N, 3, {pre.size}, {pre.size}]: use `preprocess`")
-    return torch.stack([tensor.float() for tensor in tensors])
+    tensors = [torch.as_tensor(photo).detach().float() for photo in photos]
+    if wrong := [list(tensor.shape) for tensor in tensors if tuple(tensor.shape) != (3, pre.size, pre.size)]:
+        need = f"[3, {pre.size}, {pre.size}]"
+        raise UserError(f"a picture of floats is {wrong[0]}, allowed is {need}, as the model's `preprocess` gives it")
+    if not (batch := torch.stack(tensors)).isfinite().all():
+        raise UserError("a picture of floats has values that are NaN or infinite")
+    return batch
 
 
 def read_photos(
@@ -93,7 +126,11 @@ def read_photos(
     Raises: UserError.
     """
     loader = DataLoader(
-        _Crops(photos, pre, as_shown), batch_size=BATCH, num_workers=workers, collate_fn=_stacked, shuffle=False
+        _Crops(photos, pre, as_shown),
+        batch_size=BATCH,
+        num_workers=workers,
+        collate_fn=_stacked,
+        generator=torch.Generator(),  # a loader draws a number from it: the caller's stay as they are
     )
     for n, (read, crops, errors) in enumerate(loader):
         for i, error in errors:

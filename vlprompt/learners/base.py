@@ -1,6 +1,6 @@
 """What every way of adapting a frozen model is: a module whose parameters are all that is trained."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -81,7 +81,7 @@ class Learner(nn.Module):
         if "vit" in self.needs:
             clip.image.require_blocks()
         self.clip, self.template = clip, template
-        self.classes = self.trained_classes = tuple(classes)
+        self.classes = self.trained_classes = check_classes(classes)
         self.rows: tuple[int, ...] | None = None
         self.transfer = False
         self._prompts: Prompts | None = None
@@ -331,6 +331,15 @@ class Learner(nn.Module):
 
     def conclude(self, train: Batches, val: Batches | None) -> None:
         """Called once after the last step: a search on the validation images."""
+
+
+def check_classes(classes: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes as a tuple. Raises: UserError for what is no list of names."""
+    ordered = isinstance(classes, Iterable) and not isinstance(classes, str | Mapping | Set)
+    names = tuple(classes) if ordered else ()
+    if not names or not all(isinstance(name, str) and name.strip() for name in names):
+        raise UserError(f"the classes are {classes!r}, allowed is a list of names, at least one: ['zebra', 'okapi']")
+    return tuple(map(str, names))
 
 
 def scaled_cosine(images: Float[Tensor, "B e"], classes: Float[Tensor, "C e"], scale: float) -> Float[Tensor, "B C"]:

@@ -101,6 +101,8 @@ def load_tensors(learner: Learner, folder: Path) -> None:
     path = folder / TENSORS
     try:
         tensors = safetensors.torch.load_file(checked(path))
+    except FileNotFoundError:
+        raise DamagedError(f"{folder} holds no {TENSORS}: run it again with force=true") from None
     except (OSError, safetensors.SafetensorError, ValueError, KeyError) as error:
         raise damaged(path, str(error)) from None
     for name, tensor in tensors.items():
@@ -109,4 +111,5 @@ def load_tensors(learner: Learner, folder: Path) -> None:
     try:
         learner.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
-        raise UserError(f"{path} does not fit {type(learner).__name__}: {' '.join(str(error).split())[:300]}") from None
+        kind, said = type(learner).__name__, " ".join(str(error).split())[:300]
+        raise UserError(f"{path} does not fit {kind} over {learner.clip.name}: {said}") from None

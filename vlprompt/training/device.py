@@ -12,23 +12,37 @@ from typing import Any
 
 import torch
 
-from vlprompt.errors import UserError
+from vlprompt.errors import UserError, unknown
 
 MAX_WORKERS = 8
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
-def resolve_device(name: str) -> torch.device:
-    """Raises: UserError for a GPU that this machine does not have."""
+def resolve_device(name: str | torch.device) -> torch.device:
+    """Raises: UserError for a GPU that this machine does not have, and for what is neither a CPU nor a GPU."""
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda" if n_gpus else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device={name} is none that can be used: allowed are auto, cpu, cuda, cuda:N")
     if device.type == "cuda" and (device.index or 0) >= n_gpus:
         raise UserError(f"device={name} asks for a GPU, and torch finds {n_gpus} here: use device=cpu or device=auto")
     return device
 
 
+def same_randomness(device: torch.device) -> AbstractContextManager[None]:
+    """Torch's random numbers are afterwards where they were, for whoever calls a training within their own program."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
 def resolve_precision(name: str, device: torch.device) -> str:
+    """Raises: UserError for a name that is none."""
+    if name not in PRECISIONS:
+        raise unknown("precision", name, PRECISIONS)
     return ("bf16" if device.type == "cuda" else "fp32") if name == "auto" else name
 
 
