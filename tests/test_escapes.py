@@ -128,7 +128,7 @@ def check(text: str, format: str) -> None:
         commands = (r"\begin{tabular}", r"\end{tabular}", r"\toprule", r"\midrule", r"\bottomrule", "% ")
         commands += (r"\begin{longtable}", r"\end{longtable}", r"\endhead", r"\providecommand", r"\medskip")
         for line in (line for line in lines if not line.startswith(commands)):
-            bare = line.removeprefix(r"\noindent").removesuffix(r"\par\smallskip").removesuffix(r" \\")
+            bare = line.removeprefix(r"\noindent").removesuffix(r"\par\nopagebreak\smallskip").removesuffix(r" \\")
             bare = re.sub(r"\$\\cdot10\^\{-?\d+\}\$", "", re.sub(LATEX_WORDS, "", bare))
             cells = re.sub(r"\\(?:textbf|underline|phantom|multicolumn\{1\}\{c\})\{([^{}]*)\}", r"\1", bare)
             cells = re.sub(r"\\phantom\{([^{}]*)\}", r"\1", cells)  # around another one
