@@ -64,6 +64,8 @@ ATTRIBUTES = {
     "trust_remote_code",
 }
 ONLY_IN = {
+    ("__init__.py", "importlib.import_module"),  # of the package's own modules, by names that stand there
+    ("learners/__init__.py", "importlib.import_module"),  # of the modules in its folder
     ("config/locate.py", "pydoc.locate"),
     ("interop/dassl/lists.py", "pickle.Unpickler"),  # a subclass of it, which knows one class
     ("towers/weights.py", "torch.jit.load"),  # of archives whose content is known

@@ -3,7 +3,6 @@
 import logging
 import re
 import warnings
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from vlprompt.learners.weights import WeightLearner
 from vlprompt.towers import Images, ImageTower
 
 OPSET = 18
-LIBRARIES = ("onnx", "onnxruntime", "onnxscript")
 MODEL, DATA = "image.onnx", "image.onnx.data"
 LARGEST = 1_800_000_000  # bytes of weights within the model itself, whose format ends at 2 GiB
 TOLERANCE = 1e-4  # of the largest feature
@@ -76,10 +74,13 @@ def write_onnx(learner: Learner, folder: Path, *, force: bool = False) -> list[s
 def check_libraries() -> None:
     """Raises: UserError that says how to install what is missing."""
     try:
-        for library in LIBRARIES:
-            import_module(library)
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f"--to onnx needs {', '.join(LIBRARIES)} ({error}): pip install 'vlprompt[onnx]'") from None
+        raise UserError(
+            f"--to onnx needs onnx, onnxruntime and onnxscript ({error}): pip install 'vlprompt[onnx]'"
+        ) from None
 
 
 def weights_in(learner: Learner) -> int:
