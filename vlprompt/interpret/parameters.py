@@ -20,7 +20,7 @@ def view(learner: Learner, start: Mapping[str, Tensor] | None) -> View | None:
         if start is not None:
             first = start[name].double()
             change, norm = float((tensor - first).norm()), float(first.norm())
-            row |= {"start": norm, "change": change, "relative": change / norm if norm else float("nan")}
+            row |= {"start": norm, "change": change, "change_percent": 100 * change / norm if norm else float("nan")}
         rows.append(row)
     table = pd.DataFrame(rows)
     shown = pd.DataFrame({"tensor": table["tensor"], "shape": [" × ".join(map(str, s)) or "1" for s in table["shape"]],
