@@ -22,7 +22,7 @@ from vlprompt.config.locate import locate
 from vlprompt.errors import UserError
 from vlprompt.interpret import words
 from vlprompt.interpret.look import Asked, look
-from vlprompt.interpret.view import View
+from vlprompt.interpret.view import View, rounded
 from vlprompt.learners.adapter import Adapter
 from vlprompt.learners.base import Learner
 from vlprompt.learners.bitfit import BitFit
@@ -228,6 +228,11 @@ def test_heads_and_residuals_are_compared_with_the_texts() -> None:
     set_(residual.residual, torch.cat([torch.zeros(2, 24), 4 * texts[2:]]))
     table = one(look(residual, Asked()), "class features").table
     assert table["residual_percent"].tolist() == pytest.approx([0, 0, 200], abs=1e-3)
+
+
+def test_numbers_have_the_digits_that_they_say() -> None:
+    given = [(12.04, "#.3g"), (150.2, "#.3g"), (0.98, "#.3g"), (-0.001, ".2f"), (-0.5, ".2f"), (float("nan"), ".2f")]
+    assert [rounded(*each) for each in given] == ["12.0", "150", "0.980", "0.00", "-0.50", "–"]
 
 
 class Stranger(Learner):

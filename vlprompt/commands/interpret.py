@@ -134,7 +134,12 @@ def show(views: Sequence["View"], title: str, format: str) -> None:
 
     if format == "json":
         parts = [
-            {"title": v.title, "rows": json.loads(v.table.to_json(orient="records")), "notes": v.notes} for v in views
+            {
+                "title": v.title,
+                "rows": json.loads(v.table.to_json(orient="records", double_precision=15)),
+                "notes": v.notes,
+            }
+            for v in views
         ]
         write(json.dumps({"learner": title, "views": parts}, indent=2, ensure_ascii=False) + "\n", None)
         return

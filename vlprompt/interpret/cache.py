@@ -1,4 +1,4 @@
-"""What a cache of training images holds: the images nearest to a picture, and the classes that it confuses."""
+"""What a cache of training images holds: the images nearest to a picture, and which of its classes are alike."""
 
 from collections.abc import Sequence
 
@@ -41,7 +41,7 @@ def nearest_images(
 
 @torch.no_grad()
 def confusions(learner: TipAdapter, cached: Sequence[str], most: int) -> View:
-    """For each class the other one that its images in the cache are nearest to; the `most` confused ones first."""
+    """For each class the other one that its images in the cache are nearest to; the `most` that are most alike."""
     rows = [row for c in range(len(learner.trained_classes)) if (row := nearest_class(learner, c, cached)) is not None]
     if not rows:
         return View("classes in the cache", pd.DataFrame(), {}, ["The cache holds images of fewer than two classes."])
@@ -62,7 +62,7 @@ def confusions(learner: TipAdapter, cached: Sequence[str], most: int) -> View:
         *(["With one image a class there is no pair within a class."] if (worst["images"] == 1).all() else []),
         "Name images after the run to see the training images nearest to them.",
     ]
-    title = f"classes that the cache confuses: {len(worst)} of {len(table)}"
+    title = f"classes that are most alike in the cache: {len(worst)} of {len(table)}"
     return View(title, table.drop(columns="share"), {"": shown.drop(columns="images")}, notes,
                 Dots(figure, "mean affinity", "within the class"), ("class", "other"))  # fmt: skip
 

@@ -44,6 +44,8 @@ def view(learner: Learner, chosen: Sequence[int] | None, most: int) -> View | No
         many = len(getattr(learner, "templates", None) or [0])
         worded = f"the mean of {many} templates" if many > 1 else f"'{template}'"
         notes.append(f"Texts: the frozen text features of the classes, worded as {worded}.")
+        if isinstance(learner, LPPlusPlus):
+            notes.append("Class features: w + alpha times the text of length one.")
         notes.append(f"{wrong} of {len(table)} classes are nearest to the text of another class.")
         axis, value = "cosine to the class's own text", "own_text"
     if "residual_percent" in table:
@@ -82,7 +84,7 @@ NAMES = {"own_text": "cosine to own text", "nearest_text": "nearest text", "near
          "residual_percent": "residual in %", "w": "|w|"}  # fmt: skip
 
 
-FORMS = {"own_text": ".3f", "nearest": ".3f", "length": ".3g"}
+FORMS = {"own_text": ".3f", "nearest": ".3f", "length": "#.3g", "bias": ".3f"}
 
 
 def cells(table: pd.DataFrame) -> pd.DataFrame:

@@ -28,7 +28,7 @@ def view(learner: Learner, start: Mapping[str, Tensor] | None) -> View | None:
     notes = []
     if start is not None:
         shown["at the start"] = [rounded(x, ".3f") for x in table["start"]]
-        shown["change"] = [rounded(x, ".3g") for x in table["change"]]
+        shown["change"] = [rounded(x, "#.3g") for x in table["change"]]
         notes.append("At the start: the values before training, drawn again from the run's seed.")
     value = "norm" if start is None else "change"
     figure = pd.DataFrame({"label": table["tensor"], "value": table[value], "low": float("nan"), "high": float("nan"),

@@ -14,10 +14,8 @@ from vlprompt.learners.lora import LoRA
 from vlprompt.towers import Clip
 
 SITES = ("q", "k", "v", "o", "fc1", "fc2")
-RELATIVE = (
-    "Change: the Frobenius norm of what is added to the frozen tensor, in percent of the norm of that tensor; |0.01| "
-    "is the norm itself where the frozen one is zero."
-)
+RELATIVE = "Change: the Frobenius norm of what is added to the frozen tensor, in percent of the norm of that tensor."
+OF_ZERO = "Where the frozen tensor is zero, |0.01| is the norm of the change itself."
 STABLE = (
     "Stable rank: the squared Frobenius norm of the change over its largest squared singular value; from 1, one "
     "direction, to the rank."
@@ -40,6 +38,7 @@ def changes_view(learner: Learner) -> View | None:
         table = table[[key in adapted for key in zip(table["tower"], table["layer"], table["site"], strict=True)]]
     grids: dict[str, pd.DataFrame] = {}
     panels: dict[str, pd.DataFrame] = {}
+    drawn = ""
     for kind in KINDS:
         of_kind = table[table["kind"] == kind]
         if of_kind.empty:
@@ -51,11 +50,18 @@ def changes_view(learner: Learner) -> View | None:
             continue
         grids[f"{kind}, in %"] = wide(of_kind, percents(of_kind))
         if not panels:
+            drawn = kind
             panels = {str(t): pivot(part, part["change_percent"]) for t, part in of_kind.groupby("tower", sort=False)}
         if kind == KINDS[0]:
             grids["stable rank of the change"] = wide(of_kind, [rounded(x, ".1f") for x in of_kind["stable_rank"]])
-    notes = [RELATIVE, *([STABLE] if "weights" in {*table["kind"]} else []), *totals(table)]
-    figure = Cells(panels, "change in % of the frozen weights' norm") if panels else None
+    of_zero = (table["norm_of_frozen"] == 0) & (table["norm_of_change"] > 0)
+    notes = [
+        RELATIVE,
+        *([OF_ZERO] if of_zero.any() else []),
+        *([STABLE] if "weights" in {*table["kind"]} else []),
+        *totals(table),
+    ]
+    figure = Cells(panels, f"{drawn}: change in % of the frozen norm") if panels else None
     return View("change of the frozen weights", table, grids, notes, figure, KEYS)
 
 
@@ -192,7 +198,7 @@ def prefixes_view(seen: Seen) -> View | None:
         return None
     table = pd.DataFrame(rows)
     grid = table.assign(
-        **{c: [rounded(x, ".3g" if "gate" in c else ".3f") for x in table[c]] for c in table.columns[2:]}
+        **{c: [rounded(x, "#.3g" if "gate" in c else ".3f") for x in table[c]] for c in table.columns[2:]}
     ).astype(str)
     grid.columns = [{"keys": "length of keys", "values": "of values", "tokens": "length of tokens",
                      "mean_gate": "mean |gate|", "largest_gate": "largest |gate|"}.get(c, c) for c in grid]  # fmt: skip
