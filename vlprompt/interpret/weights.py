@@ -167,7 +167,8 @@ def branches_view(seen: Seen, images: str) -> View | None:
     table = pd.DataFrame(rows)
     grid = wide(table, percents(table.assign(change_percent=table["added_percent"], norm_of_change=0.0)))
     panels = {str(t): pivot(part, part["added_percent"]) for t, part in table.groupby("tower", sort=False)}
-    note = f"Mean over tokens of |what is added| / |output of the attention or MLP|; text: the class prompts{images}."
+    of_text = "; text: the class prompts" if "text" in panels else ""
+    note = f"Mean over tokens of |what is added| / |output of the attention or MLP|{of_text}{images}."
     axis = "added, in % of the branch's output"
     return View(
         "what is added after the branches",
