@@ -212,6 +212,8 @@ def test_a_cache_names_the_images_that_it_holds() -> None:
     assert rows["cat"]["affinity"] == pytest.approx(affinities[:2, 2:4].mean())
     assert rows["cat"]["within"] == pytest.approx(affinities[0, 1])
     assert rows["dog"]["for example"] == "train/3 → train/0"
+    (view,) = look(learner, Asked(classes=["red star"]), cached=names)
+    assert (view.grids[""]["class"].tolist(), len(view.table)) == (["red star"], 3)
     (view,) = look(learner, Asked())  # without the data set
     assert "dog, 2 → cat, 1" in set(view.table["for example"])
 
