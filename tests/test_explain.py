@@ -157,6 +157,8 @@ def test_names_are_safe_and_never_those_of_pictures(tmp_path: Path) -> None:
     assert len({str(path).lower() for path in targets}) == len(given)
     assert all(path.parent == tmp_path / "b" and len(path.name) < 90 for path in targets)
     assert not {*targets} & {tmp_path / name for name in given}
+    alike = names_for([tmp_path / name for name in ("a/x.png", "c/x.jpg", "c/y.png")], tmp_path, "png")
+    assert [path.name for path in alike] == ["a_x.png", "c_x.png", "y.png"]
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from vlprompt.config.locate import locate
 from vlprompt.errors import UserError
 from vlprompt.interpret import words
 from vlprompt.interpret.look import Asked, look
-from vlprompt.interpret.view import View
+from vlprompt.interpret.view import View, rounded
 from vlprompt.learners.adapter import Adapter
 from vlprompt.learners.base import Learner
 from vlprompt.learners.bitfit import BitFit
@@ -153,10 +153,10 @@ def test_a_known_change_is_where_it_was_made() -> None:
     set_(update.a, torch.eye(2, 32) * torch.tensor([[3.0], [1.0]]))
     set_(update.b, torch.eye(32, 2))
     table = one(look(learner, Asked()), "change of").table
-    moved = table[table["change"] > 0]
+    moved = table[table["norm_of_change"] > 0]
     assert moved[["tower", "layer", "site"]].values.tolist() == [["text", 1, "v"]]
     frozen = np.linalg.norm(clip().weights.root.transformer.resblocks[1].attn.in_proj_weight[64:].numpy())  # type: ignore[index, union-attr]
-    assert moved["relative"].item() == pytest.approx(0.5 * 10**0.5 / frozen, rel=1e-5)  # alpha / r is 1/2
+    assert moved["change_percent"].item() == pytest.approx(100 * 0.5 * 10**0.5 / frozen, rel=1e-5)  # alpha / r is 1/2
     assert moved["stable_rank"].item() == pytest.approx(10 / 9, rel=1e-5)
     assert len(table) == 2 * 3 * 3
 
@@ -167,11 +167,11 @@ def test_biases_norms_and_what_is_outside_of_blocks_have_rows() -> None:
         parameter = learner.weights.get_parameter(name)
         with torch.no_grad():
             parameter[32:64] += 1.0  # keys, or the last channels
-    moved = one(look(bias, Asked()), "change of").table.query("change > 0")
+    moved = one(look(bias, Asked()), "change of").table.query("norm_of_change > 0")
     assert moved[["tower", "kind", "layer", "site"]].values.tolist() == [["text", "biases", 2, "k"]]
-    assert moved["change"].item() == pytest.approx(32**0.5)
+    assert moved["norm_of_change"].item() == pytest.approx(32**0.5)
     view = one(look(full, Asked()), "change of")
-    moved = view.table.query("change > 0")
+    moved = view.table.query("norm_of_change > 0")
     assert moved[["tower", "kind", "site"]].values.tolist() == [["image", "outside the blocks", "visual.conv1.weight"]]
     assert {"ln_1.weight", "q", "visual.conv1.weight"} <= {*view.table["site"]}
 
@@ -184,8 +184,8 @@ def test_adapters_tell_how_much_they_add() -> None:
         set_(bottleneck.up.bias, torch.full((48,), size))
         table = one(look(learner, Asked(), pixels=pixels()), "what is added").table
         assert len(table) == 2 * 3
-        added.append(table.query("tower == 'image' and layer == 2")["added"].item())
-        assert table.query("tower == 'text' or layer < 2")["added"].max() == 0
+        added.append(table.query("tower == 'image' and layer == 2")["added_percent"].item())
+        assert table.query("tower == 'text' or layer < 2")["added_percent"].max() == 0
     assert added[0] == 0
     assert added[2] == pytest.approx(2 * added[1])
     assert learner.clip is clip()
@@ -212,6 +212,8 @@ def test_a_cache_names_the_images_that_it_holds() -> None:
     assert rows["cat"]["affinity"] == pytest.approx(affinities[:2, 2:4].mean())
     assert rows["cat"]["within"] == pytest.approx(affinities[0, 1])
     assert rows["dog"]["for example"] == "train/3 → train/0"
+    (view,) = look(learner, Asked(classes=["red star"]), cached=names)
+    assert (view.grids[""]["class"].tolist(), len(view.table)) == (["red star"], 3)
     (view,) = look(learner, Asked())  # without the data set
     assert "dog, 2 → cat, 1" in set(view.table["for example"])
 
@@ -227,7 +229,12 @@ def test_heads_and_residuals_are_compared_with_the_texts() -> None:
     residual = TaskRes(clip(), CLASSES)
     set_(residual.residual, torch.cat([torch.zeros(2, 24), 4 * texts[2:]]))
     table = one(look(residual, Asked()), "class features").table
-    assert table["residual"].tolist() == pytest.approx([0, 0, 2], abs=1e-5)
+    assert table["residual_percent"].tolist() == pytest.approx([0, 0, 200], abs=1e-3)
+
+
+def test_numbers_have_the_digits_that_they_say() -> None:
+    given = [(12.04, "#.3g"), (150.2, "#.3g"), (0.98, "#.3g"), (-0.001, ".2f"), (-0.5, ".2f"), (float("nan"), ".2f")]
+    assert [rounded(*each) for each in given] == ["12.0", "150", "0.980", "0.00", "-0.50", "–"]
 
 
 class Stranger(Learner):
@@ -246,7 +253,10 @@ def test_a_method_of_a_stranger_shows_its_tensors_and_their_change() -> None:
     set_(learner.shift, torch.full((24,), 2.0))
     (view,) = look(learner, Asked(), start=start)
     assert view.table[["tensor", "change"]].values.tolist() == [["shift", pytest.approx(2 * 24**0.5)]]
-    assert one(look(learner, Asked(), pixels=pixels(), names=["a", "b"]), "image features").table["change"].min() > 0
+    assert (
+        one(look(learner, Asked(), pixels=pixels(), names=["a", "b"]), "image features").table["change_percent"].min()
+        > 0
+    )
 
 
 QUICK = {"clip_adapter", "cocoop", "intrinsic_dimension", "llama_adapter", "lp_plus_plus", "maple", "prefix_tuning",

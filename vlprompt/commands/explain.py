@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, count
 from pathlib import Path
@@ -82,15 +83,16 @@ def make_folder(folder: Path) -> None:
 
 
 def names_for(images: Sequence[Path], folder: Path, suffix: str) -> Iterator[Path]:
-    """A file for each picture's drawing, named after it, and after its folder where that name is taken.
+    """A file for each picture's drawing, named after it, and after its folder where several have that name.
 
     None is one of the pictures themselves, and none is there twice, also where case does not count.
     """
     taken = {str(absolute(image).resolve()).lower() for image in images}
+    called = Counter(image.stem.lower() for image in images)
     for image in images:
         whole = absolute(image)
-        stems = [safe(whole.stem), safe(f"{whole.parent.name}_{whole.stem}")]
-        numbered = (f"{stems[1]}_{n}" for n in count(2))
+        stems = [safe(whole.stem), safe(f"{whole.parent.name}_{whole.stem}")][called[image.stem.lower()] > 1 :]
+        numbered = (f"{stems[-1]}_{n}" for n in count(2))
         paths = (folder / f"{stem}.{suffix}" for stem in chain(stems, numbered))
         target = next(path for path in paths if str(path.resolve()).lower() not in taken)
         taken.add(str(target.resolve()).lower())

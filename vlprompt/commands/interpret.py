@@ -133,9 +133,8 @@ def show(views: Sequence["View"], title: str, format: str) -> None:
     from vlprompt.reports.terminal import terminal_width
 
     if format == "json":
-        parts = [
-            {"title": v.title, "rows": json.loads(v.table.to_json(orient="records")), "notes": v.notes} for v in views
-        ]
+        rows = [json.loads(view.table.to_json(orient="records", double_precision=15)) for view in views]
+        parts = [{"title": v.title, "rows": r, "notes": v.notes} for v, r in zip(views, rows, strict=True)]
         write(json.dumps({"learner": title, "views": parts}, indent=2, ensure_ascii=False) + "\n", None)
         return
     if format == "csv":

@@ -1,4 +1,4 @@
-"""What a cache of training images holds: the images nearest to a picture, and the classes that it confuses."""
+"""What a cache of training images holds: the images nearest to a picture, and which of its classes are alike."""
 
 from collections.abc import Sequence
 
@@ -40,15 +40,20 @@ def nearest_images(
 
 
 @torch.no_grad()
-def confusions(learner: TipAdapter, cached: Sequence[str], most: int) -> View:
-    """For each class the other one that its images in the cache are nearest to; the `most` confused ones first."""
+def confusions(learner: TipAdapter, cached: Sequence[str], chosen: Sequence[int] | None, most: int) -> View:
+    """For each class the other one that its images in the cache are nearest to: of `chosen`, else of the `most` alike.
+
+    All of them are in the table of numbers.
+    """
     rows = [row for c in range(len(learner.trained_classes)) if (row := nearest_class(learner, c, cached)) is not None]
     if not rows:
         return View("classes in the cache", pd.DataFrame(), {}, ["The cache holds images of fewer than two classes."])
     table = pd.DataFrame(rows)
     share = table["nearest in other"] / table["images"]
     table = table.assign(share=share).sort_values(["share", "affinity"], ascending=False, kind="stable")
-    worst = table.drop(columns="share").head(most).reset_index(drop=True)
+    names = None if chosen is None else [learner.trained_classes[c] for c in chosen]
+    worst = table.head(most) if names is None else table[table["class"].isin(names)]
+    worst = worst.drop(columns="share").reset_index(drop=True)
     counts = [f"{n} of {total}" for n, total in zip(worst["nearest in other"], worst["images"], strict=True)]
     shown = worst.assign(**{c: list(map(rounded, worst[c])) for c in ("affinity", "within")})
     shown["nearest in other"] = counts
@@ -62,7 +67,8 @@ def confusions(learner: TipAdapter, cached: Sequence[str], most: int) -> View:
         *(["With one image a class there is no pair within a class."] if (worst["images"] == 1).all() else []),
         "Name images after the run to see the training images nearest to them.",
     ]
-    title = f"classes that the cache confuses: {len(worst)} of {len(table)}"
+    which = "that are most alike " if chosen is None else ""
+    title = f"classes {which}in the cache: {len(worst)} of {len(table)}"
     return View(title, table.drop(columns="share"), {"": shown.drop(columns="images")}, notes,
                 Dots(figure, "mean affinity", "within the class"), ("class", "other"))  # fmt: skip
 

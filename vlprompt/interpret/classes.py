@@ -28,7 +28,7 @@ def view(learner: Learner, chosen: Sequence[int] | None, most: int) -> View | No
         cosines = normalize(rows) @ normalize(texts).T
         cosines[rows.norm(dim=-1) == 0] = float("nan")  # a row of zeros points nowhere
         own = cosines.diagonal()
-        if not learner.has_head and "residual" not in table and float(own.min()) > 1 - SAME:
+        if not learner.has_head and "residual_percent" not in table and float(own.min()) > 1 - SAME:
             return None
         best = cosines.max(-1)
         if learner.has_head:
@@ -44,16 +44,18 @@ def view(learner: Learner, chosen: Sequence[int] | None, most: int) -> View | No
         many = len(getattr(learner, "templates", None) or [0])
         worded = f"the mean of {many} templates" if many > 1 else f"'{template}'"
         notes.append(f"Texts: the frozen text features of the classes, worded as {worded}.")
+        if isinstance(learner, LPPlusPlus):
+            notes.append("Class features: w + alpha times the text of length one.")
         notes.append(f"{wrong} of {len(table)} classes are nearest to the text of another class.")
         axis, value = "cosine to the class's own text", "own_text"
-    if "residual" in table:
-        axis, value = "length of the residual, in % of the text's", "residual"
-    order = table.sort_values(value, ascending=value != "residual", kind="stable").index.tolist()
+    if "residual_percent" in table:
+        axis, value = "length of the residual, in % of the text's", "residual_percent"
+    order = table.sort_values(value, ascending=value != "residual_percent", kind="stable").index.tolist()
     shown = list(chosen) if chosen is not None else order[:most]
     what = "rows of the head" if learner.has_head else "class features"
     which = "" if len(shown) == len(table) else f": {len(shown)} of {len(table)} classes"
     if which and chosen is None:
-        which += {"length": ", the shortest", "residual": ", those with the largest residuals"}.get(
+        which += {"length": ", the shortest", "residual_percent": ", those with the largest residuals"}.get(
             value, ", those farthest from their own text"
         )
     return View(f"{what}{which}", table, {"": cells(table.loc[shown])}, notes, figure(table.loc[shown], value, axis),
@@ -67,7 +69,7 @@ def columns(learner: Learner, rows: Tensor) -> dict[str, list[float]]:
         more["bias"] = learner.head.bias.tolist()
     if isinstance(learner, TaskRes):
         texts = learner.zero_shot_features(learner.templates, normalize=False).double()
-        more["residual"] = ((rows - texts).norm(dim=-1) / texts.norm(dim=-1)).tolist()
+        more["residual_percent"] = (100 * (rows - texts).norm(dim=-1) / texts.norm(dim=-1)).tolist()
     if isinstance(learner, LPPlusPlus):
         more |= {"w": learner.weight.norm(dim=-1).tolist(), "alpha": learner.alpha.tolist()}
     return {"length": rows.norm(dim=-1).tolist(), **more}
@@ -79,24 +81,22 @@ def frozen_texts(learner: Learner) -> Tensor:
 
 
 NAMES = {"own_text": "cosine to own text", "nearest_text": "nearest text", "nearest": "its cosine",
-         "residual": "residual in %", "w": "|w|"}  # fmt: skip
+         "residual_percent": "residual in %", "w": "|w|"}  # fmt: skip
 
 
-FORMS = {"own_text": ".3f", "nearest": ".3f", "length": ".3g"}
+FORMS = {"own_text": ".3f", "nearest": ".3f", "length": "#.3g", "bias": ".3f"}
 
 
 def cells(table: pd.DataFrame) -> pd.DataFrame:
     shown = table.copy()
     for name in shown:
         if pd.api.types.is_float_dtype(shown[name]):
-            factor, form = 100 if name == "residual" else 1, FORMS.get(name, ".2f")
-            shown[name] = [rounded(factor * x, form) for x in shown[name]]
+            shown[name] = [rounded(x, FORMS.get(name, ".2f")) for x in shown[name]]
     return shown.rename(columns=NAMES).map(str).reset_index(drop=True)
 
 
 def figure(table: pd.DataFrame, value: str, axis: str) -> Dots:
     nearest = table.get("nearest_text", pd.Series("", index=table.index))
     text = ["" if name == near else near for name, near in zip(table["class"], nearest, strict=True)]
-    values = table[value] * (100 if value == "residual" else 1)
-    return Dots(pd.DataFrame({"label": table["class"], "value": values, "low": float("nan"),
+    return Dots(pd.DataFrame({"label": table["class"], "value": table[value], "low": float("nan"),
                               "high": float("nan"), "text": text}), axis)  # fmt: skip

@@ -82,7 +82,8 @@ def features_view(learner: Learner, pixels: Tensor, names: Sequence[str]) -> Vie
     if adapted.shape != frozen.shape or float(change.max()) < 1e-6:
         return None
     cosines = (normalize(adapted) * normalize(frozen)).sum(-1)
-    table = pd.DataFrame({"image": list(names), "cosine": cosines.tolist(), "change": change.tolist()})
+    table = pd.DataFrame({"image": list(names), "cosine": cosines.tolist(),
+                          "change_percent": (100 * change).tolist()})  # fmt: skip
     grid = pd.DataFrame({"image": list(names), "cosine to the frozen feature": list(map(rounded, cosines.tolist())),
                          "change in %": [rounded(100 * x, ".1f") for x in change.tolist()]})  # fmt: skip
     figure = pd.DataFrame({"label": list(names), "value": cosines.tolist(), "low": float("nan"), "high": float("nan"),

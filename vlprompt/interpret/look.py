@@ -55,7 +55,7 @@ def look(
     if pixels is not None:
         names = names or [f"image {i}" for i in range(1, len(pixels) + 1)]
     if isinstance(learner, TipAdapter):
-        shown = [of_cache(learner, asked, pixels, names, cached)]
+        shown = [of_cache(learner, chosen, asked.top, pixels, names, cached)]
         return [*shown, *tensors(learner, None)] if asked.tensors else shown
     size, on = learner.clip.preprocess.size, NOISE if pixels is None else "the images named"
     noise = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -77,14 +77,19 @@ def look(
 
 
 def of_cache(
-    learner: TipAdapter, asked: Asked, pixels: Tensor | None, names: Sequence[str], cached: Sequence[str] | None
+    learner: TipAdapter,
+    chosen: Sequence[int] | None,
+    top: int,
+    pixels: Tensor | None,
+    names: Sequence[str],
+    cached: Sequence[str] | None,
 ) -> View:
     if cached is None:  # the data set is not there: a class, and a number in it
         labels = learner.labels.tolist()
         cached = [f"{learner.trained_classes[c]}, {labels[: i + 1].count(c)}" for i, c in enumerate(labels)]
     if pixels is not None:
-        return cache.nearest_images(learner, pixels, names, cached, asked.top)
-    return cache.confusions(learner, cached, FEW_CLASSES)
+        return cache.nearest_images(learner, pixels, names, cached, top)
+    return cache.confusions(learner, cached, chosen, FEW_CLASSES)
 
 
 def tensors(learner: Learner, start: Learner | None) -> list[View]:

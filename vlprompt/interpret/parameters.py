@@ -20,7 +20,7 @@ def view(learner: Learner, start: Mapping[str, Tensor] | None) -> View | None:
         if start is not None:
             first = start[name].double()
             change, norm = float((tensor - first).norm()), float(first.norm())
-            row |= {"start": norm, "change": change, "relative": change / norm if norm else float("nan")}
+            row |= {"start": norm, "change": change, "change_percent": 100 * change / norm if norm else float("nan")}
         rows.append(row)
     table = pd.DataFrame(rows)
     shown = pd.DataFrame({"tensor": table["tensor"], "shape": [" × ".join(map(str, s)) or "1" for s in table["shape"]],
@@ -28,7 +28,7 @@ def view(learner: Learner, start: Mapping[str, Tensor] | None) -> View | None:
     notes = []
     if start is not None:
         shown["at the start"] = [rounded(x, ".3f") for x in table["start"]]
-        shown["change"] = [rounded(x, ".3g") for x in table["change"]]
+        shown["change"] = [rounded(x, "#.3g") for x in table["change"]]
         notes.append("At the start: the values before training, drawn again from the run's seed.")
     value = "norm" if start is None else "change"
     figure = pd.DataFrame({"label": table["tensor"], "value": table[value], "low": float("nan"), "high": float("nan"),

@@ -40,5 +40,8 @@ class View:
 
 
 def rounded(value: Any, form: str = ".2f") -> str:
-    """A number as a cell; one that is not known is a dash."""
-    return "–" if value is None or pd.isna(value) else format(value, form)
+    """A number as a cell; one that is not known is a dash, and zero has no sign."""
+    if value is None or pd.isna(value):
+        return "–"
+    text = format(value, form).rstrip(".")  # which the form #.3g puts after whole numbers
+    return text if float(text) else text.lstrip("-")

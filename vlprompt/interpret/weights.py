@@ -14,10 +14,8 @@ from vlprompt.learners.lora import LoRA
 from vlprompt.towers import Clip
 
 SITES = ("q", "k", "v", "o", "fc1", "fc2")
-RELATIVE = (
-    "Change: the Frobenius norm of what is added to the frozen tensor, in percent of the norm of that tensor; |0.01| "
-    "is the norm itself where the frozen one is zero."
-)
+RELATIVE = "Change: the Frobenius norm of what is added to the frozen tensor, in percent of the norm of that tensor."
+OF_ZERO = "Where the frozen tensor is zero, |0.01| is the norm of the change itself."
 STABLE = (
     "Stable rank: the squared Frobenius norm of the change over its largest squared singular value; from 1, one "
     "direction, to the rank."
@@ -25,6 +23,7 @@ STABLE = (
 Held = tuple[str, str, int | None, str, slice]
 """Tower, kind, layer (None: outside of the blocks), site, and the rows of the tensor."""
 KEYS = ("tower", "layer")
+COLUMNS = ["tower", "kind", "layer", "site", "norm_of_change", "norm_of_frozen", "change_percent", "stable_rank"]
 KINDS = ("weights", "biases", "others of the blocks", "outside the blocks")
 
 
@@ -39,6 +38,7 @@ def changes_view(learner: Learner) -> View | None:
         table = table[[key in adapted for key in zip(table["tower"], table["layer"], table["site"], strict=True)]]
     grids: dict[str, pd.DataFrame] = {}
     panels: dict[str, pd.DataFrame] = {}
+    drawn = ""
     for kind in KINDS:
         of_kind = table[table["kind"] == kind]
         if of_kind.empty:
@@ -50,11 +50,18 @@ def changes_view(learner: Learner) -> View | None:
             continue
         grids[f"{kind}, in %"] = wide(of_kind, percents(of_kind))
         if not panels:
-            panels = {str(t): pivot(part, part["relative"] * 100) for t, part in of_kind.groupby("tower", sort=False)}
+            drawn = kind
+            panels = {str(t): pivot(part, part["change_percent"]) for t, part in of_kind.groupby("tower", sort=False)}
         if kind == KINDS[0]:
             grids["stable rank of the change"] = wide(of_kind, [rounded(x, ".1f") for x in of_kind["stable_rank"]])
-    notes = [RELATIVE, *([STABLE] if "weights" in {*table["kind"]} else []), *totals(table)]
-    figure = Cells(panels, "change in % of the frozen weights' norm") if panels else None
+    of_zero = (table["norm_of_frozen"] == 0) & (table["norm_of_change"] > 0)
+    notes = [
+        RELATIVE,
+        *([OF_ZERO] if of_zero.any() else []),
+        *([STABLE] if "weights" in {*table["kind"]} else []),
+        *totals(table),
+    ]
+    figure = Cells(panels, f"{drawn}: change in % of the frozen norm") if panels else None
     return View("change of the frozen weights", table, grids, notes, figure, KEYS)
 
 
@@ -71,13 +78,12 @@ def changes(clip: Clip, merged: Clip) -> pd.DataFrame:
         for tower, kind, layer, site, at in held:
             change, norm = float(delta[at].norm()), float(old[at].norm())
             rows.append({
-                "tower": tower, "kind": kind, "layer": layer, "site": site, "change": change, "frozen": norm,
-                "relative": change / norm if norm else float("nan"),
+                "tower": tower, "kind": kind, "layer": layer, "site": site, "norm_of_change": change,
+                "norm_of_frozen": norm,
+                "change_percent": 100 * change / norm if norm else float("nan"),
                 "stable_rank": stable_rank(delta[at]) if kind == KINDS[0] else float("nan"),
             })  # fmt: skip
-    table = pd.DataFrame(
-        rows, columns=["tower", "kind", "layer", "site", "change", "frozen", "relative", "stable_rank"]
-    )
+    table = pd.DataFrame(rows, columns=COLUMNS)
     return table.astype({"layer": "Int64"})
 
 
@@ -120,17 +126,17 @@ def totals(table: pd.DataFrame) -> list[str]:
     """How far each tower's tensors moved, all of them together."""
     texts = []
     for tower, part in table.groupby("tower", sort=False):
-        change, frozen = (float((part[name] ** 2).sum() ** 0.5) for name in ("change", "frozen"))
+        change, frozen = (float((part[name] ** 2).sum() ** 0.5) for name in ("norm_of_change", "norm_of_frozen"))
         texts.append(f"{tower} {rounded(100 * change / frozen if frozen else float('nan'))} %")
     return [f"All changed tensors as one: {', '.join(texts)}."] if texts else ["No tensor differs from the frozen one."]
 
 
 def percents(table: pd.DataFrame) -> list[str]:
     """Relative changes as cells: all with two decimals, or more where the largest of them is small."""
-    largest = table["relative"].max()
-    form = f".{4 if largest < 1e-3 else 3 if largest < 1e-2 else 2}f"
-    pairs = zip(table["relative"], table["change"], strict=True)
-    return [f"|{change:.2g}|" if pd.isna(part) and change else rounded(100 * part, form) for part, change in pairs]
+    largest = table["change_percent"].max()
+    form = f".{4 if largest < 0.1 else 3 if largest < 1 else 2}f"
+    pairs = zip(table["change_percent"], table["norm_of_change"], strict=True)
+    return [f"|{norm:.2g}|" if pd.isna(part) and norm else rounded(part, form) for part, norm in pairs]
 
 
 def pivot(table: pd.DataFrame, values: pd.Series) -> pd.DataFrame:
@@ -155,13 +161,14 @@ def branches_view(seen: Seen, images: str) -> View | None:
     if not seen.added:
         return None
     rows = [
-        {"tower": tower, "layer": layer, "site": site, "added": sum(values) / len(values)}
+        {"tower": tower, "layer": layer, "site": site, "added_percent": 100 * sum(values) / len(values)}
         for (tower, layer, site), values in sorted(seen.added.items())
     ]
     table = pd.DataFrame(rows)
-    grid = wide(table, percents(table.assign(relative=table["added"], change=0.0)))
-    panels = {str(t): pivot(part, part["added"] * 100) for t, part in table.groupby("tower", sort=False)}
-    note = f"Mean over tokens of |what is added| / |output of the attention or MLP|; text: the class prompts{images}."
+    grid = wide(table, percents(table.assign(change_percent=table["added_percent"], norm_of_change=0.0)))
+    panels = {str(t): pivot(part, part["added_percent"]) for t, part in table.groupby("tower", sort=False)}
+    of_text = "; text: the class prompts" if "text" in panels else ""
+    note = f"Mean over tokens of |what is added| / |output of the attention or MLP|{of_text}{images}."
     axis = "added, in % of the branch's output"
     return View(
         "what is added after the branches",
@@ -192,7 +199,7 @@ def prefixes_view(seen: Seen) -> View | None:
         return None
     table = pd.DataFrame(rows)
     grid = table.assign(
-        **{c: [rounded(x, ".3g" if "gate" in c else ".3f") for x in table[c]] for c in table.columns[2:]}
+        **{c: [rounded(x, "#.3g" if "gate" in c else ".3f") for x in table[c]] for c in table.columns[2:]}
     ).astype(str)
     grid.columns = [{"keys": "length of keys", "values": "of values", "tokens": "length of tokens",
                      "mean_gate": "mean |gate|", "largest_gate": "largest |gate|"}.get(c, c) for c in grid]  # fmt: skip

@@ -30,7 +30,7 @@ class Learner(nn.Module):
     """A classifier over a frozen CLIP. `parameters()` is the trainable set, `state_dict()` the checkpoint.
 
     The constructor's signature is the schema of `conf/method/*.yaml`. Most methods define `encode_classes`,
-    `encode_images` or both. As it stands this is zero-shot CLIP.
+    `image_edits` or both. As it stands this is zero-shot CLIP.
 
     Args:
         clip: the frozen model; a plain object, so no part of it is a parameter here.

@@ -91,7 +91,7 @@ def draw_cells(panels: dict[str, pd.DataFrame], axis: str, title: str) -> "Figur
         panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
         for (i, j), value in np.ndenumerate(cells):
-            text = "" if not np.isfinite(value) else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+            text = "" if not np.isfinite(value) else f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:.0f}"
             if text and width_of(text) <= (72 * width - 60) / len(grid) / n_columns - 2:
                 red, green, blue, _ = mesh.cmap(mesh.norm(value))
                 dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.52
