@@ -94,7 +94,7 @@ def check_equals_its_run(spec: RunSpec) -> None:
         rows = model.with_classes(split.classes, transfer=split.transfer).probabilities(pictures).numpy()
         assert (rows.argmax(1) == predictions.predicted).all()
         assert np.abs(rows.max(1) - predictions.confidence).max() < 1e-4
-        assert len({*rows.argmax(1)}) > 1 or len(split.classes) == 1, "equal whatever the picture"
+        assert np.ptp(rows, axis=0).max() > 1e-3 or len(split.classes) == 1, "equal whatever the picture"
 
 
 def test_a_class_bound_learner_equals_its_run(class_bound: RunSpec) -> None:
@@ -104,10 +104,6 @@ def test_a_class_bound_learner_equals_its_run(class_bound: RunSpec) -> None:
 def test_open_vocabulary_equals_its_run_on_novel_classes(base_to_novel: RunSpec) -> None:
     assert set(splits_of(base_to_novel)) == {"base", "novel", "all"}
     check_equals_its_run(base_to_novel)
-
-
-def test_a_method_that_edits_the_image_tower_equals_its_run() -> None:
-    check_equals_its_run(made("method=vpt_shallow", "protocol=few_shot"))
 
 
 @pytest.mark.slow
@@ -144,11 +140,11 @@ def test_every_open_method_equals_its_run_on_novel_classes(method: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "method", ["linear_head", "linear_probe", "lora", "vpt_deep", "adapter", "bitfit", "tip_adapter"]
+    "method", ["linear_head", "linear_probe", "lora", "vpt_deep method.depth=6", "adapter", "bitfit", "tip_adapter"]
 )
 def test_heads_over_a_vision_transformer_equal_their_runs(method: str) -> None:
     backbone = ["backbone=timm_vit", "backbone.model=test_vit", "backbone.weights=random"]
-    spec = read_run([*SHORT, *backbone, f"method={method}", "protocol=few_shot"])
+    spec = read_run([*SHORT, *backbone, *f"method={method}".split(), "protocol=few_shot"])
     run(spec)
     check_equals_its_run(spec)
 
@@ -169,7 +165,7 @@ def test_a_class_bound_learner_says_so_and_keeps_the_rows_of_a_subset(class_boun
     model = vlprompt.load(class_bound.folder)
     logits, names = model.logits(drawn(1)), model.classes
     assert torch.equal(model.with_classes(names[4:1:-1]).logits(drawn(1)), logits[:, [4, 3, 2]])
-    with pytest.raises(vlprompt.ClassBoundError, match="cannot classify 2 other"):
+    with pytest.raises(vlprompt.ClassBoundError, match=r"cannot classify others \(circle\)"):
         model.with_classes([names[0], "circle"])
 
 
@@ -406,6 +402,14 @@ def test_random_numbers_stay(model: vlprompt.Model, base_to_novel: RunSpec) -> N
     vlprompt.load_clip("shapes_vit")
     shuffled = DataLoader(TensorDataset(X, Y), 3, shuffle=True)
     vlprompt.fit(learner, shuffled, epochs=2, lr=0.1, progress=False)
+    assert torch.equal(before, torch.get_rng_state())
+    assert np.array_equal(numpys, np.random.get_state()[1])
+
+
+@pytest.mark.slow
+def test_random_numbers_stay_where_a_run_is_configured(base_to_novel: RunSpec) -> None:
+    pictures = [drawn(i) for i in range(4)]
+    before, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()
     vlprompt.benchmark(*SHORT, "protocol=base_to_novel", "method=coop", "force=true")
     estimator = vlprompt.PromptClassifier(backbone="shapes_vit", steps=2, epochs=None, lr=0.1)
     estimator.fit(pictures, ["one", "two"] * 2).predict(pictures)
