@@ -284,11 +284,13 @@ LOADING: dict[str, tuple[Mistake, str]] = {
     ),
     "damaged record": (lambda m, run: vlprompt.load(cut(run, "result.json", b"{")), "is damaged"),
     "another backbone": (lambda m, run: vlprompt.load(wider(run)), "does not fit CoOp over shapes_vit"),
+    "nothing": (lambda m, run: vlprompt.load(None), "None is no trained model"),  # type: ignore[arg-type]
+    "an empty text": (lambda m, run: vlprompt.load(""), "'' is no trained model"),
     "device": (lambda m, run: vlprompt.load(run, device="gpu"), "allowed are auto, cpu, cuda"),
     "device number": (lambda m, run: vlprompt.load(run, device="cuda:x"), "allowed are auto, cpu, cuda"),
     "precision": (lambda m, run: vlprompt.load(run, precision="fp16"), "known are auto, bf16, fp32"),
     "unknown model": (lambda m, run: vlprompt.load_clip("ViT-B-17"), "unknown model"),
-    "unknown weights": (lambda m, run: vlprompt.load_clip("ViT-B-16", "nobody"), "unknown weights"),
+    "unknown weights": (lambda m, run: vlprompt.load_clip("vit_b16", "nobody"), "known are dfn2b, metaclip"),
 }
 PICTURES: dict[str, tuple[Mistake, str]] = {
     "empty": (lambda m, run: m.predict([]), "at least one"),
@@ -312,6 +314,7 @@ PICTURES: dict[str, tuple[Mistake, str]] = {
     "a set": (lambda m, run: m.with_classes({"one"}), "allowed is a list"),  # type: ignore[arg-type]
     "an empty name": (lambda m, run: m.with_classes(["one", " "]), "allowed is a list"),
     "unknown words": (lambda m, run: m.with_classes(["quark"]), "quark"),
+    "no model": (lambda m, run: vlprompt.learners.CoOp("vit_b16", CLASSES), "'vit_b16' is no frozen model"),
     "a learner's": (lambda m, run: vlprompt.learners.CoOp(m.clip, "zebra"), "the classes are 'zebra'"),
 }
 X, Y = given()
@@ -335,6 +338,8 @@ FITTING: dict[str, tuple[Mistake, str]] = {
     "no batches": (lambda m, run: fitted(m, []), "there are no batches"),
     "once": (lambda m, run: fitted(m, iter([(X, Y)])), "cannot be read several times"),
     "no labels": (lambda m, run: fitted(m, [X]), "allowed is (images, labels)"),
+    "arrays": (lambda m, run: fitted(m, [(X.numpy(), Y.numpy())]), "of type tuple of ndarray, ndarray"),
+    "a data set": (lambda m, run: fitted(m, TensorDataset(X, Y)), "which holds no batches: give a DataLoader"),
     "bytes": (lambda m, run: fitted(m, [(X.byte(), Y)]), "uint8 [6, 3, 48, 48]"),
     "size": (lambda m, run: fitted(m, [(X[..., :20], Y)]), "[B, 3, 48, 48]"),
     "few labels": (lambda m, run: fitted(m, [(X, Y[:2])]), "labels are int64 [2]"),

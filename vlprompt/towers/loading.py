@@ -139,9 +139,8 @@ def unknown_model(model: str) -> UserError:
     if model == model.lower() and "_" in model:
         do = "These are timm's; open_clip.list_models() lists CLIPs, and a folder or hf-hub:owner/name is allowed too."
         return unknown("model", model, timm_models.near(model), do=do)
-    return unknown(
-        "model", model, open_clip.list_models(), do="timm's names, a folder and hf-hub:owner/name will do, too."
-    )
+    do = "open_clip.list_models() lists all; timm's names, a folder and hf-hub:owner/name will do, too."
+    return unknown("model", model, open_clip.list_models(), do=do, most=12)
 
 
 def clip_of(net: nn.Module, *, name: str, preprocess: Preprocess, tokenizer: Any, words: Tensor | None = None) -> Clip:
