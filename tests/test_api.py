@@ -224,6 +224,15 @@ def test_as_stored_a_picture_is_not_turned(model: vlprompt.Model, tmp_path: Path
     assert torch.allclose(stored.logits(stored.preprocess(turned)), stored.logits(image), atol=1e-4)
 
 
+def test_a_learner_that_is_in_training_predicts_without_dropout(model: vlprompt.Model) -> None:
+    learner = vlprompt.learners.LoRA(model.clip, CLASSES, dropout=0.9)
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter.add_(0.05)
+    expected = vlprompt.Model(learner.eval()).logits(drawn(1))
+    assert torch.equal(vlprompt.Model(learner.train()).logits(drawn(1)), expected)
+
+
 def test_predict_gives_classes_and_probabilities(model: vlprompt.Model) -> None:
     one, likely = model.predict(drawn(1)), model.predict(drawn(1), top=99)
     assert [len(one), len(likely)] == [1, len(model.classes)]

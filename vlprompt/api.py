@@ -144,6 +144,7 @@ class Model:
     def _each(
         self, images: Photos, compute: Callable[[Images], Tensor], damaged: Damaged | None = None
     ) -> Iterable[tuple[list[int], Tensor]]:
+        self.learner.eval()  # it is in training after a loop of one's own
         for indices, pixels in self._batches(images, damaged):
             with torch.no_grad(), autocast(self.clip.device, self.precision):
                 rows = compute(Images(pixels)).float()
@@ -167,6 +168,7 @@ class Model:
 
     @cached_property
     def _class_features(self) -> Float[Tensor, "C e"] | None:
+        self.learner.eval()
         with torch.no_grad(), autocast(self.clip.device, self.precision):
             return self.learner.encode_classes()
 
