@@ -94,7 +94,7 @@ def check_equals_its_run(spec: RunSpec) -> None:
         rows = model.with_classes(split.classes, transfer=split.transfer).probabilities(pictures).numpy()
         assert (rows.argmax(1) == predictions.predicted).all()
         assert np.abs(rows.max(1) - predictions.confidence).max() < 1e-4
-        assert len({*rows.argmax(1)}) > 1 or len(split.classes) == 1, "equal whatever the picture"
+        assert np.ptp(rows, axis=0).max() > 1e-3 or len(split.classes) == 1, "equal whatever the picture"
 
 
 def test_a_class_bound_learner_equals_its_run(class_bound: RunSpec) -> None:
@@ -104,10 +104,6 @@ def test_a_class_bound_learner_equals_its_run(class_bound: RunSpec) -> None:
 def test_open_vocabulary_equals_its_run_on_novel_classes(base_to_novel: RunSpec) -> None:
     assert set(splits_of(base_to_novel)) == {"base", "novel", "all"}
     check_equals_its_run(base_to_novel)
-
-
-def test_a_method_that_edits_the_image_tower_equals_its_run() -> None:
-    check_equals_its_run(made("method=vpt_shallow", "protocol=few_shot"))
 
 
 @pytest.mark.slow
@@ -144,11 +140,11 @@ def test_every_open_method_equals_its_run_on_novel_classes(method: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "method", ["linear_head", "linear_probe", "lora", "vpt_deep", "adapter", "bitfit", "tip_adapter"]
+    "method", ["linear_head", "linear_probe", "lora", "vpt_deep method.depth=6", "adapter", "bitfit", "tip_adapter"]
 )
 def test_heads_over_a_vision_transformer_equal_their_runs(method: str) -> None:
     backbone = ["backbone=timm_vit", "backbone.model=test_vit", "backbone.weights=random"]
-    spec = read_run([*SHORT, *backbone, f"method={method}", "protocol=few_shot"])
+    spec = read_run([*SHORT, *backbone, *f"method={method}".split(), "protocol=few_shot"])
     run(spec)
     check_equals_its_run(spec)
 
@@ -169,7 +165,7 @@ def test_a_class_bound_learner_says_so_and_keeps_the_rows_of_a_subset(class_boun
     model = vlprompt.load(class_bound.folder)
     logits, names = model.logits(drawn(1)), model.classes
     assert torch.equal(model.with_classes(names[4:1:-1]).logits(drawn(1)), logits[:, [4, 3, 2]])
-    with pytest.raises(vlprompt.ClassBoundError, match="cannot classify 2 other"):
+    with pytest.raises(vlprompt.ClassBoundError, match=r"cannot classify others \(circle\)"):
         model.with_classes([names[0], "circle"])
 
 
@@ -226,6 +222,15 @@ def test_as_stored_a_picture_is_not_turned(model: vlprompt.Model, tmp_path: Path
     image.save(turned := tmp_path / "turned.png", exif=exif)
     assert torch.allclose(stored.logits(turned), stored.logits(image), atol=1e-4)
     assert torch.allclose(stored.logits(stored.preprocess(turned)), stored.logits(image), atol=1e-4)
+
+
+def test_a_learner_that_is_in_training_predicts_without_dropout(model: vlprompt.Model) -> None:
+    learner = vlprompt.learners.LoRA(model.clip, CLASSES, dropout=0.9)
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter.add_(0.05)
+    expected = vlprompt.Model(learner.eval()).logits(drawn(1))
+    assert torch.equal(vlprompt.Model(learner.train()).logits(drawn(1)), expected)
 
 
 def test_predict_gives_classes_and_probabilities(model: vlprompt.Model) -> None:
@@ -288,11 +293,13 @@ LOADING: dict[str, tuple[Mistake, str]] = {
     ),
     "damaged record": (lambda m, run: vlprompt.load(cut(run, "result.json", b"{")), "is damaged"),
     "another backbone": (lambda m, run: vlprompt.load(wider(run)), "does not fit CoOp over shapes_vit"),
+    "nothing": (lambda m, run: vlprompt.load(None), "None is no trained model"),  # type: ignore[arg-type]
+    "an empty text": (lambda m, run: vlprompt.load(""), "'' is no trained model"),
     "device": (lambda m, run: vlprompt.load(run, device="gpu"), "allowed are auto, cpu, cuda"),
     "device number": (lambda m, run: vlprompt.load(run, device="cuda:x"), "allowed are auto, cpu, cuda"),
     "precision": (lambda m, run: vlprompt.load(run, precision="fp16"), "known are auto, bf16, fp32"),
     "unknown model": (lambda m, run: vlprompt.load_clip("ViT-B-17"), "unknown model"),
-    "unknown weights": (lambda m, run: vlprompt.load_clip("ViT-B-16", "nobody"), "unknown weights"),
+    "unknown weights": (lambda m, run: vlprompt.load_clip("vit_b16", "nobody"), "known are dfn2b, metaclip"),
 }
 PICTURES: dict[str, tuple[Mistake, str]] = {
     "empty": (lambda m, run: m.predict([]), "at least one"),
@@ -316,6 +323,7 @@ PICTURES: dict[str, tuple[Mistake, str]] = {
     "a set": (lambda m, run: m.with_classes({"one"}), "allowed is a list"),  # type: ignore[arg-type]
     "an empty name": (lambda m, run: m.with_classes(["one", " "]), "allowed is a list"),
     "unknown words": (lambda m, run: m.with_classes(["quark"]), "quark"),
+    "no model": (lambda m, run: vlprompt.learners.CoOp("vit_b16", CLASSES), "'vit_b16' is no frozen model"),
     "a learner's": (lambda m, run: vlprompt.learners.CoOp(m.clip, "zebra"), "the classes are 'zebra'"),
 }
 X, Y = given()
@@ -339,6 +347,8 @@ FITTING: dict[str, tuple[Mistake, str]] = {
     "no batches": (lambda m, run: fitted(m, []), "there are no batches"),
     "once": (lambda m, run: fitted(m, iter([(X, Y)])), "cannot be read several times"),
     "no labels": (lambda m, run: fitted(m, [X]), "allowed is (images, labels)"),
+    "arrays": (lambda m, run: fitted(m, [(X.numpy(), Y.numpy())]), "of type tuple of ndarray, ndarray"),
+    "a data set": (lambda m, run: fitted(m, TensorDataset(X, Y)), "which holds no batches: give a DataLoader"),
     "bytes": (lambda m, run: fitted(m, [(X.byte(), Y)]), "uint8 [6, 3, 48, 48]"),
     "size": (lambda m, run: fitted(m, [(X[..., :20], Y)]), "[B, 3, 48, 48]"),
     "few labels": (lambda m, run: fitted(m, [(X, Y[:2])]), "labels are int64 [2]"),
@@ -406,6 +416,14 @@ def test_random_numbers_stay(model: vlprompt.Model, base_to_novel: RunSpec) -> N
     vlprompt.load_clip("shapes_vit")
     shuffled = DataLoader(TensorDataset(X, Y), 3, shuffle=True)
     vlprompt.fit(learner, shuffled, epochs=2, lr=0.1, progress=False)
+    assert torch.equal(before, torch.get_rng_state())
+    assert np.array_equal(numpys, np.random.get_state()[1])
+
+
+@pytest.mark.slow
+def test_random_numbers_stay_where_a_run_is_configured(base_to_novel: RunSpec) -> None:
+    pictures = [drawn(i) for i in range(4)]
+    before, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()
     vlprompt.benchmark(*SHORT, "protocol=base_to_novel", "method=coop", "force=true")
     estimator = vlprompt.PromptClassifier(backbone="shapes_vit", steps=2, epochs=None, lr=0.1)
     estimator.fit(pictures, ["one", "two"] * 2).predict(pictures)

@@ -1,9 +1,11 @@
 """How long a run trains: `fit.steps` instead of epochs, and `debug=fast`, which goes through all code in seconds."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from running import set_up
 
 from vlprompt.config.compose import read_reference, read_run
 from vlprompt.config.spec import RunSpec
@@ -11,6 +13,14 @@ from vlprompt.errors import UserError
 from vlprompt.run import run
 
 HERE = ("dataset=digits", "protocol=few_shot", "backbone=shapes_vit", "wandb=disabled", "workers=0")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    made = tmp_path_factory.mktemp("lengths")
+    with pytest.MonkeyPatch.context() as patch:
+        set_up(patch, made)
+        yield made
 
 
 def spec(*overrides: str) -> RunSpec:
@@ -25,7 +35,7 @@ def spec(*overrides: str) -> RunSpec:
         (["method=clip_lora", "fit.epochs=3"], 3, None),  # its own file has steps
         pytest.param(["method=clip_lora", "fit.steps=3"], None, 3, marks=pytest.mark.slow),
         pytest.param(["method=coop", "debug=fast"], None, 2, marks=pytest.mark.slow),
-        (["method=clip_lora", "debug=fast"], None, 2),
+        pytest.param(["method=clip_lora", "debug=fast"], None, 2, marks=pytest.mark.slow),
         pytest.param(["method=coop", "debug=fast", "fit.epochs=1"], 1, None, marks=pytest.mark.slow),
         pytest.param(["method=coop", "debug=fast", "debug.steps=3"], None, 3, marks=pytest.mark.slow),
         (["method=linear_probe", "debug=fast"], 0, None),  # which takes no steps
@@ -50,21 +60,24 @@ def test_a_length_is_named_once_and_another_is_another_run() -> None:
     assert by_steps.hash == same.hash != longer.hash
 
 
-def test_a_debugging_run_is_short_and_no_other_run() -> None:
-    for method in ("zero_shot", "coop"):
-        short, whole = spec(f"method={method}", "debug=fast"), spec(f"method={method}", "shots=2")
-        assert short.folder != whole.folder
-        per_class = len(short.dataset.test) / len(short.dataset.classes)
-        assert per_class == 2 < len(whole.dataset.test) / len(whole.dataset.classes)
-    reference = read_reference([*HERE, "method=coop", "debug=fast"])
+@pytest.mark.parametrize("method", ["coop", pytest.param("zero_shot", marks=pytest.mark.slow)])
+def test_a_debugging_run_is_short_and_no_other_run(method: str) -> None:
+    short, whole = spec(f"method={method}", "debug=fast"), spec(f"method={method}", "shots=2")
+    assert short.folder != whole.folder
+    per_class = len(short.dataset.test) / len(short.dataset.classes)
+    assert per_class == 2 < len(whole.dataset.test) / len(whole.dataset.classes)
+
+
+@pytest.mark.slow
+def test_what_a_debugging_run_is_compared_with_is_as_short() -> None:
+    short, reference = spec("method=coop", "debug=fast"), read_reference([*HERE, "method=coop", "debug=fast"])
     assert reference.dataset.fingerprint() == short.dataset.fingerprint()
     assert spec("method=coop", "debug=fast", "shots=4").settings.shots == 4
 
 
-def test_it_leaves_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLPROMPT_RESULTS", str(tmp_path))
+def test_it_leaves_a_record(folder: Path) -> None:
     record = run(spec("method=coop", "debug=fast"))
     assert record.cost["steps"] == 2
     assert record.scores["test"]["total"] == 20
-    (written,) = tmp_path.glob("runs/**/result.json")
+    (written,) = folder.glob("results/runs/**/result.json")
     assert json.loads(written.read_text())["changes"]["fit.steps"] == 2

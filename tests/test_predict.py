@@ -9,24 +9,28 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from rich.cells import cell_len
 from running import ask, check_mistake, set_up
-from tiny_world import CLASSES, RUN, draw
+from tiny_world import CLASSES, draw
 
 from vlprompt import cli, sweep
-from vlprompt.api import Model
+from vlprompt.api import Model, load_clip
 from vlprompt.commands.pictures import find_pictures
 from vlprompt.commands.predict import csv, jsonl, table
-from vlprompt.config.compose import read_run
 from vlprompt.data.photos import read_photos
 from vlprompt.errors import UserError
+from vlprompt.learners.base import Learner
+from vlprompt.learners.coop import CoOp
+from vlprompt.learners.linear_head import LinearHead
+from vlprompt.results import learner_files
 from vlprompt.results.store import find_runs
-from vlprompt.run import run
 from vlprompt.towers import Preprocess
 
 NASTY = ["with space.png", "com,ma.png", 'quo"te.png', "new\nline.png", "an\x1b[31msi.png", "=1+1.png", "<b>.png",
          "日本語.png", "x" * 150 + ".png", "[a].png", "-dash.png", "$x$.png", "tr\u202eick.png"]  # fmt: skip
+BACKBONE = {"model": "shapes_vit", "weights": "pretrained"}
 
 
 def paint(path: Path, name: str = "") -> Path:
@@ -37,23 +41,24 @@ def paint(path: Path, name: str = "") -> Path:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run of CoOp and one of a linear head in `results`, and `photos`: three that can be read and two that cannot."""
+    """Learners `coop` and `linear_head`, and `photos`: three that can be read and two that cannot."""
     folder = tmp_path_factory.mktemp("predict")
     with pytest.MonkeyPatch.context() as patch:
         set_up(patch, folder)
-        tiny = [*RUN[:3], "protocol=few_shot", "shots=2", "fit.epochs=1", "fit.lr=0.05", "fit.schedule.warmup=none"]
-        for method in ("coop", "linear_head"):
-            run(read_run([*tiny, f"method={method}"]))
+        clip = load_clip("shapes_vit")
+        torch.manual_seed(1)
+        learners: dict[str, Learner] = {"coop": CoOp(clip, CLASSES), "linear_head": LinearHead(clip, CLASSES)}
+        for name, learner in learners.items():
+            kind = type(learner)
+            about = {"target": f"{kind.__module__}.{kind.__name__}", "arguments": {}, "backbone": BACKBONE}
+            (folder / name).mkdir()
+            learner_files.save(learner, folder / name, about)
         for name in ("b.png", "a.jpg", "sub/c.png"):
             paint(folder / "photos" / name)
         (folder / "photos" / "broken.jpg").write_bytes(b"no picture")
         cut = paint(folder / "photos" / "cut.png")
         cut.write_bytes(cut.read_bytes()[:400])
         yield folder
-
-
-def run_of(world: Path, method: str = "coop") -> str:
-    return next(str(folder) for folder, record in find_runs([world / "results"]).items() if record.method == method)
 
 
 def test_files_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +90,7 @@ def test_formats_agree_and_damaged_pictures_are_named(world: Path, tmp_path: Pat
     answers = {}
     for form in ("csv", "jsonl", "table"):
         output = tmp_path / "new" / f"p.{form}"
-        ask_for = ["predict", run_of(world), "photos", "--top", "2", "--format", form, "--output", str(output)]
+        ask_for = ["predict", str(world / "coop"), "photos", "--top", "2", "--format", form, "--output", str(output)]
         answer = ask(cli.main, ask_for)
         assert (answer.code, answer.out) == (1, "")
         assert [name for name in ("broken.jpg", "cut.png", "2 of 5") if name not in answer.err] == []
@@ -108,14 +113,14 @@ def test_formats_agree_and_damaged_pictures_are_named(world: Path, tmp_path: Pat
 def test_classes_of_ones_own(world: Path) -> None:
     photo = "photos/a.jpg"
     answer = ask(
-        cli.main, ["predict", run_of(world), photo, "--top", "9", "--classes", "seven,eight", "--format", "jsonl"]
+        cli.main, ["predict", str(world / "coop"), photo, "--top", "9", "--classes", "seven,eight", "--format", "jsonl"]
     )
     likely = json.loads(answer.out)["classes"]
     assert (answer.code, {one["class"] for one in likely}) == (0, {"seven", "eight"})
     assert sum(one["probability"] for one in likely) == pytest.approx(1)
-    known = ask(cli.main, ["predict", run_of(world, "linear_head"), photo, "--classes", CLASSES[1], "--format", "csv"])
+    known = ask(cli.main, ["predict", str(world / "linear_head"), photo, "--classes", CLASSES[1], "--format", "csv"])
     assert known.code == 0
-    bound = ask(cli.main, ["predict", run_of(world, "linear_head"), photo, "--classes", "seven"])
+    bound = ask(cli.main, ["predict", str(world / "linear_head"), photo, "--classes", "seven"])
     assert (bound.code, bound.err.count("\n"), bound.err.count("seven")) == (2, 1, 1), bound
 
 
@@ -128,17 +133,23 @@ def test_classes_of_ones_own(world: Path) -> None:
         (["RUN", "photos/broken.jpg", "photos/cut.png"], []),
         (["RUN", "photos/a.jpg", "--output", "photos"], ["photos", "folder"]),
         (["RUN", "photos/a.jpg", "--output", "photos/a.jpg/p.csv"], ["a.jpg"]),
-        (["RUN", "photos/a.jpg", "--classes", " , "], ["classes"]),
         (["RUN", "photos/a.jpg", "--device", "cuda:99"], ["cuda:99"]),
     ],
 )  # fmt: skip
 def test_mistakes(world: Path, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
-    answer = ask(cli.main, ["predict", *(run_of(world) if text == "RUN" else text for text in arguments)])
+    answer = ask(cli.main, ["predict", *(str(world / "coop") if text == "RUN" else text for text in arguments)])
     mistake = answer._replace(
         err="".join(line for line in answer.err.splitlines(True) if not line.startswith("left out"))
     )
     check_mistake(mistake, words, tmp_path)
     assert answer.out == ""
+
+
+def test_classes_that_name_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["predict", "run", "photos/a.jpg", "--classes", " , "])
+    assert ended.value.code == 2
+    assert "--classes: ' , ' names nothing" in capsys.readouterr().err
 
 
 def test_names_of_any_kind_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +175,7 @@ def test_ctrl_c_is_one_line(world: Path, tmp_path: Path, monkeypatch: pytest.Mon
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Model, "iterate", interrupt)
-    answer = ask(cli.main, ["predict", run_of(world), "photos/a.jpg", "--output", str(tmp_path / "p.csv")])
+    answer = ask(cli.main, ["predict", str(world / "coop"), "photos/a.jpg", "--output", str(tmp_path / "p.csv")])
     assert (answer.code, answer.out, answer.err.strip().count("\n")) == (130, "", 0)
     assert "resumes" not in answer.err
     assert not list(tmp_path.iterdir())

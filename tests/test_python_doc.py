@@ -10,17 +10,16 @@ from running import ROOT, ask
 
 import vlprompt
 from vlprompt import sweep
+from vlprompt.results import learner_files
 
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 (COMMAND,) = re.findall(r"```bash\npython run\.py (.*?)\n```", PAGE)
-SHORTER = ["debug=fast", "debug.images=4", "fit.epochs=2", "cache=false", "bank.gb=0"]
+CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
-def execute(blocks: list[str], folder: Path, patch: pytest.MonkeyPatch, *more: str) -> dict[str, Any]:
-    """The names that these blocks leave, after the command that the page begins with."""
-    patch.setenv("VLPROMPT_RESULTS", str(folder / "results"))
-    assert ask(sweep.main, [*shlex.split(COMMAND), *more]).code == 0
+def execute(blocks: list[str]) -> dict[str, Any]:
+    """The names that these blocks leave."""
     names: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, "docs/python.md", "exec"), names)
@@ -29,7 +28,7 @@ def execute(blocks: list[str], folder: Path, patch: pytest.MonkeyPatch, *more: s
 
 def check_first(names: dict[str, Any]) -> None:
     model, image = names["model"], names["image"]
-    assert model.classes == ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    assert model.classes == CLASSES
     (by_path, by_image) = model.predict(["seven.png", image], top=3)
     assert by_path == by_image
     assert len(by_path) == 3
@@ -37,13 +36,21 @@ def check_first(names: dict[str, Any]) -> None:
     assert model.with_classes(["circle", "square", "letter"]).classes == ("circle", "square", "letter")
 
 
-def test_its_first_lines_run(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_first(execute(BLOCKS[:2], tmp_path, monkeypatch, *SHORTER))
+def test_its_first_lines_run(results: Path) -> None:
+    """On a learner in the folder that the page names."""
+    (named,) = re.findall(r'vlprompt\.load\("results/(runs/.*?)"\)', PAGE)
+    learner = vlprompt.learners.CoOp(vlprompt.load_clip("shapes_vit"), CLASSES, n_context=2)
+    backbone = {"model": "shapes_vit", "weights": "pretrained"}
+    about = {"target": "vlprompt.learners.coop.CoOp", "arguments": {"n_context": 2}, "backbone": backbone}
+    (folder := results / named).mkdir(parents=True)
+    learner_files.save(learner, folder, about)
+    check_first(execute(BLOCKS[:2]))
 
 
 @pytest.mark.slow
-def test_all_of_it_runs(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = execute(BLOCKS, tmp_path, monkeypatch)
+def test_all_of_it_runs(results: Path) -> None:
+    assert ask(sweep.main, shlex.split(COMMAND)).code == 0
+    names = execute(BLOCKS)
     check_first(names)
     curve = names["curve"]
     assert len(curve) == 5

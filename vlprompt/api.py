@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import yaml
 from jaxtyping import Float
 from pydantic import ValidationError
 from torch import Tensor
 
 from vlprompt.config import build
-from vlprompt.config.schema import Fit, explain
+from vlprompt.config.schema import Fit, explain, read_backbone
 from vlprompt.data.given import Given, GivenBatches, GivenLoader
 from vlprompt.data.photos import BATCH, Photo, Preparation, listed, prepared, read_photos
 from vlprompt.data.transforms import normalise
@@ -143,6 +144,7 @@ class Model:
     def _each(
         self, images: Photos, compute: Callable[[Images], Tensor], damaged: Damaged | None = None
     ) -> Iterable[tuple[list[int], Tensor]]:
+        self.learner.eval()  # it is in training after a loop of one's own
         for indices, pixels in self._batches(images, damaged):
             with torch.no_grad(), autocast(self.clip.device, self.precision):
                 rows = compute(Images(pixels)).float()
@@ -166,6 +168,7 @@ class Model:
 
     @cached_property
     def _class_features(self) -> Float[Tensor, "C e"] | None:
+        self.learner.eval()
         with torch.no_grad(), autocast(self.clip.device, self.precision):
             return self.learner.encode_classes()
 
@@ -207,6 +210,8 @@ def folder_of(source: "str | Path | Record") -> Path:
         from vlprompt.interop.hub import fetch_learner
 
         return fetch_learner(str(source))
+    if not isinstance(source, str | Path | Record) or not str(source):
+        raise UserError(f"{source!r} is no trained model: give a run's folder, as in results/runs/.../seed1")
     folder = absolute(source.folder(results_root()) if isinstance(source, Record) else source)
     run = stored_run(folder)
     folder = run[0] if run else folder
@@ -216,17 +221,27 @@ def folder_of(source: "str | Path | Record") -> Path:
     return folder
 
 
-def load_clip(model: str, weights: str = "pretrained", *, device: str = "auto", seed: int = 0) -> Clip:
-    """A frozen model: open_clip's name and tag, a folder, `hf-hub:owner/name`, one of timm's, or shapes_vit.
+def load_clip(model: str, weights: str | None = None, *, device: str = "auto", seed: int = 0) -> Clip:
+    """A frozen model.
+
+    Args:
+        model: a name that `vlprompt list backbones` gives, open_clip's, timm's, a folder, or `hf-hub:owner/name`.
+        weights: a tag of open_clip's, a file, pretrained, or random; None: those that go with the name.
+        device: auto, cpu, cuda, cuda:1.
+        seed: of random weights.
 
     Raises:
         UserError: an unknown model or tag, weights that cannot be fetched or do not fit.
     """
     from vlprompt import demo
+    from vlprompt.config.about import paths
     from vlprompt.towers import load_clip as load_towers
 
+    if file := paths("backbone").get(model):
+        named = read_backbone(yaml.safe_load(file.read_text(encoding="utf-8")))
+        model, weights = named.model, weights or named.weights
     folder = demo.BACKBONES.get(model)
-    return load_towers(str(folder or model), weights, seed=seed).to(resolve_device(device))
+    return load_towers(str(folder or model), weights or "pretrained", seed=seed).to(resolve_device(device))
 
 
 def fit(

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
 
 from vlprompt.api import Model, Photos
 from vlprompt.config import build
@@ -86,7 +87,11 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             UserError: pictures and labels of different numbers, a single class, a wrong setting, a damaged picture.
         """
-        photos, _ = listed(images)
+        photos, one = listed(images)
+        if one:
+            shape = f" {list(images.shape)}" if isinstance(images, np.ndarray | Tensor) else ""
+            kind = f"{type(images).__name__}{shape}"
+            raise UserError(f"images are a single {kind}: give a list of pictures, or a batch with N in front")
         self.classes_, encoded = encode(labels, len(photos))
         spec = self._spec(photos, encoded)
         with same_randomness(spec.device):

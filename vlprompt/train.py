@@ -40,7 +40,10 @@ def train(
     """
     selection = episode.selection_split(fit.select_on)
     if fit.keep == "best" and not selection:
-        raise UserError("fit.keep=best needs validation images, and this data set has none: use fit.keep=last")
+        raise UserError(
+            "fit.keep=best needs validation images, and this data set has none: use fit.keep=last, or give "
+            "vlprompt.fit a `val`"
+        )
     train_batches = loader.ordered(episode.train, augmented=learner.augmented)
     selection_batches = loader.ordered(selection) if selection else None
     with torch.no_grad(), autocast(loader.clip.device, precision):

@@ -29,10 +29,12 @@ class GivenBatches:
     n_classes: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.batches, Iterator) or not isinstance(self.batches, Iterable):
+        once = isinstance(self.batches, Iterator)
+        if once or not isinstance(self.batches, Iterable):
+            why = "which cannot be read several times" if once else "which holds no batches"
             raise UserError(
-                f"the batches are of type {type(self.batches).__name__}, which cannot be read several times: give a "
-                "DataLoader, or a list of (images, labels)"
+                f"the batches are of type {type(self.batches).__name__}, {why}: give a DataLoader, or a list of "
+                "(images, labels)"
             )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -59,7 +61,10 @@ class GivenBatches:
 
     def _pair(self, batch: Any) -> tuple[Tensor, Tensor]:
         if not isinstance(batch, list | tuple) or len(batch) != 2 or not isinstance(batch[0], Tensor):
-            raise UserError(f"a batch is of type {type(batch).__name__}, allowed is (images, labels), both tensors")
+            kind = type(batch).__name__
+            if isinstance(batch, list | tuple):
+                kind += f" of {', '.join(type(part).__name__ for part in batch[:3]) or 'nothing'}"
+            raise UserError(f"a batch is of type {kind}, allowed is (images, labels), both tensors")
         try:
             return batch[0], torch.as_tensor(batch[1])
         except (TypeError, ValueError, RuntimeError):

@@ -72,6 +72,8 @@ class Learner(nn.Module):
         head_start: HeadStart = "probe",
     ) -> None:
         super().__init__()
+        if not isinstance(clip, Clip):
+            raise UserError(f"{clip!r:.80} is no frozen model: give what vlprompt.load_clip(NAME) loads")
         self.head_kind = self.for_model({"head": head}, text=clip.text is not None)["head"]
         if "text" in self.needs and clip.text is None and self.head_kind == "text":
             raise UserError(

@@ -53,7 +53,10 @@ class LinearProbe(LinearHead):
             UserError: no validation images to choose C on, or a class without training images.
         """
         if val is None:
-            raise UserError("linear_probe chooses C on validation images and this data set has none: use linear_head")
+            raise UserError(
+                "linear_probe chooses C on validation images and this data set has none: use linear_head, or give "
+                "vlprompt.fit a `val`"
+            )
         seen = self._read(train)
         if len(lacking := set(range(len(self.classes))) - set(seen[1].tolist())):
             raise UserError(f"linear_probe needs an image of each class, '{self.classes[min(lacking)]}' has none")

@@ -92,6 +92,8 @@ def _load_open_clip(model: str, weights: str, seed: int) -> Clip:
     quick = bool(config.get("quick_gelu", False))
     if weights in tags:
         _check_activation(model, weights, quick, bool(settings.get("quick_gelu", False)))
+    elif weights != RANDOM and not Path(weights).is_file():  # said before a large model is built
+        raise unknown("weights", weights, [*tags, RANDOM], do="The path of a file is allowed too.")
     net = make_model(config, seed)
     if weights in tags:
         path = fetch(lambda: open_clip.download_pretrained(settings), f"{model}/{weights}")
@@ -108,8 +110,6 @@ def _load_open_clip(model: str, weights: str, seed: int) -> Clip:
         if openai:
             _check_activation(model, weights, quick, True)
         fit(net, state, weights, model)
-    elif weights != RANDOM:
-        raise unknown("weights", weights, [*tags, RANDOM], do="The path of a file is allowed too.")
     preprocess = preprocess_of({**settings, "size": net.visual.image_size})
     return clip_of(net, name=f"{model}/{Path(weights).name}", preprocess=preprocess, tokenizer=_tokenizer(model))
 
@@ -139,9 +139,8 @@ def unknown_model(model: str) -> UserError:
     if model == model.lower() and "_" in model:
         do = "These are timm's; open_clip.list_models() lists CLIPs, and a folder or hf-hub:owner/name is allowed too."
         return unknown("model", model, timm_models.near(model), do=do)
-    return unknown(
-        "model", model, open_clip.list_models(), do="timm's names, a folder and hf-hub:owner/name will do, too."
-    )
+    do = "open_clip.list_models() lists all; timm's names, a folder and hf-hub:owner/name will do, too."
+    return unknown("model", model, open_clip.list_models(), do=do, most=12)
 
 
 def clip_of(net: nn.Module, *, name: str, preprocess: Preprocess, tokenizer: Any, words: Tensor | None = None) -> Clip:
