@@ -32,8 +32,8 @@ def register(commands: Any) -> None:
     """Add it to the sub-commands."""
     text = "write a trained learner for PEFT, open_clip, ONNX or NumPy, or as a folder for a model hub"
     parser = commands.add_parser("export", help=text, description=text)
-    parser.add_argument("run", help="the folder of a finished run or of a learner, or hf://owner/name")
-    parser.add_argument("folder", type=path_of, help="where the files go")
+    parser.add_argument("run", metavar="RUN", help="a run's folder, a learner's folder, or hf://owner/name")
+    parser.add_argument("folder", metavar="OUT", type=path_of, help="the folder of the files")
     forms = "; ".join(f"{name}: {what}" for name, what in FORMS.items())
     parser.add_argument("--to", choices=FORMS, default="peft", help=f"{forms} (default: peft)")
     parser.add_argument(
