@@ -128,7 +128,6 @@ def test_classes_of_ones_own(world: Path) -> None:
         (["RUN", "photos/broken.jpg", "photos/cut.png"], []),
         (["RUN", "photos/a.jpg", "--output", "photos"], ["photos", "folder"]),
         (["RUN", "photos/a.jpg", "--output", "photos/a.jpg/p.csv"], ["a.jpg"]),
-        (["RUN", "photos/a.jpg", "--classes", " , "], ["classes"]),
         (["RUN", "photos/a.jpg", "--device", "cuda:99"], ["cuda:99"]),
     ],
 )  # fmt: skip
@@ -139,6 +138,13 @@ def test_mistakes(world: Path, tmp_path: Path, arguments: list[str], words: list
     )
     check_mistake(mistake, words, tmp_path)
     assert answer.out == ""
+
+
+@pytest.mark.parametrize("command", [["predict", "x", "a.jpg"], ["export", "x", "y", "--to", "onnx"]])
+def test_no_names_at_all(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*command, "--classes", " , "])
+    assert "--classes: ' , ' names nothing" in capsys.readouterr().err
 
 
 def test_names_of_any_kind_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
