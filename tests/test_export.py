@@ -137,6 +137,7 @@ def check_onnx(learner: Learner, folder: Path) -> bool:
     import onnxruntime
 
     about = json.loads((folder / "preprocess.json").read_text())
+    assert b".py" not in (folder / "image.onnx").read_bytes()  # paths of this machine
     session = onnxruntime.InferenceSession(folder / "image.onnx", providers=["CPUExecutionProvider"])
     for n in (1, 4):
         pixels = pixels_of(learner.clip, n)

@@ -134,6 +134,7 @@ def test_what_is_no_model_of_the_hub(hub: Server, tmp_path: Path, monkeypatch: p
         ({"arguments": {"descriptions": "~/.ssh/id"}}, "names a file"),
         ({"backbone": {"model": "local-dir:x", "weights": "random"}}, "no such model"),
         ({"classes": 3}, "is damaged"),
+        ({"arguments": {"n_context": 10**15}}, "more memory than there is"),
     ],
 )
 def test_what_a_hub_may_not_name(

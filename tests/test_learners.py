@@ -147,7 +147,9 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     path = tmp_path / saved.TENSORS
     whole = path.read_bytes()
     safetensors.torch.save_file({"other": torch.zeros(3)}, path)
-    for content in (path.read_bytes(), whole[:20], None):
+    other, context = path.read_bytes(), again.context.detach()
+    odd = [safetensors.torch.save({"context": context.to(kind)}) for kind in (torch.float8_e5m2, torch.complex64)]
+    for content in (other, *odd, whole[:20], None):
         path.unlink() if content is None else path.write_bytes(content)
         with pytest.raises(UserError, match=r"does not fit CoOp|is damaged|holds no learner"):
             saved.load_tensors(again, tmp_path)

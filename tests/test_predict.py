@@ -145,10 +145,10 @@ def test_mistakes(world: Path, tmp_path: Path, arguments: list[str], words: list
     assert answer.out == ""
 
 
-def test_classes_that_name_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["predict", "run", "photos/a.jpg", "--classes", " , "])
-    assert ended.value.code == 2
+@pytest.mark.parametrize("command", [["predict", "x", "a.jpg"], ["export", "x", "y", "--to", "onnx"]])
+def test_no_names_at_all(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*command, "--classes", " , "])
     assert "--classes: ' , ' names nothing" in capsys.readouterr().err
 
 

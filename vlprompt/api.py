@@ -176,7 +176,7 @@ class Model:
 def load(
     source: "str | Path | Record", *, device: str = "auto", precision: str | None = None, allow: Sequence[str] = ()
 ) -> Model:
-    """A trained model: from a run's folder, its record, a learner's folder, or `hf://user/repo`, `hf://user/repo@revision`.
+    """A trained model: from a run's folder, its record, a learner's folder, or `hf://owner/name`, `hf://owner/name@revision`.
 
     Args:
         source: the folder; the name of a repository on the hub after `hf://`, of which tensors and JSON are fetched; or
@@ -217,7 +217,7 @@ def folder_of(source: "str | Path | Record") -> Path:
     folder = run[0] if run else folder
     if not run and not (folder / learner_files.CONFIG).is_file():
         what = f"no run and no learner lies in '{folder}'" if folder.is_dir() else f"there is no folder '{folder}'"
-        raise UserError(f"{what}: give a run's folder, as in results/runs/.../seed1, or {HUB}user/repo")
+        raise UserError(f"{what}: give a run's folder, as in results/runs/.../seed1, or {HUB}owner/name")
     return folder
 
 

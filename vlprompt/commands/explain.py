@@ -24,7 +24,7 @@ def register(commands: Any) -> None:
     """Add `explain` to the sub-commands."""
     text = "where a trained model looks in pictures: attention and similarity to the class, next to the frozen model's"
     parser = commands.add_parser("explain", help=text, description=text)
-    parser.add_argument("run", metavar="RUN", help="a run's folder, a learner's folder, or hf://user/repo")
+    parser.add_argument("run", metavar="RUN", help="a run's folder, a learner's folder, or hf://owner/name")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="files, folders, or patterns such as 'photos/*.jpg'")
     parser.add_argument("--output", metavar="DIR", type=path_of, required=True, help="the folder of the drawings")
     parser.add_argument("--format", choices=FORMATS, default="png", help="of the drawings (default: png, of 200 dpi)")

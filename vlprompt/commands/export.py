@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlprompt.commands.arguments import words
 from vlprompt.errors import UserError, printable
 from vlprompt.textfiles import path_of
 
@@ -32,25 +33,21 @@ def register(commands: Any) -> None:
     """Add it to the sub-commands."""
     text = "write a trained learner for PEFT, open_clip, ONNX or NumPy, or as a folder for a model hub"
     parser = commands.add_parser("export", help=text, description=text)
-    parser.add_argument("run", help="the folder of a finished run or of a learner, or hf://owner/name")
-    parser.add_argument("folder", type=path_of, help="where the files go")
+    parser.add_argument("run", metavar="RUN", help="a run's folder, a learner's folder, or hf://owner/name")
+    parser.add_argument("folder", metavar="OUT", type=path_of, help="the folder of the files")
     forms = "; ".join(f"{name}: {what}" for name, what in FORMS.items())
     parser.add_argument("--to", choices=FORMS, default="peft", help=f"{forms} (default: peft)")
     parser.add_argument(
-        "--classes", type=names_of, metavar="A,B,C", help="of classifier and onnx: choose between these names instead"
+        "--classes", type=words, metavar="A,B,C", help="of classifier and onnx: choose between these names instead"
     )
     parser.add_argument("--force", action="store_true", help="replace an export that is there")
     parser.set_defaults(command=export)
 
 
-def names_of(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
-
-
 def export(options: argparse.Namespace) -> int:
     from vlprompt.api import folder_of
 
-    if options.classes and options.to not in ("classifier", "onnx"):
+    if options.classes is not None and options.to not in ("classifier", "onnx"):
         raise UserError(f"--classes is for --to classifier and --to onnx, got --to {options.to}: drop it")
     source = folder_of(options.run)
     names = WRITERS[options.to](source, options)
@@ -69,7 +66,7 @@ def learner_of(source: Path, classes: Sequence[str] | None = None, *, quantized:
         learner = restore_learner(source, quantized=quantized, plain=True)
     else:
         learner = rebuild(source, device="cpu")[0]
-    return Model(learner).with_classes(classes).learner if classes else learner
+    return Model(learner).with_classes(classes).learner if classes is not None else learner
 
 
 def to_peft(source: Path, options: argparse.Namespace) -> list[str]:

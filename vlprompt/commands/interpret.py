@@ -29,7 +29,7 @@ def register(commands: Any) -> None:
     parser = commands.add_parser(
         "interpret", help="what a trained learner holds, in words and numbers", description=ABOUT
     )
-    parser.add_argument("run", metavar="RUN", help="a run's folder, a learner's folder, or hf://user/repo")
+    parser.add_argument("run", metavar="RUN", help="a run's folder, a learner's folder, or hf://owner/name")
     parser.add_argument(
         "images", metavar="IMAGE", nargs="*",
         help="pictures: of tip_adapter the training images nearest to them; others are measured on them",

@@ -19,12 +19,12 @@ def register(commands: Any) -> None:
     """Add it to the sub-commands."""
     text = "classify pictures with a trained model"
     parser = commands.add_parser("predict", help=text, description=text)
-    parser.add_argument("run", help="a run's folder, a learner's folder, or hf://user/repo")
+    parser.add_argument("run", metavar="RUN", help="a run's folder, a learner's folder, or hf://owner/name")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, or patterns such as 'photos/*.jpg'")
-    parser.add_argument("--top", type=positive, default=1, help="how many classes of each picture")
-    parser.add_argument("--classes", type=words, help="other names to choose from: zebra,okapi")
+    parser.add_argument("--top", type=positive, default=1, metavar="N", help="classes of each picture (default: 1)")
+    parser.add_argument("--classes", type=words, metavar="A,B,C", help="other names to choose from: zebra,okapi")
     parser.add_argument("--format", choices=("table", "csv", "jsonl"), default="table")
-    parser.add_argument("--output", type=path_of, help="write into this file instead of showing")
+    parser.add_argument("--output", type=path_of, metavar="FILE", help="write into this file instead of showing")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.set_defaults(command=predict, resumes=False)
 
@@ -56,7 +56,7 @@ def predict(options: argparse.Namespace) -> int:
         raise UserError(f"no picture can be read of the {len(paths)} that were given")
     write({"table": table, "csv": csv, "jsonl": jsonl}[options.format](rows, options.output), options.output)
     if damaged:
-        print(f"{len(damaged)} of {len(paths)} pictures were left out", file=sys.stderr)  # noqa: T201
+        print(f"{len(damaged)} of {len(paths)} pictures left out", file=sys.stderr)  # noqa: T201
     return int(bool(damaged))
 
 

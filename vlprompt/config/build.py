@@ -21,7 +21,7 @@ from vlprompt.data.cache.images import ImageCache
 from vlprompt.data.dataset import Split
 from vlprompt.data.loader import Loader
 from vlprompt.data.transforms import Augment, seed_of
-from vlprompt.errors import NotApplicableError, UserError
+from vlprompt.errors import NotApplicableError, UserError, printable
 from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, check_images
 from vlprompt.results import learner_files
@@ -191,9 +191,18 @@ def restore_learner(
 
 
 def untrained(kind: type[Learner], clip: Clip, classes: Sequence[str], arguments: Mapping[str, Any]) -> Learner:
-    """A learner that saved tensors go into; the global random state stays as it is."""
+    """A learner that saved tensors go into; the global random state stays as it is.
+
+    Raises: UserError for arguments that would take more memory than there is.
+    """
     with torch.random.fork_rng(devices=[]):
-        return kind(clip, classes, **kind.resolved(arguments)).to(clip.device)
+        try:
+            return kind(clip, classes, **kind.resolved(arguments)).to(clip.device)
+        except (RuntimeError, MemoryError) as error:
+            if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
+                raise
+            given = printable(", ".join(f"{name}={value}" for name, value in arguments.items())[:200])
+            raise UserError(f"a {kind.__name__} with {given} takes more memory than there is") from None
 
 
 def rebuild(folder: Path, *, device: str = "auto", allow: Sequence[str] = ()) -> tuple[Learner, str, bool]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from vlprompt import __version__
+from vlprompt import __version__, demo
 from vlprompt.config.about import About, about
 from vlprompt.errors import first_names
 from vlprompt.interop.paths import without_folders
@@ -97,9 +97,10 @@ def introduction(learner: Learner, shared: Mapping[str, Any]) -> str:
     n = sum(t.numel() for t in learner.state_dict().values())
     holds = f"the {n:,} trained numbers alone" if n else "its settings alone, as nothing is trained"
     backbone = markdown(backbone_of(shared))
+    source = "with vlprompt" if shared["backbone"]["model"] in demo.BACKBONES else "from where it was published"
     return (
         f"{markdown(method.name)}{paper and f' ({paper})'} on a frozen {backbone}. This repository holds "
-        f"{holds}; the backbone comes from where it was published."
+        f"{holds}; the backbone comes {source}."
     )
 
 

@@ -55,7 +55,7 @@ def fetch_learner(source: str) -> Path:
 
 
 def _snapshot(repository: str, revision: str | None, name: str) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
 
     level, silent = logging.get_verbosity(), are_progress_bars_disabled()
@@ -69,8 +69,11 @@ def _snapshot(repository: str, revision: str | None, name: str) -> Path:
             why = "there is no such model, or it is not for everybody: check the name, or set HF_TOKEN"
         elif kind == "RevisionNotFoundError":
             why = f"the model has no revision '{revision}': give a branch, a tag or a commit"
+        elif constants.HF_HUB_OFFLINE:
+            why = "HF_HUB_OFFLINE is set and it was not fetched before: unset it, or give the folder of a learner"
         else:
             reason = reason_of(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+            reason = reason.partition(" For more information check")[0]
             why = f"{reason}: connect this machine to the network, or give the folder of a learner"
         raise UserError(f"{name} could not be fetched: {printable(why)}") from None
     finally:

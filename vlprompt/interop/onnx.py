@@ -96,6 +96,8 @@ def pixels_of(side: ImageSide, n: int) -> Tensor:
 
 @torch.no_grad()
 def save(side: ImageSide, path: Path, names: list[str], *, large: bool) -> None:
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
     heard = logging.root.manager.disable
     logging.disable(logging.WARNING)  # several loggers tell of the exporter's own ways
     try:
@@ -106,6 +108,7 @@ def save(side: ImageSide, path: Path, names: list[str], *, large: bool) -> None:
                 side, (pixels_of(side, 2),), dynamo=True, dynamic_shapes=batch, input_names=["pixels"],
                 output_names=names, opset_version=OPSET, verbose=False,
             )  # fmt: skip
+        ClearMetadataAndDocStringPass()(program.model)  # each node's has the paths of this machine's Python files
         program.save(path, external_data=large)
     except OSError:
         raise

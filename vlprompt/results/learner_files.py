@@ -106,6 +106,8 @@ def load_tensors(learner: Learner, folder: Path) -> None:
     except (OSError, safetensors.SafetensorError, ValueError, KeyError) as error:
         raise damaged(path, str(error)) from None
     for name, tensor in tensors.items():
+        if tensor.is_complex() or (tensor.is_floating_point() and tensor.element_size() < 2):
+            raise damaged(path, f"'{name}' holds numbers of the kind {str(tensor.dtype).removeprefix('torch.')}")
         if not tensor.isfinite().all():
             raise damaged(path, f"'{name}' holds NaN or infinite values")
     try:
