@@ -69,6 +69,8 @@ class About(BaseModel):
     arguments: dict[str, Any]
     backbone: Backbone
     classes: list[str]
+    precision: str | None = None  # earlier files say neither this nor what follows
+    as_shown: bool = True
 
 
 def read_config(folder: Path) -> dict[str, Any]:
