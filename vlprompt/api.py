@@ -17,7 +17,7 @@ from torch import Tensor
 from vlprompt.config import build
 from vlprompt.config.schema import Fit, explain, read_backbone
 from vlprompt.data.given import Given, GivenBatches, GivenLoader
-from vlprompt.data.photos import BATCH, Photo, Preparation, listed, prepared, read_photos
+from vlprompt.data.photos import BATCH, Photo, PhotoTransform, listed, prepared, read_photos
 from vlprompt.data.transforms import normalise
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner, check_classes
@@ -75,9 +75,9 @@ class Model:
         return self.learner.classes
 
     @property
-    def preprocess(self) -> Preparation:
+    def preprocess(self) -> PhotoTransform:
         """PIL image -> tensor [3, H, W], as the frozen model reads it."""
-        return Preparation(self.clip.preprocess, self.as_shown)
+        return PhotoTransform(self.clip.preprocess, self.as_shown)
 
     def with_classes(self, classes: Sequence[str], *, transfer: bool = False) -> "Model":
         """The same model choosing between other names.
@@ -190,13 +190,8 @@ def load(
     """
     folder = folder_of(source)
     place = resolve_device(device)
-    if (folder / learner_files.CONFIG).is_file():
-        about = learner_files.read_config(folder)
-        allow = [allow] if isinstance(allow, str) else allow
-        learner = build.restore_learner(folder, allow, device=place, quantized=True)
-        trained_in, as_shown = about.get("precision"), bool(about.get("as_shown", True))
-    else:
-        learner, trained_in, as_shown = build.rebuild(folder, device=device, allow=allow)
+    allow = [allow] if isinstance(allow, str) else allow
+    learner, trained_in, as_shown = build.saved_learner(folder, allow, device=place, quantized=True)
     return Model(learner, resolve_precision(trained_in or "auto" if precision is None else precision, place), as_shown)
 
 

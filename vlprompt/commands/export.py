@@ -59,13 +59,9 @@ def export(options: argparse.Namespace) -> int:
 def learner_of(source: Path, classes: Sequence[str] | None = None, *, quantized: bool = True) -> "Learner":
     """The learner in a folder, on the CPU, with plain numbers for 4-bit ones; bound to other classes if asked."""
     from vlprompt.api import Model
-    from vlprompt.config.build import rebuild, restore_learner
-    from vlprompt.results.learner_files import CONFIG
+    from vlprompt.config.build import saved_learner
 
-    if (source / CONFIG).is_file():
-        learner = restore_learner(source, quantized=quantized, plain=True)
-    else:
-        learner = rebuild(source, device="cpu")[0]
+    learner, *_ = saved_learner(source, quantized=quantized, plain=True)
     return Model(learner).with_classes(classes).learner if classes is not None else learner
 
 

@@ -76,13 +76,9 @@ def interpret(options: argparse.Namespace) -> int:
 
 def load(folder: Path) -> tuple["Learner", bool]:
     """The learner on the CPU with its frozen model in full precision, and whether its images were taken as shown."""
-    from vlprompt.config import build
-    from vlprompt.results import learner_files
+    from vlprompt.config.build import saved_learner
 
-    if (folder / learner_files.CONFIG).is_file():
-        as_shown = bool(learner_files.read_config(folder).get("as_shown", True))
-        return build.restore_learner(folder), as_shown
-    learner, _, as_shown = build.rebuild(folder, device="cpu")
+    learner, _, as_shown = saved_learner(folder)
     return learner, as_shown
 
 

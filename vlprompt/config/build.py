@@ -190,6 +190,26 @@ def restore_learner(
     return learner.eval()
 
 
+def saved_learner(
+    folder: Path,
+    allow: Sequence[str] = (),
+    *,
+    device: torch.device | None = None,
+    quantized: bool = False,
+    plain: bool = False,
+) -> tuple[Learner, str | None, bool]:
+    """The learner of a run's or a learner's folder, be it one that trains nothing and is described by its record alone.
+
+    -> the learner; the precision it was trained in, None where its file does not say; and whether its images were
+    taken as they are shown. Arguments and errors as of `restore_learner`.
+    """
+    if (folder / learner_files.CONFIG).is_file():
+        about = learner_files.read_config(folder)
+        learner = restore_learner(folder, allow, device=device, quantized=quantized, plain=plain)
+        return learner, about.get("precision"), about.get("as_shown", True)
+    return rebuild(folder, device=str(device or "cpu"), allow=allow)
+
+
 def untrained(kind: type[Learner], clip: Clip, classes: Sequence[str], arguments: Mapping[str, Any]) -> Learner:
     """A learner that saved tensors go into; the global random state stays as it is.
 

@@ -30,7 +30,7 @@ ALLOWED = (
 
 
 @dataclass(frozen=True)
-class Preparation:
+class PhotoTransform:
     """PIL image -> what the frozen model reads, [3, H, W]: one centre crop, normalised."""
 
     settings: Preprocess
