@@ -78,6 +78,7 @@ def test_what_a_debugging_run_is_compared_with_is_as_short() -> None:
 def test_it_leaves_a_record(folder: Path) -> None:
     record = run(spec("method=coop", "debug=fast"))
     assert record.cost["steps"] == 2
+    assert record.changes == {"debug.images": 2, "fit.steps": 2}
     assert record.scores["test"]["total"] == 20
     (written,) = folder.glob("results/runs/**/result.json")
     assert json.loads(written.read_text())["changes"]["fit.steps"] == 2

@@ -104,10 +104,11 @@ def spec_of(config: Any, choices: Choices, overrides: list[str], images: Dataset
     """The run that a composed configuration asks for, validated and not started."""
     config = as_asked(config, overrides)
     check_asked(config, overrides)
+    shots = [f"shots={config['shots']}"] if config.get("debug") else []  # which are the key's, and no change
     return read_spec(
         config,
         choices=choices,
-        default=lambda: default(choices, overrides),
+        default=lambda: default(choices, [*overrides, *shots]),
         recipes=recipes.applied(choices, config_dirs()),
         given=given(overrides),
         origin=lambda name: recipes.origin(name, choices, config_dirs()),
