@@ -1,6 +1,6 @@
 """What a run in training keeps, so that the same command resumes it after a stop, bit for bit as if undisturbed.
 
-What is computed before and after the steps (closed forms, searches, tests) is no part of it: a resumed run does it again.
+What is computed before and after the steps (closed forms, searches, tests) is no part of it: a resumed run repeats it.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ class Part(Protocol):
         """Tensors and what JSON holds, in mappings and lists."""
 
     def load_state_dict(self, state: Any, /) -> Any:
-        """Go on from there."""
+        """Continue from there."""
 
 
 class State:
@@ -60,7 +60,7 @@ class State:
         reporter: Reporter | None = None,
     ) -> None:
         self.folder, self.resume, self.minutes, self.reporter = folder, resume, minutes, reporter
-        known = versions()
+        known = versions() if folder else {}
         self.about = {"format": FORMAT, "hash": run_hash, **{name: known.get(name) for name in ("vlprompt", "torch")}}
         self.kept: int | None = None  # steps in the file
         self.stops, self.seconds, self.total = 0, 0.0, 0  # seconds: of training before this process
@@ -68,30 +68,32 @@ class State:
         self._random: dict[str, Any] = {}
 
     def restore(self, total: int, **parts: Part) -> int:
-        """Put what was kept into the parts of a training of `total` steps; -> how many of these are done."""
-        self._parts, self.total, done = parts, total, 0
+        """Put what was kept into the parts of a training of `total` steps; -> how many of these are done.
+
+        Raises: UserError for a state that is this training's, and yet cannot be put there.
+        """
+        self._parts, self.total = parts, total
         self._start = self._last = time.monotonic()
         if self.folder is None or not self.resume or not (path := self.folder.path / STATE).exists():
             return 0
         try:
             about, tree = read(path)
-            if differing := [name for name, value in self.about.items() if about.get(name) != value]:
-                what = {"hash": "other settings", "format": "another version of vlprompt"}.get(differing[0])
-                raise UserError(f"it is of {what or f'another version of {differing[0]}'}")
-            done = int(about["step"])
-            check_fits(parts, tree, about, total)
+            check_fits(self.about, about, parts, tree, total)
+        except UserError as error:
+            logger.warning("this run starts anew, as the state in '%s' is left out: %s", path, error)
+            return 0
+        try:
             for name, part in parts.items():
                 load(part, tree[name])
             set_random_state(tree["random"])
-            self.kept, self.stops, self.seconds = done, int(about["stops"]) + 1, float(about["seconds"])
-        except (UserError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            reason = error if isinstance(error, UserError) else f"it is damaged ({type(error).__name__}: {error})"
-            logger.warning(
-                "the state in '%s' is left out, this run starts anew: %s", path, " ".join(str(reason).split())
-            )
-            return 0
-        self._say(f"resumes after step {done} of {total}")
-        return done
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(
+                f"the state in '{path}' cannot be resumed ({said}): start anew with resume=false"
+            ) from error
+        self.kept, self.stops, self.seconds = about["step"], about["stops"] + 1, about["seconds"]
+        self._say(f"resumes after step {self.kept} of {total}")
+        return self.kept
 
     def steps(self, batches: Iterable[T], done: int = 0) -> Iterator[tuple[int, T]]:
         """(0-based step, batch), as `enumerate` gives them after `done` steps. Each step is taken whole.
@@ -130,7 +132,7 @@ class State:
             self.kept = done
         except (OSError, safetensors.SafetensorError) as error:
             why = "no space left on the disk" if is_full(error) else str(error)
-            logger.warning("the state of this run cannot be kept in '%s' (%s): it trains without", path, why)
+            logger.warning("the state of this run cannot be kept in '%s' (%s)", path, why)
             self.folder = None if self.kept is None else self.folder
         self._last = time.monotonic()
 
@@ -225,17 +227,31 @@ def checksum(plain: str, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def check_fits(parts: Mapping[str, Part], tree: Mapping[str, Any], about: Mapping[str, Any], total: int) -> None:
-    """Before anything is changed. Raises: UserError for the state of another training, as of code that was changed."""
-    same = about["total"] == total and parts.keys() <= tree.keys()
-    for name, part in parts.items() if same else ():
-        if isinstance(part, nn.Module):
-            same &= shapes(part.state_dict()) == shapes(tree[name])
-        if isinstance(part, torch.optim.Optimizer):
-            groups = part.state_dict()["param_groups"], tree[name]["param_groups"]
-            same &= [group["params"] for group in groups[0]] == [group["params"] for group in groups[1]]
+def check_fits(
+    expected: Mapping[str, Any],
+    about: Mapping[str, Any],
+    parts: Mapping[str, Part],
+    tree: Mapping[str, Any],
+    total: int,
+) -> None:
+    """Before anything is changed. Raises: UserError for the state of other settings, of other code, or of none."""
+    for name, value in expected.items():
+        if about.get(name) != value:
+            of = "other settings" if name == "hash" else f"another version of {name}"
+            raise UserError(f"it is of {of}")
+    try:
+        same = about["total"] == total and 0 < about["step"] <= total
+        same &= {int, float} >= {type(about[name]) for name in ("step", "stops", "seconds")}
+        for name, part in parts.items():
+            if isinstance(part, nn.Module):
+                same &= shapes(part.state_dict()) == shapes(tree[name])
+            if isinstance(part, torch.optim.Optimizer):
+                groups = part.state_dict()["param_groups"], tree[name]["param_groups"]
+                same &= [group["params"] for group in groups[0]] == [group["params"] for group in groups[1]]
+    except (KeyError, TypeError, AttributeError):
+        same = False
     if not same:
-        raise UserError("it is of another training, its tensors are others")
+        raise UserError("it is of another training")
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

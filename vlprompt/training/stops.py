@@ -39,15 +39,18 @@ class _Now:
 
 @contextmanager
 def heard() -> Iterator[None]:
-    """Signals raise `Stopped` within, at once or at the end of a step. No more than Python does outside the main thread.
+    """Signals raise `Stopped` within, at once or at the end of a step. Outside the main thread it changes nothing.
 
     What somebody else has a signal do (submitit: ask for the job to be queued again) is done instead, at that moment.
     """
-    if threading.current_thread() is not threading.main_thread() or _Now.earlier is not None:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if _Now.earlier is not None:  # heard already
         try:
             yield
         finally:
-            _let_go()
+            allow()
         return
     _Now.since = -math.inf
     _Now.earlier = {number: signal.getsignal(number) for number in SIGNALS}
@@ -57,16 +60,18 @@ def heard() -> Iterator[None]:
     try:
         yield
     finally:
-        _let_go()
-        for number, handler in _Now.earlier.items():
-            if handler is not None:
-                signal.signal(number, handler)
-        _Now.earlier = None
+        try:
+            allow()
+        finally:
+            for number, handler in _Now.earlier.items():
+                if handler is not None:  # which Python did not set
+                    signal.signal(number, handler)
+            _Now.earlier = None
 
 
 def defer() -> None:
     """From here on a signal is noted alone, for at most `PATIENCE`: a step must not end in its middle."""
-    _Now.deferring = _Now.earlier is not None
+    _Now.deferring = _Now.earlier is not None and threading.current_thread() is threading.main_thread()
 
 
 def allow() -> None:
