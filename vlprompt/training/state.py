@@ -193,8 +193,10 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if header.get("checksum") != checksum(header.get("about", ""), tensors):
             raise ValueError("it does not have its checksum")
         about = json.loads(header["about"])
+        if not isinstance(about, dict) or not isinstance(about.get("tree"), dict):
+            raise ValueError("it holds no tree")
         return about, unpacked(about.pop("tree"), tensors)
-    except (OSError, safetensors.SafetensorError, ValueError, KeyError, RecursionError, AttributeError) as error:
+    except (OSError, safetensors.SafetensorError, ValueError, LookupError, RecursionError, TypeError) as error:
         raise DamagedError(f"it is damaged ({error})") from None
 
 
