@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     except KeyboardInterrupt as stop:
         stop = stop if isinstance(stop, Stopped) else Stopped(signal.SIGINT)
-        print(printable(f"\n{stop}"), file=sys.stderr)  # noqa: T201
+        print(printable(stop.line), file=sys.stderr)  # noqa: T201
         return 128 + stop.number
     except (UserError, *COMPOSITION_ERRORS) as error:
         mistake = error if isinstance(error, UserError) else explained(error, arguments)

@@ -92,7 +92,7 @@ class State:
                 f"the state in '{path}' cannot be resumed ({said}): start anew with resume=false"
             ) from error
         self.kept, self.stops, self.seconds = about["step"], about["stops"] + 1, about["seconds"]
-        self._say(f"resumes after step {self.kept} of {total}")
+        self._say(f"resumes after step {self.kept} of {total} (resume=false starts anew)")
         return self.kept
 
     def steps(self, batches: Iterable[T], done: int = 0) -> Iterator[tuple[int, T]]:
@@ -143,9 +143,8 @@ class State:
         """A stop says what was kept."""
         if isinstance(error, stops.Stopped) and self.folder and self.kept and not error.kept:
             again = "the same command" if self.resume else "the same command with resume=true"
-            where = f"step {self.kept} of {self.total} of {self.folder.target} is kept"
-            error.args = (error.number, f"{where}, {again} resumes there")
-            error.kept = error.args[1]
+            error.kept = f"{self.folder.target} is kept at step {self.kept} of {self.total}, and {again} resumes it"
+            error.args = error.number, error.kept
 
     def _say(self, line: str) -> None:
         if self.reporter:

@@ -23,6 +23,11 @@ class Stopped(KeyboardInterrupt):
         super().__init__(number, kept)
         self.number, self.kept = number, kept
 
+    @property
+    def line(self) -> str:
+        """It for the terminal, which shows ^C before."""
+        return f"\n{self}" if self.number == signal.SIGINT else str(self)
+
     def __str__(self) -> str:
         name = "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
         return f"stopped by {name}: {self.kept or NOTHING}"
