@@ -22,6 +22,7 @@ import made_records
 import numpy as np
 import pytest
 import safetensors.torch
+import test_learners
 import tiny
 import tiny_world
 import torch
@@ -45,6 +46,7 @@ from vlprompt.learners.maple import MaPLe
 from vlprompt.learners.promptsrc import PromptSRC
 from vlprompt.learners.tip_adapter import TipAdapter
 from vlprompt.learners.vpt import VPT
+from vlprompt.learners.zero_shot import ZeroShot
 from vlprompt.protocols.base import Episode
 from vlprompt.protocols.few_shot import FewShot
 from vlprompt.results.predictions import PREDICTIONS
@@ -71,6 +73,7 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     fit: Fit = field(default_factory=fit)
     n_views: int | None = None
+    clip: Clip | None = None
 
 
 AVERAGE = Average(mu=1, sigma=1)
@@ -111,7 +114,7 @@ def trained(
     resume: bool = True,
 ) -> Trained:
     """A training as in a process of its own: nothing in memory, and random numbers that are anywhere."""
-    clip = small_clip()
+    clip = case.clip or small_clip()
     torch.manual_seed(0)
     learner = case.kind(clip, episode.train.classes, **case.settings)
     for module in (torch.manual_seed, random.seed, np.random.seed):
@@ -164,6 +167,24 @@ def test_stopped_anywhere_it_ends_as_if_undisturbed(
         with pytest.raises(Stopped, match=f"is kept at step {moment} of {steps},"):
             trained(case, episode, tmp_path / "run")
     assert same(trained(case, episode, tmp_path / "run"), undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", test_learners.CASES, ids=lambda case: case.name)
+def test_every_method_ends_as_if_undisturbed(
+    case: test_learners.Case, episode: Episode, tmp_path: Path, stopping: Callable[..., None]
+) -> None:
+    """Those alone that an optimiser trains: the others' work is done before the first step."""
+    candidate = test_learners.candidate_of(case)
+    if not candidate.kind.takes_steps(dict(candidate.settings)) or candidate.kind is ZeroShot:
+        return
+    mine = Case(candidate.kind, dict(candidate.settings), fit(optimizer="adamw", lr=1e-3), clip=candidate.clip)
+    undisturbed = trained(mine, episode)
+    stopping([2, 5])
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            trained(mine, episode, tmp_path / "run")
+    assert same(trained(mine, episode, tmp_path / "run"), undisturbed)
 
 
 # What is kept, and when
