@@ -19,6 +19,9 @@ from vlprompt.errors import UserError
 from vlprompt.towers import Preprocess
 
 
+LAST_SECONDS = 12  # of a worker after SIGTERM: a step of the training has less to come to its end
+
+
 class Views(Dataset[tuple[Tensor, int]]):
     """The images of a split as bytes, indexed by (view, index).
 
@@ -85,10 +88,16 @@ class Shuffled(Sampler[tuple[int | None, int]]):
 
 
 def leave_stopping(worker: int) -> None:
-    """In a process that reads: a signal to a whole job is the training's to answer, which ends its workers itself."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+    """In a process that reads: a signal to a whole job is the training's to answer, which ends its workers itself.
+
+    They end soon after it all the same: a program that fails sends it to those that it left.
+    """
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):  # Windows lacks some
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends a process
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_SECONDS))
 
 
 class _Workers(DataLoader[Any]):
