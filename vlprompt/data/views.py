@@ -18,7 +18,6 @@ from vlprompt.data.transforms import PUBLISHED, Augment, eval_transform, normali
 from vlprompt.errors import UserError
 from vlprompt.towers import Preprocess
 
-
 LAST_SECONDS = 12  # of a worker after SIGTERM: a step of the training has less to come to its end
 
 

@@ -40,6 +40,7 @@ class _Now:
     deferring = False  # in a step, whose end is waited for
     number: int | None = None  # the signal that came meanwhile
     since = -math.inf
+    raised: int | None = None  # the signal that was answered by `Stopped`
 
 
 @contextmanager
@@ -52,26 +53,38 @@ def heard() -> Iterator[None]:
         yield
         return
     if _Now.earlier is not None:  # heard already
-        try:
+        with _answered():
             yield
-        finally:
-            allow()
         return
-    _Now.since = -math.inf
+    _Now.since, _Now.raised = -math.inf, None
     _Now.earlier = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in _Now.earlier.items():
         if handler not in (signal.SIG_IGN, None):  # ignored: a job of a shell's background, whose Ctrl-C is another's
             signal.signal(number, _hear)
     try:
-        yield
+        with _answered():
+            yield
     finally:
-        try:
-            allow()
-        finally:
-            for number, handler in _Now.earlier.items():
-                if handler is not None:  # which Python did not set
-                    signal.signal(number, handler)
-            _Now.earlier = None
+        for number, handler in _Now.earlier.items():
+            if handler is not None:  # which Python did not set
+                signal.signal(number, handler)
+        _Now.earlier = None
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    """A stop is one even where a library took it for an error of its own, as OmegaConf does, or dropped it."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Stopped) and error.number == _Now.raised:
+            raise
+        allow()
+        if _Now.raised is None:
+            raise
+    allow()
+    if _Now.raised is not None:
+        raise Stopped(_Now.raised)
 
 
 def defer() -> None:
@@ -107,6 +120,7 @@ def _answer(number: int, frame: FrameType | None) -> None:
     if callable(handler) and handler is not signal.default_int_handler:
         handler(number, frame)
     else:
+        _Now.raised = number
         raise Stopped(number)
 
 
