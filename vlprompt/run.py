@@ -148,7 +148,14 @@ def state_of(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> State:
     """What an earlier process kept of this run's training, and where this one keeps it."""
     settings = spec.settings
     resume = not settings.force if settings.resume is None else settings.resume
-    return State(folder, run_hash=spec.hash, resume=resume, minutes=settings.state_minutes, reporter=reporter)
+    return State(
+        folder,
+        run_hash=spec.hash,
+        resume=resume,
+        minutes=settings.state_minutes,
+        device=spec.device,
+        reporter=reporter,
+    )
 
 
 def warn_of_single_classes(episode: Episode) -> None:

@@ -27,6 +27,7 @@ from vlprompt.training import stops
 from vlprompt.training.progress import Reporter
 
 FORMAT = 1
+CPU = torch.device("cpu")
 TENSOR = "/tensor"  # what stands in the tree where there was one
 SHORT = 10.0  # seconds of training that are not kept at its end
 T = TypeVar("T")
@@ -57,9 +58,11 @@ class State:
         run_hash: str = "",
         resume: bool = True,
         minutes: float = 0.0,
+        device: torch.device = CPU,
         reporter: Reporter | None = None,
     ) -> None:
-        self.folder, self.resume, self.minutes, self.reporter = folder, resume, minutes, reporter
+        self.folder, self.resume, self.minutes, self.device = folder, resume, minutes, device
+        self.reporter = reporter
         known = versions() if folder else {}
         self.about = {"format": FORMAT, "hash": run_hash, **{name: known.get(name) for name in ("vlprompt", "torch")}}
         self.kept: int | None = None  # steps in the file
@@ -85,7 +88,7 @@ class State:
         try:
             for name, part in parts.items():
                 load(part, tree[name])
-            set_random_state(tree["random"])
+            set_random_state(tree["random"], self.device)
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             said = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise UserError(
@@ -103,13 +106,14 @@ class State:
         if self.folder is None:
             yield from enumerate(batches, done)
             return
-        self._random = random_state()
+        self._random = random_state(self.device)
         try:
             for batch in batches:
                 stops.defer()
                 yield done, batch
                 done += 1
-                self._random = random_state()  # of here: a signal may come while an augmentation has set another one
+                # of here: a signal may come while an augmentation has set other numbers
+                self._random = random_state(self.device)
                 if time.monotonic() - self._last >= 60 * self.minutes:
                     self.write(done)
                 stops.allow()
@@ -151,25 +155,25 @@ class State:
             self.reporter.say(line)
 
 
-def random_state() -> dict[str, Any]:
-    """The random numbers to come, of Python, NumPy, torch and its GPU."""
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The random numbers to come, of Python, NumPy, torch and, where that is a GPU, the device."""
     version, numbers, gauss = random.getstate()
     legacy = np.random.get_state(legacy=False)
     known = {**legacy, "state": {**legacy["state"], "key": legacy["state"]["key"].tolist()}}
     state = {"python": [version, list(numbers), gauss], "numpy": known, "torch": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda" and torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def set_random_state(state: Mapping[str, Any]) -> None:
+def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     key = np.array(state["numpy"]["state"]["key"], dtype=np.uint32)
     np.random.set_state({**state["numpy"], "state": {**state["numpy"]["state"], "key": key}})
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():  # else it resumes on another kind of machine
-        torch.cuda.set_rng_state(state["cuda"])
+    if "cuda" in state and device.type == "cuda" and torch.cuda.is_available():  # else it resumes on another machine
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def write(path: Path, about: Mapping[str, Any], tree: Mapping[str, Any]) -> None:
@@ -224,7 +228,7 @@ def checksum(plain: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(plain.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
