@@ -58,6 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach this function whole
     mistakes: list[UserError] = []  # of a single run; Hydra would reformat what is raised within a job
 
+    @heard()  # within Hydra, which would print a stop that OmegaConf took for an error
     def job(config: DictConfig) -> None:
         try:
             single_job(config)
@@ -171,6 +172,7 @@ def asked_for() -> tuple[list[str], dict[str, Any]]:
     return [*now.overrides.task, *searched], made_choices(now.runtime.choices)
 
 
+@heard()
 def sweep_job(config: DictConfig) -> None:
     """One job of a sweep, whose outcome is left as a file where the whole sweep is summed up."""
     prepare_streams()  # those of another process
