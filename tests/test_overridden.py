@@ -114,8 +114,8 @@ class Noise(Loader):
     def ordered(self, split: Split, *, augmented: bool = False) -> Any:
         return Passes(self.clip, split, itertools.count(1) if augmented else itertools.repeat(0))
 
-    def shuffled(self, split: Split, *, batch_size: int, per_epoch: int, total: int) -> Iterator[Batch]:
-        for step in range(total):
+    def shuffled(self, split: Split, *, batch_size: int, per_epoch: int, total: int, first: int = 0) -> Iterator[Batch]:
+        for step in range(first, total):
             start = step % per_epoch * batch_size
             yield batch(self.clip, split, range(len(split))[start : start + batch_size], 1 + step // per_epoch)
 

@@ -20,7 +20,7 @@ from tiny_world import RUN
 from vlprompt import sweep
 from vlprompt.config.build import clip_at
 from vlprompt.results.record import Record
-from vlprompt.results.store import find_records
+from vlprompt.results.store import STATE, find_records
 
 LONG = [*RUN, "name=long", "fit.epochs=1000000"]
 
@@ -79,12 +79,14 @@ def test_a_killed_run_leaves_nothing_that_reads_as_finished(within: Any, tmp_pat
 
 
 @pytest.mark.slow
-def test_ctrl_c_is_one_line_and_a_clean_tree(tmp_path: Path) -> None:
-    """While workers read the images."""
-    results, (code, _, err) = stop(signal.SIGINT, tmp_path, "bank.views=null", "workers=2")
-    assert code == 130
-    assert err.split("\n") == ["", "interrupted: this run left no record, earlier ones are untouched", ""]
-    assert list(left_over(results)) == []
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_is_one_line_and_leaves_what_resumes(tmp_path: Path, sent: signal.Signals) -> None:
+    """While workers read the images, which get the signal, too."""
+    results, (code, _, err) = stop(sent, tmp_path, "bank.views=null", "workers=2")
+    assert code == 128 + sent
+    (line,) = err.strip().splitlines()
+    assert "the same command resumes it" in line
+    assert {path.name for path in left_over(results)} == {"log.txt", STATE}
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The `vlprompt` command."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -27,6 +28,7 @@ from vlprompt.commands.data import add_commands as add_data_commands
 from vlprompt.errors import UserError, drop_output, prepare_streams, printable
 from vlprompt.interop.dassl.command import add_parser as add_import
 from vlprompt.textfiles import path_of
+from vlprompt.training.stops import Stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,10 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(printable(f"error: {error}"), file=sys.stderr)  # noqa: T201
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         why = "finished runs stay, the same command resumes from there" if resumes else "nothing was written"
-        print(f"\ninterrupted: {why}", file=sys.stderr)  # noqa: T201
-        return 130
+        stopped = isinstance(stop, Stopped) and stop.kept  # else it is said of all runs together
+        print(printable(stop.line if stopped else f"\ninterrupted: {why}"), file=sys.stderr)  # noqa: T201
+        return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
     except BrokenPipeError:  # `vlprompt table | head`
         drop_output()
         return 0

@@ -34,6 +34,8 @@ from vlprompt.train import Epoch, train
 from vlprompt.training.device import autocast, device_name, peak_memory, reset_peak_memory
 from vlprompt.training.optim import n_steps, steps_per_epoch
 from vlprompt.training.progress import Reporter
+from vlprompt.training.state import State
+from vlprompt.training.stops import heard
 from vlprompt.training.tracking import track
 
 logger = logging.getLogger(__name__)
@@ -47,11 +49,12 @@ def run(spec: RunSpec) -> Record:
 
     Raises:
         UserError: more shots than images, a class-bound method, a loss that is not finite, a full disk, ...
+        Stopped: a signal came; what was kept of the training is resumed by the next call.
     """
     if record := existing_record(spec):  # without the lock: it may lie where nothing can be written
         tidy(spec.folder.parent)
         return told(spec, record)
-    with open_run(spec.folder, on_wait=Reporter().say) as folder:
+    with heard(), open_run(spec.folder, on_wait=Reporter().say) as folder:
         if record := existing_record(spec):
             return told(spec, record)
         check_name(spec)
@@ -89,7 +92,10 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
     if spec.settings.threads:
         torch.set_num_threads(spec.settings.threads)
     origin = provenance(spec)
-    with track(spec.settings.wandb, key=spec.key, origin=origin, folder=results_root()) as tracker:
+    with (
+        track(spec.settings.wandb, key=spec.key, origin=origin, folder=results_root()) as tracker,
+        state_of(spec, folder, reporter) as state,
+    ):
         episode = build.make_episode(spec)
         warn_of_single_classes(episode)
         clip = build.make_clip(spec)
@@ -100,8 +106,9 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
         if fit := spec.settings.fit:
             reset_peak_memory(spec.device)
             curve, train_seconds = timed(
-                train, learner, episode, loader, fit, precision=spec.precision, reporter=reporter
+                train, learner, episode, loader, fit, precision=spec.precision, reporter=reporter, state=state
             )
+            train_seconds += state.seconds
         for line in curve:
             tracker.log({"loss": line.loss, "accuracy": line.accuracy, "lr": line.lr}, line.epoch + 1)
 
@@ -126,6 +133,7 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
                 "train_seconds": train_seconds,
                 "test_seconds": test_seconds,
                 "peak_memory_bytes": peak,
+                **({"stops": state.stops} if state.stops else {}),
                 **costs(spec, learner, episode, train_seconds),
             },
         )
@@ -134,6 +142,20 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
         record = folder.write(lambda: save(spec, learner, predictions, record, folder, reporter))
         tracker.finish(record, predictions, {name: split.classes for name, split in episode.tests.items()})
     return record
+
+
+def state_of(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> State:
+    """What an earlier process kept of this run's training, and where this one keeps it."""
+    settings = spec.settings
+    resume = not settings.force if settings.resume is None else settings.resume
+    return State(
+        folder,
+        run_hash=spec.hash,
+        resume=resume,
+        minutes=settings.state_minutes,
+        device=spec.device,
+        reporter=reporter,
+    )
 
 
 def warn_of_single_classes(episode: Episode) -> None:

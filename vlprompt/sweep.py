@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -36,10 +37,11 @@ from vlprompt.config.compose import (
 )
 from vlprompt.config.options import MODE, SWEEP_DIR, is_sweep, make_folder, options_first, read_options, sweep_folder
 from vlprompt.config.paths import config_dir, results_root
-from vlprompt.config.spec import UNREAD
+from vlprompt.config.spec import UNRECORDED
 from vlprompt.data.disk import whole_file, writing
 from vlprompt.errors import NotApplicableError, UserError, prepare_streams, printable
 from vlprompt.towers import has_text
+from vlprompt.training.stops import Stopped, heard
 
 if TYPE_CHECKING:
     from vlprompt.config.spec import RunSpec
@@ -51,11 +53,12 @@ Errors = tuple[type[Exception], ...]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what the arguments ask for; -> exit code (0 done, 1 a job of a sweep failed, 2 a mistake, 130 Ctrl-C)."""
+    """Run what the arguments ask for; -> exit code (0 done, 1 a job of a sweep failed, 2 a mistake, 128 + a signal)."""
     trace = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach this function whole
     mistakes: list[UserError] = []  # of a single run; Hydra would reformat what is raised within a job
 
+    @heard()  # within Hydra, which would print a stop that OmegaConf took for an error
     def job(config: DictConfig) -> None:
         try:
             single_job(config)
@@ -67,16 +70,18 @@ def main(arguments: Sequence[str]) -> int:
         arguments = modernized(options_first(arguments))
         options = read_options(arguments)
         check_groups(options.overrides)
-        if is_sweep(options):
-            return run_sweep(options, arguments)
-        sys.argv = ["run.py", *arguments]
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
+        with heard():
+            if is_sweep(options):
+                return run_sweep(options, arguments)
+            sys.argv = ["run.py", *arguments]
+            hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")(job)()
         if mistakes:
             raise mistakes[0]
         return 0
-    except KeyboardInterrupt:
-        print("\ninterrupted: this run left no record, earlier ones are untouched", file=sys.stderr)  # noqa: T201
-        return 130
+    except KeyboardInterrupt as stop:
+        stop = stop if isinstance(stop, Stopped) else Stopped(signal.SIGINT)
+        print(printable(stop.line), file=sys.stderr)  # noqa: T201
+        return 128 + stop.number
     except (UserError, *COMPOSITION_ERRORS) as error:
         mistake = error if isinstance(error, UserError) else explained(error, arguments)
         if not isinstance(mistake, UserError):
@@ -167,6 +172,7 @@ def asked_for() -> tuple[list[str], dict[str, Any]]:
     return [*now.overrides.task, *searched], made_choices(now.runtime.choices)
 
 
+@heard()
 def sweep_job(config: DictConfig) -> None:
     """One job of a sweep, whose outcome is left as a file where the whole sweep is summed up."""
     prepare_streams()  # those of another process
@@ -228,7 +234,7 @@ def run_or_record_failure(
             fields |= {**spec.key.model_dump(), "config": spec.config, "config_hash": spec.hash}
             fields |= {"changes": spec.changes, "precision": spec.precision}  # so that it is of its seeds' row
         else:
-            fields |= {**key, "config": {name: value for name, value in config.items() if name not in UNREAD}}
+            fields |= {**key, "config": {name: value for name, value in config.items() if name not in UNRECORDED}}
         return write_failure(fields, spec.folder if spec else None)
 
 

@@ -1,7 +1,8 @@
 """The training loop, the one of all methods."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +18,7 @@ from vlprompt.training.averaging import make_keeper
 from vlprompt.training.device import autocast
 from vlprompt.training.optim import make_optimizer, n_epochs, n_steps, set_learning_rate
 from vlprompt.training.progress import Reporter
+from vlprompt.training.state import State
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,21 @@ class Epoch:
 
 
 def train(
-    learner: Learner, episode: Episode, loader: Loader, fit: Fit, *, precision: str, reporter: Reporter
+    learner: Learner,
+    episode: Episode,
+    loader: Loader,
+    fit: Fit,
+    *,
+    precision: str,
+    reporter: Reporter,
+    state: State | None = None,
 ) -> list[Epoch]:
-    """Train on the episode's images; -> the curve.
+    """Train on the episode's images, from where an earlier process was stopped if `state` has that; -> the curve.
 
     Raises:
         NonFiniteError: the loss, a gradient, or in the end a trained parameter is not finite.
         UserError: an epoch is to be selected and there are no images to select it on, or there is nothing to train.
+        Stopped: a signal came, and what was reached is kept.
     """
     selection = episode.selection_split(fit.select_on)
     if fit.keep == "best" and not selection:
@@ -50,7 +60,7 @@ def train(
         learner.eval().encode_classes()  # cached class features have the precision of the run
     learner.prepare(train_batches, selection_batches)  # caches and closed forms
 
-    curve = list[Epoch]()
+    meter = Meter()
     per_epoch = loader.n_batches(episode.train, fit.batch_size, drop_last=fit.drop_last)
     epochs, total = n_epochs(per_epoch, fit), n_steps(per_epoch, fit)
     if total and not list(learner.parameters()):
@@ -59,12 +69,14 @@ def train(
         loader.read_views(episode.train, track=reporter.track)
         keeper = make_keeper(fit, epochs, lambda: count_correct(learner, selection_batches or (), precision))
         optimizer = make_optimizer(learner, fit)
-        meter = Meter()
         learner.train()
         torch.manual_seed(seed_of("train", loader.seed))  # of dropout and the like
-        batches = loader.shuffled(episode.train, batch_size=fit.batch_size, per_epoch=per_epoch, total=total)
-        with reporter.track("training", total) as track:
-            for step, (images, labels) in enumerate(batches):
+        state = state or State()
+        done = state.restore(total, learner=learner, optimizer=optimizer, keeper=keeper, meter=meter)
+        size = {"batch_size": fit.batch_size, "per_epoch": per_epoch, "total": total}
+        batches = loader.shuffled(episode.train, **size, first=done)
+        with reporter.track("training", total, done=done) as track:
+            for step, (images, labels) in state.steps(batches, done):
                 lr = set_learning_rate(optimizer, step, fit, per_epoch=per_epoch, total=total)
                 optimizer.zero_grad(set_to_none=True)
                 with autocast(loader.clip.device, precision):
@@ -75,21 +87,22 @@ def train(
                 meter.update(loss, logits, labels, lr)
                 track.advance(note=f"epoch {step // per_epoch + 1}/{epochs}  {meter}")
                 if (step + 1) % per_epoch == 0 or step + 1 == total:
-                    reporter.log(f"epoch {len(curve) + 1}  {meter}  lr {meter.lr:.3g}")
-                    curve.append(meter.close(len(curve)))
-                    keeper.update(learner, len(curve))
-        check_finite(dict(learner.named_parameters()), total - 1, lr)
+                    reporter.log(f"epoch {len(meter.curve) + 1}  {meter}  lr {meter.lr:.3g}")
+                    meter.close_epoch()
+                    keeper.update(learner, len(meter.curve))
+        check_finite(dict(learner.named_parameters()), total - 1, meter.lr)
         keeper.restore(learner)
     learner.eval()
     learner.conclude(train_batches, selection_batches)  # a search on these images
-    return curve
+    return meter.curve
 
 
 class Meter:
-    """Mean loss and accuracy over the epoch so far, and its first learning rate."""
+    """Mean loss and accuracy over the epoch so far, and its first learning rate; `curve` has the epochs before."""
 
     def __init__(self) -> None:
         self.loss = self.correct = self.images = self.lr = 0.0
+        self.curve: list[Epoch] = []
 
     def update(
         self, loss: Float[Tensor, ""], logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"], lr: float
@@ -99,11 +112,16 @@ class Meter:
         self.correct += (logits.argmax(-1) == labels).sum().item()
         self.images += len(labels)
 
-    def close(self, epoch: int) -> Epoch:
-        """The epoch, after which the next one starts."""
-        line = Epoch(epoch, self.loss / self.images, self.correct / self.images, self.lr)
+    def close_epoch(self) -> None:
+        """The next one starts."""
+        self.curve.append(Epoch(len(self.curve), self.loss / self.images, self.correct / self.images, self.lr))
         self.loss = self.correct = self.images = 0.0
-        return line
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**vars(self), "curve": [asdict(epoch) for epoch in self.curve]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, curve=[Epoch(**epoch) for epoch in state["curve"]])
 
     def __str__(self) -> str:
         return f"loss {self.loss / self.images:.3f}  accuracy {self.correct / self.images:.1%}"

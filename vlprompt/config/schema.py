@@ -243,6 +243,8 @@ class Settings(BaseModel):
     cache: bool
     force: bool
     name: str | None
+    resume: bool | None = None
+    state_minutes: Annotated[float, Field(ge=0, strict=False)] = 5.0
     wandb: Literal["online", "offline", "disabled"] | None
     bank: Bank
     augment: Augmentation

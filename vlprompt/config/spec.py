@@ -30,8 +30,9 @@ from vlprompt.towers import check_model, has_text
 from vlprompt.training.device import device_name, resolve_device, resolve_precision
 
 MOST_BYTES = 10**6  # of a configuration: the longest recipes have some thousand
-OF_MACHINE = ("name", "force", "wandb", "device", "threads", "text_chunk", "workers", "cache", "search", "wording")
-UNREAD = ("search", "wording")  # by runs: what a search may vary, and what is in the method's settings already
+UNRECORDED = ("search", "wording", "resume", "state_minutes")
+"""What a search may vary, what is in the method's settings already, and what says how a run comes about."""
+OF_MACHINE = ("name", "force", "wandb", "device", "threads", "text_chunk", "workers", "cache", *UNRECORDED)
 MODEL = "the backbone, which has a text tower or not"
 OF_TRAINING = ("fit", "bank", "augment", "sampler", "seed", "shots")
 
@@ -221,7 +222,7 @@ def of_result(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration as records keep it: without keys that affect no run."""
-    config = {name: value for name, value in config.items() if name not in UNREAD}
+    config = {name: value for name, value in config.items() if name not in UNRECORDED}
     return config | {"dataset": {name: value for name, value in config["dataset"].items() if name != "about"}}
 
 

@@ -1,5 +1,6 @@
 """Batches that a user brings, read as the loader of a run is."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -104,14 +105,9 @@ class GivenLoader(Loader):
     def ordered(self, split: Split, *, augmented: bool = False) -> Any:
         return self._of(split)
 
-    def shuffled(self, split: Split, *, batch_size: int, per_epoch: int, total: int) -> Iterator[Batch]:
-        step = 0
-        while step < total:
-            for batch in self._of(split):
-                if step == total:
-                    return
-                step += 1
-                yield batch
+    def shuffled(self, split: Split, *, batch_size: int, per_epoch: int, total: int, first: int = 0) -> Iterator[Batch]:
+        endless = itertools.chain.from_iterable(itertools.repeat(self._of(split)))
+        return itertools.islice(endless, first, total)
 
     def read_views(self, split: Split, *, track: Any) -> None:
         """Views are the user's."""

@@ -47,21 +47,24 @@ class Loader:
         """Passes over a split in its order: centre crops, or with `augmented` another random view at each pass."""
         return Passes(self, split, itertools.count() if augmented else None)
 
-    def shuffled(self, split: Split, *, batch_size: int, per_epoch: int, total: int) -> Iterator[Batch]:
-        """Random views of a split in random order: `total` batches, of which `per_epoch` make an epoch."""
+    def shuffled(self, split: Split, *, batch_size: int, per_epoch: int, total: int, first: int = 0) -> Iterator[Batch]:
+        """Random views of a split in random order: `total` batches, of which `per_epoch` make an epoch.
+
+        They start with the 0-based `first`: order and views are functions of seed and epoch, so nothing is drawn again.
+        """
         n_used = min(len(split), per_epoch * batch_size)
         order = Shuffled(len(split), n_used, seed=self.seed, n_views=self.n_views)
         pixels = self._pixels(split, order, batch_size) if self.features is None else None
         n_epochs = math.ceil(total / per_epoch)
         labels = torch.tensor([item.label for item in split.items], device=self.clip.device)
-        for epoch in range(n_epochs):
-            order.epoch = epoch
-            left = total - epoch * per_epoch
+        for epoch in range(first // per_epoch, n_epochs if first < total else 0):
+            done, left = max(first - epoch * per_epoch, 0), total - epoch * per_epoch
+            order.epoch, order.n_done = epoch, done * batch_size
             if pixels is not None:
-                yield from as_images(itertools.islice(pixels, left))
+                yield from as_images(itertools.islice(pixels, left - done))
                 continue
-            features = self._features(split, epoch, n_epochs=n_epochs)
-            for chosen in itertools.islice(torch.tensor(order.indices()).split(batch_size), left):
+            features = self._features(split, epoch, n_epochs=n_epochs, starts=epoch == first // per_epoch)
+            for chosen in itertools.islice(torch.tensor(order.indices()).split(batch_size), done, left):
                 index = chosen.to(self.clip.device)
                 yield Images(features=features[index]), labels[index]
 
@@ -72,13 +75,17 @@ class Loader:
                 views = range(self.n_views)
                 self.features.fill(split, views, seed=self.seed, augment=self.augment, done=bar.advance)
 
-    def _features(self, split: Split, epoch: int, *, n_epochs: int) -> Float[Tensor, "N e"]:
-        """Features of the epoch's view of all images. A few epochs ahead are computed at once: workers start rarely."""
+    def _features(self, split: Split, epoch: int, *, n_epochs: int, starts: bool) -> Float[Tensor, "N e"]:
+        """Features of the epoch's view of all images. A few epochs ahead are computed at once: workers start rarely.
+
+        A training that `starts` in the middle of them computes all, as the batches of the tower change the last bit.
+        """
         assert self.features is not None
         drawn: Any = {"seed": self.seed, "augment": self.augment}
-        if self.n_views is None and epoch % EPOCHS_AHEAD == 0:
-            self.features.forget(range(max(epoch - EPOCHS_AHEAD, 0), epoch), **drawn)
-            self.features.fill(split, range(epoch, min(epoch + EPOCHS_AHEAD, n_epochs)), **drawn)
+        if self.n_views is None and (starts or epoch % EPOCHS_AHEAD == 0):
+            now = epoch - epoch % EPOCHS_AHEAD
+            self.features.forget(range(max(now - EPOCHS_AHEAD, 0), now), **drawn)
+            self.features.fill(split, range(now, min(now + EPOCHS_AHEAD, n_epochs)), **drawn)
         return self.features.features(split, epoch % (self.n_views or n_epochs), **drawn)
 
     def _pixels(self, split: Split, order: Any, batch_size: int) -> Batches:

@@ -1,5 +1,6 @@
 """Images of a split as batches of pixels."""
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -16,6 +17,8 @@ from vlprompt.data.sources.files import Files
 from vlprompt.data.transforms import PUBLISHED, Augment, eval_transform, normalise, seed_of, train_transform
 from vlprompt.errors import UserError
 from vlprompt.towers import Preprocess
+
+LAST_SECONDS = 12  # of a worker after SIGTERM: a step of the training has less to come to its end
 
 
 class Views(Dataset[tuple[Tensor, int]]):
@@ -63,22 +66,37 @@ class Views(Dataset[tuple[Tensor, int]]):
 class Shuffled(Sampler[tuple[int | None, int]]):
     """(view, index) pairs of one epoch: the first `n_used` images of a random order that is the epoch's own.
 
-    The view is the epoch's own, too, or one of `n_views` in turn.
+    The view is the epoch's own, too, or one of `n_views` in turn. `n_done` of the pairs are left out, of an epoch that
+    is resumed.
     """
 
     def __init__(self, n_images: int, n_used: int, *, seed: int, n_views: int | None = None) -> None:
-        self.n_images, self.n_used, self.seed, self.n_views, self.epoch = n_images, n_used, seed, n_views, 0
+        self.n_images, self.n_used, self.seed, self.n_views = n_images, n_used, seed, n_views
+        self.epoch, self.n_done = 0, 0
 
     def __len__(self) -> int:
         return self.n_used
 
     def __iter__(self) -> Iterator[tuple[int | None, int]]:
         view = self.epoch % self.n_views if self.n_views else self.epoch
-        return iter([(view, index) for index in self.indices()])
+        return iter([(view, index) for index in self.indices()[self.n_done :]])
 
     def indices(self) -> list[int]:
         generator = torch.Generator().manual_seed(seed_of("order", self.seed, self.epoch))
         return torch.randperm(self.n_images, generator=generator).tolist()[: self.n_used]
+
+
+def leave_stopping(worker: int) -> None:
+    """In a process that reads: a signal to a whole job is the training's to answer, which ends its workers itself.
+
+    They end soon after it all the same: a program that fails sends it to those that it left.
+    """
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):  # Windows lacks some
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends a process
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_SECONDS))
 
 
 class _Workers(DataLoader[Any]):
@@ -112,6 +130,7 @@ class Batches:
             generator=torch.Generator(),  # else reading would take from the random numbers of the training
             persistent_workers=workers > 0,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=leave_stopping,
         )
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "B 3 H W"], Int[Tensor, " B"]]]:

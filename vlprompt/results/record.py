@@ -83,7 +83,7 @@ class Record(RunKey):
     headline: dict[str, float] = {}  # what the protocol makes of the accuracies; fractions
     # trained_parameters, stored_bytes, *_seconds, peak_memory_bytes, steps, seconds_per_step, backbone_bytes,
     # quantization_error, mergeable; flops_* and seconds_per_image (costs.py);
-    # once also trained_together, of runs that shared the passes of the towers
+    # stops: after which the run was resumed; once also trained_together, of runs that shared the passes of the towers
     cost: dict[str, bool | int | float | None] = {}
     preprocess: dict[str, Any] = {}  # how images were prepared for the model; earlier records do not say
     bank: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 A run is made in `.NAME.partial`, whose record is written last. Then NAME, if there is one, becomes `.NAME.old`, and the
 new folder takes its name: two renames, which no file system joins into one. So whoever reads looks at all three.
+A draft stays where it holds the state of a training, from which the same run resumes.
 """
 
 import contextlib
@@ -22,6 +23,8 @@ from vlprompt.results.record import FILE, Record, RunKey
 
 TRIALS = "tune"  # the folder of searches for settings, next to runs/
 DRAFT = re.compile(r"\.(.+)\.(partial|old|lock\.holder)")
+STATE = "state.safetensors"  # of a training that was stopped
+RESUMED = (STATE, "log.txt")  # what a run goes on with
 ATTEMPTS = 5  # where somebody deletes folders meanwhile
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -120,8 +123,18 @@ def settle(target: Path) -> None:
     elif (old / FILE).exists() and not target.exists():
         old.rename(target)
         sync(target.parent)
-    _delete(partial)
+    if has_state(partial):
+        for path in partial.iterdir():
+            if path.name not in RESUMED:
+                _delete(path)
+    else:
+        _delete(partial)
     _delete(old)
+
+
+def has_state(folder: Path) -> bool:
+    """Whether a folder holds the state of a training; what a link leads to is somebody else's."""
+    return not folder.is_symlink() and (folder / STATE).is_file() and not (folder / STATE).is_symlink()
 
 
 def _delete(folder: Path) -> None:
@@ -158,13 +171,15 @@ class OpenRun:
         self._hold()
 
     def _hold(self) -> None:
-        """Hold the lock and an empty folder `path`, made anew if need be. Raises: OSError."""
+        """Hold the lock and the folder `path`, made anew if need be, empty but for a state. Raises: OSError."""
         for attempt in range(ATTEMPTS):
             try:
                 make_folder(self.target.parent)
                 self._lock.acquire(self._on_wait)
                 settle(self.target)
-                self.path.mkdir()
+                self.path.mkdir(exist_ok=True)
+                if has_state(self.target) and not has_state(self.path):  # of a run that failed
+                    (self.target / STATE).replace(self.path / STATE)
                 return
             except OSError as error:
                 self._lock.release()
@@ -200,13 +215,15 @@ class OpenRun:
                 return False
             if run and run[1].status == "finished":
                 return False
-        paths = [path for path in sorted(self.path.rglob("*")) if path.is_file()]
+        paths = [path for path in sorted(self.path.rglob("*")) if path.is_file() and path != self.path / STATE]
         hashes = {path.relative_to(self.path).as_posix(): sha256_of(path) for path in paths}
         draft = self.path / f".{FILE}"
         draft.write_text(record.model_copy(update={"files": hashes}).text(), encoding="utf-8")
         for path in (*paths, draft):  # on the disk before the name that says "complete"
             sync(path)
         draft.replace(self.path / FILE)
+        if record.status == "finished":  # one that failed on a full GPU, say, may be resumed
+            (self.path / STATE).unlink(missing_ok=True)
         sync(self.path)
         settle(self.target)
         if not (self.target / FILE).exists():
@@ -222,7 +239,7 @@ class OpenRun:
 
 @contextlib.contextmanager
 def open_run(folder: Path, *, on_wait: Callable[[str], object] = logger.warning) -> Iterator[OpenRun]:
-    """Hold one run's folder for writing. Left without `publish`, what was there stays as it was.
+    """Hold one run's folder for writing. Left without `publish`, what was there stays as it was, next to a state.
 
     While another process holds it, `on_wait` hears once which, and this one waits: look again for a finished run.
     What others that were killed left next to it is ordered. Raises: UserError where the disk is full or read-only.

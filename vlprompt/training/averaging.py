@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,13 @@ class KeepLast:
 
     def restore(self, learner: nn.Module) -> None:
         """After the last one: put the parameters that remain into the learner."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember that instead."""
 
 
 class GaussianMean(KeepLast):
@@ -35,10 +43,17 @@ class GaussianMean(KeepLast):
     @torch.no_grad()
     def update(self, learner: nn.Module, epoch: int) -> None:
         for name, p in learner.named_parameters():
-            self.sums[name] = self.sums.get(name, 0) + self.weights[epoch - 1] * p
+            earlier = self.sums.get(name, torch.zeros(())).to(p.device)  # a resumed run reads it to the CPU
+            self.sums[name] = earlier + self.weights[epoch - 1] * p
 
     def restore(self, learner: nn.Module) -> None:
         set_parameters(learner, self.sums)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sums = state["sums"]
 
 
 class KeepBest(KeepLast):
@@ -55,6 +70,12 @@ class KeepBest(KeepLast):
 
     def restore(self, learner: nn.Module) -> None:
         set_parameters(learner, self.best)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"most": self.most, "best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.most, self.best = state["most"], state["best"]
 
 
 @torch.no_grad()

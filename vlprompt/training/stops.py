@@ -1,0 +1,131 @@
+"""Signals that ask a run to stop: SIGTERM and SIGUSR1 (of a cluster, before it takes the machine away), and Ctrl-C."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # the last one is what submitit has SLURM send
+SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]  # Windows lacks some
+PATIENCE = 10.0  # seconds that a step under way has to come to its end
+ECHO = 1.0  # seconds in which a signal comes once more: GNU timeout sends it to a process and to its group
+NOTHING = "nothing of a run under way was kept, finished ones are untouched"
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal stopped this process; `kept` says what is there to resume from."""
+
+    def __init__(self, number: int, kept: str = "") -> None:
+        super().__init__(number, kept)
+        self.number, self.kept = number, kept
+
+    @property
+    def line(self) -> str:
+        """It for the terminal, which shows ^C before."""
+        return f"\n{self}" if self.number == signal.SIGINT else str(self)
+
+    def __str__(self) -> str:
+        name = "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
+        return f"stopped by {name}: {self.kept or NOTHING}"
+
+
+class _Now:
+    """What this process hears."""
+
+    earlier: dict[int, Any] | None = None  # handlers of before; None: signals are not heard
+    deferring = False  # in a step, whose end is waited for
+    number: int | None = None  # the signal that came meanwhile
+    since = -math.inf
+    raised: int | None = None  # the signal that was answered by `Stopped`
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """Signals raise `Stopped` within, at once or at the end of a step. Outside the main thread it changes nothing.
+
+    What somebody else has a signal do (submitit: ask for the job to be queued again) is done instead, at that moment.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if _Now.earlier is not None:  # heard already
+        with _answered():
+            yield
+        return
+    _Now.since, _Now.raised = -math.inf, None
+    _Now.earlier = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in _Now.earlier.items():
+        if handler not in (signal.SIG_IGN, None):  # ignored: a job of a shell's background, whose Ctrl-C is another's
+            signal.signal(number, _hear)
+    try:
+        with _answered():
+            yield
+    finally:
+        for number, handler in _Now.earlier.items():
+            if handler is not None:  # which Python did not set
+                signal.signal(number, handler)
+        _Now.earlier = None
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    """A stop is one even where a library took it for an error of its own, as OmegaConf does, or dropped it."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Stopped) and error.number == _Now.raised:
+            raise
+        allow()
+        if _Now.raised is None:
+            raise
+    allow()
+    if _Now.raised is not None:
+        raise Stopped(_Now.raised)
+
+
+def defer() -> None:
+    """From here on a signal is noted alone, for at most `PATIENCE`: a step must not end in its middle."""
+    _Now.deferring = _Now.earlier is not None and threading.current_thread() is threading.main_thread()
+
+
+def allow() -> None:
+    """From here on a signal is answered at once, and now if one came. Raises: Stopped."""
+    number = _Now.number
+    _let_go()
+    if number is not None:
+        _answer(number, None)
+
+
+def _hear(number: int, frame: FrameType | None) -> None:
+    now = time.monotonic()
+    if now - _Now.since < ECHO:
+        return
+    _Now.since = now
+    if _Now.deferring and _Now.number is None:
+        _Now.number = number
+        if hasattr(signal, "setitimer") and signal.getsignal(signal.SIGALRM) == signal.SIG_DFL:
+            signal.signal(signal.SIGALRM, lambda *_: allow())
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+        return
+    _let_go()
+    _answer(number, frame)
+
+
+def _answer(number: int, frame: FrameType | None) -> None:
+    handler = (_Now.earlier or {}).get(number)
+    if callable(handler) and handler is not signal.default_int_handler:
+        handler(number, frame)
+    else:
+        _Now.raised = number
+        raise Stopped(number)
+
+
+def _let_go() -> None:
+    if _Now.number is not None and hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    _Now.deferring, _Now.number = False, None
