@@ -290,7 +290,7 @@ LOADING: dict[str, tuple[Mistake, str]] = {
     "another backbone": (lambda m, run: vlprompt.load(wider(run)), "does not fit CoOp over shapes_vit"),
     "device": (lambda m, run: vlprompt.load(run, device="gpu"), "allowed are auto, cpu, cuda"),
     "device number": (lambda m, run: vlprompt.load(run, device="cuda:x"), "allowed are auto, cpu, cuda"),
-    "precision": (lambda m, run: vlprompt.load(run, precision="fp16"), "known are auto, bf16, fp32"),
+    "precision": (lambda m, run: vlprompt.load(run, precision="fp12"), "known are auto, bf16, fp16"),
     "unknown model": (lambda m, run: vlprompt.load_clip("ViT-B-17"), "unknown model"),
     "unknown weights": (lambda m, run: vlprompt.load_clip("ViT-B-16", "nobody"), "unknown weights"),
 }
