@@ -1,5 +1,6 @@
 """What training in half precision, and compiled, needs in addition to the arithmetic itself."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -89,6 +90,7 @@ def compiled(step: Step, learner: Learner, *, say: Callable[[str], object]) -> S
                 give_up(error)
         return step(images, labels)
 
+    torch._logging.set_logs(all=logging.ERROR)  # where a graph breaks is of no use to who trains
     try:
         fast = torch.compile(step, dynamic=False)
     except RuntimeError as error:  # a Python or a system that torch cannot compile on
