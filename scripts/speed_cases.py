@@ -41,7 +41,7 @@ SUITED = {
     "maple": ("images", "step"),
     "ivlp": ("images", "step"),
     "vpt_deep": ("images", "step"),
-    "lora": ("images", "step"),
+    "lora": ("images",),
     "zero_shot": ("templates",),
 }
 """By method: the cases that it has."""
