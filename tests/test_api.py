@@ -334,7 +334,7 @@ FITTING: dict[str, tuple[Mistake, str]] = {
     "warm-up": (lambda m, run: fitted(m, epochs=1), "lr=0.1 has no effect"),
     "unknown": (lambda m, run: fitted(m, momentun=0.9), "momentun"),
     "batch size": (lambda m, run: fitted(m, batch_size=4), "those of the batches"),
-    "precision": (lambda m, run: fitted(m, precision="fp16"), "unknown precision"),
+    "precision": (lambda m, run: fitted(m, precision="half"), "unknown precision"),
     "no validation": (lambda m, run: fitted(m, keep="best"), "needs validation images"),
     "no batches": (lambda m, run: fitted(m, []), "there are no batches"),
     "once": (lambda m, run: fitted(m, iter([(X, Y)])), "cannot be read several times"),
