@@ -127,7 +127,7 @@ def test_labels_may_be_numbers_with_names(fitted: PromptClassifier) -> None:
         ({"lr": -1}, PICTURES, LABELS, "fit.lr is -1"),
         ({"template": "a photo"}, PICTURES, LABELS, "exactly one {}"),
         ({"device": "gpu"}, PICTURES, LABELS, "allowed is auto, cpu, cuda"),
-        ({"precision": "fp16"}, PICTURES, LABELS, "precision is 'fp16'"),
+        ({"precision": "fp12"}, PICTURES, LABELS, "precision is 'fp12'"),
         ({"settings": "method.n_ctx=2"}, PICTURES, LABELS, "did you mean 'method.n_context'"),
         ({"settings": ("n_ctx",)}, PICTURES, LABELS, "NAME=VALUE"),
         ({"class_names": ["zero"]}, PICTURES, NUMBERS, "none is of the label 1"),
