@@ -1,7 +1,8 @@
 """What the original implementations compute, through the library's own blocks: the baseline of benchmark_speed.py.
 
 77 tokens for every class, in every layer; text encoded again in every batch; no caches. For a learner of vlprompt, and
-from its parameters, as CoOp (Zhou et al.), CoCoOp, MaPLe, IVLP and VPT (Khattak et al.) have it.
+from its parameters, as CoOp (Zhou et al.), CoCoOp, MaPLe, IVLP and VPT (Khattak et al.) have it, and LoRA on queries,
+keys and values (Zanella and Ben Ayed).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,12 +15,14 @@ from torch import Tensor
 from vlprompt.learners.cocoop import CoCoOp
 from vlprompt.learners.coop import CoOp
 from vlprompt.learners.ivlp import IVLP
+from vlprompt.learners.lora import LoRA, LowRank
 from vlprompt.learners.maple import MaPLe
 from vlprompt.learners.vpt import VPT
 from vlprompt.learners.zero_shot import ZeroShot
 from vlprompt.towers import Images
 
 Logits = Callable[[Images], Tensor]
+Updates = dict[tuple[str, int, str], LowRank]  # by tower, layer and site
 
 
 class PlainClip:
@@ -29,8 +32,8 @@ class PlainClip:
     to queries, keys and values costs the baseline up to half of its speed.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model, self.scale = model, model.logit_scale.exp().item()
+    def __init__(self, model: Any, updates: Updates | None = None) -> None:
+        self.model, self.scale, self.updates = model, model.logit_scale.exp().item(), updates or {}
         for block in (*model.transformer.resblocks, *model.visual.transformer.resblocks):
             block.attn.batch_first = False  # read by the library's own forward pass alone
 
@@ -41,7 +44,7 @@ class PlainClip:
         for layer, block in enumerate(model.transformer.resblocks):
             if 0 < layer <= len(deep):
                 x = torch.cat([x[:1], spread(deep[layer - 1], x), x[1 + len(deep[layer - 1]) :]])
-            x = block(x, attn_mask=model.attn_mask)
+            x = self.run("text", layer, block, x, model.attn_mask)
         x = model.ln_final(x.permute(1, 0, 2))
         return x[torch.arange(len(x), device=x.device), eot] @ model.text_projection
 
@@ -57,8 +60,23 @@ class PlainClip:
         for layer, block in enumerate(visual.transformer.resblocks):
             if 0 < layer < len(prompts):
                 x = torch.cat([x[:n_patches], spread(prompts[layer], x)])
-            x = block(x)
+            x = self.run("image", layer, block, x)
         return visual.ln_post(x[0]) @ visual.proj
+
+    def run(self, tower: str, layer: int, block: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """A block on [L, N, d]; where q, k or v have updates, in the steps that a layer with LoRA takes."""
+        if not self.updates:
+            return block(x, attn_mask=mask)
+        attn, u = block.attn, block.ln_1(x)
+        qkv = list(F.linear(u, attn.in_proj_weight, attn.in_proj_bias).chunk(3, -1))
+        for i, site in enumerate("qkv"):
+            if update := self.updates.get((tower, layer, site)):
+                qkv[i] = qkv[i] + update(u)
+        heads = [m.unflatten(-1, (attn.num_heads, -1)).permute(1, 2, 0, 3) for m in qkv]  # [N, h, L, c]
+        mask = None if mask is None else mask.to(heads[0].dtype)
+        mixed = F.scaled_dot_product_attention(*heads, attn_mask=mask)
+        x = x + attn.out_proj(mixed.permute(2, 0, 1, 3).flatten(-2))
+        return x + block.mlp(block.ln_2(x))
 
     def compare(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         return self.scale * F.normalize(image_features, dim=-1) @ F.normalize(class_features, dim=-1).T
@@ -98,9 +116,11 @@ def written(x: Tensor, tokens: Tensor, at: int) -> Tensor:
 
 def plain_logits(learner: Any) -> Logits:
     """The learner's logits of a batch, as the original implementation computes them."""
+    updates = learner.updates_by_site() if isinstance(learner, LoRA) else None
     return {
-        CoOp: of_coop, CoCoOp: of_cocoop, MaPLe: of_maple, IVLP: of_ivlp, VPT: of_vpt, ZeroShot: of_zero_shot
-    }[type(learner)](learner, PlainClip(learner.clip.weights.root))  # fmt: skip
+        CoOp: of_coop, CoCoOp: of_cocoop, MaPLe: of_maple, IVLP: of_ivlp, VPT: of_vpt, LoRA: of_lora,
+        ZeroShot: of_zero_shot,
+    }[type(learner)](learner, PlainClip(learner.clip.weights.root, updates))  # fmt: skip
 
 
 def context_prompts(learner: Any) -> PaddedPrompts:
@@ -167,6 +187,11 @@ def of_vpt(learner: VPT, clip: PlainClip) -> Logits:
     with torch.no_grad():
         classes = clip.encode_text(prompts.tokens, prompts.eot)  # once, in the original too
     return lambda images: clip.compare(clip.encode_image(images.pixels, list(learner.tokens)), classes)
+
+
+def of_lora(learner: LoRA, clip: PlainClip) -> Logits:
+    prompts = PaddedPrompts(learner, [learner.template.replace("{}", name) for name in learner.classes])
+    return lambda images: clip.compare(clip.encode_image(images.pixels), clip.encode_text(prompts.tokens, prompts.eot))
 
 
 def of_zero_shot(learner: ZeroShot, clip: PlainClip) -> Logits:

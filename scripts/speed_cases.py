@@ -18,6 +18,7 @@ from vlprompt.learners.base import Learner
 from vlprompt.learners.cocoop import CoCoOp
 from vlprompt.learners.coop import CoOp
 from vlprompt.learners.ivlp import IVLP
+from vlprompt.learners.lora import LoRA
 from vlprompt.learners.maple import MaPLe
 from vlprompt.learners.vpt import VPT
 from vlprompt.learners.zero_shot import ZeroShot
@@ -40,6 +41,7 @@ SUITED = {
     "maple": ("images", "step"),
     "ivlp": ("images", "step"),
     "vpt_deep": ("images", "step"),
+    "lora": ("images",),
     "zero_shot": ("templates",),
 }
 """By method: the cases that it has."""
@@ -71,6 +73,7 @@ DEFAULTS = {
     "maple": Case("images", "maple", 100, 2, 4),
     "ivlp": Case("images", "ivlp", 50, 2, 4),
     "vpt_deep": Case("images", "vpt_deep", 50, 8, 4),
+    "lora": Case("images", "lora", 100, 2, 4),
     "zero_shot": Case("templates", "zero_shot", 100, 0, 1),
 }
 """By method: the case of `--method` alone, and the sizes where none are given."""
@@ -99,8 +102,18 @@ MAKE: dict[str, Callable[..., Learner]] = {
         clip, names, n_context=n, n_tokens=n, depth=clip.text.depth, image_depth=clip.image.depth
     ),
     "vpt_deep": lambda clip, names, n: VPT(clip, names, n_tokens=n, depth=clip.image.depth),
+    "lora": lambda clip, names, n: scattered(LoRA(clip, names, rank=n)),
     "zero_shot": lambda clip, names, n: ZeroShot(clip, names, templates=list(ensemble("openai_80")[:N_TEMPLATES])),
 }
+
+
+def scattered(learner: Learner) -> Learner:
+    """Its updates start at zero, where a wrong one would not show."""
+    with torch.no_grad():
+        for p in learner.parameters():
+            if not p.any():
+                p.normal_(0, 0.02)
+    return learner
 
 
 @dataclass(frozen=True)

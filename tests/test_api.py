@@ -297,7 +297,7 @@ LOADING: dict[str, tuple[Mistake, str]] = {
     "an empty text": (lambda m, run: vlprompt.load(""), "'' is no trained model"),
     "device": (lambda m, run: vlprompt.load(run, device="gpu"), "allowed are auto, cpu, cuda"),
     "device number": (lambda m, run: vlprompt.load(run, device="cuda:x"), "allowed are auto, cpu, cuda"),
-    "precision": (lambda m, run: vlprompt.load(run, precision="fp16"), "known are auto, bf16, fp32"),
+    "precision": (lambda m, run: vlprompt.load(run, precision="fp12"), "known are auto, bf16, fp16"),
     "unknown model": (lambda m, run: vlprompt.load_clip("ViT-B-17"), "unknown model"),
     "unknown weights": (lambda m, run: vlprompt.load_clip("vit_b16", "nobody"), "known are dfn2b, metaclip"),
 }
@@ -342,7 +342,7 @@ FITTING: dict[str, tuple[Mistake, str]] = {
     "warm-up": (lambda m, run: fitted(m, epochs=1), "lr=0.1 has no effect"),
     "unknown": (lambda m, run: fitted(m, momentun=0.9), "momentun"),
     "batch size": (lambda m, run: fitted(m, batch_size=4), "those of the batches"),
-    "precision": (lambda m, run: fitted(m, precision="fp16"), "unknown precision"),
+    "precision": (lambda m, run: fitted(m, precision="half"), "unknown precision"),
     "no validation": (lambda m, run: fitted(m, keep="best"), "needs validation images"),
     "no batches": (lambda m, run: fitted(m, []), "there are no batches"),
     "once": (lambda m, run: fitted(m, iter([(X, Y)])), "cannot be read several times"),

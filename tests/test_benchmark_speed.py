@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 SMALL = {
     **{("coop", case): 3 for case in ("text", "csc", "front", "middle", "images", "banked", "step")},
     **{("cocoop", case): 3 for case in ("images", "banked", "step", "memory")},
-    **{(method, "images"): 2 for method in ("maple", "ivlp", "vpt_deep")},
+    **{(method, "images"): 2 for method in ("maple", "ivlp", "vpt_deep", "lora")},
     ("maple", "step"): 2,
     ("zero_shot", "templates"): 0,
 }

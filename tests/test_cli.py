@@ -168,7 +168,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 
 def test_what_cannot_change_a_result_does_not_make_a_run_another(plan: Plan) -> None:
     others = ("threads=1", "text_chunk=9", "workers=2", "device=cpu", "wandb=disabled", "precision=fp32")
-    others += ("data.root=x", "force=true")
+    others += ("data.root=x", "force=true", "compile=true")
     for one, other in zip(plan(), plan(*others), strict=True):
         assert (one.hash, one.key) == (other.hash, other.key)
 
@@ -459,12 +459,12 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("method.ctx_init=5", ["method.ctx_init is 5, allowed is a valid string"]),
     ("method.position=left", ["method.position is 'left', allowed is 'end', 'middle' or 'front'"]),
     ("method._target_=vlprompt.learners.coop.Cop", ["vlprompt.learners.coop.Cop", "cannot be imported"]),
-    ("precision=fp12", ["precision is 'fp12', allowed is 'auto', 'fp32' or 'bf16'"]),
+    ("precision=fp12", ["precision is 'fp12', allowed is 'auto', 'fp32', 'tf32', 'bf16' or 'fp16'"]),
     ("shots=0", ["shots is 0, allowed is greater than 0 or 'all'"]),
     ("shots=-1", ["shots is -1, allowed is greater than 0 or 'all'"]),
     ("shots=x", ["shots is 'x', allowed is a valid integer or 'all'"]),
     ("shots=5", ["shots=5, but the largest class of digits has 4", "at most 4, or shots=all"]),
-    ("device=tpu", ["device is 'tpu', allowed is auto, cpu, cuda or cuda:N"]),
+    ("device=tpu", ["device is 'tpu', allowed is auto, cpu, cuda, cuda:N or mps"]),
     ("device=cuda:99", ["device=cuda:99 asks for a GPU", "device=cpu"]),
     ("wandb=ofline", ["wandb is 'ofline', allowed is 'online', 'offline' or 'disabled'"]),
     ("name=a/b", ["'a/b' cannot name a folder"]),

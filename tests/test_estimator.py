@@ -140,7 +140,7 @@ def test_labels_may_be_numbers_with_names(method: str, fitted: PromptClassifier)
         pytest.param({"lr": -1}, PICTURES, LABELS, "fit.lr is -1", marks=pytest.mark.slow),
         pytest.param({"template": "a photo"}, PICTURES, LABELS, "exactly one {}", marks=pytest.mark.slow),
         pytest.param({"device": "gpu"}, PICTURES, LABELS, "allowed is auto, cpu, cuda", marks=pytest.mark.slow),
-        pytest.param({"precision": "fp16"}, PICTURES, LABELS, "precision is 'fp16'", marks=pytest.mark.slow),
+        pytest.param({"precision": "fp12"}, PICTURES, LABELS, "precision is 'fp12'", marks=pytest.mark.slow),
         ({"settings": "method.n_ctx=2"}, PICTURES, LABELS, "did you mean 'method.n_context'"),
         ({"settings": ("n_ctx",)}, PICTURES, LABELS, "NAME=VALUE"),
         ({"class_names": ["zero"]}, PICTURES, NUMBERS, "none is of the label 1"),

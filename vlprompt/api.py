@@ -26,9 +26,11 @@ from vlprompt.results import learner_files, metrics
 from vlprompt.results.predictions import Predictions
 from vlprompt.textfiles import absolute
 from vlprompt.towers import Clip, Images
+from vlprompt.towers.precision import autocast
 from vlprompt.train import Epoch, train
-from vlprompt.training.device import autocast, default_workers, resolve_device, resolve_precision, same_randomness
+from vlprompt.training.device import default_workers, resolve_device, same_randomness
 from vlprompt.training.optim import n_steps
+from vlprompt.training.precision import resolve_precision
 from vlprompt.training.progress import Reporter
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class Model:
 
     Args:
         learner: bound to its classes.
-        precision: fp32 or bf16, the arithmetic of the run that trained it.
+        precision: fp32, tf32, bf16 or fp16, the arithmetic of the run that trained it.
         as_shown: turn pictures as their EXIF data says and put transparent ones on white; else pixels as they are
             stored.
     """
@@ -182,7 +184,7 @@ def load(
         source: the folder; the name of a repository on the hub after `hf://`, of which tensors and JSON are fetched; or
             what `benchmark` gave.
         device: auto, cpu, cuda, cuda:1.
-        precision: fp32 or bf16; None: that of the run.
+        precision: fp32, tf32, bf16 or fp16; None: that of the run.
         allow: modules that the files may name in addition to the package's own.
 
     Raises:
@@ -262,7 +264,7 @@ def fit(
         lr: the highest learning rate.
         val: batches for methods and settings that choose something on validation images.
         seed: of dropout and the like; initial values are the learner's own.
-        precision: auto (fp32 on a CPU, bf16 on a GPU), fp32, bf16.
+        precision: auto (bf16 on an NVIDIA GPU, else fp32), fp32, tf32, bf16, fp16.
         progress: whether to show it, on stderr.
         **settings: what else `fit.*` can be told: optimizer, momentum, weight_decay, schedule, keep, ... As in CoOp,
             the first epoch is warm-up, unless `schedule={"warmup": "none"}` says otherwise.

@@ -13,7 +13,7 @@ from vlprompt.data.dataset import Split
 from vlprompt.data.loader import TEST_BATCH, Loader
 from vlprompt.learners.base import Learner
 from vlprompt.results.predictions import Predictions
-from vlprompt.training.device import autocast
+from vlprompt.towers.precision import autocast
 from vlprompt.training.progress import Reporter, Track
 
 ImageName = tuple[str, str]  # the origin of its data set, and its name there

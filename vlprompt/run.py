@@ -30,8 +30,9 @@ from vlprompt.results.metrics import score
 from vlprompt.results.predictions import PREDICTIONS, Predictions, save_predictions
 from vlprompt.results.record import Record, checked, git_commit, versions
 from vlprompt.results.store import OpenRun, open_run, stored_run, tidy
+from vlprompt.towers.precision import autocast
 from vlprompt.train import Epoch, train
-from vlprompt.training.device import autocast, device_name, peak_memory, reset_peak_memory
+from vlprompt.training.device import device_name, peak_memory, reset_peak_memory
 from vlprompt.training.optim import n_steps, steps_per_epoch
 from vlprompt.training.progress import Reporter
 from vlprompt.training.state import State
@@ -106,7 +107,11 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
         if fit := spec.settings.fit:
             reset_peak_memory(spec.device)
             curve, train_seconds = timed(
-                train, learner, episode, loader, fit, precision=spec.precision, reporter=reporter, state=state
+                *(train, learner, episode, loader, fit),
+                precision=spec.precision,
+                reporter=reporter,
+                compile=spec.settings.compile,
+                state=state,
             )
             train_seconds += state.seconds
         for line in curve:

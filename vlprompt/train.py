@@ -14,9 +14,10 @@ from vlprompt.data.transforms import seed_of
 from vlprompt.errors import NonFiniteError, UserError
 from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import Episode
+from vlprompt.towers.precision import autocast
 from vlprompt.training.averaging import make_keeper
-from vlprompt.training.device import autocast
 from vlprompt.training.optim import make_optimizer, n_epochs, n_steps, set_learning_rate
+from vlprompt.training.precision import Scaler, compiled
 from vlprompt.training.progress import Reporter
 from vlprompt.training.state import State
 
@@ -39,9 +40,12 @@ def train(
     *,
     precision: str,
     reporter: Reporter,
+    compile: bool = False,
     state: State | None = None,
 ) -> list[Epoch]:
     """Train on the episode's images, from where an earlier process was stopped if `state` has that; -> the curve.
+
+    `compile`: each step goes through torch.compile.
 
     Raises:
         NonFiniteError: the loss, a gradient, or in the end a trained parameter is not finite.
@@ -68,11 +72,13 @@ def train(
     if total:
         loader.read_views(episode.train, track=reporter.track)
         keeper = make_keeper(fit, epochs, lambda: count_correct(learner, selection_batches or (), precision))
-        optimizer = make_optimizer(learner, fit)
+        optimizer, scaler = make_optimizer(learner, fit), Scaler(learner, precision)
+        backward = compiled(scaler.backward, learner, say=reporter.say) if compile else scaler.backward
         learner.train()
         torch.manual_seed(seed_of("train", loader.seed))  # of dropout and the like
         state = state or State()
-        done = state.restore(total, learner=learner, optimizer=optimizer, keeper=keeper, meter=meter)
+        parts = {"learner": learner, "optimizer": optimizer, "scaler": scaler, "keeper": keeper, "meter": meter}
+        done = state.restore(total, **parts)
         size = {"batch_size": fit.batch_size, "per_epoch": per_epoch, "total": total}
         batches = loader.shuffled(episode.train, **size, first=done)
         with reporter.track("training", total, done=done) as track:
@@ -80,10 +86,12 @@ def train(
                 lr = set_learning_rate(optimizer, step, fit, per_epoch=per_epoch, total=total)
                 optimizer.zero_grad(set_to_none=True)
                 with autocast(loader.clip.device, precision):
-                    loss, logits = learner.backward(images, labels)  # sets the gradients
+                    loss, logits = backward(images, labels)  # sets the gradients
                 gradients = {f"the gradient of {name}": p.grad for name, p in learner.named_parameters()}
-                check_finite({"the loss": loss, **gradients}, step, lr)
-                optimizer.step()
+                check_finite({"the loss": loss}, step, lr)
+                if scaler.unscale(optimizer):  # else they overflow float16 at this scale, which the next step lowers
+                    check_finite(gradients, step, lr)
+                    optimizer.step()
                 meter.update(loss, logits, labels, lr)
                 track.advance(note=f"epoch {step // per_epoch + 1}/{epochs}  {meter}")
                 if (step + 1) % per_epoch == 0 or step + 1 == total:
@@ -108,8 +116,10 @@ class Meter:
         self, loss: Float[Tensor, ""], logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"], lr: float
     ) -> None:
         self.lr = self.lr if self.images else lr
-        self.loss += loss.item() * len(labels)
-        self.correct += (logits.argmax(-1) == labels).sum().item()
+        correct = (logits.argmax(-1) == labels).sum()
+        mean, n_correct = torch.stack([loss, correct.to(loss.dtype)]).tolist()  # one wait for a GPU instead of two
+        self.loss += mean * len(labels)
+        self.correct += n_correct
         self.images += len(labels)
 
     def close_epoch(self) -> None:
@@ -140,7 +150,9 @@ def count_correct(learner: Learner, batches: Iterable[Batch], precision: str) ->
 
 def check_finite(tensors: Mapping[str, Tensor | None], step: int, lr: float) -> None:
     """Raises: NonFiniteError that names what is not finite, after a 0-based step."""
-    wrong = [name for name, tensor in tensors.items() if tensor is not None and not tensor.isfinite().all()]
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    finite = torch.stack([tensor.isfinite().all() for tensor in given.values()]).tolist() if given else []  # one wait
+    wrong = [name for name, is_finite in zip(given, finite, strict=True) if not is_finite]
     if wrong:
         raise NonFiniteError(
             f"training stopped at step {step + 1} (learning rate {lr:.3g}): {', '.join(wrong[:3])} "

@@ -235,8 +235,9 @@ class Settings(BaseModel):
 
     seed: NonNegativeInt
     shots: PositiveInt | Literal["all"]
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
-    precision: Literal["auto", "fp32", "bf16"]
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+    compile: bool = False
     threads: PositiveInt | None
     text_chunk: PositiveInt | None
     workers: NonNegativeInt | None
@@ -348,5 +349,5 @@ def explain(error: ValidationError, where: str = "") -> UserError:
 def _allowed(problem: Any) -> str:
     message = str(problem["msg"])
     if problem["type"] == "string_pattern_mismatch":
-        return "auto, cpu, cuda or cuda:N"
+        return "auto, cpu, cuda, cuda:N or mps"
     return message.removeprefix("Input should be ").removeprefix("Value error, ")

@@ -27,12 +27,16 @@ from vlprompt.protocols.base import Protocol
 from vlprompt.results.record import Record, RunKey, checked, damaged
 from vlprompt.textfiles import ordinary
 from vlprompt.towers import check_model, has_text
-from vlprompt.training.device import device_name, resolve_device, resolve_precision
+from vlprompt.training.device import device_name, resolve_device
+from vlprompt.training.precision import resolve_precision
 
 MOST_BYTES = 10**6  # of a configuration: the longest recipes have some thousand
 UNRECORDED = ("search", "wording", "resume", "state_minutes")
 """What a search may vary, what is in the method's settings already, and what says how a run comes about."""
-OF_MACHINE = ("name", "force", "wandb", "device", "threads", "text_chunk", "workers", "cache", *UNRECORDED)
+OF_MACHINE = (
+    *("name", "force", "wandb", "device", "threads", "text_chunk", "workers", "cache", "compile"),
+    *UNRECORDED,
+)
 MODEL = "the backbone, which has a text tower or not"
 OF_TRAINING = ("fit", "bank", "augment", "sampler", "seed", "shots")
 

@@ -64,8 +64,8 @@ class Loader:
                 yield from as_images(itertools.islice(pixels, left - done))
                 continue
             features = self._features(split, epoch, n_epochs=n_epochs, starts=epoch == first // per_epoch)
-            for chosen in itertools.islice(torch.tensor(order.indices()).split(batch_size), done, left):
-                index = chosen.to(self.clip.device)
+            whole = torch.tensor(order.indices(), device=self.clip.device)  # one copy an epoch, not one a step
+            for index in itertools.islice(whole.split(batch_size), done, left):
                 yield Images(features=features[index]), labels[index]
 
     def read_views(self, split: Split, *, track: Callable[[str, int], AbstractContextManager[Any]]) -> None:

@@ -13,7 +13,7 @@ from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner, at_least_single, scaled_cosine
 from vlprompt.towers import Edits, Images, ImageTower
 from vlprompt.towers.attention import rollout
-from vlprompt.training.device import autocast
+from vlprompt.towers.precision import autocast
 
 NEAR = 0.02  # in cosines: what the rounding of bf16 may make
 NO_BLOCKS = "A ResNet has no tokens: there is no attention and no patch that could be shown."

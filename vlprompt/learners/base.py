@@ -1,6 +1,6 @@
 """What every way of adapting a frozen model is: a module whose parameters are all that is trained."""
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -59,6 +59,8 @@ class Learner(nn.Module):
     """The head that `head=auto` stands for on a model without a text tower."""
     revision: ClassVar[int] = 1
     """Raised when the same settings give other numbers than before, so that finished runs are made again."""
+    scale_loss: Callable[[Tensor], Tensor] | None = None
+    """In float16, what a `backward` of a method's own applies to its losses, so that small gradients do not vanish."""
     augmented: ClassVar[bool] = False
     """Whether `prepare` sees a new augmented view of the training images in each pass, instead of centre crops."""
 
@@ -291,7 +293,7 @@ class Learner(nn.Module):
     def backward(self, images: Images, labels: Int[Tensor, " B"]) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         """Leave gradients in the parameters; -> the loss and the logits, detached."""
         loss, logits = self.loss(images, labels)
-        loss.backward()
+        (self.scale_loss(loss) if self.scale_loss else loss).backward()
         return loss.detach(), logits.detach()
 
     def merged(self) -> Clip:

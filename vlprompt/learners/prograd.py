@@ -86,9 +86,10 @@ class ProGrad(CoOp):
         features, classes = self.encode_images(images), self.encode_classes()
         logits = self.compare(features, classes)
         domain, general = F.cross_entropy(logits, labels), self.divergence(logits, features)
+        losses = [self.scale_loss(loss) if self.scale_loss else loss for loss in (domain, general)]
         parameters = list(self.parameters())
-        towards = torch.autograd.grad(general, parameters, retain_graph=True)
-        for p, g, known in zip(parameters, torch.autograd.grad(domain, parameters), towards, strict=True):
+        towards = torch.autograd.grad(losses[1], parameters, retain_graph=True)
+        for p, g, known in zip(parameters, torch.autograd.grad(losses[0], parameters), towards, strict=True):
             p.grad = align(g, known, self.strength)
         return domain.detach(), logits.detach()
 

@@ -141,6 +141,8 @@ class Clip:
     def to(self, device: torch.device | str) -> "Clip":
         """The same model, moved (the borrowed modules move with it)."""
         self.weights.root.to(device)
+        if torch.device(device).type == "cuda" and not self.image.blocks:  # a ResNet, whose convolutions ask for it
+            self.weights.root.to(memory_format=torch.channels_last)
         replaced = self.weights.replaced.items()
         moved = {name: t.moved(device) if isinstance(t, Quantized) else t.to(device) for name, t in replaced}
         return self._replacing(moved, frozen=True) if moved else self

@@ -8,18 +8,19 @@ import re
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from vlprompt.errors import UserError, unknown
+from vlprompt.errors import UserError
 
 MAX_WORKERS = 8
-PRECISIONS = ("auto", "fp32", "bf16")
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
-    """Raises: UserError for a GPU that this machine does not have, and for what is neither a CPU nor a GPU."""
+    """Raises: UserError for a GPU that this machine does not have, and for what is neither a CPU nor a GPU.
+
+    auto: an NVIDIA GPU where there is one, else the CPU; Apple's (mps) where it is asked for.
+    """
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda" if n_gpus else "cpu")
@@ -27,8 +28,10 @@ def resolve_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
     except (RuntimeError, TypeError):
         device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device={name} is none that can be used: allowed are auto, cpu, cuda, cuda:N")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"device={name} is none that can be used: allowed are auto, cpu, cuda, cuda:N, mps")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device=mps asks for an Apple GPU, and torch finds none here: use device=cpu or device=auto")
     if device.type == "cuda" and (device.index or 0) >= n_gpus:
         raise UserError(f"device={name} asks for a GPU, and torch finds {n_gpus} here: use device=cpu or device=auto")
     return device
@@ -39,20 +42,8 @@ def same_randomness(device: torch.device) -> AbstractContextManager[None]:
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
-def resolve_precision(name: str, device: torch.device) -> str:
-    """Raises: UserError for a name that is none."""
-    if name not in PRECISIONS:
-        raise unknown("precision", name, PRECISIONS)
-    return ("bf16" if device.type == "cuda" else "fp32") if name == "auto" else name
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The arithmetic of a run: bfloat16 where it loses nothing that matters, or float32 throughout."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
 def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -15,6 +15,7 @@ from vlprompt.data.dataset import Item, Split
 from vlprompt.data.transforms import PUBLISHED, Augment, seed_of
 from vlprompt.data.views import Batches, Views
 from vlprompt.towers import Clip, Images
+from vlprompt.towers.precision import autocast
 
 BATCH = 128
 CROP = "crop"  # the name of the centre crop
@@ -117,7 +118,7 @@ class FeatureCache:
         device, start, rows = self.clip.device, 0, torch.empty(0)
         fresh: dict[str, Tensor] = {}
         for pixels, _ in Batches(views, order, batch_size=BATCH, workers=self.workers, device=device):
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            with autocast(device, self.precision):
                 rows = self.clip.image(Images(pixels))
             for (view, index), row in zip(order[start : start + len(rows)], rows, strict=True):
                 fresh[keys[index]] = row

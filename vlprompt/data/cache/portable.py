@@ -48,7 +48,7 @@ class About(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(max_length=300)
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "tf32", "bf16", "fp16"]
     size: Annotated[int, Field(ge=0, lt=2**31)] | None = None  # of its images
     mean: Annotated[list[float], Field(max_length=4)] | None = None
     std: Annotated[list[float], Field(max_length=4)] | None = None
