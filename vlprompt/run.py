@@ -31,7 +31,14 @@ from vlprompt.results.predictions import PREDICTIONS, Predictions, save_predicti
 from vlprompt.results.record import Record, checked, git_commit, versions
 from vlprompt.results.store import OpenRun, open_run, stored_run, tidy
 from vlprompt.train import Epoch, train
-from vlprompt.training.device import autocast, device_name, peak_memory, reset_peak_memory
+from vlprompt.training.device import (
+    autocast,
+    default_threads,
+    device_name,
+    jobs_at_once,
+    peak_memory,
+    reset_peak_memory,
+)
 from vlprompt.training.optim import n_steps, steps_per_epoch
 from vlprompt.training.progress import Reporter
 from vlprompt.training.tracking import track
@@ -42,20 +49,21 @@ LOG = "log.txt"
 Scores = dict[str, dict[str, int | float]]  # by test split
 
 
-def run(spec: RunSpec) -> Record:
+def run(spec: RunSpec, *, wait: bool = True) -> Record:
     """The record of a run: the one that is there, where the run is finished, or a new one.
 
     Raises:
+        InUseError: another process is making it, and `wait` is false.
         UserError: more shots than images, a class-bound method, a loss that is not finite, a full disk, ...
     """
     if record := existing_record(spec):  # without the lock: it may lie where nothing can be written
         tidy(spec.folder.parent)
         return told(spec, record)
-    with open_run(spec.folder, on_wait=Reporter().say) as folder:
+    with open_run(spec.folder, on_wait=reporter_of(spec).say, wait=wait) as folder:
         if record := existing_record(spec):
             return told(spec, record)
         check_name(spec)
-        with closing(folder.write(lambda: Reporter(folder.path / LOG))) as reporter:
+        with closing(folder.write(lambda: reporter_of(spec, folder.path / LOG))) as reporter:
             reporter.say(str(spec))
             return make_record(spec, folder, reporter)
 
@@ -79,15 +87,22 @@ def existing_record(spec: RunSpec) -> Record | None:
     return record if done else None
 
 
+def reporter_of(spec: RunSpec, log: Path | None = None) -> Reporter:
+    """What a run says, under its cell's name where several run at once."""
+    key = spec.key
+    name = f"{key.learner} {key.dataset} shots{key.shots} seed{key.seed}"
+    return Reporter(log, cell=name if jobs_at_once() > 1 else None)
+
+
 def told(spec: RunSpec, record: Record) -> Record:
-    Reporter().say(f"{spec.folder} is finished already (force=true runs it again)")
+    reporter_of(spec).say(f"{spec.folder} is finished already (force=true runs it again)")
     return record
 
 
 def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
     """Load, train, evaluate, record."""
-    if spec.settings.threads:
-        torch.set_num_threads(spec.settings.threads)
+    if threads := spec.settings.threads or default_threads():
+        torch.set_num_threads(threads)
     origin = provenance(spec)
     with track(spec.settings.wandb, key=spec.key, origin=origin, folder=results_root()) as tracker:
         episode = build.make_episode(spec)

@@ -34,7 +34,7 @@ from vlprompt.textfiles import path_of
 GROUPS = ("method", "dataset", "protocol", "backbone")
 SHARED_WITH_REFERENCE = (
     *("dataset", "protocol", "backbone", "precision", "device", "threads", "text_chunk", "workers", "data", "cache"),
-    *("bank", "force", "wandb", "debug", "hydra"),
+    *("jobs_per_gpu", "bank", "force", "wandb", "debug", "hydra"),
 )
 """What a run has in common with the zero-shot run that it is compared with."""
 WORDING = ("template", "templates", "learned_template")  # arguments of a method that may be those of the data set

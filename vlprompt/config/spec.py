@@ -30,8 +30,9 @@ from vlprompt.towers import check_model, has_text
 from vlprompt.training.device import device_name, resolve_device, resolve_precision
 
 MOST_BYTES = 10**6  # of a configuration: the longest recipes have some thousand
-OF_MACHINE = ("name", "force", "wandb", "device", "threads", "text_chunk", "workers", "cache", "search", "wording")
-UNREAD = ("search", "wording")  # by runs: what a search may vary, and what is in the method's settings already
+UNREAD = ("search", "sweep", "wording")
+"""By runs: what a search may vary, how a sweep goes, and what is in the method's settings already."""
+OF_MACHINE = ("name", "force", "wandb", "device", "jobs_per_gpu", "threads", "text_chunk", "workers", "cache", *UNREAD)
 MODEL = "the backbone, which has a text tower or not"
 OF_TRAINING = ("fit", "bank", "augment", "sampler", "seed", "shots")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vlprompt.data.disk import Lock, is_full, make_folder, sha256_of, sync
-from vlprompt.errors import DamagedError, Note, UserError
+from vlprompt.errors import DamagedError, InUseError, Note, UserError
 from vlprompt.results.record import FILE, Record, RunKey
 
 TRIALS = "tune"  # the folder of searches for settings, next to runs/
@@ -149,12 +149,27 @@ def _lock_of(target: Path) -> Lock:
     return Lock(target.with_name(f".{target.name}.lock"))
 
 
+def is_free(target: Path) -> bool:
+    """Whether no process is making the run of this folder."""
+    lock = _lock_of(target)
+    with contextlib.suppress(OSError):  # whoever asks for the run hears of it
+        if not lock.try_acquire():
+            return False
+        lock.release()
+    return True
+
+
+def holder(target: Path) -> str | None:
+    """Who is making the run of this folder, as its note says: 4711 on node3, since 2026-01-31 12:03. None: nobody."""
+    return _lock_of(target).note()
+
+
 class OpenRun:
     """One run in the making: `path` takes its files, `publish` makes them the run of its key."""
 
-    def __init__(self, target: Path, on_wait: Callable[[str], object]) -> None:
+    def __init__(self, target: Path, on_wait: Callable[[str], object], *, wait: bool = True) -> None:
         self.target, self.path = target, _drafts(target)[0]
-        self._on_wait, self._lock = on_wait, _lock_of(target)
+        self._on_wait, self._lock, self._waits = on_wait, _lock_of(target), wait
         self._hold()
 
     def _hold(self) -> None:
@@ -162,7 +177,10 @@ class OpenRun:
         for attempt in range(ATTEMPTS):
             try:
                 make_folder(self.target.parent)
-                self._lock.acquire(self._on_wait)
+                if self._waits:
+                    self._lock.acquire(self._on_wait)
+                elif not self._lock.try_acquire():
+                    raise InUseError(f"{self._lock.holder()} is running {self.target}", self.target)
                 settle(self.target)
                 self.path.mkdir()
                 return
@@ -221,15 +239,21 @@ class OpenRun:
 
 
 @contextlib.contextmanager
-def open_run(folder: Path, *, on_wait: Callable[[str], object] = logger.warning) -> Iterator[OpenRun]:
+def open_run(
+    folder: Path, *, on_wait: Callable[[str], object] = logger.warning, wait: bool = True
+) -> Iterator[OpenRun]:
     """Hold one run's folder for writing. Left without `publish`, what was there stays as it was.
 
     While another process holds it, `on_wait` hears once which, and this one waits: look again for a finished run.
-    What others that were killed left next to it is ordered. Raises: UserError where the disk is full or read-only.
+    What others that were killed left next to it is ordered.
+
+    Raises:
+        InUseError: another process holds it, and `wait` is false.
+        UserError: the disk is full or read-only.
     """
     with _refusals_named(folder):
         try:
-            run = OpenRun(folder, lambda holder: on_wait(f"{holder} is running {folder}: waiting for it"))
+            run = OpenRun(folder, lambda holder: on_wait(f"{holder} is running {folder}: waiting for it"), wait=wait)
         except OSError as error:
             if is_full(error):
                 raise
