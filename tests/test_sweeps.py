@@ -5,6 +5,7 @@ import random
 import re
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -49,7 +50,7 @@ def test_a_cell_that_another_process_holds_is_left_for_the_end(results: Path, mo
         seen.append(runs(results))
         other.release()
 
-    monkeypatch.setattr(launch.time, "sleep", let_go)
+    monkeypatch.setattr(launch, "time", SimpleNamespace(sleep=let_go))
     answer = succeed(sweep.main, [*SWEEP, "seed=1,2"])
     assert seen == [[("coop", 2), ("zero_shot", 0)]]  # the others were made meanwhile
     assert runs(results) == [("coop", 1), ("coop", 2), ("zero_shot", 0)]

@@ -39,6 +39,7 @@ from vlprompt.training.device import (
     peak_memory,
     reset_peak_memory,
 )
+from vlprompt.training.lease import lease
 from vlprompt.training.optim import n_steps, steps_per_epoch
 from vlprompt.training.progress import Reporter
 from vlprompt.training.tracking import track
@@ -59,6 +60,8 @@ def run(spec: RunSpec, *, wait: bool = True) -> Record:
     if record := existing_record(spec):  # without the lock: it may lie where nothing can be written
         tidy(spec.folder.parent)
         return told(spec, record)
+    if spec.settings.device == "auto":
+        spec = replace(spec, device=lease(spec.device, spec.settings.jobs_per_gpu, reporter_of(spec).say))
     with open_run(spec.folder, on_wait=reporter_of(spec).say, wait=wait) as folder:
         if record := existing_record(spec):
             return told(spec, record)
