@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def test_all_cards_taken(monkeypatch: pytest.MonkeyPatch) -> None:
             holders[1][1].release()
 
     slept: list[int] = []
-    monkeypatch.setattr(leases.time, "sleep", let_go)
+    monkeypatch.setattr(leases, "time", SimpleNamespace(sleep=let_go))
     leases.leased = None
     assert str(leases.lease(ANY, None, told.append)) == "cuda:1"
     assert len(slept) == 2

@@ -18,6 +18,7 @@ from vlprompt.commands import (
     predict,
     report,
     reproduce,
+    status,
     tables,
     trained,
     tune,
@@ -82,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     comparisons.register(commands)
     plots.register(commands)
     report.register(commands)
+    status.register(commands)
     bank.register(commands)
     tune.register(commands)
     reproduce.register(commands)

@@ -144,7 +144,7 @@ def list_cells(cells: Sequence[Cell], refused: Sequence[Cell], shared: list[str]
                 spec = spec_of(config, choices, [*cell.overrides, *shared])
             state = "finished" if existing_record(spec) else "to do"
         except UserError as error:
-            state = f"cannot run: {error}"
+            state = f"fails: {error}"
         plan[" ".join(cell.overrides)] = (cell.key, state)
     print(show_plan(plan))  # noqa: T201
     return 0

@@ -1,14 +1,16 @@
 """What a sweep came to: its table, what did not finish, and its line in W&B."""
 
+import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.config.paths import results_root
 from vlprompt.errors import printable
+from vlprompt.reports.estimates import time_left
 from vlprompt.results.sweeps import read_outcomes
 
 if TYPE_CHECKING:
@@ -55,69 +57,21 @@ def show_plan(plan: Mapping[str, tuple[Mapping[str, Any], str]]) -> str:
     """A sweep's cells with their states, and the time that those to do would take; `plan` by the overrides of jobs."""
     from vlprompt.results.store import find_records
 
-    states = Counter(state.partition(":")[0] for _, state in plan.values())
-    lines = [f"{state:<9} {job}" for job, (_, state) in plan.items()]
-    todo = [key for key, state in plan.values() if state == "to do"]
-    counts = ", ".join(f"{n} {state}" for state, n in states.items())
-    n = len(plan)
-    lines.append(f"\n{n} cell{'s' * (n != 1)}: {counts}. Nothing was run.")
-    if todo:
+    counts = Counter(state.partition(":")[0] for _, state in plan.values())
+    width = max(map(len, counts))
+    lines = [f"{state:<{width}}  {name}" for name, (_, state) in zip(short_names(plan), plan.values(), strict=True)]
+    lines += ["", f"{cells(len(plan))}: {', '.join(f'{n} {state}' for state, n in counts.items())}. Nothing was run."]
+    if todo := [key for key, state in plan.values() if state == "to do"]:
         lines.append(time_left(todo, find_records([results_root()])))
     return printable("\n".join(lines))
 
 
-def time_left(todo: Sequence[Mapping[str, Any]], records: "Sequence[Record]", jobs: int = 1) -> str:
-    """How long cells will take, as finished runs of their kind took, `jobs` of them at once."""
-    expected = Costs(records)
-    seconds = [one for key in todo if (one := expected(key)) is not None]
-    if not seconds:
-        return "No estimate of the time left: there is no finished run to go by."
-    total = sum(seconds) * len(todo) / len(seconds) / jobs
-    at_once = f" with {jobs} at once" if jobs > 1 else ", one after another"
-    return f"About {duration(total)} left{at_once}, as finished runs took."
+def cells(n: int) -> str:
+    return f"{n:,} cell{'s' * (n != 1)}"
 
 
-class Costs:
-    """Seconds that a cell takes: the mean over the finished runs that are most like it."""
-
-    ALIKE = (
-        ("protocol", "dataset", "backbone", "method", "shots"),
-        ("backbone", "method", "shots"),
-        ("backbone", "method"),
-        ("backbone",),
-        (),
-    )
-
-    def __init__(self, records: "Sequence[Record]") -> None:
-        self.seconds: dict[tuple[str, ...], list[float]] = {}
-        for record in records:
-            if record.status == "finished" and (spent := spent_on(record)):
-                for names in self.ALIKE:
-                    self.seconds.setdefault(self._kind(names, record.key.model_dump()), []).append(spent)
-
-    def __call__(self, key: Mapping[str, Any]) -> float | None:
-        known = (self.seconds.get(self._kind(names, key)) for names in self.ALIKE)
-        return next((sum(some) / len(some) for some in known if some), None)
-
-    @staticmethod
-    def _kind(names: Sequence[str], key: Mapping[str, Any]) -> tuple[str, ...]:
-        return tuple(f"{name}={key.get(name)}" for name in names)
-
-
-def spent_on(record: "Record") -> float:
-    """Seconds of training and test that a record tells."""
-    parts = (record.cost.get(name) for name in ("train_seconds", "test_seconds"))
-    return sum(float(part) for part in parts if part)
-
-
-def duration(seconds: float) -> str:
-    """45 s, 12 min, 3 h 20 min, 4 d 3 h."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} d {hours % 24} h"
+def short_names(jobs: Iterable[str]) -> list[str]:
+    """Jobs by those of their overrides that not all of them have."""
+    parts = [re.split(r" (?=[+~]{0,2}[\w./@]+=)", job) for job in jobs]
+    shared = set(parts[0]).intersection(*parts[1:]) if len(parts) > 1 else set()
+    return [" ".join(part for part in of_job if part not in shared) for of_job in parts]

@@ -108,6 +108,11 @@ def _drafts(target: Path) -> tuple[Path, Path]:
     return target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.old")
 
 
+def draft_of(target: Path) -> Path:
+    """Where the run of this folder is made."""
+    return _drafts(target)[0]
+
+
 def settle(target: Path) -> None:
     """Order the folders of a run whose lock is held, whatever was interrupted. Raises: OSError."""
     partial, old = _drafts(target)

@@ -49,15 +49,13 @@ def first_free(cards: list[str], jobs_per_gpu: int, on_wait: Callable[[str], obj
                     if lock.try_acquire():
                         return index, lock
             if not told:
-                on_wait(
-                    f"all GPUs are taken ({len(cards)} with {jobs_per_gpu} each, see jobs_per_gpu): waiting for one"
-                )
+                on_wait(f"all {len(cards)} GPUs are taken (jobs_per_gpu={jobs_per_gpu}): waiting for one")
             told = True
             time.sleep(SECONDS_BETWEEN_LOOKS)
     except OSError as error:
         raise UserError(
-            f"cannot take a GPU, as '{folder}' cannot be written ({error.strerror}): set TMPDIR to a folder of your own, "
-            "or name the GPU with device=cuda:0"
+            f"cannot take a GPU, as '{folder}' cannot be written ({error.strerror}): set TMPDIR to a folder of "
+            "your own, or name the GPU with device=cuda:0"
         ) from error
 
 
