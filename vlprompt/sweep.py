@@ -134,18 +134,20 @@ def run_sweep(options: Namespace, arguments: Sequence[str]) -> int:
 
 def list_cells(cells: Sequence[Cell], refused: Sequence[Cell], shared: list[str]) -> int:
     """Show what a sweep would run, what is finished, and the time that the rest takes; -> exit code 0."""
-    from vlprompt.reports.sweeps import show_plan
+    from vlprompt.reports.sweeps import Planned, show_plan
     from vlprompt.run import existing_record
 
-    plan = {" ".join(cell.overrides): (cell.key, f"not applicable: {cell.refusal}") for cell in refused}
+    plan = dict[str, Planned]()
     for cell in cells:
+        state, reason = "to do", ""
         try:
             with composed([*shared, *cell.overrides]) as (config, choices):
                 spec = spec_of(config, choices, [*cell.overrides, *shared])
             state = "finished" if existing_record(spec) else "to do"
         except UserError as error:
-            state = f"fails: {error}"
-        plan[" ".join(cell.overrides)] = (cell.key, state)
+            state, reason = "fails", str(error)
+        plan[" ".join(cell.overrides)] = Planned(cell.key, state, reason)
+    plan |= {" ".join(cell.overrides): Planned(cell.key, "not applicable", str(cell.refusal)) for cell in refused}
     print(show_plan(plan))  # noqa: T201
     return 0
 

@@ -4,6 +4,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,15 +54,25 @@ def log_sweep(records: "Sequence[Record]", outcomes: Sequence[Mapping[str, Any]]
     track_sweep(mode, table, jobs, name=name, folder=results_root())
 
 
-def show_plan(plan: Mapping[str, tuple[Mapping[str, Any], str]]) -> str:
+@dataclass(frozen=True)
+class Planned:
+    """A cell of a sweep before it runs: its key as far as its settings tell, its state, and the reason for that."""
+
+    key: Mapping[str, Any]
+    state: str
+    reason: str = ""
+
+
+def show_plan(plan: Mapping[str, Planned]) -> str:
     """A sweep's cells with their states, and the time that those to do would take; `plan` by the overrides of jobs."""
     from vlprompt.results.store import find_records
 
-    counts = Counter(state.partition(":")[0] for _, state in plan.values())
-    width = max(map(len, counts))
-    lines = [f"{state:<{width}}  {name}" for name, (_, state) in zip(short_names(plan), plan.values(), strict=True)]
-    lines += ["", f"{cells(len(plan))}: {', '.join(f'{n} {state}' for state, n in counts.items())}. Nothing was run."]
-    if todo := [key for key, state in plan.values() if state == "to do"]:
+    counts = Counter(cell.state for cell in plan.values())
+    width, lines = max(map(len, counts)), list[str]()
+    for name, cell in zip(short_names(plan), plan.values(), strict=True):
+        lines.append(f"{cell.state:<{width}}  {name}" + (f": {cell.reason}" if cell.reason else ""))
+    lines += ["", f"{cells(len(plan))}: {', '.join(f'{n:,} {state}' for state, n in counts.items())}. Nothing was run."]
+    if todo := [cell.key for cell in plan.values() if cell.state == "to do"]:
         lines.append(time_left(todo, find_records([results_root()])))
     return printable("\n".join(lines))
 
@@ -72,6 +83,6 @@ def cells(n: int) -> str:
 
 def short_names(jobs: Iterable[str]) -> list[str]:
     """Jobs by those of their overrides that not all of them have."""
-    parts = [re.split(r" (?=[+~]{0,2}[\w./@]+=)", job) for job in jobs]
+    parts = [re.split(r" (?=~\w|[+~]{0,2}[\w./@]+=)", job) for job in jobs]
     shared = set(parts[0]).intersection(*parts[1:]) if len(parts) > 1 else set()
     return [" ".join(part for part in of_job if part not in shared) for of_job in parts]
