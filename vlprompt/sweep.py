@@ -37,6 +37,7 @@ from vlprompt.config.launch import launch, n_at_once, sharing
 from vlprompt.config.options import (
     MODE,
     SWEEP_DIR,
+    is_of_cluster,
     is_sweep,
     make_folder,
     options_first,
@@ -108,7 +109,9 @@ def run_sweep(options: Namespace, arguments: Sequence[str]) -> int:
         wishes, asked = sweep_settings([text for text in options.overrides if text not in of_hydra])
         shared = [t for t in of_hydra if t.lstrip("+").partition("=")[0] not in (MODE, SWEEP_DIR)]
         shared += [f"{MODE}=MULTIRUN", f"{SWEEP_DIR}={json.dumps(str(folder), ensure_ascii=False)}"]
-        config = hydra.compose_config("config", shared, RunMode.MULTIRUN)
+        of_cluster = [text for text in asked if is_of_cluster(text)]
+        asked = [text for text in asked if text not in of_cluster]
+        config = hydra.compose_config("config", [*shared, *of_cluster], RunMode.MULTIRUN)
         sweeper = config.hydra.sweeper
         if sweeper.get("_target_") != BASIC:
             raise UserError("hydra/sweeper is not for benchmarks: give values as a,b,c, or search with `vlprompt tune`")
@@ -223,7 +226,10 @@ def sweep_job(config: DictConfig) -> str | None:
     for one in records:
         if one.status != "finished":
             outcome |= {"status": one.status, "reason": one.reason}
-    write_outcome(folder, now.job.num, outcome)
+    try:
+        write_outcome(folder, now.job.num, outcome)
+    except UserError as error:  # on another machine's disk, say: the run is finished all the same
+        print(printable(f"warning: {error}"), file=sys.stderr)  # noqa: T201
     return None
 
 

@@ -64,7 +64,13 @@ def is_sweep(options: Namespace) -> bool:
     if options.help or options.hydra_help or options.cfg or options.info or options.shell_completion:
         return False
     asked = [text.lstrip("+") for text in options.overrides]
-    return options.multirun or any(text == f"{MODE}=MULTIRUN" or text.startswith(OF_SWEEP) for text in asked)
+    of_sweep = any(text == f"{MODE}=MULTIRUN" or text.startswith(OF_SWEEP) or is_of_cluster(text) for text in asked)
+    return options.multirun or of_sweep
+
+
+def is_of_cluster(override: str) -> bool:
+    """Whether a setting says where the jobs of a sweep run; no cell has it."""
+    return override.lstrip("+~").startswith(("cluster=", "cluster."))
 
 
 def sweep_settings(overrides: Sequence[str]) -> tuple[OfSweep, list[str]]:
