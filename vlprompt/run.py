@@ -18,9 +18,7 @@ from vlprompt.config.paths import results_root
 from vlprompt.config.schema import Fit
 from vlprompt.config.spec import RunSpec, check_name
 from vlprompt.data.dataset import Split
-from vlprompt.data.disk import complain
 from vlprompt.data.loader import Loader
-from vlprompt.errors import DamagedError
 from vlprompt.evaluate import evaluate
 from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import Episode
@@ -28,8 +26,8 @@ from vlprompt.results import learner_files
 from vlprompt.results.costs import costs_of_use, timed
 from vlprompt.results.metrics import score
 from vlprompt.results.predictions import PREDICTIONS, Predictions, save_predictions
-from vlprompt.results.record import Record, checked, git_commit, versions
-from vlprompt.results.store import OpenRun, open_run, stored_run, tidy
+from vlprompt.results.record import Record, git_commit, versions
+from vlprompt.results.store import LOG, OpenRun, finished_run, open_run, tidy
 from vlprompt.train import Epoch, train
 from vlprompt.training.device import (
     autocast,
@@ -46,7 +44,6 @@ from vlprompt.training.tracking import track
 
 logger = logging.getLogger(__name__)
 
-LOG = "log.txt"
 Scores = dict[str, dict[str, int | float]]  # by test split
 
 
@@ -72,22 +69,8 @@ def run(spec: RunSpec, *, wait: bool = True) -> Record:
 
 
 def existing_record(spec: RunSpec) -> Record | None:
-    """The record of this run, if it is finished and not to be made again; what was imported is no run.
-
-    Files that somebody deleted are no longer asked for, and the log is for people; another damaged one makes it anew.
-    """
-    if spec.settings.force:
-        return None
-    try:
-        folder, record = stored_run(spec.folder) or (spec.folder, None)
-        done = record and record.status == "finished" and not record.imported and spec.matches(record)
-        for name in record.files if record and done else ():
-            if name != LOG and (folder / name).exists():
-                checked(folder / name)
-    except DamagedError as error:
-        complain(str(error))
-        return None
-    return record if done else None
+    """The record of this run, if it is finished and not to be made again."""
+    return None if spec.settings.force else finished_run(spec.folder, spec.matches)
 
 
 def reporter_of(spec: RunSpec, log: Path | None = None) -> Reporter:

@@ -19,9 +19,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vlprompt.config.cells import Cell, check, expand, key_of
+from vlprompt.config import known
 from vlprompt.config.compose import (
     COMPOSITION_ERRORS,
+    as_asked,
     check_groups,
     composed,
     config_dirs,
@@ -33,7 +34,6 @@ from vlprompt.config.compose import (
     started,
     zero_shot_reference,
 )
-from vlprompt.config.launch import launch, n_at_once, sharing
 from vlprompt.config.options import (
     MODE,
     SWEEP_DIR,
@@ -46,13 +46,12 @@ from vlprompt.config.options import (
     sweep_settings,
 )
 from vlprompt.config.paths import config_dir, results_root
-from vlprompt.config.spec import UNREAD
 from vlprompt.errors import InUseError, NotApplicableError, UserError, prepare_streams, printable
 from vlprompt.reports.sweeps import summarise_sweep
 from vlprompt.results.sweeps import OUTCOMES, start_of, write_begun, write_outcome, write_sweep
-from vlprompt.towers import has_text
 
 if TYPE_CHECKING:
+    from vlprompt.config.cells import Cell
     from vlprompt.config.spec import RunSpec
     from vlprompt.results.record import Record
 
@@ -102,6 +101,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def run_sweep(options: Namespace, arguments: Sequence[str]) -> int:
     """Check all cells of a sweep, run those that can run, and sum up; -> exit code."""
+    from vlprompt.config.cells import check, expand
+    from vlprompt.config.launch import launch, n_at_once, sharing
+
     if options.config_name or options.config_path:
         raise UserError("a sweep starts from conf/config.yaml: give settings of your own with --config-dir")
     of_hydra = [text for text in options.overrides if text.lstrip("+~").startswith(("hydra.", "hydra/"))]
@@ -135,7 +137,7 @@ def run_sweep(options: Namespace, arguments: Sequence[str]) -> int:
         return summarise_sweep(folder, since)
 
 
-def list_cells(cells: Sequence[Cell], refused: Sequence[Cell], shared: list[str]) -> int:
+def list_cells(cells: "Sequence[Cell]", refused: "Sequence[Cell]", shared: list[str]) -> int:
     """Show what a sweep would run, what is finished, and the time that the rest takes; -> exit code 0."""
     from vlprompt.reports.sweeps import Planned, show_plan
     from vlprompt.run import existing_record
@@ -159,23 +161,40 @@ def single_job(config: DictConfig) -> None:
     """Run, or find the finished run, and show its table next to the zero-shot reference's."""
     from vlprompt.reports.endings import next_steps
     from vlprompt.reports.render import in_words
-    from vlprompt.run import run
     from vlprompt.training.progress import Reporter
 
     overrides, choices = asked_for()
-    spec = spec_of(plain(config, config_dirs()), choices, overrides)
+    whole = plain(config, config_dirs())
+    note = known.note_of(whole, choices, overrides, config_dirs())
+    if records := [record for _, record in known.recall(note, as_asked(whole, overrides))]:
+        for record in records:
+            Reporter().say(f"{record.folder(results_root())} is finished already (force=true runs it again)")
+    else:
+        records = run_with_reference(whole, choices, overrides, note)
+    Reporter().say(f"\n{in_words(records[::-1])}\n\n{next_steps(records[:1])}")
+
+
+def run_with_reference(config: Any, choices: dict[str, Any], overrides: list[str], note: Path | None) -> list["Record"]:
+    """The record of a run, and that of the zero-shot run it is compared with, if there is one."""
+    from vlprompt.run import run
+    from vlprompt.training.progress import Reporter
+
+    spec = spec_of(config, choices, overrides)
     reference = zero_shot_reference(choices, overrides) if spec.trained else None
-    record = run(spec)  # first: a mistake in it shows before the reference is computed
-    references = []
+    runs = [(spec.folder, run(spec))]  # first: a mistake in it shows before the reference is computed
     try:
-        references = [run(reference)] if reference and is_comparable(reference) else []
+        if reference and is_comparable(reference):
+            runs.append((reference.folder, run(reference)))
+        if reference is None or len(runs) > 1:
+            known.remember(note, spec, runs)
     except UserError as error:  # the run is finished all the same
         Reporter().say(f"there is no zero-shot row: {error}")
-    Reporter().say(f"\n{in_words([*references, record])}\n\n{next_steps([record])}")
+    return [record for _, record in runs]
 
 
 def is_comparable(reference: "RunSpec") -> bool:
     """Whether the zero-shot run can be asked for; it says so where the backbone has no text."""
+    from vlprompt.towers import has_text
     from vlprompt.training.progress import Reporter
 
     if has_text(model := reference.settings.backbone.model):
@@ -196,6 +215,8 @@ def sweep_job(config: DictConfig) -> str | None:
 
     -> None, or the folder of the run that another process is making: the job is to be tried again when it has.
     """
+    from vlprompt.config.cells import key_of
+
     prepare_streams()  # those of another process
     now, wait = HydraConfig.get(), bool(config.get("force"))
     overrides, choices = asked_for()
@@ -250,6 +271,7 @@ def run_or_record_failure(
     Raises:
         InUseError: another process is making it, and `wait` is false.
     """
+    from vlprompt.config.spec import UNREAD
     from vlprompt.run import run
 
     spec, start = None, time.perf_counter()

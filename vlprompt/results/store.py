@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from vlprompt.data.disk import Lock, is_full, make_folder, sha256_of, sync
+from vlprompt.data.disk import Lock, complain, is_full, make_folder, sha256_of, sync
 from vlprompt.errors import DamagedError, InUseError, Note, UserError
-from vlprompt.results.record import FILE, Record, RunKey
+from vlprompt.results.record import FILE, Record, RunKey, checked
 
 TRIALS = "tune"  # the folder of searches for settings, next to runs/
 DRAFT = re.compile(r"\.(.+)\.(partial|old|lock\.holder)")
+LOG = "log.txt"
 ATTEMPTS = 5  # where somebody deletes folders meanwhile
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -101,6 +102,24 @@ def stored_run(target: Path) -> tuple[Path, Record] | None:
     if mistakes:
         raise mistakes[0]
     return None
+
+
+def finished_run(target: Path, matches: Callable[[Record], bool]) -> Record | None:
+    """The record of a run, if it is finished, `matches`, and its files are what it says; what was imported is no run.
+
+    Files that somebody deleted are no longer asked for, and the log is for people; a damaged one is told.
+    """
+    try:
+        folder, record = stored_run(target) or (target, None)
+        if record is None or record.status != "finished" or record.imported or not matches(record):
+            return None
+        for name in record.files:
+            if name != LOG and (folder / name).exists():
+                checked(folder / name)
+    except DamagedError as error:
+        complain(str(error))
+        return None
+    return record
 
 
 def _drafts(target: Path) -> tuple[Path, Path]:
