@@ -31,10 +31,6 @@ def runs(results: Path) -> list[tuple[str, int]]:
     return sorted((record.method, record.seed) for record in find_records([results]))
 
 
-def folder(results: Path, seed: int) -> Path:
-    return results / f"runs/few_shot/digits/shapes_vit/coop@x/shots2/seed{seed}"
-
-
 def hold(run: Path) -> Lock:
     """As another process that makes this run."""
     run.parent.mkdir(parents=True, exist_ok=True)
@@ -44,19 +40,20 @@ def hold(run: Path) -> Lock:
 
 
 def test_a_cell_that_another_process_holds_is_left_for_the_end(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other, seen = hold(folder(results, 1)), list[list[tuple[str, int]]]()
+    cells = [*RUN[:3], "method=zero_shot", "protocol=few_shot"]
+    other, seen = hold(read_run([*cells, "+dataset.source.style=1"]).folder), list[int]()
 
     def let_go(_: float) -> None:
-        seen.append(runs(results))
+        seen.append(len(find_records([results])))
         other.release()
 
     monkeypatch.setattr(launch, "time", SimpleNamespace(sleep=let_go))
-    answer = succeed(sweep.main, [*SWEEP, "seed=1,2"])
-    assert seen == [[("coop", 2), ("zero_shot", 0)]]  # the others were made meanwhile
-    assert runs(results) == [("coop", 1), ("coop", 2), ("zero_shot", 0)]
+    answer = succeed(sweep.main, ["-m", *cells, "+dataset.source.style=1,2"])
+    assert seen == [1]  # the other one was made meanwhile
+    assert len(find_records([results])) == 2
     assert "waiting for 1 " in answer.out
     outcomes = [json.loads(path.read_text()) for path in results.glob("multirun/*/jobs/*.json")]
-    assert sorted(outcome["job"].split()[-1] for outcome in outcomes) == ["seed=1", "seed=2"]
+    assert sorted(outcome["job"].split()[-1] for outcome in outcomes) == [f"+dataset.source.style={n}" for n in (1, 2)]
 
 
 def test_what_another_process_tried_in_vain_is_not_tried_again(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
