@@ -8,14 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from PIL import Image
-from running import PROGRAM, end, environment_in, start, succeed
+from running import PROGRAM, ask, check_mistake, end, environment_in, start, succeed
 from tiny_world import RUN
 
 from vlprompt import sweep
 from vlprompt.config import launch
-from vlprompt.config.compose import read_run
+from vlprompt.config.compose import composed, read_run
 from vlprompt.data.disk import Lock
 from vlprompt.errors import UserError
 from vlprompt.results.record import Record
@@ -107,6 +108,35 @@ def test_lines_of_several_jobs_carry_their_names(capsys: pytest.CaptureFixture[s
     reporter.close()
     assert capsys.readouterr().out.splitlines() == ["[coop dtd seed1] one", "[coop dtd seed1] [two]"]
     assert "coop dtd" not in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["hydra/launcher=nothing"], ["nothing", "plugin"]),
+        (["cluster.gpus=3"], ["cluster.gpus", "+cluster=slurm"]),
+        (["+cluster=nowhere"], ["nowhere", "slurm"]),
+    ],
+)
+def test_a_mistake_about_where_jobs_run(results: Path, arguments: list[str], words: list[str]) -> None:
+    check_mistake(ask(sweep.main, [*SWEEP, *arguments]), words, results)
+
+
+def test_slurm_gets_what_the_cluster_needs(results: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra slurm")
+    with composed(["+cluster=slurm", "cluster.partition=gpu", "cluster.minutes=30"]):
+        launcher = HydraConfig.get().launcher
+        assert (launcher.partition, launcher.timeout_min, launcher.gpus_per_node) == ("gpu", 30, 1)
+        assert launcher._target_.endswith("SlurmLauncher")
+
+
+@pytest.mark.slow
+def test_each_cell_is_a_job_of_submitit(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra slurm")
+    arguments = [*SWEEP, "hydra/launcher=submitit_local", "seed=1,2"]
+    code, _, err = end(start(PROGRAM, arguments, environment_in(tmp_path), tmp_path))
+    assert (code, err) == (0, "")
+    assert runs(tmp_path / "results") == [("coop", 1), ("coop", 2), ("zero_shot", 0)]
 
 
 @pytest.mark.slow

@@ -352,6 +352,13 @@ def explain(error: Exception, arguments: Sequence[str]) -> UserError:
         return UserError(
             f"cannot read '{error.override}': a setting is NAME=VALUE, with quotes around special characters{example}"
         )
+    if isinstance(error, MissingConfigException) and "'hydra/launcher/" in text:
+        launcher = text.partition("'hydra/launcher/")[2].partition("'")[0]
+        extra = {"joblib": "sweep", "submitit_slurm": "slurm", "submitit_local": "slurm"}.get(launcher)
+        do = f"pip install 'vlprompt[{extra}]'" if extra else "install its plugin of Hydra"
+        return ChoiceError(
+            f"hydra/launcher={launcher} is not installed: {do}, or leave it out to run one after another"
+        )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.partition("/")
         if known := names(group, config_dirs(arguments)):
@@ -382,6 +389,9 @@ def not_there(name: str, arguments: Sequence[str]) -> UserError | None:
         return None
     if name.split(".")[0] == "hydra":
         return UnknownSettingError(f"unknown setting '{name}': Hydra has none of this name", name)
+    if name.split(".")[0] == "cluster":
+        do = "add +cluster=slurm, and see conf/cluster/slurm.yaml for the settings there are"
+        return UnknownSettingError(f"unknown setting '{name}': {do}", name)
     for part in name.split("."):
         if not isinstance(node, dict):
             of_training = " (nothing is trained)" if path == "fit." and node is None else ""
