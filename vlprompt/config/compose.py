@@ -356,9 +356,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> UserError:
         launcher = text.partition("'hydra/launcher/")[2].partition("'")[0]
         extra = {"joblib": "sweep", "submitit_slurm": "slurm", "submitit_local": "slurm"}.get(launcher)
         do = f"pip install 'vlprompt[{extra}]'" if extra else "install its plugin of Hydra"
-        return ChoiceError(
-            f"hydra/launcher={launcher} is not installed: {do}, or leave it out to run one after another"
-        )
+        return ChoiceError(f"hydra/launcher={launcher} is not installed: {do}, or leave it out")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.partition("/")
         if known := names(group, config_dirs(arguments)):
