@@ -84,8 +84,11 @@ def test_whatever_decides_has_a_note_of_its_own(results: Path, monkeypatch: pyte
     def path(folder: Path = tmp_path / "conf", **more: Any) -> Path | None:
         return known.note_of({**config, **more}, {"method": "x"}, ["seed=1"], [folder])
 
+    monkeypatch.setattr(known, "config_dir", lambda: tmp_path / "conf")
     first = path()
+    assert first
     assert first == path()
+    assert path(folder=tmp_path) is None
     assert path(force=True) is None
     assert path(method={"_target_": "my_methods.Mine"}) is None
     assert path(seed=2) != first

@@ -9,17 +9,16 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.config.datasets import load_datasets
-from vlprompt.config.paths import PACKAGE, results_root
+from vlprompt.config.paths import PACKAGE, config_dir, results_root
 from vlprompt.config.schema import read_settings
 from vlprompt.data.dataset import Dataset
 from vlprompt.data.disk import whole_file
 from vlprompt.errors import UserError
-from vlprompt.results.record import PACKAGES, Record
+from vlprompt.results.record import Record, versions
 from vlprompt.results.store import finished_run, tidy
 from vlprompt.textfiles import ordinary
 
@@ -39,12 +38,14 @@ def note_of(
     targets = [text for name, text in leaves(config) if name == "_target_"]
     if config.get("force") or not all(text.startswith("vlprompt.") for text in targets):
         return None  # the code of others may change unseen
+    if set(folders) != {config_dir()}:  # those of others may be large
+        return None
     texts = [text for name in BY_CONTENT for _, text in leaves(config.get(name))]
     decides = {
         "asked": [config, choices, overrides],
-        "code": [state for folder in (PACKAGE, *folders) for state in states(folder.rglob("*"))],
-        "files": [state for text in texts if "/" in text or "." in text for state in states(files_at(text))],
-        "versions": [metadata.version(name) for name in PACKAGES],
+        "code": [state for folder in (PACKAGE, config_dir()) for state in states(folder.rglob("*"))],
+        "files": [state for text in texts for state in states(files_at(text))],
+        "versions": versions(),
         "machine": [str(Path.cwd()), str(results_root().absolute()), *sorted(map(str, Path("/dev").glob("nvidia*")))],
         "environment": sorted(pair for pair in os.environ.items() if pair[0].startswith(("VLPROMPT", "CUDA"))),
     }
