@@ -126,7 +126,7 @@ def test_protocols_and_sampling_reach_no_torch() -> None:
 
 def test_borrowed_libraries_stay_where_they_belong() -> None:
     assert {name.split("/")[0] for name in importers("open_clip") | importers("timm")} == {"towers"}
-    hydra = {"config/cells.py", "config/compose.py", "config/options.py", "sweep.py"}
+    hydra = {"config/cells.py", "config/compose.py", "config/launch.py", "config/options.py", "sweep.py"}
     assert importers("hydra") | importers("omegaconf") == hydra
     assert importers("wandb") == {"training/tracking.py"}
 

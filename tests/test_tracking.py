@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from vlprompt.errors import UserError
+from vlprompt.reports.sweeps import summarise_sweep
 from vlprompt.results.predictions import Predictions
 from vlprompt.results.record import Record, RunKey
-from vlprompt.sweep import summarise_sweep
 from vlprompt.training import tracking
 from vlprompt.training.tracking import Tracker, plain_config, tags, track, track_sweep
 
@@ -269,7 +269,7 @@ ONLINE = """
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
-from vlprompt.sweep import summarise_sweep
+from vlprompt.reports.sweeps import summarise_sweep
 from vlprompt.training import tracking
 from vlprompt.errors import UserError
 from vlprompt.results.record import RunKey

@@ -19,6 +19,7 @@ from vlprompt.commands import (
     predict,
     report,
     reproduce,
+    status,
     tables,
     trained,
     tune,
@@ -85,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     comparisons.register(commands)
     plots.register(commands)
     report.register(commands)
+    status.register(commands)
     bank.register(commands)
     tune.register(commands)
     reproduce.register(commands)

@@ -6,6 +6,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -38,6 +39,14 @@ class UnknownSettingError(UserError):
     def __init__(self, message: str, name: str = "", known: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.name, self.known = name, known  # dotted, as on the command line
+
+
+class InUseError(UserError):
+    """A run that another process is making, where nobody wanted to wait for it."""
+
+    def __init__(self, message: str, folder: Path) -> None:
+        super().__init__(message)
+        self.folder = folder  # of the run
 
 
 class NonFiniteError(UserError):

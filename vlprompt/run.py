@@ -18,9 +18,7 @@ from vlprompt.config.paths import results_root
 from vlprompt.config.schema import Fit
 from vlprompt.config.spec import RunSpec, check_name
 from vlprompt.data.dataset import Split
-from vlprompt.data.disk import complain
 from vlprompt.data.loader import Loader
-from vlprompt.errors import DamagedError
 from vlprompt.evaluate import evaluate
 from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import Episode
@@ -28,11 +26,12 @@ from vlprompt.results import learner_files
 from vlprompt.results.costs import costs_of_use, timed
 from vlprompt.results.metrics import score
 from vlprompt.results.predictions import PREDICTIONS, Predictions, save_predictions
-from vlprompt.results.record import Record, checked, git_commit, versions
-from vlprompt.results.store import OpenRun, open_run, stored_run, tidy
+from vlprompt.results.record import Record, git_commit, versions
+from vlprompt.results.store import LOG, OpenRun, finished_run, open_run, tidy
 from vlprompt.towers.precision import autocast
 from vlprompt.train import Epoch, train
-from vlprompt.training.device import device_name, peak_memory, reset_peak_memory
+from vlprompt.training.device import default_threads, device_name, jobs_at_once, peak_memory, reset_peak_memory
+from vlprompt.training.lease import lease
 from vlprompt.training.optim import n_steps, steps_per_epoch
 from vlprompt.training.progress import Reporter
 from vlprompt.training.state import State
@@ -41,57 +40,52 @@ from vlprompt.training.tracking import track
 
 logger = logging.getLogger(__name__)
 
-LOG = "log.txt"
 Scores = dict[str, dict[str, int | float]]  # by test split
 
 
-def run(spec: RunSpec) -> Record:
+def run(spec: RunSpec, *, wait: bool = True) -> Record:
     """The record of a run: the one that is there, where the run is finished, or a new one.
 
     Raises:
+        InUseError: another process is making it, and `wait` is false.
         UserError: more shots than images, a class-bound method, a loss that is not finite, a full disk, ...
         Stopped: a signal came; what was kept of the training is resumed by the next call.
     """
     if record := existing_record(spec):  # without the lock: it may lie where nothing can be written
         tidy(spec.folder.parent)
         return told(spec, record)
-    with heard(), open_run(spec.folder, on_wait=Reporter().say) as folder:
+    if spec.settings.device == "auto":
+        spec = replace(spec, device=lease(spec.device, spec.settings.jobs_per_gpu, reporter_of(spec).say))
+    with heard(), open_run(spec.folder, on_wait=reporter_of(spec).say, wait=wait) as folder:
         if record := existing_record(spec):
             return told(spec, record)
         check_name(spec)
-        with closing(folder.write(lambda: Reporter(folder.path / LOG))) as reporter:
+        with closing(folder.write(lambda: reporter_of(spec, folder.path / LOG))) as reporter:
             reporter.say(str(spec))
             return make_record(spec, folder, reporter)
 
 
 def existing_record(spec: RunSpec) -> Record | None:
-    """The record of this run, if it is finished and not to be made again; what was imported is no run.
+    """The record of this run, if it is finished and not to be made again."""
+    return None if spec.settings.force else finished_run(spec.folder, spec.matches)
 
-    Files that somebody deleted are no longer asked for, and the log is for people; another damaged one makes it anew.
-    """
-    if spec.settings.force:
-        return None
-    try:
-        folder, record = stored_run(spec.folder) or (spec.folder, None)
-        done = record and record.status == "finished" and not record.imported and spec.matches(record)
-        for name in record.files if record and done else ():
-            if name != LOG and (folder / name).exists():
-                checked(folder / name)
-    except DamagedError as error:
-        complain(str(error))
-        return None
-    return record if done else None
+
+def reporter_of(spec: RunSpec, log: Path | None = None) -> Reporter:
+    """What a run says, under its cell's name where several run at once."""
+    key = spec.key
+    name = f"{key.learner} {key.dataset} shots{key.shots} seed{key.seed}"
+    return Reporter(log, cell=name if jobs_at_once() > 1 else None)
 
 
 def told(spec: RunSpec, record: Record) -> Record:
-    Reporter().say(f"{spec.folder} is finished already (force=true runs it again)")
+    reporter_of(spec).say(f"{spec.folder} is finished already (force=true runs it again)")
     return record
 
 
 def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
     """Load, train, evaluate, record."""
-    if spec.settings.threads:
-        torch.set_num_threads(spec.settings.threads)
+    if threads := spec.settings.threads or default_threads():
+        torch.set_num_threads(threads)
     origin = provenance(spec)
     with (
         track(spec.settings.wandb, key=spec.key, origin=origin, folder=results_root()) as tracker,

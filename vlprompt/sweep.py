@@ -2,30 +2,30 @@
 
 import json
 import os
+import random
 import signal
 import sys
 import time
 import traceback
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import hydra
-from hydra._internal.callbacks import Callbacks
-from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
-from hydra.types import HydraContext, RunMode
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vlprompt.config.cells import check, expand, key_of
+from vlprompt.config import known
 from vlprompt.config.compose import (
     COMPOSITION_ERRORS,
+    as_asked,
     check_groups,
+    composed,
     config_dirs,
     explained,
     made_choices,
@@ -35,19 +35,28 @@ from vlprompt.config.compose import (
     started,
     zero_shot_reference,
 )
-from vlprompt.config.options import MODE, SWEEP_DIR, is_sweep, make_folder, options_first, read_options, sweep_folder
+from vlprompt.config.options import (
+    MODE,
+    SWEEP_DIR,
+    is_of_cluster,
+    is_sweep,
+    make_folder,
+    options_first,
+    read_options,
+    sweep_folder,
+    sweep_settings,
+)
 from vlprompt.config.paths import config_dir, results_root
-from vlprompt.config.spec import UNRECORDED
-from vlprompt.data.disk import whole_file, writing
-from vlprompt.errors import NotApplicableError, UserError, prepare_streams, printable
-from vlprompt.towers import has_text
+from vlprompt.errors import InUseError, NotApplicableError, UserError, prepare_streams, printable
+from vlprompt.reports.sweeps import summarise_sweep
+from vlprompt.results.sweeps import OUTCOMES, start_of, write_begun, write_outcome, write_sweep
 from vlprompt.training.stops import Stopped, heard
 
 if TYPE_CHECKING:
+    from vlprompt.config.cells import Cell
     from vlprompt.config.spec import RunSpec
     from vlprompt.results.record import Record
 
-OUTCOMES = "jobs"  # a file for each job, below the sweep's folder
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 Errors = tuple[type[Exception], ...]
 
@@ -97,14 +106,19 @@ def main(arguments: Sequence[str]) -> int:
 
 def run_sweep(options: Namespace, arguments: Sequence[str]) -> int:
     """Check all cells of a sweep, run those that can run, and sum up; -> exit code."""
+    from vlprompt.config.cells import check, expand
+    from vlprompt.config.launch import launch, n_at_once, sharing
+
     if options.config_name or options.config_path:
         raise UserError("a sweep starts from conf/config.yaml: give settings of your own with --config-dir")
     of_hydra = [text for text in options.overrides if text.lstrip("+~").startswith(("hydra.", "hydra/"))]
     with started(options.config_dir and Path(options.config_dir)) as hydra, sweep_folder(of_hydra) as folder:
-        asked = [text for text in options.overrides if text not in of_hydra]
+        wishes, asked = sweep_settings([text for text in options.overrides if text not in of_hydra])
         shared = [t for t in of_hydra if t.lstrip("+").partition("=")[0] not in (MODE, SWEEP_DIR)]
         shared += [f"{MODE}=MULTIRUN", f"{SWEEP_DIR}={json.dumps(str(folder), ensure_ascii=False)}"]
-        config = hydra.compose_config("config", shared, RunMode.MULTIRUN)
+        of_cluster = [text for text in asked if is_of_cluster(text)]
+        asked = [text for text in asked if text not in of_cluster]
+        config = hydra.compose_config("config", [*shared, *of_cluster], RunMode.MULTIRUN)
         sweeper = config.hydra.sweeper
         if sweeper.get("_target_") != BASIC:
             raise UserError("hydra/sweeper is not for benchmarks: give values as a,b,c, or search with `vlprompt tune`")
@@ -113,50 +127,79 @@ def run_sweep(options: Namespace, arguments: Sequence[str]) -> int:
             shared,
             arguments,
         )
+        if wishes.dry_run:
+            return list_cells(cells, refused, shared)
+        if wishes.shuffle:
+            random.shuffle(cells)
         make_folder(folder, folder / OUTCOMES)
-        since = datetime.now(timezone.utc).replace(microsecond=0)
+        since = write_sweep(folder, {" ".join(cell.overrides): cell.key for cell in [*cells, *refused]})
         for number, cell in enumerate(refused, len(cells)):
             outcome = {"status": "not_applicable", "reason": str(cell.refusal)}
             write_failure({**cell.key, **outcome, "config": cell.config, "changes": cell.changes}, None)
             write_outcome(folder, number, {"job": " ".join(cell.overrides), "folders": [], **outcome})
-        launch([cell.overrides for cell in cells], config, hydra)
+        with sharing(n_at_once(config, len(cells))):
+            launch([cell.overrides for cell in cells], sweep_job, config, hydra, number=len(cells) + len(refused))
         return summarise_sweep(folder, since)
 
 
-def launch(cells: Sequence[list[str]], config: DictConfig, hydra: Hydra) -> None:
-    """Give all cells to Hydra's launcher, which may run several at once."""
-    callbacks = Callbacks(config)
-    callbacks.on_multirun_start(config=config, config_name="config")
-    context = HydraContext(config_loader=hydra.config_loader, callbacks=callbacks)
-    launcher = Plugins.instance().instantiate_launcher(context, sweep_job, config)
-    at_once = config.hydra.sweeper.max_batch_size or len(cells)
-    for first in range(0, len(cells), at_once):
-        for job in launcher.launch(cells[first : first + at_once], initial_job_idx=first):
-            _ = job.return_value  # raises what the job raised
-    callbacks.on_multirun_end(config=config, config_name="config")
+def list_cells(cells: "Sequence[Cell]", refused: "Sequence[Cell]", shared: list[str]) -> int:
+    """Show what a sweep would run, what is finished, and the time that the rest takes; -> exit code 0."""
+    from vlprompt.reports.sweeps import Planned, show_plan
+    from vlprompt.run import existing_record
+
+    plan = dict[str, Planned]()
+    for cell in cells:
+        state, reason = "to do", ""
+        try:
+            with composed([*shared, *cell.overrides]) as (config, choices):
+                spec = spec_of(config, choices, [*cell.overrides, *shared])
+            state = "finished" if existing_record(spec) else "to do"
+        except UserError as error:
+            state, reason = "fails", str(error)
+        plan[" ".join(cell.overrides)] = Planned(cell.key, state, reason)
+    plan |= {" ".join(cell.overrides): Planned(cell.key, "not applicable", str(cell.refusal)) for cell in refused}
+    print(show_plan(plan))  # noqa: T201
+    return 0
 
 
 def single_job(config: DictConfig) -> None:
     """Run, or find the finished run, and show its table next to the zero-shot reference's."""
     from vlprompt.reports.endings import next_steps
     from vlprompt.reports.render import in_words
-    from vlprompt.run import run
     from vlprompt.training.progress import Reporter
 
     overrides, choices = asked_for()
-    spec = spec_of(plain(config, config_dirs()), choices, overrides)
+    whole = plain(config, config_dirs())
+    note = known.note_of(whole, choices, overrides, config_dirs())
+    if records := [record for _, record in known.recall(note, as_asked(whole, overrides))]:
+        for record in records:
+            Reporter().say(f"{record.folder(results_root())} is finished already (force=true runs it again)")
+    else:
+        records = run_with_reference(whole, choices, overrides, note)
+    Reporter().say(f"\n{in_words(records[::-1])}\n\n{next_steps(records[:1])}")
+
+
+def run_with_reference(config: Any, choices: dict[str, Any], overrides: list[str], note: Path | None) -> list["Record"]:
+    """The record of a run, and that of the zero-shot run it is compared with, if there is one."""
+    from vlprompt.run import run
+    from vlprompt.training.progress import Reporter
+
+    spec = spec_of(config, choices, overrides)
     reference = zero_shot_reference(choices, overrides) if spec.trained else None
-    record = run(spec)  # first: a mistake in it shows before the reference is computed
-    references = []
+    runs = [(spec.folder, run(spec))]  # first: a mistake in it shows before the reference is computed
     try:
-        references = [run(reference)] if reference and is_comparable(reference) else []
+        if reference and is_comparable(reference):
+            runs.append((reference.folder, run(reference)))
+        if reference is None or len(runs) > 1:
+            known.remember(note, spec, runs)
     except UserError as error:  # the run is finished all the same
         Reporter().say(f"there is no zero-shot row: {error}")
-    Reporter().say(f"\n{in_words([*references, record])}\n\n{next_steps([record])}")
+    return [record for _, record in runs]
 
 
 def is_comparable(reference: "RunSpec") -> bool:
     """Whether the zero-shot run can be asked for; it says so where the backbone has no text."""
+    from vlprompt.towers import has_text
     from vlprompt.training.progress import Reporter
 
     if has_text(model := reference.settings.backbone.model):
@@ -173,35 +216,48 @@ def asked_for() -> tuple[list[str], dict[str, Any]]:
 
 
 @heard()
-def sweep_job(config: DictConfig) -> None:
-    """One job of a sweep, whose outcome is left as a file where the whole sweep is summed up."""
+def sweep_job(config: DictConfig) -> str | None:
+    """One job of a sweep, whose outcome is left as a file where the whole sweep is summed up.
+
+    -> None, or the folder of the run that another process is making: the job is to be tried again when it has.
+    """
+    from vlprompt.config.cells import key_of
+
     prepare_streams()  # those of another process
-    now = HydraConfig.get()
+    now, wait = HydraConfig.get(), bool(config.get("force"))
     overrides, choices = asked_for()
-    record = run_or_record_failure(
-        lambda: spec_of(plain(config, config_dirs()), choices, overrides),
-        key=key_of(config, choices),
-        config=cast("dict[str, Any]", OmegaConf.to_container(config)),
-    )
-    records = [record]
-    if record.status == "finished" and record.shots:  # 0: a learner that is not trained
-        try:
-            reference = zero_shot_reference(choices, overrides)
-            records += [run_or_record_failure(reference)] if is_comparable(reference) else []
-        except UserError as error:  # the run is finished all the same, and other cells are to come
-            print(printable(f"there is no zero-shot row: {error}"), file=sys.stderr)  # noqa: T201
+    folder, job = Path(now.sweep.dir), " ".join(now.overrides.task)
+
+    def asked() -> "RunSpec":
+        spec = spec_of(plain(config, config_dirs()), choices, overrides)
+        write_begun(folder, now.job.num, job, spec.folder)
+        return spec
+
+    try:
+        key, since = key_of(config, choices), start_of(folder)
+        whole = cast("dict[str, Any]", OmegaConf.to_container(config))
+        records = [run_or_record_failure(asked, key=key, config=whole, wait=wait, since=since)]
+        if records[0].status == "finished" and records[0].shots:  # 0: a learner that is not trained
+            try:
+                reference = zero_shot_reference(choices, overrides)
+                if is_comparable(reference):
+                    records.append(run_or_record_failure(reference, wait=wait, since=since))
+            except InUseError:
+                raise
+            except UserError as error:  # the run is finished all the same, and other cells are to come
+                print(printable(f"there is no zero-shot row: {error}"), file=sys.stderr)  # noqa: T201
+    except InUseError as error:
+        return str(error.folder)
     folders = [str(one.folder(results_root())) for one in reversed(records) if one.status == "finished"]
-    outcome: dict[str, Any] = {"job": " ".join(now.overrides.task), "folders": folders, "wandb": config.get("wandb")}
+    outcome: dict[str, Any] = {"job": job, "folders": folders, "wandb": config.get("wandb")}
     for one in records:
         if one.status != "finished":
             outcome |= {"status": one.status, "reason": one.reason}
-    write_outcome(Path(now.sweep.dir), now.job.num, outcome)
-
-
-def write_outcome(folder: Path, number: int, outcome: Mapping[str, Any]) -> None:
-    path = folder / OUTCOMES / f"{number:06d}.json"
-    with writing(f"'{path}'", "and run the sweep again: finished runs are read"), whole_file(path) as draft:
-        draft.write_text(json.dumps(outcome), encoding="utf-8")
+    try:
+        write_outcome(folder, now.job.num, outcome)
+    except UserError as error:  # on another machine's disk, say: the run is finished all the same
+        print(printable(f"warning: {error}"), file=sys.stderr)  # noqa: T201
+    return None
 
 
 def run_or_record_failure(
@@ -210,17 +266,26 @@ def run_or_record_failure(
     key: Mapping[str, Any] = MappingProxyType({}),
     config: Mapping[str, Any] = MappingProxyType({}),
     caught: Errors = (Exception,),
+    wait: bool = True,
+    since: datetime | None = None,
 ) -> "Record":
     """The record of a run, or, if one of the exceptions in `caught` is raised, a failed record with the reason.
 
-    `asked` may be a function that reads the run; `key` and `config` are for one that cannot be read.
+    `asked` may be a function that reads the run; `key` and `config` are for one that cannot be read. What another
+    process tried in vain after `since` is not tried once more.
+
+    Raises:
+        InUseError: another process is making it, and `wait` is false.
     """
+    from vlprompt.config.spec import UNRECORDED
     from vlprompt.run import run
 
     spec, start = None, time.perf_counter()
     try:
         spec = asked() if callable(asked) else asked
-        return run(spec)
+        return tried_in_vain(spec, since) or run(spec, wait=wait)
+    except InUseError:
+        raise
     except caught as error:
         is_mistake = isinstance(error, UserError)
         if not is_mistake:
@@ -238,6 +303,19 @@ def run_or_record_failure(
         return write_failure(fields, spec.folder if spec else None)
 
 
+def tried_in_vain(spec: "RunSpec", since: datetime | None) -> "Record | None":
+    """The record of a run that was tried after `since` and did not finish."""
+    from vlprompt.results.store import stored_run
+
+    if since is None or spec.settings.force:
+        return None
+    with suppress(UserError):
+        record = (stored_run(spec.folder) or (None, None))[1]
+        if record and record.status != "finished" and record.config_hash == spec.hash:
+            return record if datetime.fromisoformat(record.created) > since else None
+    return None
+
+
 def write_failure(fields: Mapping[str, Any], folder: Path | None) -> "Record":
     """Leave the record of a run that did not finish, if its key is a valid one."""
     from vlprompt.results.record import Record
@@ -245,44 +323,8 @@ def write_failure(fields: Mapping[str, Any], folder: Path | None) -> "Record":
 
     try:
         record = Record(**{"weights": (fields["config"].get("backbone") or {}).get("weights"), **fields})
-        with open_run(folder or record.folder(results_root())) as run:
+        with open_run(folder or record.folder(results_root()), wait=False) as run:
             run.write(lambda: run.publish(record))
-    except (ValueError, UserError):  # a value that no run can have, a name that no folder can
+    except (ValueError, UserError):  # a value that no run can have, a name that no folder can, or another has begun it
         return Record.model_construct(**fields)
     return record
-
-
-def summarise_sweep(folder: Path, since: datetime) -> int:
-    """Show what the jobs of a sweep came to, and log it if a run is new `since` then; -> 1 if a job failed."""
-    from vlprompt.reports.endings import next_steps
-    from vlprompt.reports.render import in_words
-    from vlprompt.results.store import stored_run
-
-    outcomes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{OUTCOMES}/*.json"))]
-    folders = dict.fromkeys(name for outcome in outcomes for name in outcome["folders"])
-    records = [run[1] for folder in folders if (run := stored_run(Path(folder)))]
-    if records:
-        print(f"\n{in_words(records)}\n\n{next_steps(records)}")  # noqa: T201
-    if any(datetime.fromisoformat(record.created) >= since for record in records):  # else it was logged then
-        log_sweep(records, outcomes, folder.name)
-    stopped = [outcome for outcome in outcomes if "status" in outcome]
-    if stopped:
-        lines = [f"{len(stopped)} of {len(outcomes)} runs did not finish:"]
-        for status, reason in dict.fromkeys((outcome["status"], outcome["reason"]) for outcome in stopped):
-            lines.append(f"  {status}: {reason}")
-            lines += [f"    {o['job']}" for o in stopped if (o["status"], o["reason"]) == (status, reason)]
-        lines.append("Mend this and give the same command again: finished runs are read, not made anew.")
-        print(printable("\n".join(lines)), file=sys.stderr)  # noqa: T201
-    return int(any(outcome["status"] == "failed" for outcome in stopped))
-
-
-def log_sweep(records: "Sequence[Record]", outcomes: Sequence[Mapping[str, Any]], name: str) -> None:
-    """Leave W&B one table of all results, in the mode that the jobs had."""
-    from vlprompt.reports.summary import summarise
-    from vlprompt.reports.variants import distinguishing
-    from vlprompt.training.tracking import track_sweep
-
-    jobs = Counter(outcome.get("status", "finished") for outcome in outcomes)
-    mode = next((outcome["wandb"] for outcome in outcomes if "wandb" in outcome), None)
-    table = summarise(records, columns=distinguishing(records))
-    track_sweep(mode, table, jobs, name=name, folder=results_root())

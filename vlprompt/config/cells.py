@@ -2,10 +2,11 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+import torch
 from hydra._internal.hydra import Hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -153,6 +154,7 @@ def check_one_can_run(cells: Sequence[Cell], shared: list[str]) -> None:
             with composed([*shared, *cell.overrides]) as (config, choices):
                 spec = spec_of(config, choices, [*cell.overrides, *shared])
             check_name(spec)
+            spec = replace(spec, device=torch.device("cpu"))  # GPUs are for the processes of the jobs
             make_learner(spec, make_clip(spec), make_episode(spec))
             return
         except ClassBoundError:  # a cell that makes no sense, and no mistake

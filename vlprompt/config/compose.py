@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from hydra import version
@@ -26,15 +26,17 @@ from omegaconf.errors import OmegaConfBaseException
 from vlprompt.config import recipes
 from vlprompt.config.about import without_about
 from vlprompt.config.paths import config_dir, unknown_dataset
-from vlprompt.config.spec import RunSpec, check_steps, read_spec
 from vlprompt.data.dataset import Dataset
 from vlprompt.errors import ChoiceError, UnknownSettingError, UserError, unknown, unknown_setting
 from vlprompt.textfiles import path_of
 
+if TYPE_CHECKING:
+    from vlprompt.config.spec import RunSpec
+
 GROUPS = ("method", "dataset", "protocol", "backbone")
 SHARED_WITH_REFERENCE = (
     *("dataset", "protocol", "backbone", "precision", "device", "threads", "text_chunk", "workers", "data", "cache"),
-    *("bank", "force", "wandb", "debug", "hydra", "compile"),
+    *("jobs_per_gpu", "compile", "bank", "force", "wandb", "debug", "hydra"),
 )
 """What a run has in common with the zero-shot run that it is compared with."""
 WORDING = ("template", "templates", "learned_template")  # arguments of a method that may be those of the data set
@@ -54,7 +56,7 @@ file_config_source.open = partial(open, encoding="utf-8")  # type: ignore[attr-d
 Choices = dict[str, Any]  # the name that is chosen of each group
 
 
-def read_run(overrides: Sequence[str], images: Dataset | None = None) -> RunSpec:
+def read_run(overrides: Sequence[str], images: Dataset | None = None) -> "RunSpec":
     """The run that `python run.py` with these overrides would make, on a data set at hand where one is given.
 
     Raises:
@@ -65,7 +67,7 @@ def read_run(overrides: Sequence[str], images: Dataset | None = None) -> RunSpec
         return spec_of(config, choices, overrides, images)
 
 
-def read_reference(overrides: Sequence[str]) -> RunSpec:
+def read_reference(overrides: Sequence[str]) -> "RunSpec":
     """The zero-shot run that the run with these overrides is compared with."""
     overrides = modernized(overrides)
     with composed(overrides) as (_, choices):
@@ -100,8 +102,10 @@ def tell(notice: str) -> None:
     print(notice, file=sys.stderr)  # noqa: T201
 
 
-def spec_of(config: Any, choices: Choices, overrides: list[str], images: Dataset | None = None) -> RunSpec:
+def spec_of(config: Any, choices: Choices, overrides: list[str], images: Dataset | None = None) -> "RunSpec":
     """The run that a composed configuration asks for, validated and not started."""
+    from vlprompt.config.spec import read_spec
+
     config = as_asked(config, overrides)
     check_asked(config, overrides)
     shots = [f"shots={config['shots']}"] if config.get("debug") else []  # which are the key's, and no change
@@ -153,6 +157,8 @@ def as_asked(config: Any, overrides: Sequence[str]) -> Any:
 
 def check_asked(config: Any, overrides: list[str]) -> None:
     """Refuse what no run can be asked for: a list of seeds, recipes and targets that are not there."""
+    from vlprompt.config.spec import check_steps
+
     check_single(overrides)
     check_about(overrides)
     recipes.check(overrides, config_dirs())
@@ -160,8 +166,10 @@ def check_asked(config: Any, overrides: list[str]) -> None:
     check_steps(config)
 
 
-def zero_shot_reference(choices: Choices, overrides: list[str]) -> RunSpec:
+def zero_shot_reference(choices: Choices, overrides: list[str]) -> "RunSpec":
     """The zero-shot run that a trained one is compared with."""
+    from vlprompt.config.spec import read_spec
+
     wanted = [f"{group}={choices[group]}" for group in GROUPS if group != "method"]
     wanted += ["method=zero_shot", *chosen(overrides, SHARED_WITH_REFERENCE)]
     choices = {**choices, "method": "zero_shot"}
@@ -345,6 +353,11 @@ def explain(error: Exception, arguments: Sequence[str]) -> UserError:
         return UserError(
             f"cannot read '{error.override}': a setting is NAME=VALUE, with quotes around special characters{example}"
         )
+    if isinstance(error, MissingConfigException) and "'hydra/launcher/" in text:
+        launcher = text.partition("'hydra/launcher/")[2].partition("'")[0]
+        extra = {"joblib": "sweep", "submitit_slurm": "slurm", "submitit_local": "slurm"}.get(launcher)
+        do = f"pip install 'vlprompt[{extra}]'" if extra else "install its plugin of Hydra"
+        return ChoiceError(f"hydra/launcher={launcher} is not installed: {do}, or leave it out")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.partition("/")
         if known := names(group, config_dirs(arguments)):
@@ -375,6 +388,9 @@ def not_there(name: str, arguments: Sequence[str]) -> UserError | None:
         return None
     if name.split(".")[0] == "hydra":
         return UnknownSettingError(f"unknown setting '{name}': Hydra has none of this name", name)
+    if name.split(".")[0] == "cluster":
+        do = "add +cluster=slurm, and see conf/cluster/slurm.yaml for the settings there are"
+        return UnknownSettingError(f"unknown setting '{name}': {do}", name)
     for part in name.split("."):
         if not isinstance(node, dict):
             of_training = " (nothing is trained)" if path == "fit." and node is None else ""

@@ -10,12 +10,12 @@ from vlprompt.config.hashing import config_hash
 from vlprompt.config.locate import import_named, make_protocol
 from vlprompt.config.paths import bank_folder, data_root
 from vlprompt.config.schema import DataSource, Settings, check_arguments
-from vlprompt.data.cache.portable import DATASETS
 from vlprompt.data.dataset import Dataset, same_prompts
 from vlprompt.data.disk import complain
 from vlprompt.data.download.get import ensure
 from vlprompt.data.presence import USE_PRESENT
 from vlprompt.data.sources import banked
+from vlprompt.data.sources.banked import DATASETS
 from vlprompt.errors import UserError, first_names
 from vlprompt.textfiles import absolute
 from vlprompt.training.progress import Reporter

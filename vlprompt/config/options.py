@@ -15,10 +15,12 @@ from hydra.core.utils import setup_globals
 from omegaconf import OmegaConf
 
 from vlprompt.config.paths import results_root
+from vlprompt.config.schema import OfSweep, read_sweep_settings
 from vlprompt.errors import UserError
 from vlprompt.textfiles import path_of
 
 SWEEP_DIR, MODE = "hydra.sweep.dir", "hydra.mode"
+OF_SWEEP = "sweep."  # how the names of settings begin that are about the whole sweep
 
 
 def options_first(arguments: Sequence[str]) -> list[str]:
@@ -61,7 +63,25 @@ def read_options(arguments: Sequence[str]) -> Namespace:
 def is_sweep(options: Namespace) -> bool:
     if options.help or options.hydra_help or options.cfg or options.info or options.shell_completion:
         return False
-    return options.multirun or any(text.lstrip("+") == f"{MODE}=MULTIRUN" for text in options.overrides)
+    asked = [text.lstrip("+") for text in options.overrides]
+    of_sweep = any(text == f"{MODE}=MULTIRUN" or text.startswith(OF_SWEEP) or is_of_cluster(text) for text in asked)
+    return options.multirun or of_sweep
+
+
+def is_of_cluster(override: str) -> bool:
+    """Whether a setting says where the jobs of a sweep run; no cell has it."""
+    return override.lstrip("+~").startswith(("cluster=", "cluster."))
+
+
+def sweep_settings(overrides: Sequence[str]) -> tuple[OfSweep, list[str]]:
+    """The settings below `sweep`, which are no part of a cell, and the other overrides. Raises: UserError."""
+    given = [text for text in overrides if text.lstrip("+").startswith(OF_SWEEP)]
+    values = {}
+    for override, text in zip(OverridesParser.create().parse_overrides(given), given, strict=True):
+        if override.is_sweep_override() or override.is_delete():
+            raise UserError(f"{text} is about the whole sweep: give it one value, true or false")
+        values[override.key_or_group.removeprefix(OF_SWEEP)] = override.value()
+    return read_sweep_settings(values), [text for text in overrides if text not in given]
 
 
 @contextmanager

@@ -228,6 +228,14 @@ class Debug(BaseModel):
     steps: PositiveInt = Field(exclude=True)  # which `fit.steps` has
 
 
+class OfSweep(BaseModel):
+    """How a sweep goes about its cells; no run reads it."""
+
+    model_config = _STRICT
+    dry_run: bool = False
+    shuffle: bool = False
+
+
 class Settings(BaseModel):
     """The resolved configuration of one run; `conf/config.yaml` explains each key."""
 
@@ -240,6 +248,7 @@ class Settings(BaseModel):
     compile: bool = False
     threads: PositiveInt | None
     text_chunk: PositiveInt | None
+    jobs_per_gpu: PositiveInt | None = None
     workers: NonNegativeInt | None
     cache: bool
     force: bool
@@ -259,6 +268,7 @@ class Settings(BaseModel):
     targets: dict[str, Target] = {}  # by name in the configuration; filled from `protocol.targets`
     search: dict[str, Any] = {}  # what a search for settings may vary; a run does not read it
     debug: Debug | None = None
+    sweep: OfSweep = OfSweep()
     wording: dict[str, Any] = {}  # texts by data set, of which the settings of the method have theirs already
 
 
@@ -272,6 +282,14 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         return Settings.model_validate(at_these_shots(without_about(config)))
     except ValidationError as error:
         raise explain(error) from None
+
+
+def read_sweep_settings(given: Mapping[str, Any]) -> OfSweep:
+    """Check the settings below `sweep`. Raises: UserError."""
+    try:
+        return OfSweep.model_validate(dict(given))
+    except ValidationError as error:
+        raise explain(error, "sweep") from None
 
 
 def read_backbone(config: Mapping[str, Any]) -> Backbone:

@@ -31,10 +31,10 @@ from vlprompt.training.device import device_name, resolve_device
 from vlprompt.training.precision import resolve_precision
 
 MOST_BYTES = 10**6  # of a configuration: the longest recipes have some thousand
-UNRECORDED = ("search", "wording", "resume", "state_minutes")
-"""What a search may vary, what is in the method's settings already, and what says how a run comes about."""
+UNRECORDED = ("search", "sweep", "wording", "resume", "state_minutes")
+"""What a search may vary, what is in the method's settings already, and what says how runs come about."""
 OF_MACHINE = (
-    *("name", "force", "wandb", "device", "threads", "text_chunk", "workers", "cache", "compile"),
+    *("name", "force", "wandb", "device", "jobs_per_gpu", "threads", "text_chunk", "workers", "cache", "compile"),
     *UNRECORDED,
 )
 MODEL = "the backbone, which has a text tower or not"

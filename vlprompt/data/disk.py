@@ -39,7 +39,7 @@ class Lock:
     def acquire(self, on_wait: Callable[[str], object]) -> None:
         """Hold it. While another process does, `on_wait` hears once which, and this one waits. Raises: OSError."""
         if not self.try_acquire():
-            on_wait(self._holder())
+            on_wait(self.holder())
             self._lock.acquire()
             self._sign()
 
@@ -70,15 +70,19 @@ class Lock:
             with self._note.open("x", encoding="utf-8") as file:  # never through a link that somebody put there
                 file.write(self._text)
 
-    def _holder(self) -> str:
+    def holder(self) -> str:
         """Who holds it, as far as one can know: another process (4711 on node3, since 2026-01-31 12:03)."""
         for _ in range(3):
-            text = _read_note(self._note)
-            named = re.fullmatch(r"(\d+) on (\S+), since [\d :-]+", text)
-            if named and not (named[2] == socket.gethostname() and not _is_alive(int(named[1]))):
+            if text := self.note():
                 return f"another process ({text})"
             time.sleep(0.05)  # it may be about to sign
         return "another process"
+
+    def note(self) -> str | None:
+        """What its holder signed with; None where there is no note, or its process is known to be gone."""
+        text = _read_note(self._note)
+        named = re.fullmatch(r"(\d+) on (\S+), since [\d :-]+", text)
+        return text if named and not (named[2] == socket.gethostname() and not _is_alive(int(named[1]))) else None
 
 
 def _read_note(path: Path) -> str:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vlprompt.data.sources.files import DAMAGED, Files, orientation_of, to_rgb, turn
 from vlprompt.data.transforms import eval_transform, normalise
+from vlprompt.data.views import start_method
 from vlprompt.errors import UserError
 from vlprompt.textfiles import absolute
 from vlprompt.towers import Preprocess
@@ -129,6 +130,7 @@ def read_photos(
         _Crops(photos, pre, as_shown),
         batch_size=BATCH,
         num_workers=workers,
+        multiprocessing_context=start_method() if workers else None,
         collate_fn=_stacked,
         generator=torch.Generator(),  # a loader draws a number from it: the caller's stay as they are
     )

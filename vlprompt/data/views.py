@@ -1,5 +1,6 @@
 """Images of a split as batches of pixels."""
 
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -99,6 +100,12 @@ def leave_stopping(worker: int) -> None:
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_SECONDS))
 
 
+def start_method() -> str:
+    """How reading processes start: as Python does by default, not as joblib has it in the processes of a sweep."""
+    chosen, known = multiprocessing.get_start_method(allow_none=True), multiprocessing.get_all_start_methods()
+    return chosen if chosen in known else known[0]
+
+
 class _Workers(DataLoader[Any]):
     """A DataLoader whose workers report a user's mistake as such: torch puts a traceback into its message."""
 
@@ -129,6 +136,7 @@ class Batches:
             num_workers=workers,
             generator=torch.Generator(),  # else reading would take from the random numbers of the training
             persistent_workers=workers > 0,
+            multiprocessing_context=start_method() if workers else None,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=leave_stopping,
         )

@@ -14,6 +14,7 @@ from vlprompt.reports.filters import value_of
 from vlprompt.results.record import Record
 
 MOST_COLUMNS = 4  # settings that get columns by themselves
+PLAIN = (str, int, float, type(None))
 SECTIONS = ("method", "fit", "bank", "augment", "sampler", "backbone", "protocol")  # of what a row's seeds share
 WITHOUT_EFFECT = ("bank.use", "bank.gb", "backbone.weights", "backbone.model")  # weights have columns
 FIT = {f"fit.{name}": field.default for name, field in Fit.model_fields.items()}
@@ -177,6 +178,9 @@ def differences(records: Sequence[Record]) -> list[str]:
     shared = [key for key in (flat[0] if flat else {}) if all(key in other for other in flat)]
     differing = []
     for key in shared:
+        first = flat[0][key]
+        if isinstance(first, PLAIN) and all(type(other[key]) is type(first) and other[key] == first for other in flat):
+            continue  # most are alike, and their texts would take long
         values = dict.fromkeys(value_text(file_name(of_record[key])) for of_record in flat)
         if len(values) > 1:
             differing.append(f"{key} ({', '.join(values)})")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 
 from vlprompt.errors import Note, UserError, unknown
@@ -23,6 +22,7 @@ def score(predictions: Predictions) -> dict[str, float | int]:
     top-5 is 1. ECE has 15 equal-width bins over the confidence of the predicted class. Source: Guo et al., ICML 2017,
     https://arxiv.org/abs/1706.04599, section 2.
     """
+    import torch
     from sklearn.metrics import f1_score
     from torchmetrics.functional.classification import binary_calibration_error
 

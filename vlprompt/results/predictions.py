@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int, Shaped
-from torch import Tensor
 
 from vlprompt.errors import NonFiniteError, UserError
 from vlprompt.results.record import checked, damaged
@@ -28,10 +27,10 @@ class Predictions:
     logsumexp: Float[np.ndarray, " N"]
 
     @classmethod
-    def from_logits(
-        cls, images: Sequence[str], labels: Int[Tensor, " N"], logits: Float[Tensor, "N C"]
-    ) -> "Predictions":
-        """Raises: NonFiniteError where a logit is NaN or infinite."""
+    def from_logits(cls, images: Sequence[str], labels: Int[Any, " N"], logits: Float[Any, "N C"]) -> "Predictions":
+        """Of torch tensors. Raises: NonFiniteError where a logit is NaN or infinite."""
+        import torch  # not at the top: tables are made without it
+
         logits, labels = logits.detach().float().cpu(), labels.cpu().long()
         if not logits.isfinite().all():
             raise NonFiniteError(

@@ -17,14 +17,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from vlprompt.data.disk import Lock, is_full, make_folder, sha256_of, sync
-from vlprompt.errors import DamagedError, Note, UserError
-from vlprompt.results.record import FILE, Record, RunKey
+from vlprompt.data.disk import Lock, complain, is_full, make_folder, sha256_of, sync
+from vlprompt.errors import DamagedError, InUseError, Note, UserError
+from vlprompt.results.record import FILE, Record, RunKey, checked
 
 TRIALS = "tune"  # the folder of searches for settings, next to runs/
 DRAFT = re.compile(r"\.(.+)\.(partial|old|lock\.holder)")
+LOG = "log.txt"
 STATE = "state.safetensors"  # of a training that was stopped
-RESUMED = (STATE, "log.txt")  # what a run goes on with
+RESUMED = (STATE, LOG)  # what a run goes on with
 ATTEMPTS = 5  # where somebody deletes folders meanwhile
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -106,9 +107,32 @@ def stored_run(target: Path) -> tuple[Path, Record] | None:
     return None
 
 
+def finished_run(target: Path, matches: Callable[[Record], bool]) -> Record | None:
+    """The record of a run, if it is finished, `matches`, and its files are what it says; what was imported is no run.
+
+    Files that somebody deleted are no longer asked for, and the log is for people; a damaged one is told.
+    """
+    try:
+        folder, record = stored_run(target) or (target, None)
+        if record is None or record.status != "finished" or record.imported or not matches(record):
+            return None
+        for name in record.files:
+            if name != LOG and (folder / name).exists():
+                checked(folder / name)
+    except DamagedError as error:
+        complain(str(error))
+        return None
+    return record
+
+
 def _drafts(target: Path) -> tuple[Path, Path]:
     """Where a run is made, and where the one before it is until the new one has its name."""
     return target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.old")
+
+
+def draft_of(target: Path) -> Path:
+    """Where the run of this folder is made."""
+    return _drafts(target)[0]
 
 
 def settle(target: Path) -> None:
@@ -162,12 +186,27 @@ def _lock_of(target: Path) -> Lock:
     return Lock(target.with_name(f".{target.name}.lock"))
 
 
+def is_free(target: Path) -> bool:
+    """Whether no process is making the run of this folder."""
+    lock = _lock_of(target)
+    with contextlib.suppress(OSError):  # whoever asks for the run hears of it
+        if not lock.try_acquire():
+            return False
+        lock.release()
+    return True
+
+
+def holder(target: Path) -> str | None:
+    """Who is making the run of this folder, as its note says: 4711 on node3, since 2026-01-31 12:03. None: nobody."""
+    return _lock_of(target).note()
+
+
 class OpenRun:
     """One run in the making: `path` takes its files, `publish` makes them the run of its key."""
 
-    def __init__(self, target: Path, on_wait: Callable[[str], object]) -> None:
+    def __init__(self, target: Path, on_wait: Callable[[str], object], *, wait: bool = True) -> None:
         self.target, self.path = target, _drafts(target)[0]
-        self._on_wait, self._lock = on_wait, _lock_of(target)
+        self._on_wait, self._lock, self._waits = on_wait, _lock_of(target), wait
         self._hold()
 
     def _hold(self) -> None:
@@ -175,7 +214,10 @@ class OpenRun:
         for attempt in range(ATTEMPTS):
             try:
                 make_folder(self.target.parent)
-                self._lock.acquire(self._on_wait)
+                if self._waits:
+                    self._lock.acquire(self._on_wait)
+                elif not self._lock.try_acquire():
+                    raise InUseError(f"{self._lock.holder()} is running {self.target}", self.target)
                 settle(self.target)
                 self.path.mkdir(exist_ok=True)
                 if has_state(self.target) and not has_state(self.path):  # of a run that failed
@@ -238,15 +280,21 @@ class OpenRun:
 
 
 @contextlib.contextmanager
-def open_run(folder: Path, *, on_wait: Callable[[str], object] = logger.warning) -> Iterator[OpenRun]:
+def open_run(
+    folder: Path, *, on_wait: Callable[[str], object] = logger.warning, wait: bool = True
+) -> Iterator[OpenRun]:
     """Hold one run's folder for writing. Left without `publish`, what was there stays as it was, next to a state.
 
     While another process holds it, `on_wait` hears once which, and this one waits: look again for a finished run.
-    What others that were killed left next to it is ordered. Raises: UserError where the disk is full or read-only.
+    What others that were killed left next to it is ordered.
+
+    Raises:
+        InUseError: another process holds it, and `wait` is false.
+        UserError: the disk is full or read-only.
     """
     with _refusals_named(folder):
         try:
-            run = OpenRun(folder, lambda holder: on_wait(f"{holder} is running {folder}: waiting for it"))
+            run = OpenRun(folder, lambda holder: on_wait(f"{holder} is running {folder}: waiting for it"), wait=wait)
         except OSError as error:
             if is_full(error):
                 raise

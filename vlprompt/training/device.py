@@ -14,6 +14,7 @@ import torch
 from vlprompt.errors import UserError
 
 MAX_WORKERS = 8
+JOBS = "VLPROMPT_JOBS"  # in the environment: how many jobs share this machine
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
@@ -75,6 +76,27 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def default_workers() -> int:
-    """Processes that read images: one a core but one."""
+    """Processes that read images: one a core but one, of the cores that are this job's share."""
+    return min(MAX_WORKERS, max(share_of_cores() - 1, 0))
+
+
+def default_threads() -> int | None:
+    """Threads of a job among several, unless OMP_NUM_THREADS says how many; None: what torch chooses."""
+    return share_of_cores() if jobs_at_once() > 1 and not os.environ.get("OMP_NUM_THREADS") else None
+
+
+def share_of_cores() -> int:
+    """Cores that this process may use, divided among the jobs that run at once on this machine; at least one."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MAX_WORKERS, max(allowed - 1, 0))
+    return max(allowed // jobs_at_once(), 1)
+
+
+def jobs_at_once() -> int:
+    """Jobs that share this machine: VLPROMPT_JOBS, which a sweep with several at once sets for its processes.
+
+    Raises: UserError where it is no whole number from 1.
+    """
+    text = os.environ.get(JOBS) or "1"
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise UserError(f"{JOBS}={text} is no number of jobs on this machine: give a whole number from 1, or unset it")
+    return int(text)

@@ -31,11 +31,18 @@ logger = logging.getLogger("vlprompt")
 
 
 class Reporter:
-    """Lines for the user and for the log file; `aside`: on stderr, not stdout; `quiet`: for the file alone."""
+    """Lines for the user and for the log file; `aside`: on stderr, not stdout; `quiet`: for the file alone.
 
-    def __init__(self, log: Path | None = None, *, aside: bool = False, quiet: bool = False) -> None:
+    `cell`: several jobs write to one terminal, so each line starts with this one's name, and there is no bar.
+    """
+
+    def __init__(
+        self, log: Path | None = None, *, aside: bool = False, quiet: bool = False, cell: str | None = None
+    ) -> None:
         stream = sys.stderr if aside else sys.stdout
         self.console = Console(file=stream, highlight=False, soft_wrap=True, quiet=quiet)
+        self._is_terminal = self.console.is_terminal and not cell
+        self._prefix = f"[{cell}] " if cell else ""
         self._path, self._lines = log, list[str]()
         self._log: TextIO | None = log.open("a", encoding="utf-8", buffering=1) if log else None
         self._warnings = _Warnings(self)
@@ -51,8 +58,13 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """Show a line and log it."""
-        self.console.print(printable(line), markup=False)
+        self.show(line)
         self.log(line)
+
+    def show(self, line: str) -> None:
+        """Only show it."""
+        lines = "\n".join(self._prefix + one for one in line.split("\n"))
+        self.console.print(printable(lines), markup=False)
 
     def log(self, line: str) -> None:
         """Only log it."""
@@ -71,7 +83,7 @@ class Reporter:
 
         `in_bytes`: steps are bytes, shown as MB with their speed. Total None: not known.
         """
-        if not self.console.is_terminal:
+        if not self._is_terminal:
             yield Track(self, title, total, None, done=done, in_bytes=in_bytes)
             return
         amount: tuple[ProgressColumn, ...] = (TextColumn("{task.fields[note]}"), TimeElapsedColumn())
@@ -120,7 +132,7 @@ class Track:
         spent = time.monotonic() - self.start
         if spent > LONG and self._part(spent) > self.told:
             self.told = self._part(spent)
-            self.reporter.console.print(printable(self._line(spent, note)), markup=False)
+            self.reporter.show(self._line(spent, note))
 
     def _part(self, spent: float) -> int:
         """How many plain lines are due."""

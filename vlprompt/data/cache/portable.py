@@ -30,9 +30,10 @@ from vlprompt.data.dataset import PARTS
 from vlprompt.data.disk import check_space, whole_file, writing
 from vlprompt.data.download.members import DAMAGED
 from vlprompt.data.sources import banked
+from vlprompt.data.sources.banked import DATASETS
 from vlprompt.errors import UserError
 
-MANIFEST, DATASETS = "bank.json", "datasets"
+MANIFEST = "bank.json"
 TOWER = re.compile(r"[0-9a-f]{16}")
 VIEW = re.compile(r"crop|seed[0-9]{1,20}(-[0-9a-f]{8})?-view[0-9]{4,9}")
 FEATURE_MEMBER = re.compile(rf"features/({VIEW.pattern})\.safetensors")

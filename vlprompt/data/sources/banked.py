@@ -11,6 +11,7 @@ from vlprompt.data.cache.checked import sealed, unsealed
 from vlprompt.data.dataset import PARTS, Dataset, Item
 from vlprompt.errors import UserError
 
+DATASETS = "datasets"  # their folder, below that of the bank
 Row = tuple[str, int, str]  # image, label, key: empty where no feature of it is there
 
 
