@@ -137,6 +137,8 @@ def cuda(n_devices: int = 1) -> Iterator[None]:
         "get_device_name": lambda *_: "stand-in",
         "max_memory_allocated": lambda *_: 1,
         "get_device_properties": lambda *_: SimpleNamespace(name="stand-in", major=9, minor=0, total_memory=2**30),
+        "get_rng_state": lambda *_: torch.get_rng_state(),
+        "set_rng_state": lambda state, *_: torch.set_rng_state(state),
         **{name: lambda *_, **__: None for name in ("_lazy_init", "synchronize", "reset_peak_memory_stats")},
     }
     with pytest.MonkeyPatch.context() as patch, _Mode(), swapped_parameters():

@@ -23,7 +23,7 @@ from running import Answer, ask, check_mistake, set_up, succeed
 from tiny_world import CLASSES, PER_CLASS, RUN, load
 
 import vlprompt.run
-from vlprompt import cli, demo, sweep
+from vlprompt import cli, demo, sweep, towers
 from vlprompt.config import paths
 from vlprompt.config.build import clip_at, features_at
 from vlprompt.config.compose import read_reference, read_run
@@ -330,7 +330,7 @@ def test_a_name_is_not_given_to_other_settings(again: Path) -> None:
 def test_a_backbone_without_text_has_no_zero_shot_row(
     results: Path, monkeypatch: pytest.MonkeyPatch, sweeps: bool
 ) -> None:
-    monkeypatch.setattr(sweep, "has_text", lambda model: False)
+    monkeypatch.setattr(towers, "has_text", lambda model: False)
     given = [text for text in RUN if not text.startswith("method.")]
     arguments = ["-m", "seed=1,2"] if sweeps else []
     answer = ask(sweep.main, [*arguments, *given, "protocol=train_val", "method=linear_head"])

@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as stop:
         why = "finished runs stay, the same command resumes from there" if resumes else "nothing was written"
-        stopped = isinstance(stop, Stopped) and stop.kept  # else it is said of all runs together
-        print(printable(stop.line if stopped else f"\ninterrupted: {why}"), file=sys.stderr)  # noqa: T201
+        line = stop.line if isinstance(stop, Stopped) and stop.kept else f"\ninterrupted: {why}"
+        print(printable(line), file=sys.stderr)  # noqa: T201
         return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
     except BrokenPipeError:  # `vlprompt table | head`
         drop_output()

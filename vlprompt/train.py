@@ -19,7 +19,7 @@ from vlprompt.training.averaging import make_keeper
 from vlprompt.training.optim import make_optimizer, n_epochs, n_steps, set_learning_rate
 from vlprompt.training.precision import Scaler, compiled
 from vlprompt.training.progress import Reporter
-from vlprompt.training.state import State
+from vlprompt.training.state import Part, State
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,14 @@ def train(
         learner.train()
         torch.manual_seed(seed_of("train", loader.seed))  # of dropout and the like
         state = state or State()
-        parts = {"learner": learner, "optimizer": optimizer, "scaler": scaler, "keeper": keeper, "meter": meter}
-        done = state.restore(total, **parts)
+        parts: dict[str, Part] = {
+            "learner": learner,
+            "optimizer": optimizer,
+            "scaler": scaler,
+            "keeper": keeper,
+            "meter": meter,
+        }
+        done = state.restore(total, parts)
         size = {"batch_size": fit.batch_size, "per_epoch": per_epoch, "total": total}
         batches = loader.shuffled(episode.train, **size, first=done)
         with reporter.track("training", total, done=done) as track:

@@ -70,7 +70,7 @@ class State:
         self._parts: Mapping[str, Part] = {}
         self._random: dict[str, Any] = {}
 
-    def restore(self, total: int, **parts: Part) -> int:
+    def restore(self, total: int, parts: Mapping[str, Part]) -> int:
         """Put what was kept into the parts of a training of `total` steps; -> how many of these are done.
 
         Raises: UserError for a state that is this training's, and yet cannot be put there.
