@@ -54,9 +54,9 @@ def test_averages_of_base_and_novel_and_both_kinds_of_h() -> None:
 
 
 def test_average_of_other_seeds_has_no_deviation() -> None:
-    same = average(pd.DataFrame({"dtd": [10.0, 20.0], "eurosat": [30.0, 30.0]}))
+    same = average([{1: 10.0, 2: 20.0}, {2: 30.0, 1: 30.0}])
     assert (same.n, same.mean, same.deviation) == (2, 22.5, pytest.approx(5 / 2**0.5))
-    other = average(pd.DataFrame({"dtd": [10.0, 20.0], "eurosat": [30.0, float("nan")]}))
+    other = average([{1: 10.0, 2: 20.0}, {1: 30.0}])
     assert (other.n, other.mean) == (1, 22.5)
     assert other.deviation != other.deviation
 

@@ -1,6 +1,7 @@
 """Results by data set and part, and averages over data sets: what papers' tables, figures and ranks are made of."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -19,6 +20,7 @@ from vlprompt.reports.summary import (
     runs_in,
     sources,
     spread,
+    values_by,
 )
 from vlprompt.results.record import Record
 
@@ -58,7 +60,7 @@ def across_datasets(
                 notes.append(f"{label} is over {', '.join(datasets)}.")
         for key, group in members.groupby(learner, sort=False):
             row = shared | dict(zip(learner, key, strict=True))
-            by_test = group.groupby(["dataset", "part"], sort=False)["value"]
+            by_test = values_by(group, "dataset", "part").items()
             spreads: Spreads = {(str(d), str(part)): spread(v, interval) for (d, part), v in by_test}
             printed = {name for name, _ in spreads}
             for label, datasets in sets.items():
@@ -93,20 +95,25 @@ def _averages(group: pd.DataFrame, datasets: Sequence[str], interval: Interval) 
         shots = f", {first['shots']} shots" if first["given_shots"] != UNTRAINED else ""
         return {}, [f"{first['protocol']}{shots}: {', '.join(missing)}"]
     averages, lacking = {}, []
-    for part, of_part in known[known["part"] != MEAN_OF_H].groupby("part", sort=False):
-        by_seed = of_part.pivot(index="seed", columns="dataset", values="value")
-        if missing := [name for name in datasets if name not in by_seed]:
+    values: dict[str, dict[str, dict[int, float]]] = {}  # by part, data set and seed
+    for part, dataset, seed, value in known[["part", "dataset", "seed", "value"]].itertuples(index=False):
+        values.setdefault(part, {}).setdefault(dataset, {})[seed] = value
+    for part, of_part in values.items():
+        if part == MEAN_OF_H:
+            continue
+        if missing := [name for name in datasets if name not in of_part]:
             lacking.append(f"{part}: {', '.join(missing)}")
         else:
-            averages[str(part)] = average(by_seed[datasets], interval)
+            averages[part] = average([of_part[name] for name in datasets], interval)
     return averages, lacking
 
 
-def average(table: pd.DataFrame, interval: Interval = "none") -> Spread:
-    """The mean over data sets (columns) of the means over seeds (rows); its deviation where all have the same seeds."""
-    if table.notna().all(axis=None):
-        return spread([sum(row) / len(row) for row in table.to_numpy().tolist()], interval)
-    return Spread(int(table.count().min()), sum(table.mean()) / table.shape[1])
+def average(by_seed: Sequence[Mapping[int, float]], interval: Interval = "none") -> Spread:
+    """The mean over data sets of the means over their seeds; its deviation where all have the same seeds."""
+    seeds = by_seed[0]
+    if all(values.keys() == seeds.keys() for values in by_seed):
+        return spread([fmean(values[seed] for values in by_seed) for seed in seeds], interval)
+    return Spread(min(map(len, by_seed)), fmean(fmean(values.values()) for values in by_seed))
 
 
 def _harmonic(spreads: Spreads, row: Mapping[str, Any], sets: Mapping[str, Sequence[str]]) -> Spreads:

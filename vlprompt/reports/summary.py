@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
@@ -235,10 +236,18 @@ def runs_in(group: pd.DataFrame) -> list[Record]:
     return list(dict(zip(group["run"], group["record"], strict=True)).values())
 
 
+def values_by(group: pd.DataFrame, *names: str) -> dict[tuple[Any, ...], list[float]]:
+    """The values of rows of the tidy frame by what they have in some columns: `groupby` costs more than it groups."""
+    values: dict[tuple[Any, ...], list[float]] = {}
+    for *key, value in zip(*(group[name].tolist() for name in (*names, "value")), strict=True):
+        values.setdefault(tuple(key), []).append(value)
+    return values
+
+
 def _numbers(group: pd.DataFrame, interval: Interval) -> dict[str, float]:
     """What the seeds of one learner come to, by column."""
     first, columns = group.iloc[0], {}
-    spreads = {str(split): spread(v, interval) for split, v in group.groupby("split", sort=False)["value"] if split}
+    spreads = {str(split): spread(v, interval) for (split,), v in values_by(group, "split").items() if split}
     mean_of_h = spreads.pop(MEAN_OF_H, None)
     means = {split: s.mean for split, s in spreads.items()}
     for name, value in headline(first["protocol"], first["dataset"], means, first["metric"]).items():
@@ -255,7 +264,8 @@ def _numbers(group: pd.DataFrame, interval: Interval) -> dict[str, float]:
 def _costs(runs: Sequence[Record]) -> dict[str, int | float]:
     """Means over the runs that finished, and how many did."""
     finished = [record.cost for record in runs if record.status == "finished"]
-    means = {name: pd.Series([c.get(key) for c in finished], dtype=float).mean() for name, key in COSTS.items()}
+    costs = {name: [v for c in finished if (v := c.get(key)) is not None] for name, key in COSTS.items()}
+    means = {name: fmean(values) if values else NAN for name, values in costs.items()}
     return {"n": len(finished), "failed": len(runs) - len(finished), **means}
 
 

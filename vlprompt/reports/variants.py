@@ -13,6 +13,7 @@ from vlprompt.errors import Note, first_names
 from vlprompt.reports.filters import value_of
 from vlprompt.results.record import Record
 
+HASH = re.compile("[0-9a-f]{8}")
 MOST_COLUMNS = 4  # settings that get columns by themselves
 PLAIN = (str, int, float, type(None))
 SECTIONS = ("method", "fit", "bank", "augment", "sampler", "backbone", "protocol")  # of what a row's seeds share
@@ -24,7 +25,7 @@ FIT |= {f"fit.schedule.{name}": value for name, value in Schedule().model_dump()
 def has_name(record: Record) -> bool:
     """Whether the user named this variant (`name=`), or an import did; else it is a hash of its changes."""
     variant = record.variant
-    return variant is not None and (record.config.get("name") == variant or not re.fullmatch("[0-9a-f]{8}", variant))
+    return variant is not None and (record.config.get("name") == variant or not HASH.fullmatch(variant))
 
 
 def variant_texts(records: Sequence[Record], columns: Sequence[str] = ()) -> list[str]:
@@ -172,6 +173,8 @@ def mixed_settings(records: Sequence[Record]) -> list[str]:
 
 def differences(records: Sequence[Record]) -> list[str]:
     """The settings that all of these records keep, and not with the same value: fit.lr (0.002, 0.01)."""
+    if len({repr([record.config.get(name) for name in SECTIONS]) for record in records}) < 2:
+        return []  # the most, soon told
     flat = [
         {key: leaf for name in SECTIONS for key, leaf in leaves(record.config.get(name), name)} for record in records
     ]

@@ -114,7 +114,7 @@ class Record(RunKey):
         try:
             if _is_newer(fields := json.loads(content)):
                 raise UserError(f"'{path}' was written by a newer vlprompt: update vlprompt to read it.")
-            record = cls.model_validate_json(content)
+            record = cls.model_validate(fields)
         except ValidationError as error:
             first = error.errors()[0]
             reason = f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
