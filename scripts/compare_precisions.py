@@ -90,8 +90,10 @@ def main() -> None:
     rows = deviations(clip, class_names(options.classes, options.backbone), options.images)
     kind = "the demo's small model" if options.backbone in demo.BACKBONES else options.backbone
     about = {"model": kind, "classes": options.classes, "device": device_name(device), "torch": torch.__version__}
-    text = f"{kind} with random weights, {options.classes} classes, on {about['device']} (torch {about['torch']}); made by "
-    text += f"`python scripts/compare_precisions.py --images {options.images}`\n\n{HEADER}"
+    names = ("backbone", "device", "classes", "images")
+    command = " ".join(["scripts/compare_precisions.py", *(f"--{name} {getattr(options, name)}" for name in names)])
+    text = f"{kind} with random weights, {options.classes} classes, on {about['device']} (torch {about['torch']})\n"
+    text += f"made by `python {command}`\n\n{HEADER}"
     text += "\n".join(map(str, rows)) + "\n"
     print(text)
     if options.output:

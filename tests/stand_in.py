@@ -149,7 +149,10 @@ def cuda(n_devices: int = 1) -> Iterator[None]:
         ),
         "get_rng_state": lambda *_: torch.get_rng_state(),
         "set_rng_state": lambda state, *_: torch.set_rng_state(state),
-        **{name: lambda *_, **__: None for name in ("_lazy_init", "synchronize", "reset_peak_memory_stats")},
+        **{
+            name: lambda *_, **__: None
+            for name in ("_lazy_init", "synchronize", "reset_peak_memory_stats", "empty_cache")
+        },
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, answer in answers.items():
