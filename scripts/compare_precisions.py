@@ -1,14 +1,17 @@
 """How far the logits of each precision are from those of float32, and how many predictions that turns.
 
     python scripts/compare_precisions.py                                  # ViT-B/16, random weights, 64 images of noise
-    python scripts/compare_precisions.py --device cuda --images 1000 --output precisions.md
+    python scripts/compare_precisions.py --device cuda --images 1000 --output results/benchmarks
+
+The second writes precisions.json and precisions.md into that folder.
 
 The frozen model as a classifier of ImageNet's class names, at scale 100. Random weights put all images close together,
 so that their predictions turn sooner than those of a trained model.
 """
 
 import argparse
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -80,17 +83,24 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--output", type=Path, metavar="FILE")
+    parser.add_argument("--output", type=Path, metavar="FOLDER")
     options = parser.parse_args()
     device = resolve_device(options.device)
     clip = random_clip(options.backbone, device)
     rows = deviations(clip, class_names(options.classes, options.backbone), options.images)
     kind = "the demo's small model" if options.backbone in demo.BACKBONES else options.backbone
-    text = f"{kind} with random weights, {options.classes} classes, on {device_name(device)}\n\n{HEADER}"
+    about = {"model": kind, "classes": options.classes, "device": device_name(device), "torch": torch.__version__}
+    names = ("backbone", "device", "classes", "images")
+    command = " ".join(["scripts/compare_precisions.py", *(f"--{name} {getattr(options, name)}" for name in names)])
+    text = f"{kind} with random weights, {options.classes} classes, on {about['device']} (torch {about['torch']})\n"
+    text += f"made by `python {command}`\n\n{HEADER}"
     text += "\n".join(map(str, rows)) + "\n"
     print(text)
     if options.output:
-        options.output.write_text(text)
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "precisions.md").write_text(text)
+        report = {**about, "rows": [asdict(row) for row in rows]}
+        (options.output / "precisions.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,17 +32,18 @@ def page(report: dict[str, Any]) -> str:
     rows = report["rows"]
     text = "# Steps a second\n\n" + head + "\n| method | how | batch | steps a second | peak memory |\n"
     text += "|---|---|---|---|---|\n" + "".join(f"{line(row)}\n" for row in rows)
-    text += "\n## Loading\n\n"
-    reading = report["loading"]
-    text += f"{reading['images_read']:,.0f} images of 500 x 375 pixels a second read and augmented by "
-    text += (
-        f"{reading['workers']} processes; {reading['images_encoded']:,.0f} a second through the image tower in bf16\n"
-    )
-    text += "\n## Precision: logits against fp32\n\n" + HEADER
-    text += "".join(f"{Deviation(**row)}\n" for row in report["precisions"])
-    text += "\n## Base to novel on 11 data sets, 3 seeds, estimated from the steps above\n\n"
-    text += "| method | cells | steps | hours | cells an hour |\n|---|---|---|---|---|\n"
-    return text + "".join(f"{row}\n" for row in cells(rows, reading))
+    if reading := report.get("loading"):
+        text += f"\n## Loading\n\n{reading['images_read']:,.0f} images of 500 x 375 pixels a second read and "
+        text += f"augmented by {reading['workers']} processes; {reading['images_encoded']:,.0f} a second through the "
+        text += "image tower in bf16\n"
+    if "precisions" in report:
+        text += f"\n## Precision: logits against fp32\n\n{HEADER}"
+        text += "".join(f"{Deviation(**row)}\n" for row in report["precisions"])
+    if reading and (lines := cells(rows, reading)):
+        text += "\n## Base to novel on 11 data sets, 3 seeds, estimated from the steps above\n\n"
+        text += "| method | cells | steps | hours | cells an hour |\n|---|---|---|---|---|\n"
+        text += "".join(f"{row}\n" for row in lines)
+    return text
 
 
 def cells(rows: list[dict[str, Any]], reading: dict[str, float]) -> list[str]:

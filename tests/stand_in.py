@@ -1,11 +1,13 @@
 """A GPU that is none: tensors that say cuda:0, compute on the CPU and refuse to meet CPU tensors, as a GPU's do.
 
 `cuda()` puts it in: what is asked for on `cuda` within it is a `DeviceTensor`. Its numbers are those of the CPU, so
-that a run on it can be held against one there. What it cannot show: a GPU's own kernels, their speed and their memory.
+that a run on it can be held against one there. `mps()` is Apple's: it has no float64, and lacks some operations. What
+they cannot show: a GPU's own kernels, their speed and their memory.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,9 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-DEVICE = torch.device("cuda", 0)
+DEVICE = torch.device("cuda", 0)  # which the stand-in is at present
+PEAK = 12345  # bytes that it says it needed
 CROSSING = {"aten::_to_copy", "aten::copy_"}  # may read one device and write to the other
 INDEXING = {f"aten::{name}" for name in ("index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_")}
+MISSING = {"mps": {"aten::_linalg_eigh"}}  # by kind of GPU: operations that torch has no code for
 
 
 class DeviceTensor(Tensor):
@@ -42,7 +46,7 @@ class DeviceTensor(Tensor):
         return call(func, args, kwargs or {})
 
     device = property(lambda self: DEVICE)
-    is_cuda = property(lambda self: True)
+    is_cuda = property(lambda self: DEVICE.type == "cuda")
     is_cpu = is_meta = property(lambda self: False)
 
     def tolist(self) -> Any:
@@ -50,7 +54,7 @@ class DeviceTensor(Tensor):
 
     def numpy(self, *, force: bool = False) -> Any:
         if not force:
-            raise TypeError("can't convert a cuda:0 tensor to numpy: copy it to the CPU first")
+            raise TypeError(f"can't convert a {DEVICE} tensor to numpy: copy it to the CPU first")
         return self.detach().inner.numpy()
 
     def __array__(self, *_: Any, **__: Any) -> Any:
@@ -93,9 +97,11 @@ def call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name, schema = func._schema.name, func._schema
     given = tensors_in((args, *kwargs.values()))
     wanted = kwargs.get("device")
-    on_device = any(map(is_ours, given)) if wanted is None else torch.device(wanted).type in ("cuda", "meta")
+    on_device = any(map(is_ours, given)) if wanted is None else torch.device(wanted).type in (DEVICE.type, "meta")
     if any(map(is_ours, given)) and name not in CROSSING:
         refuse_mixture(name, args, given)
+        if name in MISSING.get(DEVICE.type, ()):
+            raise NotImplementedError(f"{name} is not implemented on {DEVICE}")
     plain_args = mapped(inner, args)
     plain = {key: mapped(inner, value) for key, value in kwargs.items()}
     if wanted is not None:
@@ -103,6 +109,8 @@ def call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if plain.get("pin_memory"):
         plain["pin_memory"] = False
     result = func(*plain_args, **plain)
+    if on_device and DEVICE.type == "mps" and any(t.dtype == torch.float64 for t in tensors_in([result])):
+        raise TypeError(f"{name}: {DEVICE} has no float64")
     if schema.returns and schema.returns[0].alias_info and schema.returns[0].alias_info.is_write:
         return kwargs.get("out", args[0])  # in place: the very tensor that was given
     return mapped(lambda v: DeviceTensor(v) if on_device and type(v) is Tensor else v, result)
@@ -135,18 +143,41 @@ def cuda(n_devices: int = 1) -> Iterator[None]:
         "device_count": lambda: n_devices,
         "is_bf16_supported": lambda *_, **__: True,
         "get_device_name": lambda *_: "stand-in",
-        "max_memory_allocated": lambda *_: 1,
-        "get_device_properties": lambda *_: SimpleNamespace(name="stand-in", major=9, minor=0, total_memory=2**30),
+        "max_memory_allocated": lambda *_: PEAK,
+        "get_device_properties": lambda index=0: SimpleNamespace(
+            name="stand-in", major=9, minor=0, total_memory=2**30, uuid=f"card-{index}"
+        ),
         "get_rng_state": lambda *_: torch.get_rng_state(),
         "set_rng_state": lambda state, *_: torch.set_rng_state(state),
-        **{name: lambda *_, **__: None for name in ("_lazy_init", "synchronize", "reset_peak_memory_stats")},
+        **{
+            name: lambda *_, **__: None
+            for name in ("_lazy_init", "synchronize", "reset_peak_memory_stats", "empty_cache")
+        },
     }
-    with pytest.MonkeyPatch.context() as patch, _Mode(), swapped_parameters():
-        patch.setattr(torch.accelerator, "is_available", lambda: False)  # no streams, no graphs, no pinned memory
+    with pytest.MonkeyPatch.context() as patch:
         for name, answer in answers.items():
             patch.setattr(torch.cuda, name, answer)
+        with standing_in(torch.device("cuda", 0)):
+            yield
+
+
+@contextmanager
+def mps() -> Iterator[None]:
+    """Within it torch has Apple's GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.backends.mps, "is_available", cache(lambda: True))  # as torch has it
+        with standing_in(torch.device("mps", 0)):
+            yield
+
+
+@contextmanager
+def standing_in(device: torch.device) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch, _Mode(), swapped_parameters():
+        patch.setitem(globals(), "DEVICE", device)
+        patch.setattr(torch.accelerator, "is_available", lambda: False)  # no streams, no graphs, no pinned memory
         for name in ("tensor", "as_tensor"):  # which would ask the driver before any mode is asked
             patch.setattr(torch, name, made_then_moved(getattr(torch, name)))
+        patch.setattr(Tensor, "to", with_index(Tensor.to))
         yield
 
 
@@ -169,3 +200,15 @@ def made_then_moved(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return tensor if device is None else tensor.to(device)
 
     return made
+
+
+def with_index(to: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Without an index torch would ask the driver which GPU is meant."""
+
+    def moved(tensor: Tensor, *args: Any, **more: Any) -> Tensor:
+        given = [
+            DEVICE if isinstance(value, str | torch.device) and str(value) == DEVICE.type else value for value in args
+        ]
+        return to(tensor, *given, **more)
+
+    return moved

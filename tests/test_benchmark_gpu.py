@@ -3,10 +3,12 @@
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import stand_in
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -50,21 +52,54 @@ def test_what_was_not_measured_says_why(scripts: None) -> None:
     assert gpu_report.line(row("lora", "vlprompt", None, peak_bytes=None)).count("not measured: the time was up") == 1
 
 
+def test_a_case_that_fails_costs_the_others_nothing(scripts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import benchmark_gpu
+    import gpu_report
+    from speed_cases import DEFAULTS
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: no kernel image\nand a long trace")
+
+    monkeypatch.setattr(benchmark_gpu, "make_step", fails)
+    measured = benchmark_gpu.measure(benchmark_gpu.Row("coop", "vlprompt", "bf16", False, 32), DEFAULTS["coop"], CPU, 1)
+    assert measured.steps_per_second is None
+    assert measured.reason == "RuntimeError: CUDA error: no kernel image"
+    head = {"backbone": "b", "classes": 1, "device": "d", "torch": "t", "seconds": 1.0}
+    assert "no kernel image" in gpu_report.page({**head, "rows": [vars(measured)]})  # nor does one without loading
+
+
 @pytest.mark.slow
-def test_all_methods_in_a_small_size(scripts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_all_methods_in_a_small_size(
+    scripts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """Also on the stand-in, whose steps are those of the CPU."""
     import benchmark_gpu
 
-    options = ["--device=cpu", "--backbone=shapes_vit", "--classes=5", "--batch=2", "--seconds=60"]
+    options = [
+        f"--device={device}",
+        "--backbone=shapes_vit",
+        "--classes=5",
+        "--batch=2",
+        "--seconds=9999",
+        "--images=20",
+    ]
     monkeypatch.setattr(benchmark_gpu, "VARIANTS", [v for v in benchmark_gpu.VARIANTS if not v[2]])
+    monkeypatch.setattr(benchmark_gpu, "default_workers", lambda: 0)
+    monkeypatch.setattr(benchmark_gpu, "SHARE", 0)  # a few steps of each
     monkeypatch.setattr(sys, "argv", ["benchmark_gpu.py", *options, f"--output={tmp_path}"])
-    benchmark_gpu.main()
+    with nullcontext() if device == "cpu" else stand_in.cuda():
+        benchmark_gpu.main()
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert len(report["rows"]) == 6 * 5
     for one in report["rows"]:
-        assert (one["steps_per_second"] is None) == (one["precision"] == "tf32"), one
+        assert (one["steps_per_second"] is None) == (device == "cpu" and one["precision"] == "tf32"), one
+        assert device == "cpu" or one["peak_bytes"] == stand_in.PEAK
     page = (tmp_path / "gpu.md").read_text()
-    assert page.count("not measured: cpu has none") == 5
+    assert page.count("not measured: cpu has none") == 5 * (device == "cpu")
     assert "| coop | 33 |" in page
+    assert {"loading", "precisions"} < report.keys()
 
 
 @pytest.mark.slow

@@ -124,6 +124,9 @@ def test_a_step_that_overflows_is_left_out(loader: Loader, episode: Episode) -> 
         scaler.backward(Images(features=torch.randn(5, loader.clip.image.embed_dim)), torch.arange(5))
         taken.append(scaler.unscale(optimizer))
     assert taken == [False, False, True, True]
+    again = Scaler(learner, "fp16")
+    again.load_state_dict(scaler.state_dict())  # of a run that is resumed
+    assert (again.left_out, again.get_scale()) == (scaler.left_out, scaler.get_scale()) == (2, 16384)
     assert next(learner.parameters()).grad.isfinite().all()
     learner, learner.limit = coop(loader, Overflowing), 0.0  # at any scale: that is no overflow of the scale's
     short = FIT.model_copy(update={"epochs": 20})

@@ -5,34 +5,44 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import stand_in
 import tiny
+import tiny_world
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from running import ask
 from torch import Tensor
 
+import vlprompt.run
+from vlprompt import cli
 from vlprompt.config.compose import read_run
-from vlprompt.errors import UserError
+from vlprompt.data.disk import Lock
+from vlprompt.data.views import Batches, Views
+from vlprompt.errors import ClassBoundError, UserError
 from vlprompt.learners.base import Learner
 from vlprompt.results import costs
 from vlprompt.results.record import Record
+from vlprompt.results.store import find_records
 from vlprompt.run import run
-from vlprompt.towers import Images
+from vlprompt.towers import Images, Preprocess
+from vlprompt.training import lease as leases
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = Path(__file__).parent / "fixtures" / "conf"
 TINY = [
     *(f"hydra.searchpath=[file://{CONF}]", "dataset=tiny", "backbone.weights=random", "shots=2"),
-    *("bank.views=1", "workers=0", "force=true"),
+    *("workers=0", "force=true"),
 ]
-STEPS = ["++fit.steps=2", "++fit.epochs=null"]
+STEPS = ["++fit.steps=2", "++fit.epochs=null", "bank.views=1"]
 FREE = ["method.ctx_init=''", "method.n_context=4"]
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
 WITHOUT_STEPS = ("zero_shot", "hard_prompts", "linear_probe", "lp_plus_plus", "tip_adapter")
 PROTOCOLS = ("few_shot", "base_to_novel", "cross_dataset", "domain_generalization", "train_val")
 TARGETS = {"cross_dataset": "[tiny_other]", "domain_generalization": "[tiny_sketch,tiny_part]"}
-PLAIN = {("coop", "base_to_novel", True), ("vpt_deep", "few_shot", False), ("clip_adapter", "few_shot", True)}
+PLAIN = {("coop", "base_to_novel", True), ("vpt_deep", "few_shot", False)}  # one for each tower
 COMPARED = ("coop", "base_to_novel", True)
 
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
@@ -59,19 +69,16 @@ def overrides(method: str, protocol: str, *, bank: bool) -> list[str]:
     return [*TINY, f"method={method}", f"protocol={protocol}", f"bank.use={bank}", *targets, *steps, *context]
 
 
-def on_cpu(asked: list[str]) -> Record | type[UserError]:
+def outcome(asked: list[str], device: str) -> Record | type[UserError]:
     try:
-        return run(read_run([*asked, "device=cpu", "precision=fp32"]))
+        return run(read_run([*asked, f"device={device}", "precision=fp32"]))
     except UserError as error:
         return type(error)
 
 
-def on_device(asked: list[str], precision: str = "fp32") -> Record | type[UserError]:
-    with stand_in.cuda():
-        try:
-            return run(read_run([*asked, "device=cuda:0", f"precision={precision}"]))
-        except UserError as error:
-            return type(error)
+def refusal(method: str, protocol: str) -> type[UserError]:
+    """Of parameters for classes that others are tested on; of a choice on validation images that are trained on."""
+    return UserError if (method, protocol) == ("linear_probe", "train_val") else ClassBoundError
 
 
 @pytest.mark.parametrize(("method", "protocol", "bank"), cases())
@@ -83,14 +90,17 @@ def test_a_run_on_a_gpu_has_the_numbers_of_the_cpu(
         pytest.importorskip("bitsandbytes")
     asked = overrides(method, protocol, bank=bank)
     monkeypatch.setattr(costs, "TIMES", 1)
-    ours = on_device(asked)
-    theirs = ours if (method, protocol, bank) in PLAIN - {COMPARED} else on_cpu(asked)  # the others are compared slowly
+    with stand_in.cuda():
+        ours = outcome(asked, "cuda:0")
+    slowly = (method, protocol, bank) in PLAIN - {COMPARED}
+    theirs = ours if slowly else outcome(asked, "cpu")
     if (method, protocol, bank) not in PLAIN and not isinstance(theirs, Record):
-        assert ours is theirs
+        assert ours is theirs is refusal(method, protocol)
         return
     assert isinstance(ours, Record)
     assert isinstance(theirs, Record)
     assert ours.device == "stand-in"
+    assert ours.cost["peak_memory_bytes"] == stand_in.PEAK
     assert list(ours.scores) == list(theirs.scores)
     for name, scores in ours.scores.items():
         assert scores["nll"] == pytest.approx(theirs.scores[name]["nll"], rel=1e-3)  # a search amplifies rounding
@@ -146,8 +156,125 @@ def test_a_resnet_has_its_channels_last_on_a_gpu() -> None:
         torch.testing.assert_close(features.cpu(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_planted_mixture_is_caught(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a method makes a tensor without saying where."""
-    monkeypatch.setattr(Learner, "compare", lambda self, features, classes: features @ torch.ones(classes.shape).T)
-    with stand_in.cuda(), pytest.raises(RuntimeError, match="same device"):
-        run(read_run([*TINY, "method=zero_shot", "protocol=few_shot", "device=cuda:0"]))
+class Mixing(Learner):
+    """It makes a tensor without saying where."""
+
+    def compare(self, features: Tensor, class_features: Tensor | None) -> Tensor:
+        assert class_features is not None
+        return features @ torch.ones(class_features.shape).T
+
+
+def test_a_planted_mixture_is_caught() -> None:
+    clip, model = tiny.clip("vit", torch.float32)
+    images = tiny.pixels(model)
+    with stand_in.cuda():
+        learner = Mixing(clip.to("cuda:0"), ["zebra", "okapi"])
+        with pytest.raises(RuntimeError, match="same device"):
+            learner(Images(images.to("cuda:0")), learner.encode_classes())
+
+
+def test_images_come_from_pinned_memory_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step's pixels and labels are copied while the last one computes; on a CPU there is nothing to copy."""
+    split = tiny_world.load("tiny").split("test")
+    copies: list[tuple[str, bool]] = []
+    to = Tensor.to
+
+    def counted(tensor: Tensor, *args: Any, **more: Any) -> Tensor:
+        copies.append((str(tensor.dtype), more.get("non_blocking", False)))
+        return to(tensor, *args, **more)
+
+    with stand_in.cuda():
+        batches = Batches(Views(split, Preprocess(size=16)), [(None, 0), (None, 1)], batch_size=2, device="cuda:0")
+        monkeypatch.setattr(Tensor, "to", counted)
+        (pixels, labels), *rest = batches
+        monkeypatch.undo()
+        assert (pixels.device, labels.device, rest) == (stand_in.DEVICE, stand_in.DEVICE, [])
+        assert batches.loader.pin_memory
+    assert [copy for copy in copies if copy[1]] == [("torch.uint8", True), ("torch.int64", True)]
+    assert not Batches(Views(split, Preprocess(size=16)), [], batch_size=2).loader.pin_memory
+
+
+def trained_on(device: str, method: str, *more: str) -> Record:
+    return run(read_run([*overrides(method, "few_shot", bank=True), f"device={device}", "precision=fp32", *more]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["coop", "maple", "clip_adapter", "linear_head", "zero_shot"])
+def test_a_model_goes_from_one_device_to_the_other(results: Path, method: str) -> None:
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    with stand_in.cuda():
+        there = trained_on("cuda:0", method)
+        expected = vlprompt.load(there, device="cuda:0").probabilities(photo)
+        (one,) = vlprompt.load(there, device="cuda:0").predict([photo])
+    torch.testing.assert_close(vlprompt.load(there, device="cpu").probabilities(photo), expected, rtol=1e-4, atol=1e-6)
+    assert one[0][1] == pytest.approx(float(expected.max()), rel=1e-4)
+    here = trained_on("cpu", method, "name=cpu")
+    expected = vlprompt.load(here, device="cpu").probabilities(photo)
+    with stand_in.cuda():
+        model = vlprompt.load(here, device="cuda:0")
+        assert model.clip.device == stand_in.DEVICE
+        torch.testing.assert_close(model.probabilities(photo), expected, rtol=1e-4, atol=1e-6)
+        moved = vlprompt.load(here, device="cpu")
+        assert moved.clip.device.type == "cpu"
+
+
+@pytest.mark.slow
+def test_a_run_in_tf32_is_used_on_a_cpu_in_fp32(results: Path) -> None:
+    """In the rounding of a GPU there is nothing to test it with elsewhere."""
+    rank = ["method.rank=2", "name=two", "precision=tf32"]
+    with stand_in.cuda():
+        record = trained_on("cuda:0", "dylora", *rank)
+        answer = ask(cli.main, ["evaluate", "method.test_rank=1,2", "--device", "cuda:0", "--results", str(results)])
+        assert answer.code == 0, answer.err
+        assert "tf32" in answer.out
+    assert record.precision == "tf32"
+    assert vlprompt.load(record, device="cpu").precision == "fp32"
+    answer = ask(cli.main, ["evaluate", "method.test_rank=1,2", "--device", "cpu", "--results", str(results)])
+    assert answer.code == 0, answer.err
+    assert "precision fp32" in answer.out
+
+
+@pytest.mark.slow
+def test_settings_are_searched_on_a_gpu(results: Path) -> None:
+    pytest.importorskip("optuna", reason="needs the extra tune")
+    with stand_in.cuda():
+        answer = ask(cli.main, ["tune", "coop", "--trials", "2", *TINY[:-1], *STEPS, *FREE, "device=cuda:0"])
+    assert answer.code == 0, answer.err
+    assert {record.device for record in find_records([results])} == {"stand-in"}
+
+
+@pytest.mark.slow
+def test_a_run_takes_the_gpu_that_is_free(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "leased", None)
+    monkeypatch.setattr(leases, "lock_folder", lambda: tmp_path)
+    devices: list[torch.device] = []
+    monkeypatch.setattr(vlprompt.run, "make_record", lambda spec, *_: devices.append(spec.device))
+    taken = Lock(tmp_path / "card-0.0.lock")
+    assert taken.try_acquire()
+    with stand_in.cuda(2):
+        for more in ([], ["jobs_per_gpu=2"]):
+            monkeypatch.setattr(leases, "leased", None)
+            run(read_run([*TINY, "method=zero_shot", "protocol=few_shot", "device=auto", *more]))
+    assert devices == [torch.device("cuda", 1), torch.device("cuda", 0)]  # then both have one job, and may have two
+
+
+@pytest.mark.parametrize(
+    ("method", "protocol"),
+    [
+        pytest.param(name, protocol, marks=[] if (name, protocol) == ("lp_plus_plus", "few_shot") else pytest.mark.slow)
+        for protocol in ("few_shot", "train_val")
+        for name in METHODS
+    ],
+)
+def test_a_run_on_apples_gpu(results: Path, monkeypatch: pytest.MonkeyPatch, method: str, protocol: str) -> None:
+    """Which has no float64, and no eigenvalues."""
+    monkeypatch.setattr(costs, "TIMES", 1)
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
+    asked = overrides(method, protocol, bank=True)
+    with stand_in.mps():
+        record = outcome(asked, "mps")
+    if isinstance(record, Record):
+        assert record.device == "mps"
+    else:
+        assert record is refusal(method, protocol)

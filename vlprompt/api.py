@@ -30,7 +30,7 @@ from vlprompt.towers.precision import autocast
 from vlprompt.train import Epoch, train
 from vlprompt.training.device import default_workers, resolve_device, same_randomness
 from vlprompt.training.optim import n_steps
-from vlprompt.training.precision import resolve_precision
+from vlprompt.training.precision import precision_again, resolve_precision
 from vlprompt.training.progress import Reporter
 
 if TYPE_CHECKING:
@@ -183,8 +183,8 @@ def load(
     Args:
         source: the folder; the name of a repository on the hub after `hf://`, of which tensors and JSON are fetched; or
             what `benchmark` gave.
-        device: auto, cpu, cuda, cuda:1.
-        precision: fp32, tf32, bf16 or fp16; None: that of the run.
+        device: auto, cpu, cuda, cuda:1, mps.
+        precision: fp32, tf32, bf16 or fp16; None: that of the run (of one in tf32 on another device than CUDA's: fp32).
         allow: modules that the files may name in addition to the package's own.
 
     Raises:
@@ -194,7 +194,8 @@ def load(
     place = resolve_device(device)
     allow = [allow] if isinstance(allow, str) else allow
     learner, trained_in, as_shown = build.saved_learner(folder, allow, device=place, quantized=True)
-    return Model(learner, resolve_precision(trained_in or "auto" if precision is None else precision, place), as_shown)
+    same = precision_again(trained_in or "auto", place)
+    return Model(learner, same if precision is None else resolve_precision(precision, place), as_shown)
 
 
 def folder_of(source: "str | Path | Record") -> Path:
@@ -224,7 +225,7 @@ def load_clip(model: str, weights: str | None = None, *, device: str = "auto", s
     Args:
         model: a name that `vlprompt list backbones` gives, open_clip's, timm's, a folder, or `hf-hub:owner/name`.
         weights: a tag of open_clip's, a file, pretrained, or random; None: those that go with the name.
-        device: auto, cpu, cuda, cuda:1.
+        device: auto, cpu, cuda, cuda:1, mps.
         seed: of random weights.
 
     Raises:

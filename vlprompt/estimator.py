@@ -46,7 +46,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             themselves.
         settings: further settings as on the command line, such as ("method.n_context=8", "fit.weight_decay=0").
         seed: of initial values, order and views; two fits with the same arguments are equal.
-        device: auto, cpu, cuda, cuda:1.
+        device: auto, cpu, cuda, cuda:1, mps.
         precision: auto, fp32, tf32, bf16, fp16.
         workers: processes that read pictures.
         verbose: whether to show the training's progress.

@@ -104,6 +104,8 @@ def train(
                     reporter.log(f"epoch {len(meter.curve) + 1}  {meter}  lr {meter.lr:.3g}")
                     meter.close_epoch()
                     keeper.update(learner, len(meter.curve))
+        if scaler.left_out:
+            reporter.say(f"{scaler.left_out} of {total} steps were left out, as their gradients overflowed float16")
         check_finite(dict(learner.named_parameters()), total - 1, meter.lr)
         keeper.restore(learner)
     learner.eval()

@@ -28,7 +28,7 @@ def register(commands: Any) -> None:
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="files, folders, or patterns such as 'photos/*.jpg'")
     parser.add_argument("--output", metavar="DIR", type=path_of, required=True, help="the folder of the drawings")
     parser.add_argument("--format", choices=FORMATS, default="png", help="of the drawings (default: png, of 200 dpi)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.set_defaults(command=explain)
 
 

@@ -25,7 +25,7 @@ def register(commands: Any) -> None:
     parser.add_argument("--classes", type=words, metavar="A,B,C", help="other names to choose from: zebra,okapi")
     parser.add_argument("--format", choices=("table", "csv", "jsonl"), default="table")
     parser.add_argument("--output", type=path_of, metavar="FILE", help="write into this file instead of showing")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.set_defaults(command=predict, resumes=False)
 
 

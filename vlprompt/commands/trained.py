@@ -23,7 +23,7 @@ def register(commands: Any) -> None:
         "setting", metavar="method.NAME=VALUES", help="one setting and its values: method.test_rank=1,2,4"
     )
     add_selection(parser, positional=False)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add_output(parser)
     parser.set_defaults(command=evaluate)
 

@@ -28,7 +28,7 @@ from vlprompt.results.record import Record, RunKey, checked, damaged
 from vlprompt.textfiles import ordinary
 from vlprompt.towers import check_model, has_text
 from vlprompt.training.device import device_name, resolve_device
-from vlprompt.training.precision import resolve_precision
+from vlprompt.training.precision import precision_again, resolve_precision
 
 MOST_BYTES = 10**6  # of a configuration: the longest recipes have some thousand
 UNRECORDED = ("search", "sweep", "wording", "resume", "state_minutes")
@@ -237,7 +237,8 @@ def spec_of_record(folder: Path, record: Record, *, device: str = "auto", allow:
         DamagedError: its configuration is gone, or is none.
         UserError: it names what is neither the package's own nor allowed, or its data set has changed.
     """
-    config = read_config(folder / "config.yaml") | {"device": device, "precision": record.precision}
+    precision = record.precision and precision_again(record.precision, resolve_device(device))
+    config = read_config(folder / "config.yaml") | {"device": device, "precision": precision}
     choices = record.model_dump(include={"protocol", "backbone", "method"})
     held = partial(from_file, file=folder / "config.yaml", allow=allow)
     spec = read_spec(config, choices=choices, default=lambda: config, held=held)

@@ -69,7 +69,7 @@ class LinearProbe(LinearHead):
 
     def _read(self, batches: Batches) -> tuple[np.ndarray, np.ndarray]:
         features, labels = self.collect_features(batches)
-        return features.double().cpu().numpy(), labels.cpu().numpy()
+        return features.cpu().double().numpy(), labels.cpu().numpy()
 
 
 def search_c(

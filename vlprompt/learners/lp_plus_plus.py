@@ -96,7 +96,8 @@ class LPPlusPlus(Learner):
         with torch.no_grad():
             self.weight.copy_(wanted.T @ features)
             self.alpha.fill_(self.start * ((wanted * cosines).sum(0) / wanted.sum(0)).mean())
-        step = 4 * len(features) / torch.linalg.eigvalsh(features.T @ features)[-1].item()
+        gram = (features.T @ features).cpu()  # Apple's GPU finds no eigenvalues
+        step = 4 * len(features) / torch.linalg.eigvalsh(gram)[-1].item()
         step_alpha = len(features) / (4 * cosines.square().sum(0).max())
         optimizer = torch.optim.SGD([self.weight, self.bias], lr=step, momentum=0.9)
         for epoch in range(1, self.iterations + 1):

@@ -26,6 +26,11 @@ def resolve_precision(name: str, device: torch.device) -> str:
     return ("bf16" if device.type == "cuda" else "fp32") if name == "auto" else name
 
 
+def precision_again(trained_in: str, device: torch.device) -> str:
+    """The precision to test a trained model in: that of its training, or float32 where nothing else is rounded so."""
+    return "fp32" if trained_in == "tf32" and device.type != "cuda" else resolve_precision(trained_in, device)
+
+
 class Scaler(torch.amp.GradScaler):
     """Keeps small gradients from vanishing in float16: the loss is scaled, the gradients are scaled back before a step.
 
@@ -37,6 +42,7 @@ class Scaler(torch.amp.GradScaler):
         super().__init__(learner.clip.device.type, enabled=precision == "fp16")
         self.learner = learner
         self.scaled = False  # whether the gradients are: not where a learner's own `backward` knows no scale
+        self.left_out = 0  # steps
 
     def backward(self, images: Images, labels: Int[Tensor, " B"]) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         """`learner.backward`, whose loss is scaled where the precision needs it."""
@@ -60,7 +66,15 @@ class Scaler(torch.amp.GradScaler):
         small = self.get_scale() <= LEAST_SCALE
         self.update()
         self.scaled = False
+        self.left_out += not (finite or small)
         return finite or small
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"left_out": self.left_out}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.left_out = state_dict["left_out"]
 
 
 def compiled(step: Step, learner: Learner, *, say: Callable[[str], object]) -> Step:
