@@ -1,5 +1,7 @@
 """`python run.py`: one job or many."""
 
+import atexit
+import gc
 import json
 import os
 import random
@@ -8,6 +10,7 @@ import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -46,12 +49,13 @@ from vlprompt.jobs.failures import run_or_record_failure, write_failure
 from vlprompt.jobs.single import is_comparable, single_job
 from vlprompt.reports.sweeps import summarise_sweep
 from vlprompt.results.sweeps import OUTCOMES, start_of, write_begun, write_outcome, write_sweep
-from vlprompt.training.stops import Stopped, heard
+from vlprompt.training.stops import Stopped, heard, served
 
 if TYPE_CHECKING:
     from vlprompt.config.cells import Cell
     from vlprompt.config.spec import RunSpec
 
+atexit.register(gc.freeze)  # whatever is left is gone with the process: looking for it takes a second
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
@@ -163,8 +167,12 @@ def asked_for() -> tuple[list[str], dict[str, Any]]:
     return [*now.overrides.task, *searched], made_choices(now.runtime.choices)
 
 
-@heard()
-def sweep_job(config: DictConfig) -> str | None:
+def sweep_job(config: DictConfig) -> str | Stopped | None:
+    """`one_job`, or what stopped it where it is a process of a launcher's."""
+    return served(partial(one_job, config))
+
+
+def one_job(config: DictConfig) -> str | None:
     """One job of a sweep, whose outcome is left as a file where the whole sweep is summed up.
 
     -> None, or the folder of the run that another process is making: the job is to be tried again when it has.
