@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import made_records
 import numpy as np
@@ -357,7 +357,7 @@ def test_a_state_of_something_else_is_left_out(
     more = {name: value for name, value in changed.items() if name in ("run_hash", "resume")}
     case = changed.get("case", QUICK)
     assert same(trained(case, episode, tmp_path / "run", **more), trained(case, episode))
-    assert [reason in line for line in said] == [True] * bool(reason)
+    assert [str(reason) in line for line in said] == [True] * bool(reason)
 
 
 def test_a_full_disk_costs_the_state_alone(
@@ -442,7 +442,7 @@ def test_a_long_step_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("handled")
-@pytest.mark.parametrize("error", [ValueError, partial(Stopped, "a text of OmegaConf's"), None])
+@pytest.mark.parametrize("error", [ValueError, partial(cast("Any", Stopped), "a text of OmegaConf's"), None])
 def test_a_library_that_swallows_a_stop(error: Callable[[], BaseException] | None) -> None:
     def swallow() -> None:
         with heard():
