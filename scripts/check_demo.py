@@ -22,11 +22,11 @@ import pandas as pd
 from vlprompt.config.compose import GROUPS, compose, read_run
 from vlprompt.config.hashing import canonical, flat
 from vlprompt.config.spec import RunSpec, recorded
+from vlprompt.jobs.failures import run_or_record_failure
 from vlprompt.reports.filters import select
 from vlprompt.results.predictions import PREDICTIONS
 from vlprompt.results.record import FILE, Record
 from vlprompt.results.store import find_runs
-from vlprompt.sweep import run_or_record_failure
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "results" / "demo"

@@ -34,11 +34,11 @@ from vlprompt.config.paths import results_root
 from vlprompt.config.spec import RunSpec
 from vlprompt.data.disk import Lock
 from vlprompt.errors import UserError, drop_output
+from vlprompt.jobs.failures import run_or_record_failure
 from vlprompt.results.predictions import PREDICTIONS
 from vlprompt.results.record import FILE, Record, RunKey
 from vlprompt.results.store import TRIALS, find_runs, settle, stored_run
 from vlprompt.run import existing_record
-from vlprompt.sweep import run_or_record_failure
 from vlprompt.tuning.search import Search, as_overrides
 from vlprompt.tuning.space import read_space, value_at
 from vlprompt.tuning.study import FILE as STUDY

@@ -23,7 +23,7 @@ FLOORS = [
     {"train", "evaluate"},
     {"run"},
     {"reports", "interop", "interpret"},
-    {"sweep", "api"},
+    {"sweep", "api", "jobs"},
     {"estimator"},
     {"tuning", "explain"},
     {"commands"},
@@ -84,7 +84,7 @@ def floor(name: str) -> int:
 def test_the_readers_of_imports_see_them() -> None:
     assert {"vlprompt.data.dataset.Dataset", "numpy"} <= set(imports("demo/shapes.py"))  # the first is relative there
     assert {"learners/base.py", "towers/text.py", "errors.py"} <= reached("learners/coop.py")
-    assert "vlprompt.run.run" in imports("sweep.py")  # within a function
+    assert "vlprompt.run.run" in imports("jobs/single.py")  # within a function
     assert floor("towers/clip.py") < floor("run.py") < floor("sweep.py")
     assert LEARNERS
 

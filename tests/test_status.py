@@ -1,10 +1,14 @@
 """How far a sweep is, from what its jobs leave."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import made_records
+import numpy as np
 import pytest
+import safetensors.numpy
 from running import ask, succeed
 from tiny_world import RUN
 
@@ -13,6 +17,7 @@ from vlprompt.data.disk import Lock
 from vlprompt.reports.estimates import Costs, duration
 from vlprompt.reports.sweeps import short_names
 from vlprompt.results.record import Record
+from vlprompt.results.store import STATE
 from vlprompt.results.sweeps import write_begun, write_outcome, write_sweep
 
 METHODS = ("coop", "maple", "vpt_deep", "cocoop", "lora", "taskres")
@@ -63,6 +68,39 @@ def test_status(shared: Path, results: Path) -> None:
     assert running.endswith(", epoch 12")
     assert lines[lines.index("failed: the disk is full") + 1] == "  method=vpt_deep"
     assert "1 running" not in succeed(cli.main, ["status", str(shared)]).out  # it was killed meanwhile
+
+
+def stop(run: Path, step: int) -> Path:
+    """As a process that was stopped; -> the file of its state."""
+    draft = run.with_name(f".{run.name}.partial")
+    draft.mkdir(parents=True, exist_ok=True)
+    about = json.dumps({"step": step, "total": 1500})
+    safetensors.numpy.save_file({"x": np.zeros(3)}, draft / STATE, {"about": about})
+    return draft / STATE
+
+
+def test_stopped_runs(shared: Path, results: Path) -> None:
+    """The cocoop of the sweep, and one that is in none."""
+    stop(run := of("cocoop", 0).folder(results).absolute(), 1234)
+    lines = succeed(cli.main, ["status", str(shared)]).out.splitlines()
+    assert lines[1] == "6 cells: 2 finished, 1 stopped, 1 failed, 2 to do"
+    assert lines[3].startswith("About 4 min left")  # three cells
+    told = [lines[lines.index("stopped: the same command resumes it") + 1]]
+    assert told == [f"  method=cocoop: step 1,234 of 1,500, in {run}"]
+    stop(alone := results.absolute() / "runs" / "x" / "seed1", 5)
+    assert f"  step 5 of 1,500, in {alone}" in succeed(cli.main, ["status"]).out.splitlines()
+    shutil.rmtree(results / "multirun")
+    assert succeed(cli.main, ["status"]).out.count("\n  step ") == 2
+    lock = Lock(alone.with_name(".seed1.lock"))
+    assert lock.try_acquire()
+    assert "seed1" not in succeed(cli.main, ["status"]).out.replace(str(run), "")
+    lock.release()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'\x05\0\0\0\0\0\0\0{"a":'])
+def test_a_damaged_state_is_none(results: Path, content: bytes) -> None:
+    stop(results / "runs" / "seed1", 5).write_bytes(content)
+    assert "there is no sweep" in ask(cli.main, ["status"]).err
 
 
 def test_only_sweeps_of_the_same_cells_are_one(shared: Path) -> None:

@@ -6,31 +6,35 @@ import pickle
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import made_records
 import numpy as np
 import pytest
 import safetensors.torch
+import stand_in
 import test_learners
 import tiny
 import tiny_world
 import torch
-from running import ask
+from running import PROGRAM, ask, end, environment_in, start, succeed
 from tiny_world import RUN
 from torch import Tensor
 
-from vlprompt import sweep
+from vlprompt import cli, sweep
+from vlprompt.config.launch import outcomes
 from vlprompt.config.schema import Average, Fit, Schedule
 from vlprompt.data import views
 from vlprompt.data.cache.features import FeatureCache
@@ -55,9 +59,10 @@ from vlprompt.results.store import STATE, find_records, open_run, stored_run
 from vlprompt.towers import Clip
 from vlprompt.train import Epoch, Meter, train
 from vlprompt.training import state, stops
+from vlprompt.training.precision import Scaler
 from vlprompt.training.progress import Reporter
 from vlprompt.training.state import State
-from vlprompt.training.stops import Stopped, heard
+from vlprompt.training.stops import Stopped, heard, served
 
 SCHEDULE = Schedule(warmup="none", every="step")
 EPOCHS = 2  # of ten images
@@ -101,6 +106,7 @@ def small_clip() -> Clip:
     return tiny.clip("vit", torch.float32)[0]
 
 
+QUICK = CASES["clip_adapter"]
 Trained = tuple[dict[str, Tensor], list[Epoch]]
 
 
@@ -112,11 +118,15 @@ def trained(
     run_hash: str = "a",
     minutes: float = 99.0,
     resume: bool = True,
+    **more: Any,
 ) -> Trained:
-    """A training as in a process of its own: nothing in memory, and random numbers that are anywhere."""
+    """A training as in a process of its own: nothing in memory, and random numbers that are anywhere.
+
+    `more`: the precision, and whether steps are compiled.
+    """
     clip = case.clip or small_clip()
     torch.manual_seed(0)
-    learner = case.kind(clip, episode.train.classes, **case.settings)
+    learner = case.kind(clip, episode.train.classes, **case.settings).to(clip.device)
     for module in (torch.manual_seed, random.seed, np.random.seed):
         module(int.from_bytes(random.SystemRandom().randbytes(3), "big"))
     features = None if learner.edits_image else FeatureCache(clip, precision="fp32", workers=0)
@@ -126,8 +136,9 @@ def trained(
         if folder:
             held.enter_context(heard())
             run = held.enter_context(open_run(folder))
-            kept = held.enter_context(State(run, run_hash=run_hash, minutes=minutes, resume=resume))
-        curve = train(learner, episode, loader, case.fit, precision="fp32", reporter=Reporter(quiet=True), state=kept)
+            kept = held.enter_context(State(run, run_hash=run_hash, minutes=minutes, resume=resume, device=clip.device))
+        how: dict[str, Any] = {"precision": "fp32", "reporter": Reporter(quiet=True), "state": kept, **more}
+        curve = train(learner, episode, loader, case.fit, **how)
     return {name: tensor.clone() for name, tensor in learner.state_dict().items()}, curve
 
 
@@ -152,10 +163,12 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return stop
 
 
-SLOW = {"dylora", "tip_adapter_f", "linear_head"}
+QUICKEST = {"lora", "clip_adapter"}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICKEST)) for name in CASES]
+)
 def test_stopped_anywhere_it_ends_as_if_undisturbed(
     name: str, episode: Episode, tmp_path: Path, stopping: Callable[..., None]
 ) -> None:
@@ -180,16 +193,55 @@ def test_every_method_ends_as_if_undisturbed(
         return
     mine = Case(candidate.kind, dict(candidate.settings), fit(optimizer="adamw", lr=1e-3), clip=candidate.clip)
     undisturbed = trained(mine, episode)
+    assert same(stopped_twice(mine, episode, tmp_path / "run", stopping), undisturbed)
+
+
+def stopped_twice(case: Case, episode: Episode, folder: Path, stopping: Any, **more: Any) -> Trained:
+    """What comes of it in the end."""
     stopping([2, 5])
     for _ in range(2):
         with pytest.raises(Stopped):
-            trained(mine, episode, tmp_path / "run")
-    assert same(trained(mine, episode, tmp_path / "run"), undisturbed)
+            trained(case, episode, folder, **more)
+    return trained(case, episode, folder, **more)
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
+def test_on_a_gpu(episode: Episode, tmp_path: Path, stopping: Any) -> None:
+    with stand_in.cuda():
+        case = replace(QUICK, clip=tiny.clip("vit", torch.float32)[0].to(stand_in.DEVICE))
+        undisturbed = trained(case, episode)
+        assert all(map(stand_in.is_ours, undisturbed[0].values()))
+        assert same(stopped_twice(case, episode, tmp_path / "run", stopping), undisturbed)
+
+
+def test_the_scale_of_a_loss_in_half_precision(
+    episode: Episode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopping: Any
+) -> None:
+    scalers: list[Scaler] = []
+
+    class Growing(Scaler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.set_growth_interval(3)
+            scalers.append(self)
+
+    monkeypatch.setattr("vlprompt.train.Scaler", Growing)
+    undisturbed = trained(QUICK, episode, precision="fp16")
+    assert same(stopped_twice(QUICK, episode, tmp_path / "run", stopping, precision="fp16"), undisturbed)
+    scales = [scaler.get_scale() for scaler in scalers]
+    assert scales[-1] == scales[0] == 4 * scales[1]  # after 6 steps, after 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Dynamo does not know")
+def test_compiled_steps(episode: Episode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopping: Any) -> None:
+    """Through the tracer alone, without the code that it would generate."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    undisturbed = trained(CASES["lora"], episode, compile=True)
+    assert same(stopped_twice(CASES["lora"], episode, tmp_path / "run", stopping, compile=True), undisturbed)
 
 
 # What is kept, and when
-
-QUICK = CASES["clip_adapter"]
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +323,10 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+TOLD_ALIKE = ("cut", "empty", "no state", "a number in its header", "no JSON", "a list")
+
+
+@pytest.mark.parametrize("damage", [pytest.param(d, marks=[pytest.mark.slow] * (d in TOLD_ALIKE)) for d in DAMAGE])
 def test_a_damaged_state_is_left_out(
     episode: Episode, undisturbed: Trained, tmp_path: Path, stopping: Any, said: list[str], damage: str
 ) -> None:
@@ -286,8 +341,9 @@ def test_a_damaged_state_is_left_out(
 
 @pytest.mark.parametrize(
     ("changed", "reason"),
-    [({"run_hash": "b"}, "other settings"), ({"torch": "0.1"}, "torch"), ({"vlprompt": "9"}, "vlprompt"),
-     ({"case": Case(CLIPAdapter, {"reduction": 3}, QUICK.fit, 3)}, "another training"),
+    [({"run_hash": "b"}, "other settings"), ({"torch": "0.1"}, "torch"),
+     pytest.param({"vlprompt": "9"}, "vlprompt", marks=pytest.mark.slow),
+     pytest.param({"case": replace(QUICK, settings={"reduction": 3})}, "another training", marks=pytest.mark.slow),
      ({"case": Case(CLIPAdapter, {}, fit(keep="best", optimizer="adam", steps=5, epochs=None), 3)}, "another training"),
      ({"resume": False}, None)],
 )  # fmt: skip
@@ -301,7 +357,7 @@ def test_a_state_of_something_else_is_left_out(
     more = {name: value for name, value in changed.items() if name in ("run_hash", "resume")}
     case = changed.get("case", QUICK)
     assert same(trained(case, episode, tmp_path / "run", **more), trained(case, episode))
-    assert [reason in line for line in said] == [True] * bool(reason)
+    assert [str(reason) in line for line in said] == [True] * bool(reason)
 
 
 def test_a_full_disk_costs_the_state_alone(
@@ -386,7 +442,7 @@ def test_a_long_step_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("handled")
-@pytest.mark.parametrize("error", [ValueError, partial(Stopped, "a text of OmegaConf's"), None])
+@pytest.mark.parametrize("error", [ValueError, partial(cast("Any", Stopped), "a text of OmegaConf's"), None])
 def test_a_library_that_swallows_a_stop(error: Callable[[], BaseException] | None) -> None:
     def swallow() -> None:
         with heard():
@@ -451,6 +507,82 @@ def test_another_thread_is_not_the_one_to_stop() -> None:
         both()
 
 
+@pytest.fixture
+def serving(monkeypatch: pytest.MonkeyPatch, handled: None) -> Iterator[None]:
+    """This process runs the jobs of another one."""
+    before = {number: signal.getsignal(number) for number in stops.SIGNALS}
+    monkeypatch.setattr(stops.multiprocessing, "parent_process", lambda: "a sweep")
+    for name in ("serves", "earlier", "deferring", "number", "raised"):  # all that it notes, to be put back
+        monkeypatch.setattr(stops._Now, name, getattr(stops._Now, name))
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("serving")
+def test_a_process_of_a_launcher_gives_what_stopped_its_job_and_lives_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kept() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Stopped as stop:
+            stop.keep("step 3 is kept")
+            raise
+
+    stopped = served(kept)
+    assert isinstance(stopped, Stopped)
+    assert (stopped.number, stopped.kept) == (signal.SIGTERM, "step 3 is kept")
+    monkeypatch.setattr(stops, "ECHO", 0.0)
+    assert served(lambda: "done") == "done"
+    signal.raise_signal(signal.SIGINT)  # between two jobs: the next one is not begun
+    stopped = served(lambda: pytest.fail("it was begun"))
+    assert isinstance(stopped, Stopped)
+    assert stopped.number == signal.SIGINT
+    assert served(lambda: "done") == "done"
+
+
+class Launcher:
+    """Runs jobs as joblib does, and gets a signal with one of them."""
+
+    def __init__(self, asked: int | None, kept: Sequence[str | None]) -> None:
+        self.asked, self.kept = asked, kept
+
+    def launch(self, cells: Sequence[list[str]], initial_job_idx: int) -> list[SimpleNamespace]:
+        given = []
+        for number, _ in enumerate(cells, initial_job_idx):
+            if number == self.asked:
+                signal.raise_signal(signal.SIGTERM)
+            text = self.kept[number]
+            given.append(SimpleNamespace(return_value=None if text is None else Stopped(signal.SIGTERM, text)))
+        return given
+
+
+@pytest.mark.usefixtures("handled")
+@pytest.mark.parametrize(
+    ("asked", "kept", "line"),
+    [(None, [None] * 3, ""), (2, [None, None, "A"], "A"), (1, ["A", "B", "never begun"], r"A \(and 1 more: .*\)"),
+     (0, ["", "", ""], "nothing of a run .*"), (None, [None, "A", None], "A")],
+)  # fmt: skip
+def test_a_stop_of_processes_says_what_they_kept(asked: int | None, kept: list[str | None], line: str) -> None:
+    launcher: Any = Launcher(asked, kept)
+    stops_it = pytest.raises(Stopped, match=f"^stopped by SIGTERM: {line}$") if line else nullcontext()
+    with stops_it, heard():
+        assert outcomes(launcher, [["a"], ["b"], ["c"]], 0, in_processes=True) == [None] * 3
+
+
+@pytest.mark.usefixtures("handled")
+def test_a_launcher_that_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stops, "PATIENCE", 0.01)
+    monkeypatch.setattr(stops, "MORE_PATIENCE", 0.01)
+
+    def launch(*_: Any, **__: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(1)
+
+    launcher: Any = SimpleNamespace(launch=launch)
+    with pytest.raises(Stopped, match="`vlprompt status` says what is kept"), heard():
+        outcomes(launcher, [["a"]], 0, in_processes=True)
+
+
 def test_a_stop_survives_the_way_between_processes() -> None:
     stopped = pickle.loads(pickle.dumps(Stopped(signal.SIGTERM, "step 3 is kept")))
     assert (stopped.number, stopped.kept) == (signal.SIGTERM, "step 3 is kept")
@@ -501,6 +633,47 @@ def test_the_same_command_resumes_a_sweep(
     (record,) = (record for record in find_records([results]) if record.seed == 2)
     assert record.cost["stops"] == 1
     assert not record.config.keys() & {"resume", "state_minutes"}
+
+
+def living(session: int) -> list[str]:
+    """The processes of a session, without those that ended and that nobody waits for."""
+    listed = subprocess.run(
+        ["ps", "-o", "stat=,args=", "-s", str(session)], capture_output=True, text=True, check=False
+    )
+    return [line for line in listed.stdout.splitlines() if not line.startswith("Z")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "to_all"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+def test_a_sweep_of_joblib_resumes(results: Path, tmp_path: Path, sent: signal.Signals, to_all: bool) -> None:
+    """A terminal sends Ctrl-C to all processes, others a signal to the first one alone."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra sweep")
+    of_joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    given = ["-m", *RUN, "method=coop", "seed=1,2,3", "protocol=few_shot", "threads=1", "name=x", "fit.epochs=600"]
+    environment = environment_in(tmp_path) | {"TMPDIR": str(tmp_path / "temporary")}
+    (tmp_path / "temporary").mkdir()
+    process = start(PROGRAM, [*given, *of_joblib], environment, tmp_path)
+    while sum("epoch 1 " in path.read_text() for path in results.rglob(".*.partial/log.txt")) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    (os.killpg if to_all else os.kill)(process.pid, sent)
+    code, _, err = end(process)
+    assert (code, err.strip().count("\n"), living(process.pid)) == (128 + sent, 0, [])
+    assert "is kept at step" in err
+    assert "the same command resumes it (and 1 more" in err
+    assert not [path for path in (tmp_path / "temporary").iterdir() if "torchinductor" not in path.name]
+    assert len([*results.rglob(STATE)]) == 2
+    assert not [*results.rglob("result.json")]
+
+    told = succeed(cli.main, ["status"]).out.splitlines()
+    assert told[1] == "3 cells: 2 stopped, 1 to do"
+    code, out, err = end(start(PROGRAM, [*given, *of_joblib], environment, tmp_path))
+    assert (code, err, out.count("resumes after step")) == (0, "", 2)
+    pattern = "runs/few_shot/digits/shapes_vit/coop@x/shots2/seed{}"
+    resumed = [outcome(results, pattern.format(seed)) for seed in (1, 2, 3)]
+    shutil.rmtree(results)
+    assert ask(sweep.main, given).code == 0
+    assert resumed == [outcome(results, pattern.format(seed)) for seed in (1, 2, 3)]
 
 
 # Any moment

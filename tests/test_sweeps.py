@@ -19,6 +19,7 @@ from vlprompt.config import launch
 from vlprompt.config.compose import composed, read_run
 from vlprompt.data.disk import Lock
 from vlprompt.errors import UserError
+from vlprompt.jobs.failures import run_or_record_failure
 from vlprompt.results.record import Record
 from vlprompt.results.store import find_records
 from vlprompt.training import device
@@ -65,10 +66,10 @@ def test_what_another_process_tried_in_vain_is_not_tried_again(results: Path, mo
         raise UserError("in vain")
 
     monkeypatch.setattr("vlprompt.run.run", fails)
-    first = sweep.run_or_record_failure(spec)
+    first = run_or_record_failure(spec)
     created = datetime.fromisoformat(first.created)
     for since, n_tries in ((created - timedelta(seconds=1), 1), (created + timedelta(seconds=1), 2), (None, 3)):
-        again = sweep.run_or_record_failure(spec, since=since)
+        again = run_or_record_failure(spec, since=since)
         assert (again.status, again.reason, len(tries)) == ("failed", "in vain", n_tries)
 
 

@@ -193,7 +193,7 @@ def test_a_killed_search_resumes(tuned: tuple[Path, Answer], results: Path, tmp_
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    done = {path: path.stat().st_mtime_ns for path in results.glob("tune/**/trials/*/result.json")}
+    done = {path: path.stat().st_mtime_ns for path in results.glob("tune/**/trials/[!.]*/result.json")}
     assert tune().code == 0
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert [(t.setting, t.accuracy) for t in study(results).trials] == [

@@ -1,18 +1,17 @@
-"""`python run.py`: one job or many, and the only place where an exception becomes a failed record."""
+"""`python run.py`: one job or many."""
 
+import atexit
+import gc
 import json
 import os
 import random
 import signal
 import sys
-import time
 import traceback
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from datetime import datetime
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import hydra
@@ -20,10 +19,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vlprompt.config import known
 from vlprompt.config.compose import (
     COMPOSITION_ERRORS,
-    as_asked,
     check_groups,
     composed,
     config_dirs,
@@ -47,18 +44,19 @@ from vlprompt.config.options import (
     sweep_settings,
 )
 from vlprompt.config.paths import config_dir, results_root
-from vlprompt.errors import InUseError, NotApplicableError, UserError, prepare_streams, printable
+from vlprompt.errors import InUseError, UserError, prepare_streams, printable
+from vlprompt.jobs.failures import run_or_record_failure, write_failure
+from vlprompt.jobs.single import is_comparable, single_job
 from vlprompt.reports.sweeps import summarise_sweep
 from vlprompt.results.sweeps import OUTCOMES, start_of, write_begun, write_outcome, write_sweep
-from vlprompt.training.stops import Stopped, heard
+from vlprompt.training.stops import Stopped, heard, served
 
 if TYPE_CHECKING:
     from vlprompt.config.cells import Cell
     from vlprompt.config.spec import RunSpec
-    from vlprompt.results.record import Record
 
+atexit.register(gc.freeze)  # whatever is left is gone with the process: looking for it takes a second
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-Errors = tuple[type[Exception], ...]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -70,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     @heard()  # within Hydra, which would print a stop that OmegaConf took for an error
     def job(config: DictConfig) -> None:
         try:
-            single_job(config)
+            single_job(plain(config, config_dirs()), *asked_for())
         except UserError as error:
             mistakes.append(error)
 
@@ -162,52 +160,6 @@ def list_cells(cells: "Sequence[Cell]", refused: "Sequence[Cell]", shared: list[
     return 0
 
 
-def single_job(config: DictConfig) -> None:
-    """Run, or find the finished run, and show its table next to the zero-shot reference's."""
-    from vlprompt.reports.endings import next_steps
-    from vlprompt.reports.render import in_words
-    from vlprompt.training.progress import Reporter
-
-    overrides, choices = asked_for()
-    whole = plain(config, config_dirs())
-    note = known.note_of(whole, choices, overrides, config_dirs())
-    if records := [record for _, record in known.recall(note, as_asked(whole, overrides))]:
-        for record in records:
-            Reporter().say(f"{record.folder(results_root())} is finished already (force=true runs it again)")
-    else:
-        records = run_with_reference(whole, choices, overrides, note)
-    Reporter().say(f"\n{in_words(records[::-1])}\n\n{next_steps(records[:1])}")
-
-
-def run_with_reference(config: Any, choices: dict[str, Any], overrides: list[str], note: Path | None) -> list["Record"]:
-    """The record of a run, and that of the zero-shot run it is compared with, if there is one."""
-    from vlprompt.run import run
-    from vlprompt.training.progress import Reporter
-
-    spec = spec_of(config, choices, overrides)
-    reference = zero_shot_reference(choices, overrides) if spec.trained else None
-    runs = [(spec.folder, run(spec))]  # first: a mistake in it shows before the reference is computed
-    try:
-        if reference and is_comparable(reference):
-            runs.append((reference.folder, run(reference)))
-        if reference is None or len(runs) > 1:
-            known.remember(note, spec, runs)
-    except UserError as error:  # the run is finished all the same
-        Reporter().say(f"there is no zero-shot row: {error}")
-    return [record for _, record in runs]
-
-
-def is_comparable(reference: "RunSpec") -> bool:
-    """Whether the zero-shot run can be asked for; it says so where the backbone has no text."""
-    from vlprompt.towers import has_text
-    from vlprompt.training.progress import Reporter
-
-    if has_text(model := reference.settings.backbone.model):
-        return True
-    Reporter().say(f"there is no zero-shot row: {model} has no text tower")
-    return False
-
-
 def asked_for() -> tuple[list[str], dict[str, Any]]:
     """The overrides of this job, the folders of settings among them, and the chosen names of groups."""
     now = HydraConfig.get()
@@ -215,8 +167,12 @@ def asked_for() -> tuple[list[str], dict[str, Any]]:
     return [*now.overrides.task, *searched], made_choices(now.runtime.choices)
 
 
-@heard()
-def sweep_job(config: DictConfig) -> str | None:
+def sweep_job(config: DictConfig) -> str | Stopped | None:
+    """`one_job`, or what stopped it where it is a process of a launcher's."""
+    return served(partial(one_job, config))
+
+
+def one_job(config: DictConfig) -> str | None:
     """One job of a sweep, whose outcome is left as a file where the whole sweep is summed up.
 
     -> None, or the folder of the run that another process is making: the job is to be tried again when it has.
@@ -258,73 +214,3 @@ def sweep_job(config: DictConfig) -> str | None:
     except UserError as error:  # on another machine's disk, say: the run is finished all the same
         print(printable(f"warning: {error}"), file=sys.stderr)  # noqa: T201
     return None
-
-
-def run_or_record_failure(
-    asked: "RunSpec | Callable[[], RunSpec]",
-    *,
-    key: Mapping[str, Any] = MappingProxyType({}),
-    config: Mapping[str, Any] = MappingProxyType({}),
-    caught: Errors = (Exception,),
-    wait: bool = True,
-    since: datetime | None = None,
-) -> "Record":
-    """The record of a run, or, if one of the exceptions in `caught` is raised, a failed record with the reason.
-
-    `asked` may be a function that reads the run; `key` and `config` are for one that cannot be read. What another
-    process tried in vain after `since` is not tried once more.
-
-    Raises:
-        InUseError: another process is making it, and `wait` is false.
-    """
-    from vlprompt.config.spec import UNRECORDED
-    from vlprompt.run import run
-
-    spec, start = None, time.perf_counter()
-    try:
-        spec = asked() if callable(asked) else asked
-        return tried_in_vain(spec, since) or run(spec, wait=wait)
-    except InUseError:
-        raise
-    except caught as error:
-        is_mistake = isinstance(error, UserError)
-        if not is_mistake:
-            traceback.print_exc()
-        fields: dict[str, Any] = {
-            "status": "not_applicable" if isinstance(error, NotApplicableError) else "failed",
-            "reason": str(error) if is_mistake else f"{type(error).__name__}: {error}",
-            "cost": {"train_seconds": time.perf_counter() - start},
-        }
-        if spec is not None:
-            fields |= {**spec.key.model_dump(), "config": spec.config, "config_hash": spec.hash}
-            fields |= {"changes": spec.changes, "precision": spec.precision}  # so that it is of its seeds' row
-        else:
-            fields |= {**key, "config": {name: value for name, value in config.items() if name not in UNRECORDED}}
-        return write_failure(fields, spec.folder if spec else None)
-
-
-def tried_in_vain(spec: "RunSpec", since: datetime | None) -> "Record | None":
-    """The record of a run that was tried after `since` and did not finish."""
-    from vlprompt.results.store import stored_run
-
-    if since is None or spec.settings.force:
-        return None
-    with suppress(UserError):
-        record = (stored_run(spec.folder) or (None, None))[1]
-        if record and record.status != "finished" and record.config_hash == spec.hash:
-            return record if datetime.fromisoformat(record.created) > since else None
-    return None
-
-
-def write_failure(fields: Mapping[str, Any], folder: Path | None) -> "Record":
-    """Leave the record of a run that did not finish, if its key is a valid one."""
-    from vlprompt.results.record import Record
-    from vlprompt.results.store import open_run
-
-    try:
-        record = Record(**{"weights": (fields["config"].get("backbone") or {}).get("weights"), **fields})
-        with open_run(folder or record.folder(results_root()), wait=False) as run:
-            run.write(lambda: run.publish(record))
-    except (ValueError, UserError):  # a value that no run can have, a name that no folder can, or another has begun it
-        return Record.model_construct(**fields)
-    return record

@@ -105,8 +105,8 @@ class Request:
 
     def run(self) -> list["Scores"]:
         """Make or find the runs; -> their scores, none where one of them is missing."""
+        from vlprompt.jobs.failures import run_or_record_failure
         from vlprompt.reports.verdict import scores_of
-        from vlprompt.sweep import run_or_record_failure
 
         records = [] if self.missing else [run_or_record_failure(spec) for spec in self.specs]
         self.failed = next((str(record.reason) for record in records if record.status != "finished"), "")

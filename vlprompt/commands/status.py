@@ -4,6 +4,7 @@ import argparse
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlprompt.config.paths import results_root
 from vlprompt.errors import UserError, printable
+from vlprompt.results.states import position, stopped_runs
 from vlprompt.results.store import draft_of, holder, stored_run
 from vlprompt.results.sweeps import Sweep, alike, find_sweeps, read_sweep
 from vlprompt.textfiles import path_of
@@ -19,12 +21,13 @@ if TYPE_CHECKING:
     from vlprompt.results.record import Record
 
 SECONDS = 10.0  # between looks
+RESUMES = "stopped: the same command resumes it"
 MOST_BYTES = 100_000  # of the end of a log
 
 
 def register(commands: Any) -> None:
     """Add `status` to the sub-commands."""
-    text = "how far a sweep is: cells finished, running, failed and to do, and the time left"
+    text = "how far a sweep is: cells finished, running, stopped, failed and to do, and the time left"
     parser = commands.add_parser("status", help=text, description=text)
     parser.add_argument(
         "sweeps", nargs="*", metavar="SWEEP", help="its folder, or its name in multirun/; else the last"
@@ -35,7 +38,9 @@ def register(commands: Any) -> None:
 
 def show_status(options: argparse.Namespace) -> int:
     while True:
-        text = "\n\n".join(map(described, chosen(options.sweeps)))
+        groups = chosen(options.sweeps)
+        alone = [] if options.sweeps else stopped_alone(groups)
+        text = "\n\n".join([*map(described, groups), *alone])
         if options.watch and sys.stdout.isatty():
             print("\x1b[H\x1b[2J", end="")  # noqa: T201
         print(printable(text), flush=True)  # noqa: T201
@@ -48,7 +53,7 @@ def chosen(names: Sequence[str]) -> list[list[Sweep]]:
     """Each sweep that is asked for, last of those of the same cells, which it is shared with. Raises: UserError."""
     root = results_root() / "multirun"
     there = find_sweeps(root)
-    if not names and not there:
+    if not names and not there and not stopped_runs(results_root() / "runs"):
         raise UserError(f"there is no sweep in '{root}': start one, as `python run.py -m seed=1,2,3`")
     asked = [read_sweep(root / name if (root / name).is_dir() else path_of(name)) for name in names] or there[-1:]
     groups = []
@@ -64,7 +69,8 @@ class State:
 
     finished: dict[str, "Record | None"] = field(default_factory=dict)
     running: dict[str, str] = field(default_factory=dict)  # where, since when, which epoch
-    stopped: dict[str, tuple[str, str]] = field(default_factory=dict)  # status and reason
+    stopped: dict[str, str] = field(default_factory=dict)  # how far its training is, and where
+    failed: dict[str, tuple[str, str]] = field(default_factory=dict)  # status and reason
     todo: list[str] = field(default_factory=list)
 
 
@@ -79,13 +85,28 @@ def state_of(sweeps: Sequence[Sweep]) -> State:
             state.finished[job] = record_in(Path(done["folders"][-1])) if done.get("folders") else None
         elif where := next((text for run in runs if (text := holder(run))), None):
             state.running[job] = ", ".join(filter(None, [where, epoch(runs[-1])]))
+        elif where := next((text for run in runs if (text := stopped(run))), None):
+            state.stopped[job] = where
         elif outcomes:
-            state.stopped[job] = (str(outcomes[-1].get("status")), str(outcomes[-1].get("reason")))
+            state.failed[job] = (str(outcomes[-1].get("status")), str(outcomes[-1].get("reason")))
         elif runs and (record := record_in(runs[-1])) and record.status == "finished":
             state.finished[job] = record
         else:
             state.todo.append(job)
     return state
+
+
+def stopped(run: Path) -> str | None:
+    """How far a stopped training is, and where it lies."""
+    reached = position(run)
+    return f"{reached}, in {run}" if reached else None
+
+
+def stopped_alone(groups: Sequence[Sequence[Sweep]]) -> list[str]:
+    """The stopped runs that are in none of these sweeps, in words."""
+    shown = {run for sweeps in groups for sweep in sweeps for run in sweep.begun.values()}
+    runs = [run for run in stopped_runs(results_root().absolute() / "runs") if run not in shown]
+    return ["\n".join([RESUMES, *(f"  {stopped(run)}" for run in runs)])] if runs else []
 
 
 def record_in(folder: Path) -> "Record | None":
@@ -115,20 +136,21 @@ def described(sweeps: Sequence[Sweep]) -> str:
     sweep, state = sweeps[-1], state_of(sweeps)
     name_of = dict(zip(sweep.cells, short_names(sweep.cells), strict=True))
     records = [record for record in state.finished.values() if record]
-    n_stopped: dict[str, int] = {}
-    for kind, _ in state.stopped.values():
-        n_stopped[kind.replace("_", " ")] = n_stopped.get(kind.replace("_", " "), 0) + 1
-    numbers = {"finished": len(state.finished), "running": len(state.running), **n_stopped, "to do": len(state.todo)}
+    n_failed = Counter(kind.replace("_", " ") for kind, _ in state.failed.values())
+    numbers = {"finished": len(state.finished), "running": len(state.running), "stopped": len(state.stopped)}
+    numbers |= {**n_failed, "to do": len(state.todo)}
     more = f", and {len(sweeps) - 1} more of the same cells" if len(sweeps) > 1 else ""
     lines = [f"sweep {sweep.folder.name}{more}"]
     lines.append(f"{cells(len(sweep.cells))}: " + ", ".join(f"{n:,} {name}" for name, n in numbers.items() if n))
     if records:
         lines.append(f"{duration(sum(map(spent_on, records)))} of training and tests so far")
-    if left := [sweep.cells[job] for job in (*state.running, *state.todo)]:
+    if left := [sweep.cells[job] for job in (*state.running, *state.stopped, *state.todo)]:
         lines.append(time_left(left, records, max(len(state.running), 1)))
     if state.running:
         lines += ["", "running", *(f"  {name_of[job]}: {where}" for job, where in state.running.items())]
-    for kind, reason in dict.fromkeys(state.stopped.values()):
+    if state.stopped:
+        lines += ["", RESUMES, *(f"  {name_of[job]}: {where}" for job, where in state.stopped.items())]
+    for kind, reason in dict.fromkeys(state.failed.values()):
         lines += ["", f"{kind.replace('_', ' ')}: {reason}"]
-        lines += [f"  {name_of[job]}" for job, why in state.stopped.items() if why == (kind, reason)]
+        lines += [f"  {name_of[job]}" for job, why in state.failed.items() if why == (kind, reason)]
     return "\n".join(lines)

@@ -3,20 +3,25 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import takewhile
 from pathlib import Path
 
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
 from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from vlprompt.results.store import is_free
 from vlprompt.training.device import JOBS, share_of_cores
+from vlprompt.training.stops import Stopped, is_asked, served_by_others
 
 SECONDS_BETWEEN_LOOKS = 1.0  # at cells that others hold
-Held = tuple[list[str], Path]  # a cell, and the folder of the run that another process is making
+Cell = list[str]  # its overrides
+Held = tuple[Cell, Path]  # a cell, and the folder of the run that another process is making
+Outcome = str | Stopped | None  # the folder of a run that another process is making, or a stop of this job
 
 
 @contextmanager
@@ -44,8 +49,8 @@ def n_at_once(config: DictConfig, n_cells: int) -> int:
 
 
 def launch(
-    cells: Sequence[list[str]],
-    job: Callable[[DictConfig], str | None],
+    cells: Sequence[Cell],
+    job: Callable[[DictConfig], Outcome],
     config: DictConfig,
     hydra: Hydra,
     *,
@@ -55,19 +60,23 @@ def launch(
 
     A job gives the folder of its run if another process is making it, and is tried again once that one lets go.
     `number` is that of the first second try.
+
+    Raises: Stopped.
     """
     callbacks = Callbacks(config)
     callbacks.on_multirun_start(config=config, config_name="config")
     context = HydraContext(config_loader=hydra.config_loader, callbacks=callbacks)
+    in_processes = str(config.hydra.launcher.get("_target_")).endswith(".JoblibLauncher")
+    if in_processes:  # what is given to a process cannot be taken back when a signal comes
+        config.hydra.launcher.update(pre_dispatch="n_jobs", batch_size=1)
     launcher = Plugins.instance().instantiate_launcher(context, job, config)
 
-    def tried(cells: Sequence[list[str]], number: int) -> list[Held]:
+    def tried(cells: Sequence[Cell], number: int) -> list[Held]:
         """The cells that another process holds, of those which are tried now."""
         batch, held = config.hydra.sweeper.max_batch_size or len(cells), list[Held]()
         for first in range(0, len(cells), batch):
             some = cells[first : first + batch]
-            jobs = launcher.launch(some, initial_job_idx=number + first)
-            folders = [one.return_value for one in jobs]  # raises what the job raised
+            folders = outcomes(launcher, some, number + first, in_processes=in_processes)
             held += [(cell, Path(folder)) for cell, folder in zip(some, folders, strict=True) if folder]
         return held
 
@@ -84,3 +93,34 @@ def launch(
         held = [one for one in held if one[0] not in free] + tried(free, number)
         number += len(free)
     callbacks.on_multirun_end(config=config, config_name="config")
+
+
+class Stoppable(list[Cell]):
+    """Cells of which no more are begun once a signal came."""
+
+    def __iter__(self) -> Iterator[Cell]:
+        return takewhile(lambda _: not is_asked(), super().__iter__())
+
+
+def outcomes(launcher: Launcher, cells: Sequence[Cell], number: int, *, in_processes: bool) -> list[str | None]:
+    """What the jobs give that a launcher runs, here or in processes that it starts. Raises: Stopped."""
+    stopped = list[Stopped]()
+    try:
+        with served_by_others() if in_processes else nullcontext():
+            jobs = launcher.launch(Stoppable(cells), initial_job_idx=number)
+            given = [one.return_value for one in jobs]  # raises what the job raised
+            stopped = [one for one in given if isinstance(one, Stopped)]
+    except Stopped as stop:
+        if in_processes:
+            stop.keep(what_remains(stopped) if stopped else "`vlprompt status` says what is kept")
+        raise
+    if stopped:
+        raise Stopped(stopped[0].number, what_remains(stopped))
+    return given
+
+
+def what_remains(stopped: Sequence[Stopped]) -> str:
+    """What several processes kept, the first of them by name."""
+    texts = [one.kept for one in stopped if one.kept]
+    more = f" (and {len(texts) - 1} more: see `vlprompt status`)" if len(texts) > 1 else ""
+    return "".join(texts[:1]) + more

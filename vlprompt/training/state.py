@@ -147,8 +147,7 @@ class State:
         """A stop says what was kept."""
         if isinstance(error, stops.Stopped) and self.folder and self.kept and not error.kept:
             again = "the same command" if self.resume else "the same command with resume=true"
-            error.kept = f"{self.folder.target} is kept at step {self.kept} of {self.total}, and {again} resumes it"
-            error.args = error.number, error.kept
+            error.keep(f"{self.folder.target} is kept at step {self.kept} of {self.total}, and {again} resumes it")
 
     def _say(self, line: str) -> None:
         if self.reporter:

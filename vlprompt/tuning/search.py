@@ -13,9 +13,10 @@ from vlprompt.config.compose import read_reference, read_run
 from vlprompt.config.paths import results_root
 from vlprompt.config.spec import RunSpec, check_name
 from vlprompt.errors import DamagedError, NonFiniteError, UserError
+from vlprompt.jobs.failures import run_or_record_failure
+from vlprompt.jobs.single import is_comparable
 from vlprompt.results.record import Record
 from vlprompt.results.store import TRIALS, stored_run
-from vlprompt.sweep import is_comparable, run_or_record_failure
 from vlprompt.training.progress import Reporter
 from vlprompt.tuning.sampler import optuna, sampler, search
 from vlprompt.tuning.space import Space, read_space, value_at
