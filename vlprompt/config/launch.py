@@ -12,6 +12,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
+from vlprompt.config.queue import Lost, waited_for
 from vlprompt.results.store import is_free
 from vlprompt.training.device import JOBS, share_of_cores
 
@@ -50,11 +51,12 @@ def launch(
     hydra: Hydra,
     *,
     number: int,
+    on_loss: Callable[[list[str], int, str], object],
 ) -> None:
     """Give all cells to Hydra's launcher, which may run several at once.
 
     A job gives the folder of its run if another process is making it, and is tried again once that one lets go.
-    `number` is that of the first second try.
+    `number` is that of the first second try. `on_loss` hears of a job that a cluster lost: its cell, number and reason.
     """
     callbacks = Callbacks(config)
     callbacks.on_multirun_start(config=config, config_name="config")
@@ -66,9 +68,14 @@ def launch(
         batch, held = config.hydra.sweeper.max_batch_size or len(cells), list[Held]()
         for first in range(0, len(cells), batch):
             some = cells[first : first + batch]
-            jobs = launcher.launch(some, initial_job_idx=number + first)
-            folders = [one.return_value for one in jobs]  # raises what the job raised
-            held += [(cell, Path(folder)) for cell, folder in zip(some, folders, strict=True) if folder]
+            with waited_for(config):
+                jobs = launcher.launch(some, initial_job_idx=number + first)
+            for of_cell, (cell, one) in enumerate(zip(some, jobs, strict=True), number + first):
+                answer = one.return_value  # raises what the job raised
+                if isinstance(answer, Lost):
+                    on_loss(cell, of_cell, answer.reason)
+                elif answer:
+                    held.append((cell, Path(answer)))
         return held
 
     held = tried(cells, 0)

@@ -1,13 +1,12 @@
 """Signals that ask a run to stop: SIGTERM and SIGUSR1 (of a cluster, before it takes the machine away), and Ctrl-C."""
 
-import math
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # the last one is what submitit has SLURM send
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]  # Windows lacks some
@@ -38,8 +37,9 @@ class _Now:
 
     earlier: dict[int, Any] | None = None  # handlers of before; None: signals are not heard
     deferring = False  # in a step, whose end is waited for
-    number: int | None = None  # the signal that came meanwhile
-    since = -math.inf
+    numbers: ClassVar[list[int]] = []  # the signals that came meanwhile
+    asked = False  # since `asked` was called
+    since: ClassVar[dict[int, float]] = {}  # when each came
     raised: int | None = None  # the signal that was answered by `Stopped`
 
 
@@ -56,7 +56,7 @@ def heard() -> Iterator[None]:
         with _answered():
             yield
         return
-    _Now.since, _Now.raised = -math.inf, None
+    _Now.since, _Now.raised, _Now.asked = {}, None, False
     _Now.earlier = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in _Now.earlier.items():
         if handler not in (signal.SIG_IGN, None):  # ignored: a job of a shell's background, whose Ctrl-C is another's
@@ -92,24 +92,33 @@ def defer() -> None:
     _Now.deferring = _Now.earlier is not None and threading.current_thread() is threading.main_thread()
 
 
+def asked() -> bool:
+    """Whether a signal came since the last call, also one that somebody else's handler let pass.
+
+    SLURM sends SIGTERM before it takes a job from its node, submitit lets it pass, and SIGKILL follows.
+    """
+    came, _Now.asked = _Now.asked, False
+    return came
+
+
 def allow() -> None:
     """From here on a signal is answered at once, and now if one came. Raises: Stopped."""
-    number = _Now.number
+    numbers = _Now.numbers
     _let_go()
-    if number is not None:
+    for number in numbers:
         _answer(number, None)
 
 
 def _hear(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
-    if now - _Now.since < ECHO:
+    if now - _Now.since.get(number, -ECHO) < ECHO:
         return
-    _Now.since = now
-    if _Now.deferring and _Now.number is None:
-        _Now.number = number
-        if hasattr(signal, "setitimer") and signal.getsignal(signal.SIGALRM) == signal.SIG_DFL:
+    _Now.since[number], _Now.asked = now, True
+    if _Now.deferring and number not in _Now.numbers:
+        if not _Now.numbers and hasattr(signal, "setitimer") and signal.getsignal(signal.SIGALRM) == signal.SIG_DFL:
             signal.signal(signal.SIGALRM, lambda *_: allow())
             signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+        _Now.numbers.append(number)
         return
     _let_go()
     _answer(number, frame)
@@ -125,7 +134,7 @@ def _answer(number: int, frame: FrameType | None) -> None:
 
 
 def _let_go() -> None:
-    if _Now.number is not None and hasattr(signal, "setitimer"):
+    if _Now.numbers and hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    _Now.deferring, _Now.number = False, None
+    _Now.deferring, _Now.numbers = False, []
