@@ -19,7 +19,9 @@ from test_stops import outcome
 from test_sweeps import CELL, runs
 
 from vlprompt.config import queue
+from vlprompt.errors import UserError
 from vlprompt.results.store import STATE, find_records, holder
+from vlprompt.training.stops import Stopped
 
 submitit = pytest.importorskip("submitit", reason="needs the extra slurm")
 slow = pytest.mark.slow
@@ -168,6 +170,9 @@ def test_a_job_of_submitit_on_this_machine(tmp_path: Path, undisturbed: dict[str
 
 # Without a cluster
 
+SLURM = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"}
+LAUNCHER = OmegaConf.create({"hydra": {"launcher": SLURM}})
+
 
 @pytest.mark.parametrize(
     ("listed", "state"),
@@ -184,16 +189,45 @@ def test_what_the_queue_says_of_a_job(listed: str, state: str) -> None:
     assert watcher.read_info(listed)["7_1"] == {"State": state}
 
 
-def test_a_lost_job_has_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "squeue").write_text("#!/bin/sh\necho '7_1|TIMEOUT'\n")
-    (tmp_path / "squeue").chmod(0o700)
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two of SLURM's, one of which says that a job's time was over."""
+    for name in ("squeue", "sbatch"):
+        (tmp_path / name).write_text("#!/bin/sh\necho '7_1|TIMEOUT'\n")
+        (tmp_path / name).chmod(0o700)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+@pytest.mark.usefixtures("programs")
+def test_a_lost_job_has_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(submitit.SlurmJob, "_results_timeout_s", 0)
     before = submitit.Job.results, submitit.SlurmJob.watcher
-    launcher = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"}
-    with queue.waited_for(OmegaConf.create({"hydra": {"launcher": launcher}})):
+    with queue.waited_for(LAUNCHER):
         ((answer,),) = (submitit.SlurmJob(tmp_path, "7_1").results(),)
         reason = answer.return_value.reason
     assert (submitit.Job.results, submitit.SlurmJob.watcher) == before
     assert "job 7_1 was lost (SLURM: TIMEOUT)" in reason
     assert "7_1_0_log.err" in reason
+
+
+@pytest.mark.usefixtures("programs")
+def test_what_slurm_refuses_is_one_sentence() -> None:
+    text = "sbatch: error: invalid partition specified: gpu\nsbatch: error: Batch job submission failed"
+    with pytest.raises(UserError) as refused, queue.waited_for(LAUNCHER):
+        raise submitit.core.utils.FailedJobError(text)
+    assert "invalid partition specified: gpu" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_machine_without_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="sbatch"), queue.waited_for(LAUNCHER):
+        pytest.fail("it submits jobs")
+
+
+def test_a_stop_tells_what_becomes_of_the_jobs() -> None:
+    with pytest.raises(Stopped, match=r"its jobs go on.* scancel"), queue.told_what_stays(LAUNCHER):
+        raise Stopped(signal.SIGTERM)
+    one_after_another = OmegaConf.create({"hydra": {"launcher": {"_target_": "hydra.BasicLauncher"}}})
+    with pytest.raises(Stopped, match="nothing of a run"), queue.told_what_stays(one_after_another):
+        raise Stopped(signal.SIGTERM)

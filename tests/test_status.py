@@ -5,6 +5,7 @@ from typing import Any
 
 import made_records
 import pytest
+from filelock import FileLock
 from running import ask, succeed
 from tiny_world import RUN
 
@@ -13,7 +14,9 @@ from vlprompt.data.disk import Lock
 from vlprompt.reports.estimates import Costs, duration
 from vlprompt.reports.sweeps import short_names
 from vlprompt.results.record import Record
+from vlprompt.results.store import STATE
 from vlprompt.results.sweeps import write_begun, write_outcome, write_sweep
+from vlprompt.training import state
 
 METHODS = ("coop", "maple", "vpt_deep", "cocoop", "lora", "taskres")
 
@@ -63,6 +66,33 @@ def test_status(shared: Path, results: Path) -> None:
     assert running.endswith(", epoch 12")
     assert lines[lines.index("failed: the disk is full") + 1] == "  method=vpt_deep"
     assert "1 running" not in succeed(cli.main, ["status", str(shared)]).out  # it was killed meanwhile
+
+
+def test_a_run_on_another_machine(shared: Path, results: Path) -> None:
+    """Its process cannot be seen from here, its lock can."""
+    run = of("maple", 0).folder(results)
+    path = run.with_name(f".{run.name}.lock")
+    path.touch()
+    note = path.with_name(f"{path.name}.holder")
+    note.write_text("4711 on node7, since 2026-01-31 12:03")
+    with FileLock(path):
+        assert "  method=maple: 4711 on node7, since" in succeed(cli.main, ["status", str(shared)]).out
+    assert "running" not in succeed(cli.main, ["status", str(shared)]).out  # it was killed
+    assert note.exists()  # a look changes nothing
+
+
+def test_what_a_stopped_run_resumes_from(shared: Path, results: Path) -> None:
+    for method, step in (("maple", 300), ("vpt_deep", 7)):
+        run = of(method, 0).folder(results)
+        draft = run.with_name(f".{run.name}.partial")
+        draft.mkdir(parents=True, exist_ok=True)
+        state.write(draft / STATE, {"step": step, "total": 1500}, {})
+    write_begun(shared, 9, job("vpt_deep"), of("vpt_deep", 0).folder(results))
+    lines = succeed(cli.main, ["status", str(shared)]).out.splitlines()
+    assert lines[lines.index("stopped, to be resumed after") + 1] == "  method=maple: step 300 of 1,500"
+    assert "  method=vpt_deep (step 7 of 1,500 is kept)" in lines
+    (results / "runs").rename(results / "moved")
+    assert "resumed" not in succeed(cli.main, ["status", str(shared)]).out
 
 
 def test_only_sweeps_of_the_same_cells_are_one(shared: Path) -> None:

@@ -1,6 +1,8 @@
 """`vlprompt status`: how far sweeps are, from what their jobs leave, on whatever machine these run."""
 
 import argparse
+import contextlib
+import json
 import re
 import sys
 import time
@@ -9,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
+
 from vlprompt.config.paths import results_root
 from vlprompt.errors import UserError, printable
-from vlprompt.results.store import draft_of, holder, stored_run
+from vlprompt.results.store import STATE, draft_of, holder, stored_run
 from vlprompt.results.sweeps import Sweep, alike, find_sweeps, read_sweep
-from vlprompt.textfiles import path_of
+from vlprompt.textfiles import ordinary, path_of
 
 if TYPE_CHECKING:
     from vlprompt.results.record import Record
@@ -66,6 +70,7 @@ class State:
     running: dict[str, str] = field(default_factory=dict)  # where, since when, which epoch
     stopped: dict[str, tuple[str, str]] = field(default_factory=dict)  # status and reason
     todo: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)  # how far those were that are neither finished nor running
 
 
 def state_of(sweeps: Sequence[Sweep]) -> State:
@@ -85,7 +90,19 @@ def state_of(sweeps: Sequence[Sweep]) -> State:
             state.finished[job] = record
         else:
             state.todo.append(job)
+        if job not in state.finished and job not in state.running and (step := next(filter(None, map(kept, runs)), "")):
+            state.kept[job] = step
     return state
+
+
+def kept(run: Path) -> str:
+    """How far a run that was stopped had come: step 300 of 1,000. Empty: nothing of it is kept."""
+    for folder in (draft_of(run), run):
+        with contextlib.suppress(OSError, SafetensorError, ValueError, LookupError, TypeError):
+            with safe_open(ordinary(folder / STATE), "np") as file:
+                about = json.loads(file.metadata()["about"])
+            return f"step {about['step']:,} of {about['total']:,}"
+    return ""
 
 
 def record_in(folder: Path) -> "Record | None":
@@ -128,7 +145,10 @@ def described(sweeps: Sequence[Sweep]) -> str:
         lines.append(time_left(left, records, max(len(state.running), 1)))
     if state.running:
         lines += ["", "running", *(f"  {name_of[job]}: {where}" for job, where in state.running.items())]
+    if resumed := [f"  {name_of[job]}: {state.kept[job]}" for job in state.todo if job in state.kept]:
+        lines += ["", "stopped, to be resumed after", *resumed]
     for kind, reason in dict.fromkeys(state.stopped.values()):
         lines += ["", f"{kind.replace('_', ' ')}: {reason}"]
-        lines += [f"  {name_of[job]}" for job, why in state.stopped.items() if why == (kind, reason)]
+        told = {job: f" ({step} is kept)" for job, step in state.kept.items()}
+        lines += [f"  {name_of[job]}{told.get(job, '')}" for job, why in state.stopped.items() if why == (kind, reason)]
     return "\n".join(lines)

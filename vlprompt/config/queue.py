@@ -5,6 +5,7 @@ not every SLURM has.
 """
 
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
+from vlprompt.errors import UserError
 from vlprompt.training.stops import Stopped
 
 SECONDS = 60  # between looks at SLURM's queue
@@ -34,16 +36,28 @@ def is_submitit(config: DictConfig) -> bool:
     return "submitit_launcher" in str(config.hydra.launcher.get("_target_"))
 
 
+def is_slurm(config: DictConfig) -> bool:
+    return is_submitit(config) and "Slurm" in config.hydra.launcher._target_
+
+
 @contextmanager
 def waited_for(config: DictConfig) -> Iterator[None]:
-    """Within, a job of submitit that was lost returns `Lost`. For other launchers this changes nothing."""
+    """Within, a job of submitit that was lost returns `Lost`. For other launchers this changes nothing.
+
+    Raises: UserError where SLURM is not there, or refuses the jobs.
+    """
     if not is_submitit(config):
         yield
         return
     from submitit import Job
-    from submitit.core.utils import FailedJobError, UncompletedJobError
+    from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
     from submitit.slurm.slurm import SlurmJob
 
+    if is_slurm(config) and not shutil.which("sbatch"):
+        raise UserError(
+            "the jobs of this sweep are for SLURM, and there is no sbatch here: give the command on a machine that "
+            "submits jobs, or run it on this one without +cluster or hydra/launcher"
+        )
     results, watcher = Job.results, SlurmJob.watcher
 
     def to_the_end(job: Any) -> list[Any]:
@@ -55,6 +69,9 @@ def waited_for(config: DictConfig) -> Iterator[None]:
     Job.results, SlurmJob.watcher = to_the_end, queue()
     try:
         yield
+    except (FailedJobError, FailedSubmissionError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"the jobs of this sweep cannot be submitted, and none runs ({said})") from error
     finally:
         Job.results, SlurmJob.watcher = results, watcher
 
@@ -90,7 +107,7 @@ def told_what_stays(config: DictConfig) -> Iterator[None]:
         yield
     except Stopped as stop:
         if is_submitit(config) and not stop.kept:
-            ends = ", scancel ends them" if "Slurm" in config.hydra.launcher._target_ else ""
+            ends = ", scancel ends them" if is_slurm(config) else ""
             stop.kept = f"its jobs go on, `vlprompt status` says how far they are{ends}"
             stop.args = stop.number, stop.kept
         raise
