@@ -27,8 +27,9 @@ submitit = pytest.importorskip("submitit", reason="needs the extra slurm")
 slow = pytest.mark.slow
 
 QUEUE = ["+cluster=slurm", "cluster.partition=main", "cluster.gpus=0", "cluster.cpus=1", "cluster.memory_gb=1"]
+NO_TIME = ["cluster.minutes=9", "cluster.requeue=0"]  # submitit takes a signal in the last ten minutes for the end
 LOCAL = ["hydra/launcher=submitit_local"]
-LONG = [*CELL, "fit.epochs=1000", "bank.views=null", "threads=1", "device=cpu"]
+LONG = [*CELL, "fit.epochs=600", "bank.views=null", "threads=1", "device=cpu"]
 RUN_OF = "runs/few_shot/digits/shapes_vit/coop@x/shots2"
 
 
@@ -111,15 +112,21 @@ def test_a_preempted_job_goes_on(
 
 
 @slow
-def test_a_job_that_is_lost_is_a_failed_cell_and_no_other_is(cluster: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [(["scancel"], "CANCELLED"), (["scancel", "--signal=USR2"], "timed-out too many times")],
+)
+def test_a_job_that_is_lost_is_a_failed_cell_and_no_other_is(
+    cluster: dict[str, str], tmp_path: Path, command: list[str], reason: str
+) -> None:
     environment = environment_in(tmp_path) | cluster
-    sweep = start(PROGRAM, ["-m", *LONG, *QUEUE, "seed=1,2"], environment, tmp_path)
+    sweep = start(PROGRAM, ["-m", *LONG, *QUEUE, "seed=1,2", *NO_TIME], environment, tmp_path)
     wait_for_training(tmp_path)
-    slurm.ask(["scancel", job_of(tmp_path, 1, environment)], environment)
+    slurm.ask([*command, job_of(tmp_path, 1, environment)], environment)
     code, out, err = end(sweep)
     assert code == 1
     assert "1 of 2 runs did not finish" in err
-    assert "CANCELLED" in err
+    assert reason in err
     assert "Traceback" not in err
     assert "\ncoop " in out
     states = {record.seed: record.status for record in find_records([tmp_path / "results"]) if record.shots}
