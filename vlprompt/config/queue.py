@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
@@ -58,7 +58,8 @@ def waited_for(config: DictConfig) -> Iterator[None]:
             "the jobs of this sweep are for SLURM, and there is no sbatch here: give the command on a machine that "
             "submits jobs, or run it on this one without +cluster or hydra/launcher"
         )
-    results, watcher = Job.results, SlurmJob.watcher
+    of_any, of_slurm = cast("Any", Job), cast("Any", SlurmJob)
+    results, watcher = of_any.results, of_slurm.watcher
 
     def to_the_end(job: Any) -> list[Any]:
         try:
@@ -66,14 +67,14 @@ def waited_for(config: DictConfig) -> Iterator[None]:
         except (UncompletedJobError, FailedJobError) as error:
             return [JobReturn(status=JobStatus.COMPLETED, _return_value=Lost(why(job, error)))]
 
-    Job.results, SlurmJob.watcher = to_the_end, queue()
+    of_any.results, of_slurm.watcher = to_the_end, queue()
     try:
         yield
     except (FailedJobError, FailedSubmissionError) as error:
         said = " ".join(str(error).split())
         raise UserError(f"the jobs of this sweep cannot be submitted, and none runs ({said})") from error
     finally:
-        Job.results, SlurmJob.watcher = results, watcher
+        of_any.results, of_slurm.watcher = results, watcher
 
 
 def queue() -> Any:

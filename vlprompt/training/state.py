@@ -119,8 +119,9 @@ class State:
                 stops.allow()
             if time.monotonic() - self._last >= SHORT:
                 self.write(done)
-        except (KeyboardInterrupt, SystemExit):
-            self.write(done)
+        except (KeyboardInterrupt, SystemExit, Exception) as error:
+            if not isinstance(error, Exception) or stops.asked():  # submitit's own error where no time is left
+                self.write(done)
             raise
 
     def write(self, done: int) -> None:
