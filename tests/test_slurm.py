@@ -139,7 +139,7 @@ def test_tasks_of_srun_share_a_sweep(cluster: dict[str, str], tmp_path: Path) ->
     command = [*PROGRAM, "-m", *CELL, "seed=1,2,3,4", "fit.epochs=100", "sweep.shuffle=true"]
     code, out, err = end(
         subprocess.Popen(
-            ["srun", "-n4", sys.executable, *command],
+            ["srun", "--quiet", "-n4", sys.executable, *command],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -159,7 +159,7 @@ def test_tasks_of_srun_share_a_sweep(cluster: dict[str, str], tmp_path: Path) ->
 def test_a_job_of_submitit_on_this_machine(tmp_path: Path, undisturbed: dict[str, Any], number: int) -> None:
     """submitit's signal has it queued again, and it goes on; one that is killed is lost, and goes on when asked."""
     environment = environment_in(tmp_path)
-    cells = ["-m", *LONG, *LOCAL, "seed=1,2", "+state_minutes=0.01"]
+    cells = ["-m", *LONG, *LOCAL, "seed=1,2", "state_minutes=0.01"]
     sweep = start(PROGRAM, cells, environment, tmp_path)
     wait_for_training(tmp_path)
     pid = str(holder(tmp_path / "results" / RUN_OF / "seed1")).split()[0]
