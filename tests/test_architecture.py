@@ -126,8 +126,9 @@ def test_protocols_and_sampling_reach_no_torch() -> None:
 
 def test_borrowed_libraries_stay_where_they_belong() -> None:
     assert {name.split("/")[0] for name in importers("open_clip") | importers("timm")} == {"towers"}
-    hydra = {"config/cells.py", "config/compose.py", "config/launch.py", "config/options.py", "sweep.py"}
+    hydra = {f"config/{name}.py" for name in ("cells", "compose", "launch", "options", "queue")} | {"sweep.py"}
     assert importers("hydra") | importers("omegaconf") == hydra
+    assert importers("submitit") == {"config/queue.py"}
     assert importers("wandb") == {"training/tracking.py"}
 
 

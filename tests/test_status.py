@@ -9,6 +9,7 @@ import made_records
 import numpy as np
 import pytest
 import safetensors.numpy
+from filelock import FileLock
 from running import ask, succeed
 from tiny_world import RUN
 
@@ -101,6 +102,25 @@ def test_stopped_runs(shared: Path, results: Path) -> None:
 def test_a_damaged_state_is_none(results: Path, content: bytes) -> None:
     stop(results / "runs" / "seed1", 5).write_bytes(content)
     assert "there is no sweep" in ask(cli.main, ["status"]).err
+
+
+def test_a_run_on_another_machine(shared: Path, results: Path) -> None:
+    """Its process cannot be seen from here, its lock can."""
+    run = of("maple", 0).folder(results)
+    path = run.with_name(f".{run.name}.lock")
+    path.touch()
+    note = path.with_name(f"{path.name}.holder")
+    note.write_text("4711 on node7, since 2026-01-31 12:03")
+    with FileLock(path):
+        assert "  method=maple: 4711 on node7, since" in succeed(cli.main, ["status", str(shared)]).out
+    assert "running" not in succeed(cli.main, ["status", str(shared)]).out  # it was killed
+    assert note.exists()  # a look changes nothing
+
+
+def test_what_a_failed_run_resumes_from(shared: Path, results: Path) -> None:
+    stop(of("vpt_deep", 0).folder(results), 7)
+    write_begun(shared, 9, job("vpt_deep"), of("vpt_deep", 0).folder(results))
+    assert "  method=vpt_deep (step 7 of 1,500 is kept)" in succeed(cli.main, ["status", str(shared)]).out.splitlines()
 
 
 def test_only_sweeps_of_the_same_cells_are_one(shared: Path) -> None:

@@ -490,6 +490,54 @@ def test_what_others_have_a_signal_do_is_done_at_the_end_of_a_step() -> None:
 
 
 @pytest.mark.usefixtures("handled")
+def test_what_lets_a_signal_pass_finds_the_state_kept(tmp_path: Path) -> None:
+    """SLURM sends SIGTERM, which submitit lets pass, and SIGUSR2, at which it gives the job back, at once after it."""
+    kept: list[tuple[int, bool]] = []
+    others = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    for number in others:
+        signal.signal(number, lambda number, _: kept.append((number, (run.path / STATE).exists())))
+    try:
+        with heard(), open_run(tmp_path / "run") as run:
+            kept_by = State(run, minutes=1000)
+            kept_by.restore(5, {})
+            for step, _ in kept_by.steps(range(5)):
+                if step == 1:
+                    signal.raise_signal(signal.SIGTERM)
+                    signal.raise_signal(signal.SIGUSR2)
+            assert kept_by.kept == 2
+    finally:
+        for number, handler in others.items():
+            signal.signal(number, handler)
+    assert kept == [(signal.SIGTERM, True), (signal.SIGUSR2, True)]
+
+
+@pytest.mark.usefixtures("handled")
+@pytest.mark.parametrize("error", [SystemExit, RuntimeError])
+def test_what_others_raise_while_a_batch_is_read_keeps_the_state(tmp_path: Path, error: type[BaseException]) -> None:
+    def leave(*_: object) -> None:
+        raise error
+
+    def batches() -> Iterator[int]:
+        yield from range(3)
+        signal.raise_signal(signal.SIGUSR2)
+
+    def train_on() -> None:
+        with heard(), open_run(tmp_path / "run") as run:
+            kept_by.folder = run
+            kept_by.restore(5, {})
+            for _ in kept_by.steps(batches()):
+                assert kept_by.kept is None
+
+    kept_by, before = State(minutes=1000), signal.signal(signal.SIGUSR2, leave)
+    try:
+        with pytest.raises(error):
+            train_on()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert kept_by.kept == 3
+
+
+@pytest.mark.usefixtures("handled")
 def test_another_thread_is_not_the_one_to_stop() -> None:
     def within() -> None:
         with heard():

@@ -106,6 +106,8 @@ def run_sweep(options: Namespace, arguments: Sequence[str]) -> int:
     """Check all cells of a sweep, run those that can run, and sum up; -> exit code."""
     from vlprompt.config.cells import check, expand
     from vlprompt.config.launch import launch, n_at_once, sharing
+    from vlprompt.config.queue import told_what_stays
+    from vlprompt.run import existing_record
 
     if options.config_name or options.config_path:
         raise UserError("a sweep starts from conf/config.yaml: give settings of your own with --config-dir")
@@ -135,8 +137,19 @@ def run_sweep(options: Namespace, arguments: Sequence[str]) -> int:
             outcome = {"status": "not_applicable", "reason": str(cell.refusal)}
             write_failure({**cell.key, **outcome, "config": cell.config, "changes": cell.changes}, None)
             write_outcome(folder, number, {"job": " ".join(cell.overrides), "folders": [], **outcome})
-        with sharing(n_at_once(config, len(cells))):
-            launch([cell.overrides for cell in cells], sweep_job, config, hydra, number=len(cells) + len(refused))
+
+        def lose(overrides: list[str], number: int, reason: str) -> None:
+            spec = spec_of_cell(overrides, shared)
+            outcome: dict[str, Any] = {"job": " ".join(overrides), "folders": [str(spec.folder)]}
+            if not existing_record(spec):
+                failure = {"status": "failed", "reason": reason}
+                write_failure({**described(spec), **failure}, spec.folder)
+                outcome |= {"folders": [], **failure}
+            write_outcome(folder, number, outcome)
+
+        tried = [cell.overrides for cell in cells]
+        with sharing(n_at_once(config, len(cells))), told_what_stays(config):
+            launch(tried, sweep_job, config, hydra, number=len(cells) + len(refused), on_loss=lose)
         return summarise_sweep(folder, since)
 
 
@@ -149,15 +162,18 @@ def list_cells(cells: "Sequence[Cell]", refused: "Sequence[Cell]", shared: list[
     for cell in cells:
         state, reason = "to do", ""
         try:
-            with composed([*shared, *cell.overrides]) as (config, choices):
-                spec = spec_of(config, choices, [*cell.overrides, *shared])
-            state = "finished" if existing_record(spec) else "to do"
+            state = "finished" if existing_record(spec_of_cell(cell.overrides, shared)) else "to do"
         except UserError as error:
             state, reason = "fails", str(error)
         plan[" ".join(cell.overrides)] = Planned(cell.key, state, reason)
     plan |= {" ".join(cell.overrides): Planned(cell.key, "not applicable", str(cell.refusal)) for cell in refused}
     print(show_plan(plan))  # noqa: T201
     return 0
+
+
+def spec_of_cell(overrides: list[str], shared: list[str]) -> "RunSpec":
+    with composed([*shared, *overrides]) as (config, choices):
+        return spec_of(config, choices, [*overrides, *shared])
 
 
 def asked_for() -> tuple[list[str], dict[str, Any]]:
@@ -196,6 +212,7 @@ def one_job(config: DictConfig) -> str | None:
         if records[0].status == "finished" and records[0].shots:  # 0: a learner that is not trained
             try:
                 reference = zero_shot_reference(choices, overrides)
+                wait |= "SUBMITIT_EXECUTOR" in os.environ  # a second try would be a job more in the queue
                 if is_comparable(reference):
                     records.append(run_or_record_failure(reference, wait=wait, since=since))
             except InUseError:

@@ -72,6 +72,7 @@ class State:
     stopped: dict[str, str] = field(default_factory=dict)  # how far its training is, and where
     failed: dict[str, tuple[str, str]] = field(default_factory=dict)  # status and reason
     todo: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)  # how far those that failed had come
 
 
 def state_of(sweeps: Sequence[Sweep]) -> State:
@@ -85,10 +86,12 @@ def state_of(sweeps: Sequence[Sweep]) -> State:
             state.finished[job] = record_in(Path(done["folders"][-1])) if done.get("folders") else None
         elif where := next((text for run in runs if (text := holder(run))), None):
             state.running[job] = ", ".join(filter(None, [where, epoch(runs[-1])]))
-        elif where := next((text for run in runs if (text := stopped(run))), None):
-            state.stopped[job] = where
         elif outcomes:
             state.failed[job] = (str(outcomes[-1].get("status")), str(outcomes[-1].get("reason")))
+            if step := next(filter(None, map(position, runs)), None):
+                state.kept[job] = step
+        elif where := next((text for run in runs if (text := stopped(run))), None):
+            state.stopped[job] = where
         elif runs and (record := record_in(runs[-1])) and record.status == "finished":
             state.finished[job] = record
         else:
@@ -152,5 +155,6 @@ def described(sweeps: Sequence[Sweep]) -> str:
         lines += ["", RESUMES, *(f"  {name_of[job]}: {where}" for job, where in state.stopped.items())]
     for kind, reason in dict.fromkeys(state.failed.values()):
         lines += ["", f"{kind.replace('_', ' ')}: {reason}"]
-        lines += [f"  {name_of[job]}" for job, why in state.failed.items() if why == (kind, reason)]
+        told = {job: f" ({step} is kept)" for job, step in state.kept.items()}
+        lines += [f"  {name_of[job]}{told.get(job, '')}" for job, why in state.failed.items() if why == (kind, reason)]
     return "\n".join(lines)

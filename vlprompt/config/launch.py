@@ -14,6 +14,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
+from vlprompt.config.queue import Lost, waited_for
 from vlprompt.results.store import is_free
 from vlprompt.training.device import JOBS, share_of_cores
 from vlprompt.training.stops import Stopped, is_asked, served_by_others
@@ -55,11 +56,12 @@ def launch(
     hydra: Hydra,
     *,
     number: int,
+    on_loss: Callable[[list[str], int, str], object],
 ) -> None:
     """Give all cells to Hydra's launcher, which may run several at once.
 
     A job gives the folder of its run if another process is making it, and is tried again once that one lets go.
-    `number` is that of the first second try.
+    `number` is that of the first second try. `on_loss` hears of a job that a cluster lost: its cell, number and reason.
 
     Raises: Stopped.
     """
@@ -76,8 +78,13 @@ def launch(
         batch, held = config.hydra.sweeper.max_batch_size or len(cells), list[Held]()
         for first in range(0, len(cells), batch):
             some = cells[first : first + batch]
-            folders = outcomes(launcher, some, number + first, in_processes=in_processes)
-            held += [(cell, Path(folder)) for cell, folder in zip(some, folders, strict=True) if folder]
+            with waited_for(config):
+                answers = outcomes(launcher, some, number + first, in_processes=in_processes)
+            for of_cell, (cell, answer) in enumerate(zip(some, answers, strict=True), number + first):
+                if isinstance(answer, Lost):
+                    on_loss(cell, of_cell, answer.reason)
+                elif answer:
+                    held.append((cell, Path(answer)))
         return held
 
     held = tried(cells, 0)
@@ -102,7 +109,7 @@ class Stoppable(list[Cell]):
         return takewhile(lambda _: not is_asked(), super().__iter__())
 
 
-def outcomes(launcher: Launcher, cells: Sequence[Cell], number: int, *, in_processes: bool) -> list[str | None]:
+def outcomes(launcher: Launcher, cells: Sequence[Cell], number: int, *, in_processes: bool) -> list[str | Lost | None]:
     """What the jobs give that a launcher runs, here or in processes that it starts. Raises: Stopped."""
     stopped = list[Stopped]()
     try:

@@ -82,7 +82,19 @@ class Lock:
         """What its holder signed with; None where there is no note, or its process is known to be gone."""
         text = _read_note(self._note)
         named = re.fullmatch(r"(\d+) on (\S+), since [\d :-]+", text)
-        return text if named and not (named[2] == socket.gethostname() and not _is_alive(int(named[1]))) else None
+        if not named:
+            return None
+        here = named[2] == socket.gethostname()
+        return text if (_is_alive(int(named[1])) if here else self._is_held()) else None
+
+    def _is_held(self) -> bool:
+        """Whether a process of another machine, whose number says nothing here, holds it, as the file system knows."""
+        path = Path(self._lock.lock_file)
+        try:
+            with FileLock(path, timeout=0) if path.exists() else contextlib.nullcontext():
+                return False
+        except (Timeout, OSError):  # held, or where nothing can be locked
+            return True
 
 
 def _read_note(path: Path) -> str:

@@ -55,11 +55,16 @@ def run_or_record_failure(
             "cost": {"train_seconds": time.perf_counter() - start},
         }
         if spec is not None:
-            fields |= {**spec.key.model_dump(), "config": spec.config, "config_hash": spec.hash}
-            fields |= {"changes": spec.changes, "precision": spec.precision}  # so that it is of its seeds' row
+            fields |= described(spec)
         else:
             fields |= {**key, "config": {name: value for name, value in config.items() if name not in UNRECORDED}}
         return write_failure(fields, spec.folder if spec else None)
+
+
+def described(spec: "RunSpec") -> dict[str, Any]:
+    """What the record of a run that did not finish says of it, so that it is of its seeds' row."""
+    about = {"config": spec.config, "config_hash": spec.hash, "changes": spec.changes, "precision": spec.precision}
+    return {**spec.key.model_dump(), **about}
 
 
 def tried_in_vain(spec: "RunSpec", since: datetime | None) -> "Record | None":

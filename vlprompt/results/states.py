@@ -11,11 +11,11 @@ from vlprompt.textfiles import ordinary
 
 def position(target: Path) -> str | None:
     """How far the stopped training of a run is: step 5 of 60. None where there is none, or it is under way."""
-    draft = draft_of(target)
-    if not has_state(draft) or holder(target):
+    folder = next(filter(has_state, (draft_of(target), target)), None)  # that of a failed run lies with its record
+    if folder is None or holder(target):
         return None
     try:
-        with safetensors.safe_open(ordinary(draft / STATE), "np") as file:
+        with safetensors.safe_open(ordinary(folder / STATE), "np") as file:
             about = json.loads((file.metadata() or {})["about"])
         return f"step {int(about['step']):,} of {int(about['total']):,}"
     except (OSError, safetensors.SafetensorError, ValueError, LookupError, RecursionError, TypeError):

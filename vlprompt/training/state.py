@@ -114,13 +114,14 @@ class State:
                 done += 1
                 # of here: a signal may come while an augmentation has set other numbers
                 self._random = random_state(self.device)
-                if time.monotonic() - self._last >= 60 * self.minutes:
-                    self.write(done)
+                if stops.asked() or time.monotonic() - self._last >= 60 * self.minutes:
+                    self.write(done)  # before a signal is answered: submitit does so by giving its job back to SLURM
                 stops.allow()
             if time.monotonic() - self._last >= SHORT:
                 self.write(done)
-        except (KeyboardInterrupt, SystemExit):
-            self.write(done)
+        except (KeyboardInterrupt, SystemExit, Exception) as error:
+            if not isinstance(error, Exception) or stops.asked():  # submitit's own error where no time is left
+                self.write(done)
             raise
 
     def write(self, done: int) -> None:

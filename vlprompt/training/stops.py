@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # the last one is what submitit has SLURM send
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]  # Windows lacks some
@@ -50,8 +50,9 @@ class _Now:
     patience = PATIENCE  # how long
     ask_others: Callable[[int], object] | None = None  # to stop, too
     serves = False  # this process runs jobs for another one, until it ends
-    number: int | None = None  # the signal that came meanwhile
-    since = -math.inf
+    numbers: ClassVar[list[int]] = []  # the signals that came meanwhile
+    asked = False  # since `asked` was called
+    since: ClassVar[dict[int, float]] = {}  # when each came
     raised: int | None = None  # the signal that was answered by `Stopped`
 
 
@@ -82,7 +83,7 @@ def heard() -> Iterator[None]:
 
 def _hear_signals() -> dict[int, Any]:
     """-> the handlers of before."""
-    _Now.since, _Now.raised = -math.inf, None
+    _Now.since, _Now.raised, _Now.asked = {}, None, False
     _Now.earlier = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in _Now.earlier.items():
         if handler not in (signal.SIG_IGN, None):  # ignored: a job of a shell's background, whose Ctrl-C is another's
@@ -145,7 +146,7 @@ def _ask_children(number: int) -> None:
 
 def is_asked() -> bool:
     """Whether a signal came that is still to be answered."""
-    return _Now.number is not None
+    return bool(_Now.numbers)
 
 
 def defer(*, patience: float = PATIENCE, ask_others: Callable[[int], object] | None = None) -> None:
@@ -154,25 +155,34 @@ def defer(*, patience: float = PATIENCE, ask_others: Callable[[int], object] | N
     _Now.patience, _Now.ask_others = patience, ask_others
 
 
+def asked() -> bool:
+    """Whether a signal came since the last call, also one that somebody else's handler let pass.
+
+    SLURM sends SIGTERM before it takes a job from its node, submitit lets it pass, and SIGKILL follows.
+    """
+    came, _Now.asked = _Now.asked, False
+    return came
+
+
 def allow() -> None:
     """From here on a signal is answered at once, and now if one came. Raises: Stopped."""
-    number = _Now.number
+    numbers = _Now.numbers
     _let_go()
-    if number is not None:
+    for number in numbers:
         _answer(number, None)
 
 
 def _hear(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
-    if now - _Now.since < ECHO:
+    if now - _Now.since.get(number, -ECHO) < ECHO:
         return
-    _Now.since = now
-    if _Now.deferring and _Now.number is None:
-        _Now.number = number
-        timed = _Now.patience < math.inf and hasattr(signal, "setitimer")
+    _Now.since[number], _Now.asked = now, True
+    if _Now.deferring and number not in _Now.numbers:
+        timed = not _Now.numbers and _Now.patience < math.inf and hasattr(signal, "setitimer")
         if timed and signal.getsignal(signal.SIGALRM) == signal.SIG_DFL:
             signal.signal(signal.SIGALRM, lambda *_: allow())
             signal.setitimer(signal.ITIMER_REAL, _Now.patience)
+        _Now.numbers.append(number)
         if _Now.ask_others:
             _Now.ask_others(number)
         return
@@ -190,7 +200,7 @@ def _answer(number: int, frame: FrameType | None) -> None:
 
 
 def _let_go() -> None:
-    if _Now.number is not None and hasattr(signal, "setitimer"):
+    if _Now.numbers and hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    _Now.deferring, _Now.number = False, None
+    _Now.deferring, _Now.numbers = False, []
