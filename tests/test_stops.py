@@ -560,7 +560,7 @@ def serving(monkeypatch: pytest.MonkeyPatch, handled: None) -> Iterator[None]:
     """This process runs the jobs of another one."""
     before = {number: signal.getsignal(number) for number in stops.SIGNALS}
     monkeypatch.setattr(stops.multiprocessing, "parent_process", lambda: "a sweep")
-    for name in ("serves", "earlier", "deferring", "number", "raised"):  # all that it notes, to be put back
+    for name in ("serves", "earlier", "deferring", "numbers", "raised"):  # all that it notes, to be put back
         monkeypatch.setattr(stops._Now, name, getattr(stops._Now, name))
     yield
     for number, handler in before.items():
@@ -706,7 +706,11 @@ def test_a_sweep_of_joblib_resumes(results: Path, tmp_path: Path, sent: signal.S
         time.sleep(0.1)
     (os.killpg if to_all else os.kill)(process.pid, sent)
     code, _, err = end(process)
-    assert (code, err.strip().count("\n"), living(process.pid)) == (128 + sent, 0, [])
+    assert (code, err.strip().count("\n")) == (128 + sent, 0)
+    until = time.monotonic() + 20  # that joblib's own watcher, which ends by itself, may take on a busy machine
+    while living(process.pid) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert living(process.pid) == []
     assert "is kept at step" in err
     assert "the same command resumes it (and 1 more" in err
     assert not [path for path in (tmp_path / "temporary").iterdir() if "torchinductor" not in path.name]

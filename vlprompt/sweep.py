@@ -45,7 +45,7 @@ from vlprompt.config.options import (
 )
 from vlprompt.config.paths import config_dir, results_root
 from vlprompt.errors import InUseError, UserError, prepare_streams, printable
-from vlprompt.jobs.failures import run_or_record_failure, write_failure
+from vlprompt.jobs.failures import described, run_or_record_failure, write_failure
 from vlprompt.jobs.single import is_comparable, single_job
 from vlprompt.reports.sweeps import summarise_sweep
 from vlprompt.results.sweeps import OUTCOMES, start_of, write_begun, write_outcome, write_sweep
