@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from made_records import few_shot, record, transfer
 from rich.text import Text
 
 from vlprompt.errors import UserError
-from vlprompt.reports.averages import across_datasets, average, numbers
+from vlprompt.reports.averages import across_datasets, average, numbers, side_by_side
 from vlprompt.reports.filters import select, value_of
 from vlprompt.reports.layouts import grids, notes_of, of_layout
-from vlprompt.reports.render import render, render_grids, spread_text
+from vlprompt.reports.render import general_notes, render, render_grids, spread_text
 from vlprompt.reports.summary import missing_metric, summarise
 from vlprompt.results.metrics import complete, score
 from vlprompt.results.predictions import Predictions, save_predictions
@@ -260,3 +261,31 @@ def test_intervals_in_summaries() -> None:
     assert "± 3.02 [80.48, 87.32]" in render(summarise(made, interval="normal"))
     assert "base_ci95" not in summarise(made)
     assert spread_text(5.0, float("nan")) == "5.00"
+
+
+def test_how_settings_were_chosen_is_a_column_where_any_image_chose_them() -> None:
+    plain = [few_shot("coop"), few_shot("coop", "eurosat"), few_shot("tip_adapter")]
+    for text in (drawn(plain), render(summarise(plain), "markdown")):
+        assert "selection" not in text
+    made = [
+        *plain[:2],
+        few_shot("tip_adapter", selection="few_shot_val"),
+        few_shot("tip_adapter", "eurosat", selection="test"),
+        few_shot("lora", selection="per_target"),
+        few_shot("maple", accuracy=0, scores={}, status="failed", selection="val"),
+    ]
+    results, _ = across_datasets(made)
+    for text in (drawn(made), render(summarise(made), "latex"), render(summarise(made), "markdown")):
+        rows = "\n".join(line for line in text.splitlines() if "coop" in line.lower() or "tip" in line.lower())
+        assert "election" in text
+        assert rows.count("fixed") == rows.lower().count("coop")
+        assert "test" in rows.replace("few_shot", "")
+    (note,) = [note for note in general_notes(results) if note.startswith("selection")]
+    assert re.findall(r"(\w+):", note.partition(":")[2]) == ["fixed", "few_shot_val", "per_target", "test"]
+    table = numbers(results).query("method == 'tip_adapter'")
+    assert table["selection"].tolist() == [
+        "few_shot_val",
+        "test",
+        "few_shot_val, test",
+    ]  # of each data set, the average
+    assert side_by_side(table)["selection"].tolist() == ["few_shot_val, test"]

@@ -22,6 +22,7 @@ from pydantic import (
 from vlprompt.config.about import without_about
 from vlprompt.data.download.catalogue import About
 from vlprompt.errors import UnknownSettingError, UserError, unknown
+from vlprompt.results.record import Selection
 from vlprompt.textfiles import path_of
 
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -268,6 +269,7 @@ class Settings(BaseModel):
     targets: dict[str, Target] = {}  # by name in the configuration; filled from `protocol.targets`
     search: dict[str, Any] = {}  # what a search for settings may vary; a run does not read it
     debug: Debug | None = None
+    selection: Selection | None = None
     sweep: OfSweep = OfSweep()
     wording: dict[str, Any] = {}  # texts by data set, of which the settings of the method have theirs already
 

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 import vlprompt
 from vlprompt.data.disk import sha256_of
@@ -23,6 +23,23 @@ FILE = "result.json"
 MOST_BYTES = 10**8  # of a record: a curve of 100,000 epochs has a tenth of it
 CHECKSUM = "checksum"  # its last field: of all others
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "hydra-core", "numpy", "vlprompt")
+
+
+Selection = Literal["fixed", "few_shot_val", "val", "per_target", "test"]
+SELECTIONS: Mapping[Selection, str] = {
+    "fixed": "no image chose anything",
+    "few_shot_val": "on the validation images of the few-shot sample",
+    "val": "on the whole validation split, or what other software had of it",
+    "per_target": "other settings for each data set, as printed",
+    "test": "on test images, so that these numbers are no estimate",
+}
+"""How settings, an epoch or what a method searches were chosen, the less of the test they saw the earlier."""
+
+
+def selected_on(select_on: Literal["val", "test"], sampler: str, shots: int | str) -> Selection:
+    """What `fit.select_on` comes to: the validation images are few, unless none are drawn."""
+    whole = shots == "all" or sampler == "tip_adapter"
+    return "few_shot_val" if select_on == "val" and not whole else select_on
 
 
 class RunKey(BaseModel):
@@ -73,7 +90,7 @@ class Record(RunKey):
     config_hash: str = ""
     changes: dict[str, Any] | None = None  # settings that are not the default's, by dotted key; None: not known
     recipe: list[str] = []
-    selection: Literal["last", "val", "test"] = "last"  # what chose the epoch; test: of what else was searched, too
+    selection: Selection = "fixed"
     versions: dict[str, str] = {}
     git: str | None = None
     split_hash: str | None = None
@@ -91,6 +108,17 @@ class Record(RunKey):
     imported: dict[str, dict[str, str | int]] = {}  # by test split: the log it was read from, its sha256, its decimals
     files: dict[str, str] = {}  # sha256 of the other files of the run; earlier records have none
     created: str = Field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_todays_words(cls, fields: Any) -> Any:
+        """Earlier records say last, val or test of their own search, and their configuration nothing about it."""
+        config = fields.get("config") or {}
+        earlier = fields.get("selection")
+        if earlier == "val" and config and "selection" not in config:
+            sampler = (config.get("sampler") or {}).get("name", "coop")
+            return {**fields, "selection": selected_on("val", sampler, fields.get("shots", 0))}
+        return {**fields, "selection": "fixed"} if earlier == "last" else fields
 
     @property
     def key(self) -> RunKey:
