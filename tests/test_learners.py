@@ -43,6 +43,7 @@ class Case:
 
 SMALL: dict[str, dict[str, Any]] = {
     "cocoop": {"reduction": 4},
+    "gda": {"n_nearest": 3},
     "ivlp": {"depth": 3, "image_depth": 3},
     "language_prompts": {"depth": 3},
     "llama_adapter": {"depth": 2},
@@ -64,6 +65,7 @@ VARIANTS = [
     Case("bitfit: image", {"towers": "image"}),
     Case("dylora: last rank alone", {"frozen": True, "min_rank": 8, "dropout": 0.2}),
     Case("full_finetune: text", {"towers": "text"}),
+    Case("gda: pooled", {"covariance": "pooled"}),
     Case("hard_prompts: ensemble", {"templates": "openai_7"}),
     Case("intrinsic_dimension: said, image", {"towers": "image", "dimension": 70, "projection": "said"}),
     Case("linear_head: plain ViT", model="timm:test_vit"),
@@ -74,6 +76,7 @@ VARIANTS = [
     Case("prograd: front", {"n_context": 6, "position": "front"}),
     Case("prograd: class-specific", {"n_context": 3, "init": "random", "class_specific": True}),
     Case("promptsrc: text alone", {"depth": 2, "image_depth": 0}),
+    Case("ss_text: performance", {"penalty": "performance", "repel": False}),
     Case("taskres: ensemble", {"templates": "openai_7"}),
     Case("tcp: no tokens", {"layer": None}),
     Case("tcp: words around", {"layer": 2, "ctx_init": "a photo of a", "learned_template": "one {}, a pet"}),

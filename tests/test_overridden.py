@@ -59,6 +59,8 @@ OTHERS: dict[str, list[Any]] = {
     "phrase": ["a blurry {description}"],
     "sites": [["q", "fc1"]],
     "search_scale": [None, [2.0, 5.0]],
+    "alphas": [None, [3.0]],
+    "penalty": ["uniform", 0.3],
     "search_steps": [[7, 5], [2, 9]],
     "n_steps": [1],  # of a bisection
     "descriptions": [str(DESCRIPTIONS)],
@@ -310,7 +312,7 @@ def test_each_setting_of_each_method_in_each_protocol(method: str, dataset: str)
     seen = set()
     for protocol in PROTOCOLS:
         case = case_of(method, protocol, dataset)
-        selects = "tip" in method or method in ("linear_probe", "lp_plus_plus")
+        selects = "tip" in method or method in ("linear_probe", "lp_plus_plus", "gda")
         about = canonical([case.config["method"], case.config["fit"], case.val or not selects])
         if about not in seen and runs(case):
             assert [(protocol, p) for key in case.settings() if (p := judge(case, key))] == []

@@ -180,7 +180,9 @@ def check_names(candidate: Candidate) -> None:
     learner = candidate.scattered(("cat", "dog", "cat"))
     logits = candidate.logits(learner)
     require(logits.shape == (len(LABELS), 3), f"logits of 4 images and 3 classes are {list(logits.shape)}")
-    if not learner.class_bound:
+    if not learner.class_bound:  # new ones: of those trained on it may know more than the name
+        learner.bind(("okapi", "zebra", "okapi"))
+        logits = candidate.logits(learner)
         require(close(logits[:, 0], logits[:, 2]), "classes of one name have different logits")
         require(not close(logits[:, 0], logits[:, 1]), "classes of different names have the same logits")
 
