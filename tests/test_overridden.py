@@ -45,7 +45,10 @@ SHORT: dict[str, Any] = {
     "search_scale": [2000.0, 50.0],
 }
 DRAWN = {("p_tuning", "method.n_tokens")}  # without effect, but that the encoder starts from other random numbers
-TIED = {("linear_probe", "method.n_steps")}  # all C are equally good on so few images
+TIED = {
+    ("linear_probe", "method.n_steps"),  # all C are equally good on so few images
+    *(("gda", f"method.{name}") for name in ("n_nearest", "n_copies")),  # of new classes, which are not asked for here
+}
 QUICK = [("coop", "base_to_novel"), ("tip_adapter", "few_shot")]
 
 # Values: what cannot be read off an annotation

@@ -71,13 +71,27 @@ class Data(BaseModel):
 
 class Sampling(BaseModel):
     model_config = _STRICT
-    name: Literal["coop", "clip_lora", "tip_adapter", "lp_plus_plus", "list"] = "coop"
+    name: Literal["coop", "clip_lora", "tip_adapter", "lp_plus_plus", "list", "imbalanced"] = "coop"
     file: Location | None = None
+    total: PositiveInt | None = None
+    every_class: bool = False
+
+    @property
+    def may_lack_classes(self) -> bool:
+        return self.name == "imbalanced" and not self.every_class
+
+    def drawn(self, shots: int | Literal["all"]) -> int | str:
+        """What tables call the shots: labelled images a class, or in all where classes have different numbers."""
+        return shots if self.total is None else f"{self.total}-in-all"
 
     @model_validator(mode="after")
     def _file_of_a_list(self) -> "Sampling":
         if (self.name == "list") != (self.file is not None):
             raise UserError("sampler.name=list needs sampler.file=PATH, and only it: give both or neither")
+        if (self.name == "imbalanced") != (self.total is not None):
+            raise UserError("sampler.name=imbalanced needs sampler.total=IMAGES, and only it: give both or neither")
+        if self.every_class and self.total is None:
+            raise UserError("sampler.every_class is for sampler.name=imbalanced: drop it")
         return self
 
 

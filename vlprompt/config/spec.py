@@ -128,7 +128,7 @@ def read_spec(
         backbone=choices["backbone"],
         method=choices["method"],
         variant=settings.name or variant_of(relevant, by_default),
-        shots=settings.shots if settings.fit else 0,
+        shots=settings.sampler.drawn(settings.shots) if settings.fit else 0,
         seed=settings.seed if settings.fit else 0,
     )
     return RunSpec(

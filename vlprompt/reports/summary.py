@@ -15,7 +15,7 @@ from vlprompt.protocols import PROTOCOLS
 from vlprompt.reports.filters import check_key
 from vlprompt.reports.variants import labels, shared_changes, shown_value, variant_texts
 from vlprompt.results.metrics import find_metric
-from vlprompt.results.record import SELECTIONS, Record
+from vlprompt.results.record import SELECTIONS, Record, shots_order
 
 SHARED = ["protocol", "dataset", "backbone", "weights", "precision"]  # what the rows of a table often share
 KEYS = [*SHARED, "method", "variant", "named", "shots"]  # named: the variant in words
@@ -153,7 +153,7 @@ def _at_every_shots(records: Sequence[Record]) -> list[tuple[Record, int | str]]
 
 def learner_order(row: Mapping[Any, Any], columns: Sequence[str] = ()) -> tuple:
     """Sorts by shots ("all" last), then zero-shot first, then by name, by the settings in `columns` and in words."""
-    shots = float("inf") if row["shots"] == "all" else row["shots"]
+    shots = shots_order(row["shots"])
     settings = [_natural(row[name]) for name in columns]
     variant = _natural(row["named"]), row["variant"]
     return shots, row["method"] != "zero_shot", row["method"], *settings, variant, row["precision"]

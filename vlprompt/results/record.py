@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 import vlprompt
 from vlprompt.data.disk import sha256_of
@@ -42,6 +42,14 @@ def selected_on(select_on: Literal["val", "test"], sampler: str, shots: int | st
     return "few_shot_val" if select_on == "val" and not whole else select_on
 
 
+InAll = Annotated[str, StringConstraints(pattern=r"^[1-9]\d*-in-all$")]
+
+
+def shots_order(shots: int | str) -> float:
+    """Sorts numbers of shots: images a class, images in all where classes have different numbers, "all" last."""
+    return float("inf") if shots == "all" else shots if isinstance(shots, int) else 1e9 + int(shots.partition("-")[0])
+
+
 class RunKey(BaseModel):
     """What one run is a run of: where it stands in every table."""
 
@@ -52,7 +60,7 @@ class RunKey(BaseModel):
     backbone: str
     method: str
     variant: str | None = None  # `name=`, or a hash of what differs from the default recipe
-    shots: int | Literal["all"]  # 0 for a learner that is not trained
+    shots: int | Literal["all"] | InAll  # 40-in-all of unbalanced ones; 0 for a learner that is not trained
     seed: int
 
     @property

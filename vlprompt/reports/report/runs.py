@@ -143,6 +143,8 @@ def sentence(record: Record) -> str:
         return [form.format(value)] if isinstance(value, int | float | str) and value != "" else []
 
     shots = "all images" if record.shots == "all" else f"{record.shots} labelled images a class"
+    if isinstance(record.shots, str) and record.shots != "all":
+        shots = f"{record.shots.partition('-')[0]} labelled images in all, as frequent as their classes"
     text = f"{display_name(record.method)} on {record.dataset}, {record.protocol}, {record.backbone}"
     text += f" ({', '.join(filter(None, (record.weights, record.precision, record.device)))})"
     if record.shots == UNTRAINED:

@@ -11,6 +11,7 @@ from vlprompt.reports.render import spread_text
 from vlprompt.reports.report.notes import averages_in_words
 from vlprompt.reports.summary import MEAN_OF_H, H, is_transfer, without_selection
 from vlprompt.results.metrics import find_metric
+from vlprompt.results.record import shots_order
 
 FILTERS = ("protocol", "dataset", "backbone", "shots")
 COSTS = {
@@ -193,7 +194,7 @@ def winners(results: pd.DataFrame, metric: str) -> Table | None:
     context = ["protocol", "source", "backbone", "weights"]
     filled = results[results["n"] > 0]
     for key, members in filled.groupby(context, sort=False):
-        shots = max(members["shots"], key=lambda value: float("inf") if value == "all" else value)
+        shots = max(members["shots"], key=shots_order)
         at_most = members[members["shots"] == shots]
         for dataset in _averages_first(at_most["dataset"]):
             of_set = at_most[at_most["dataset"] == dataset]
