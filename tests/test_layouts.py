@@ -289,3 +289,20 @@ def test_how_settings_were_chosen_is_a_column_where_any_image_chose_them() -> No
         "few_shot_val, test",
     ]  # of each data set, the average
     assert side_by_side(table)["selection"].tolist() == ["few_shot_val, test"]
+
+
+def test_images_in_all_are_a_number_of_shots_of_their_own() -> None:
+    config = {"shots": 4, "fit": {"epochs": {"1": 50, "4": 100, "16": 200}}}
+    few = {"shots": "37-in-all", "config": config}
+    made = [*(few_shot("coop", accuracy=a, seed=s, **few) for a, s in ((0.5, 1), (0.7, 2))), few_shot("coop"),
+            few_shot("coop", shots="all"), few_shot("zero_shot", seed=0, shots=0)]  # fmt: skip
+    table = summarise(made)
+    assert table["shots"].tolist() == [16, 16, "37-in-all", "37-in-all", "all", "all"]
+    row = table.query("method == 'coop' and shots == '37-in-all'").iloc[0]
+    assert (row["n"], row["test"]) == (2, pytest.approx(60))
+    assert value_of(made[0], "fit.epochs") == 100  # that of the shots in its configuration
+    assert select({Path("a"): made[0], Path("b"): made[2]}, ["shots=37-in-all"])[0] == {Path("a"): made[0]}
+    assert "37-in-all" in drawn(made)
+    assert made[0].folder(Path("r")).parts[-2] == "shots37-in-all"
+    with pytest.raises(ValueError, match="shots"):
+        few_shot("coop", shots="many")
