@@ -21,6 +21,8 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from vlprompt.results.record import Record
+
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = ["dataset=digits", "shots=4", "seed=1", "threads=1", "workers=0", "wandb=disabled"]
 STEPS = ["++fit.steps=10", "++fit.epochs=null"]
@@ -99,7 +101,7 @@ def compare(before: Path, after: Path) -> int:
 
 
 def differences(first: Path, second: Path) -> Iterator[str]:
-    a, b = (json.loads((folder / "result.json").read_text()) for folder in (first, second))
+    a, b = (Record.read(folder).model_dump(mode="json") for folder in (first, second))
     for key in ("status", "scores", "curve", "selection", "split_hash", "target_hashes"):
         if a[key] != b[key]:
             yield f"{key} {str(a[key])[:60]} against {str(b[key])[:60]}"

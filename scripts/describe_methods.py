@@ -224,7 +224,9 @@ def comment(path: Path) -> str:
 
 def flat(config: dict[str, Any]) -> dict[str, Any]:
     """Settings by their full names, two levels deep."""
-    return {f"{group}.{name}": value for group, values in config.items() for name, value in values.items()}
+    trees = {group: values for group, values in config.items() if isinstance(values, dict)}
+    named = {f"{group}.{name}": value for group, values in trees.items() for name, value in values.items()}
+    return {group: value for group, value in config.items() if group not in trees} | named
 
 
 def code(values: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ METHODS = [
     *("bitfit", "clip_adapter", "clip_lora", "cocoop", "dylora", "full_finetune", "hard_prompts", "promptsrc"),
     *("intrinsic_dimension", "ivlp", "kgcoop", "language_prompts", "linear_head", "linear_probe", "llama_adapter"),
     *("lora_plus", "lp_plus_plus", "mmrl", "p_tuning", "prefix_tuning", "prograd", "qlora", "taskres", "tcp"),
-    *("tip_adapter", "tip_adapter_f"),
+    *("tip_adapter", "tip_adapter_f", "gda", "ss_text"),
 ]
 CLASSES = [f"{colour} {shape}" for colour in ("plain red", "dotted yellow") for shape in ("star", "flower", "moon")]
 IMAGES = 60

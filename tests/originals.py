@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
+import parity_closed_form
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -48,6 +49,10 @@ COMPARED = frozenset({"config", "runs", "trainable_names_in_order", "name_lens",
                       "ce_loss", "top1_pred"})  # fmt: skip
 ABOUT = {
     **dict.fromkeys(("case", "set", "versions", "tensors", "source", "loss"), "says what the case is"),
+    **dict.fromkeys(
+        ("independent_float64_differences", "independent_float64_differences [weights rel, logits abs]"),
+        "how near another version came",
+    ),
     "texts_tokenised_in_order": "token ids and features of them are compared",
     "frozen_params_in_optimizer": "parameters without a gradient, which no optimiser moves",
     "quirk_cache_keys_mutated_in_place": "the keys after each step and those that are searched with are compared",
@@ -116,7 +121,8 @@ class Original:
     `values` are a case's quantities that are others than in VALUES, or more; `components` makes the parts of the loss
     that `loss_components` names, apart from the cross-entropy `ce`. `texts` and `teacher_texts` make what `token_ids`
     and `teacher_token_ids` are compared with. With `own_backbone`, `build` gets the case's tensors for a clip.
-    With `decay_all` the case was made with one optimiser group, whatever groups the method asks for.
+    With `decay_all` the case was made with one optimiser group, whatever groups the method asks for. `check(clip, self,
+    case)` compares all of a case of a kind of its own.
     """
 
     build: Callable[[Any, Mapping[str, Any]], Learner]
@@ -128,6 +134,7 @@ class Original:
     teacher_texts: Callable[[Any], list[Prompts]] = teacher_texts
     own_backbone: bool = False
     decay_all: bool = False
+    check: Callable[[Any, Any, Any], None] | None = None
 
     def ours(self, name: str) -> str:
         for pattern, replacement in self.names.items():
@@ -516,6 +523,16 @@ METHODS = {
     "LP++": Original(
         lp_plus_plus,
         {r"classifier\.(.*)": r"\1", "alpha_vec": "alpha"},
+    ),
+    "GDA": Original(
+        parity_closed_form.gda,
+        tolerances={"W_b_rel_l2": 2e-4, "logits_rel_l2": 1e-4},
+        check=parity_closed_form.check_gda,
+    ),
+    "SS-Text": Original(
+        parity_closed_form.ss_text,
+        tolerances={"prototypes_rel_l2": 1e-5, "logits": {"atol": 1e-4}, "probabilities": {"atol": 1e-5}},
+        check=parity_closed_form.check_ss_text,
     ),
     "CLIP-LoRA": Original(
         clip_lora,

@@ -249,3 +249,19 @@ def test_settings_of_tcp() -> None:
     assert (ours.fit.epochs, ours.fit.batch_size, ours.method["ctx_init"], ours.method["layer"]) == (50, 32, "", 8)
     for dataset, protocol in (("sun397", "base_to_novel"), ("imagenet", "cross_dataset")):
         assert plain("method=tcp", f"dataset={dataset}", f"protocol={protocol}")["fit"]["epochs"] == 25
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["sampler.name=imbalanced"], "needs sampler.total"),
+        (["sampler.total=9"], "sampler.name=imbalanced"),
+        (["sampler.every_class=true"], "is for sampler.name=imbalanced"),
+    ],
+)
+def test_images_in_all_belong_to_their_sampler(asked: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        settings(*asked)
+    sampler = settings("sampler.name=imbalanced", "sampler.total=9").sampler
+    assert (sampler.drawn(16), sampler.may_lack_classes) == ("9-in-all", True)
+    assert settings().sampler.drawn(16) == 16

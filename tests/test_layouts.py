@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from made_records import few_shot, record, transfer
 from rich.text import Text
 
 from vlprompt.errors import UserError
-from vlprompt.reports.averages import across_datasets, average, numbers
+from vlprompt.reports.averages import across_datasets, average, numbers, side_by_side
 from vlprompt.reports.filters import select, value_of
 from vlprompt.reports.layouts import grids, notes_of, of_layout
-from vlprompt.reports.render import render, render_grids, spread_text
+from vlprompt.reports.render import general_notes, render, render_grids, spread_text
 from vlprompt.reports.summary import missing_metric, summarise
 from vlprompt.results.metrics import complete, score
 from vlprompt.results.predictions import Predictions, save_predictions
@@ -260,3 +261,48 @@ def test_intervals_in_summaries() -> None:
     assert "± 3.02 [80.48, 87.32]" in render(summarise(made, interval="normal"))
     assert "base_ci95" not in summarise(made)
     assert spread_text(5.0, float("nan")) == "5.00"
+
+
+def test_how_settings_were_chosen_is_a_column_where_any_image_chose_them() -> None:
+    plain = [few_shot("coop"), few_shot("coop", "eurosat"), few_shot("tip_adapter")]
+    for text in (drawn(plain), render(summarise(plain), "markdown")):
+        assert "selection" not in text
+    made = [
+        *plain[:2],
+        few_shot("tip_adapter", selection="few_shot_val"),
+        few_shot("tip_adapter", "eurosat", selection="test"),
+        few_shot("lora", selection="per_target"),
+        few_shot("maple", accuracy=0, scores={}, status="failed", selection="val"),
+    ]
+    results, _ = across_datasets(made)
+    for text in (drawn(made), render(summarise(made), "latex"), render(summarise(made), "markdown")):
+        rows = "\n".join(line for line in text.splitlines() if "coop" in line.lower() or "tip" in line.lower())
+        assert "election" in text
+        assert rows.count("fixed") == rows.lower().count("coop")
+        assert "test" in rows.replace("few_shot", "")
+    (note,) = [note for note in general_notes(results) if note.startswith("selection")]
+    assert re.findall(r"(\w+):", note.partition(":")[2]) == ["fixed", "few_shot_val", "per_target", "test"]
+    table = numbers(results).query("method == 'tip_adapter'")
+    assert table["selection"].tolist() == [
+        "few_shot_val",
+        "test",
+        "few_shot_val, test",
+    ]  # of each data set, the average
+    assert side_by_side(table)["selection"].tolist() == ["few_shot_val, test"]
+
+
+def test_images_in_all_are_a_number_of_shots_of_their_own() -> None:
+    config = {"shots": 4, "fit": {"epochs": {"1": 50, "4": 100, "16": 200}}}
+    few = {"shots": "37-in-all", "config": config}
+    made = [*(few_shot("coop", accuracy=a, seed=s, **few) for a, s in ((0.5, 1), (0.7, 2))), few_shot("coop"),
+            few_shot("coop", shots="all"), few_shot("zero_shot", seed=0, shots=0)]  # fmt: skip
+    table = summarise(made)
+    assert table["shots"].tolist() == [16, 16, "37-in-all", "37-in-all", "all", "all"]
+    row = table.query("method == 'coop' and shots == '37-in-all'").iloc[0]
+    assert (row["n"], row["test"]) == (2, pytest.approx(60))
+    assert value_of(made[0], "fit.epochs") == 100  # that of the shots in its configuration
+    assert select({Path("a"): made[0], Path("b"): made[2]}, ["shots=37-in-all"])[0] == {Path("a"): made[0]}
+    assert "37-in-all" in drawn(made)
+    assert made[0].folder(Path("r")).parts[-2] == "shots37-in-all"
+    with pytest.raises(ValueError, match="shots"):
+        few_shot("coop", shots="many")

@@ -45,7 +45,10 @@ SHORT: dict[str, Any] = {
     "search_scale": [2000.0, 50.0],
 }
 DRAWN = {("p_tuning", "method.n_tokens")}  # without effect, but that the encoder starts from other random numbers
-TIED = {("linear_probe", "method.n_steps")}  # all C are equally good on so few images
+TIED = {
+    ("linear_probe", "method.n_steps"),  # all C are equally good on so few images
+    *(("gda", f"method.{name}") for name in ("n_nearest", "n_copies")),  # of new classes, which are not asked for here
+}
 QUICK = [("coop", "base_to_novel"), ("tip_adapter", "few_shot")]
 
 # Values: what cannot be read off an annotation
@@ -59,6 +62,8 @@ OTHERS: dict[str, list[Any]] = {
     "phrase": ["a blurry {description}"],
     "sites": [["q", "fc1"]],
     "search_scale": [None, [2.0, 5.0]],
+    "alphas": [None, [3.0]],
+    "penalty": ["uniform", 0.3],
     "search_steps": [[7, 5], [2, 9]],
     "n_steps": [1],  # of a bisection
     "descriptions": [str(DESCRIPTIONS)],
@@ -310,7 +315,7 @@ def test_each_setting_of_each_method_in_each_protocol(method: str, dataset: str)
     seen = set()
     for protocol in PROTOCOLS:
         case = case_of(method, protocol, dataset)
-        selects = "tip" in method or method in ("linear_probe", "lp_plus_plus")
+        selects = "tip" in method or method in ("linear_probe", "lp_plus_plus", "gda")
         about = canonical([case.config["method"], case.config["fit"], case.val or not selects])
         if about not in seen and runs(case):
             assert [(protocol, p) for key in case.settings() if (p := judge(case, key))] == []

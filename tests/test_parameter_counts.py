@@ -46,6 +46,8 @@ COUNTS = {
     "method=clip_adapter": 131_072,
     "method=taskres protocol=few_shot": 100 * 512,
     "method=tip_adapter protocol=few_shot": 0,
+    "method=gda protocol=few_shot": 0,
+    "method=ss_text protocol=few_shot": 0,
     "method=tcp": 2_048 + 512 * 128 + 128 + 128 * 2_048 + 2_048,
     "method=mmrl": 5 * 512 + 7 * (512 * 768 + 768 + 512 * 512 + 512) + 768 * 512,
     "method=lp_plus_plus protocol=few_shot": 100 * 512 + 100 + 100,  # with a bias

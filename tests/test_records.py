@@ -9,14 +9,16 @@ import sys
 from contextlib import nullcontext
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import vlprompt
+from vlprompt import run
 from vlprompt.config.hashing import config_hash, variant_of
 from vlprompt.errors import DamagedError, UserError
-from vlprompt.results.record import Record, RunKey, git_commit, versions
+from vlprompt.results.record import Record, RunKey, checksum, git_commit, versions
 from vlprompt.results.store import find_records, find_runs, open_run
 
 KEY = {"protocol": "base_to_novel", "dataset": "shapes", "backbone": "tiny", "method": "coop", "shots": 16, "seed": 1}
@@ -310,3 +312,44 @@ def test_git_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_torch_is_loaded_for_reading() -> None:
     code = "import sys, vlprompt.results.record; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "config", "now"),
+    [
+        ("last", {}, "fixed"),
+        ("last", {"sampler": {"name": "coop"}}, "fixed"),
+        ("val", {"shots": 4}, "few_shot_val"),
+        ("val", {"sampler": {"name": "tip_adapter"}}, "val"),
+        ("val", {"sampler": {"name": "coop"}, "selection": "val"}, "val"),  # a recipe says so
+        ("val", {}, "val"),  # a log of other software
+        ("test", {"shots": 4}, "test"),
+    ],
+)
+def test_selections_of_earlier_records_have_todays_words(folder: Path, said: str, config: Any, now: str) -> None:
+    write(folder, record(config=config))
+    path = folder / "result.json"
+    fields = {name: value for name, value in json.loads(path.read_text()).items() if name != "checksum"}
+    fields["selection"] = said
+    path.write_text(json.dumps(fields | {"checksum": checksum(fields)}))
+    assert Record.read(folder).selection == now
+
+
+def test_all_validation_images_are_no_few_shots() -> None:
+    assert record(shots="all", selection="val", config={"shots": "all"}).selection == "val"
+
+
+def test_what_files_and_the_run_say_of_the_selection() -> None:
+    def says(of_files: str | None, select_on: str = "val", *, val: bool = True, searches: bool = True) -> str:
+        fit = SimpleNamespace(keep="last", select_on=select_on)
+        settings = SimpleNamespace(fit=fit, selection=of_files, shots=4, sampler=SimpleNamespace(name="coop"))
+        episode = SimpleNamespace(selection_split=lambda select_on: val or None)
+        return run.selection(SimpleNamespace(settings=settings), SimpleNamespace(uses_validation=searches), episode)
+
+    assert [says(of_files) for of_files in (None, "fixed", "val", "test")] == ["few_shot_val"] * 2 + ["val", "test"]
+    assert (says("per_target"), says("per_target", "test")) == ("per_target", "test")
+    assert (says(None, searches=False), says(None, val=False), says("test", searches=False)) == (
+        "fixed",
+        "fixed",
+        "test",
+    )

@@ -7,12 +7,13 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from vlprompt.data.dataset import Dataset, Item
 from vlprompt.data.lists import ListSampler, make_lines
-from vlprompt.data.sampling import SAMPLERS, Shots, draw, sample_clip_lora, sample_few_shot
+from vlprompt.data.sampling import SAMPLERS, ImbalancedSampler, Shots, draw, sample_clip_lora, sample_few_shot
 from vlprompt.data.sources import split_file
 from vlprompt.errors import UserError
 from vlprompt.protocols.base_to_novel import BaseToNovel, halves
@@ -195,6 +196,38 @@ def test_lp_plus_plus_draws_as_many_validation_as_training_images(val: list[int]
         drawn = [rng.sample(dataset.train[:30], 10), rng.sample(dataset.train[30:], 10)]
         assert train == drawn[0][:5] + drawn[1][:5]
         assert chosen == drawn[0][5:] + drawn[1][5:]
+
+
+def as_published(labels: list[int], total: int, *, every_class: bool) -> list[int]:
+    """How many images of each class SS-Text's code takes, in its words."""
+    shares = np.bincount(labels) / len(labels)
+    counts = [round(total * share) for share in shares]
+    counts = [max(1, count) if every_class else count for count in counts]
+    while sum(counts) > total:
+        counts[int(np.argmax(counts))] -= 1
+    return counts
+
+
+@pytest.mark.parametrize("every_class", [False, True])
+@pytest.mark.parametrize("total", [4, 7, 10, 33, 50])
+@pytest.mark.parametrize("sizes", [(30, 15, 4, 1), (13, 13, 12, 12), (1, 2, 2, 45)])
+def test_imbalanced_samples_are_as_frequent_as_the_classes(sizes: tuple, total: int, every_class: bool) -> None:
+    labels = [label for label, size in enumerate(sizes) for _ in range(size)]
+    dataset = make_dataset(labels, [label for label in range(4) for _ in range(3)])
+    train, val = ImbalancedSampler(total, every_class)(dataset, shots=99, seed=1)
+    counts = as_published(labels, total, every_class=every_class)
+    assert [Counter(item.label for item in train)[label] for label in range(4)] == counts
+    assert len({item.image for item in train}) == len(train)
+    assert [Counter(item.label for item in val)[label] for label in range(4)] == [min(n, 3) for n in counts]
+    assert ImbalancedSampler(total, every_class)(dataset, shots=1, seed=1) == (train, val)
+    assert total in (4, 50) or ImbalancedSampler(total, every_class)(dataset, shots=1, seed=2) != (train, val)
+
+
+def test_imbalanced_samples_of_too_many_or_too_few_images_are_refused() -> None:
+    dataset = make_dataset([0, 0, 0, 1])
+    for total, every_class, allowed in ((5, False, "1 to 4"), (1, True, "2 to 4")):
+        with pytest.raises(UserError, match=f"sampler.total={total}: allowed are {allowed}"):
+            ImbalancedSampler(total, every_class)(dataset, shots=1, seed=1)
 
 
 def write_list(path: Path, lines: list[dict]) -> ListSampler:

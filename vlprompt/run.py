@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -15,7 +15,6 @@ from vlprompt.config import build
 from vlprompt.config.locate import locate
 from vlprompt.config.overridden import overridden, refuse
 from vlprompt.config.paths import results_root
-from vlprompt.config.schema import Fit
 from vlprompt.config.spec import RunSpec, check_name
 from vlprompt.data.dataset import Split
 from vlprompt.data.loader import Loader
@@ -26,7 +25,7 @@ from vlprompt.results import learner_files
 from vlprompt.results.costs import costs_of_use, timed
 from vlprompt.results.metrics import score
 from vlprompt.results.predictions import PREDICTIONS, Predictions, save_predictions
-from vlprompt.results.record import Record, git_commit, versions
+from vlprompt.results.record import SELECTIONS, Record, Selection, git_commit, selected_on, versions
 from vlprompt.results.store import LOG, OpenRun, finished_run, open_run, tidy
 from vlprompt.towers.precision import autocast
 from vlprompt.train import Epoch, train
@@ -120,7 +119,7 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
             **spec.key.model_dump(),
             status="finished",
             **origin,
-            selection=selection(learner, episode, fit),
+            selection=selection(spec, learner, episode),
             scores=scores,
             n_classes={name: len(split.classes) for name, split in episode.tests.items()},
             headline=spec.protocol.summary({name: of_split["accuracy"] for name, of_split in scores.items()}),
@@ -199,10 +198,15 @@ def test_again(spec: RunSpec, folder: Path, changed: Mapping[str, Any]) -> Score
     return {name: score(of_split) for name, of_split in predictions.items()}
 
 
-def selection(learner: Learner, episode: Episode, fit: Fit | None) -> Literal["last", "val", "test"]:
-    """What the result was selected on: the best epoch, or what a method searches by itself."""
+def selection(spec: RunSpec, learner: Learner, episode: Episode) -> Selection:
+    """How settings were chosen: as their files say, or as the run chose an epoch, or searched, if that saw more."""
+    settings = spec.settings
+    fit, of_files = settings.fit, settings.selection or "fixed"
     chosen = fit is not None and (fit.keep == "best" or learner.uses_validation)
-    return fit.select_on if fit and chosen and episode.selection_split(fit.select_on) else "last"
+    if not (fit and chosen and episode.selection_split(fit.select_on)):
+        return of_files
+    of_run = selected_on(fit.select_on, settings.sampler.name, settings.shots)
+    return max(of_files, of_run, key=list(SELECTIONS).index)
 
 
 def provenance(spec: RunSpec) -> dict[str, Any]:

@@ -138,14 +138,14 @@ def derived(record: "Record") -> dict[str, Any] | None:
     from vlprompt.config.identity import result_settings
     from vlprompt.config.schema import read_settings
     from vlprompt.data.dataset import Dataset
-    from vlprompt.reports.filters import at_shots
+    from vlprompt.reports.filters import at_shots, shots_of
 
     default = default_of(record.method, record.dataset, record.protocol, record.backbone, record.shots)
     if default is None or any(target_of(record.config, path) != target_of(default, path) for path in TARGETS):
         return None
     parts = {name: record.config.get(name) for name in ("method", "fit")}
     by_shots = {  # JSON has texts for keys
-        name: {key: at_shots(value, record.shots or "all") for key, value in part.items()}
+        name: {key: at_shots(value, shots_of(record) or "all") for key, value in part.items()}
         for name, part in parts.items()
         if isinstance(part, Mapping)
     }

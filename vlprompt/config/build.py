@@ -42,7 +42,7 @@ def make_episode(spec: RunSpec) -> Episode:
     else:
         sample = list(dataset.train), list(dataset.val)  # nothing is trained
     episode = spec.protocol.episode(dataset, sample, targets=spec.targets)
-    check_images(dataset, episode, trained=spec.trained)
+    check_images(dataset, episode, trained=spec.trained, may_lack=settings.sampler.may_lack_classes)
     return episode
 
 

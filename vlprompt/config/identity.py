@@ -65,6 +65,8 @@ def result_settings(
         if settings.sampler.name != "coop":
             file = settings.sampler.file
             chosen |= {"sampler": {"name": settings.sampler.name, "file": file and file_hash(Path(file))}}
+            if settings.sampler.total is not None:
+                chosen["sampler"] |= settings.sampler.model_dump(include={"total", "every_class"})
     return chosen
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from vlprompt.config.schema import Settings, check_arguments
 from vlprompt.data.lists import ListSampler
-from vlprompt.data.sampling import SAMPLERS, Sampler
+from vlprompt.data.sampling import SAMPLERS, ImbalancedSampler, Sampler
 from vlprompt.errors import UserError
 from vlprompt.protocols.base import Protocol
 from vlprompt.textfiles import path_of
@@ -50,4 +50,6 @@ def make_sampler(settings: Settings) -> Sampler:
     """The rule that draws the few-shot images."""
     if settings.sampler.file is not None:
         return ListSampler(path_of(settings.sampler.file))
+    if settings.sampler.total is not None:
+        return ImbalancedSampler(settings.sampler.total, settings.sampler.every_class)
     return SAMPLERS[settings.sampler.name]

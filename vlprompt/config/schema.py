@@ -22,6 +22,7 @@ from pydantic import (
 from vlprompt.config.about import without_about
 from vlprompt.data.download.catalogue import About
 from vlprompt.errors import UnknownSettingError, UserError, unknown
+from vlprompt.results.record import Selection
 from vlprompt.textfiles import path_of
 
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -70,13 +71,27 @@ class Data(BaseModel):
 
 class Sampling(BaseModel):
     model_config = _STRICT
-    name: Literal["coop", "clip_lora", "tip_adapter", "lp_plus_plus", "list"] = "coop"
+    name: Literal["coop", "clip_lora", "tip_adapter", "lp_plus_plus", "list", "imbalanced"] = "coop"
     file: Location | None = None
+    total: PositiveInt | None = None
+    every_class: bool = False
+
+    @property
+    def may_lack_classes(self) -> bool:
+        return self.name == "imbalanced" and not self.every_class
+
+    def drawn(self, shots: int | Literal["all"]) -> int | str:
+        """What tables call the shots: labelled images a class, or in all where classes have different numbers."""
+        return shots if self.total is None else f"{self.total}-in-all"
 
     @model_validator(mode="after")
     def _file_of_a_list(self) -> "Sampling":
         if (self.name == "list") != (self.file is not None):
             raise UserError("sampler.name=list needs sampler.file=PATH, and only it: give both or neither")
+        if (self.name == "imbalanced") != (self.total is not None):
+            raise UserError("sampler.name=imbalanced needs sampler.total=IMAGES, and only it: give both or neither")
+        if self.every_class and self.total is None:
+            raise UserError("sampler.every_class is for sampler.name=imbalanced: drop it")
         return self
 
 
@@ -268,6 +283,7 @@ class Settings(BaseModel):
     targets: dict[str, Target] = {}  # by name in the configuration; filled from `protocol.targets`
     search: dict[str, Any] = {}  # what a search for settings may vary; a run does not read it
     debug: Debug | None = None
+    selection: Selection | None = None
     sweep: OfSweep = OfSweep()
     wording: dict[str, Any] = {}  # texts by data set, of which the settings of the method have theirs already
 

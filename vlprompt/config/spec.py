@@ -35,7 +35,7 @@ UNRECORDED = ("search", "sweep", "wording", "resume", "state_minutes")
 """What a search may vary, what is in the method's settings already, and what says how runs come about."""
 OF_MACHINE = (
     *("name", "force", "wandb", "device", "jobs_per_gpu", "threads", "text_chunk", "workers", "cache", "compile"),
-    *UNRECORDED,
+    *("selection", *UNRECORDED),
 )
 MODEL = "the backbone, which has a text tower or not"
 OF_TRAINING = ("fit", "bank", "augment", "sampler", "seed", "shots")
@@ -128,7 +128,7 @@ def read_spec(
         backbone=choices["backbone"],
         method=choices["method"],
         variant=settings.name or variant_of(relevant, by_default),
-        shots=settings.shots if settings.fit else 0,
+        shots=settings.sampler.drawn(settings.shots) if settings.fit else 0,
         seed=settings.seed if settings.fit else 0,
     )
     return RunSpec(

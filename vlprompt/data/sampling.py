@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from vlprompt.data.dataset import Dataset, Item
@@ -79,6 +80,41 @@ def sample_lp_plus_plus(dataset: Dataset, *, shots: Shots, seed: int) -> tuple[l
         return draw(dataset.train, k, rng, repeat=True), draw(dataset.val, k, rng, repeat=True)
     drawn = group_by_label(draw(dataset.train, 2 * k, rng, repeat=True)).values()
     return [item for group in drawn for item in group[:k]], [item for group in drawn for item in group[k:]]
+
+
+@dataclass(frozen=True)
+class ImbalancedSampler:
+    """Training images as frequent as their classes are: round(`total` * share) of each class, whatever `shots`.
+
+    Classes may end up without any, unless `every_class` asks for one image at least. What is too many then, or by
+    rounding, the largest classes lose; what is less than `total` stays so. After them min(images, 4) validation images
+    of each class are drawn.
+
+    Source: Silva-Rodríguez et al., MICCAI 2025, https://arxiv.org/abs/2506.17500, section 4 ("realistic", "relaxed"),
+    and the authors' code, data/utils.py, for how many; which images they draw depends on the order of their features.
+    """
+
+    total: int
+    every_class: bool = False
+
+    def __call__(self, dataset: Dataset, *, shots: Shots, seed: int) -> tuple[list[Item], list[Item]]:
+        """Raises: UserError where there are fewer images than `total`, or more classes if each has to have one."""
+        check_shots(dataset, "all")
+        groups, n = group_by_label(dataset.train), len(dataset.train)
+        least = len(groups) if self.every_class else 1
+        if not least <= self.total <= n:
+            raise UserError(
+                f"sampler.total={self.total}: allowed are {least} to {n}, the training images of {dataset.name}"
+                f"{' from one a class on (sampler.every_class)' * self.every_class}."
+            )
+        counts = {label: round(self.total * len(group) / n) for label, group in groups.items()}
+        counts = {label: max(count, int(self.every_class)) for label, count in counts.items()}
+        for _ in range(sum(counts.values()) - self.total):
+            counts[max(sorted(counts), key=counts.__getitem__)] -= 1
+        rng, val = random.Random(seed), group_by_label(dataset.val)
+        train = [item for label, group in groups.items() for item in rng.sample(group, counts[label])]
+        few = {label: min(counts.get(label, 0), MAX_VAL_SHOTS, len(group)) for label, group in val.items()}
+        return train, [item for label, group in val.items() for item in rng.sample(group, few[label])]
 
 
 SAMPLERS: Mapping[str, Sampler] = {

@@ -346,6 +346,16 @@ def check_classes(classes: Iterable[str]) -> tuple[str, ...]:
     return tuple(map(str, names))
 
 
+def check_every_class(learner: Learner, labels: Int[Tensor, " N"]) -> None:
+    """Refuse training images that lack a class. Raises: UserError."""
+    seen = set(labels.tolist())
+    if lacking := [name for label, name in enumerate(learner.classes) if label not in seen]:
+        raise UserError(
+            f"{type(learner).__name__} needs a training image of each class, and {len(lacking)} have none "
+            f"({first_names(lacking, 3)}): add images of these, or choose a method that can do without (ss_text)"
+        )
+
+
 def scaled_cosine(images: Float[Tensor, "B e"], classes: Float[Tensor, "C e"], scale: float) -> Float[Tensor, "B C"]:
     """Cosines times `scale`, at least in float32 even under autocast."""
     with torch.autocast(images.device.type, enabled=False):

@@ -180,9 +180,30 @@ def check_names(candidate: Candidate) -> None:
     learner = candidate.scattered(("cat", "dog", "cat"))
     logits = candidate.logits(learner)
     require(logits.shape == (len(LABELS), 3), f"logits of 4 images and 3 classes are {list(logits.shape)}")
-    if not learner.class_bound:
+    if not learner.class_bound:  # new ones: of those trained on it may know more than the name
+        learner.bind(("okapi", "zebra", "okapi"))
+        logits = candidate.logits(learner)
         require(close(logits[:, 0], logits[:, 2]), "classes of one name have different logits")
         require(not close(logits[:, 0], logits[:, 1]), "classes of different names have the same logits")
+
+
+def check_missing_class(candidate: Candidate) -> None:
+    """a class without training images is learned around, or refused in a sentence that names it"""
+    images, labels = candidate.batch
+    assert images.pixels is not None
+    rest = Images(images.pixels[labels != 1]), labels[labels != 1]
+    torch.manual_seed(0)
+    learner = candidate.kind(candidate.clip, CLASSES, **candidate.settings)
+    try:
+        learner.prepare([rest], [rest])
+    except UserError as error:
+        require(CLASSES[1] in str(error), f"the class without images is not named: {error}")
+        return
+    if list(learner.parameters()) and not learner.closed_form:
+        learner.train().backward(*rest)
+        wrong = [name for name, p in learner.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        require(not wrong, f"the gradient of {', '.join(wrong)} is not finite where a class has no images")
+    require(candidate.logits(learner).isfinite().all(), "logits are not finite where a class has no images")
 
 
 def check_checkpoint(candidate: Candidate) -> None:
@@ -260,7 +281,7 @@ def check_neutral(candidate: Candidate) -> None:
 
 CHECKS: tuple[Callable[[Candidate], None], ...] = (
     check_logits, check_loss, check_gradients, check_training, check_binding, check_binding_again, check_names,
-    check_checkpoint, check_features, check_resnet, check_merged, check_neutral,
+    check_missing_class, check_checkpoint, check_features, check_resnet, check_merged, check_neutral,
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Batches
+from vlprompt.learners.base import Batches, check_every_class
 from vlprompt.learners.linear_head import LinearHead
 from vlprompt.towers import Clip
 
@@ -58,8 +58,7 @@ class LinearProbe(LinearHead):
                 "vlprompt.fit a `val`"
             )
         seen = self._read(train)
-        if len(lacking := set(range(len(self.classes))) - set(seen[1].tolist())):
-            raise UserError(f"linear_probe needs an image of each class, '{self.classes[min(lacking)]}' has none")
+        check_every_class(self, torch.from_numpy(seen[1]))
         self.c, model = search_c(seen, self._read(val), n_steps=self.n_steps, max_iter=self.max_iter)
         weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
         if len(self.classes) == 2:  # scikit-learn has one row, for the second class

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Batches, Learner, at_least_single, normalize
+from vlprompt.learners.base import Batches, Learner, at_least_single, check_every_class, normalize
 from vlprompt.towers import PLAIN, Clip, expand_templates
 
 
@@ -73,6 +73,7 @@ class LPPlusPlus(Learner):
         passes = [self.collect_features(train) for _ in range(self.n_views)]
         features = normalize(torch.cat([features for features, _ in passes]))
         labels = torch.cat([labels for _, labels in passes])
+        check_every_class(self, labels)
         seen = self.collect_features(val) if val else None
         most, best = -1, self.state_dict()
         for _ in self.descend(features, labels):

@@ -42,8 +42,11 @@ class Episode:
         return alike[0]
 
 
-def check_images(dataset: Dataset, episode: Episode, *, trained: bool) -> None:
-    """Raises: UserError where there is nothing to test on, or a class to be trained on has no training images."""
+def check_images(dataset: Dataset, episode: Episode, *, trained: bool, may_lack: bool = False) -> None:
+    """Raises: UserError where there is nothing to test on, or a class to be trained on has no training images.
+
+    `may_lack`: classes may, if there are any training images.
+    """
     for name, split in episode.tests.items():
         if not split.items:
             classes = first_names([f"'{name}'" for name in split.classes], 4)
@@ -52,7 +55,7 @@ def check_images(dataset: Dataset, episode: Episode, *, trained: bool) -> None:
                 "add test images of these classes, or choose another protocol."
             )
     lacking = set(range(len(episode.train.classes))) - {item.label for item in episode.train.items}
-    if trained and lacking:
+    if trained and lacking and not (may_lack and episode.train.items):
         names = first_names([f"'{episode.train.classes[label]}'" for label in sorted(lacking)], 4)
         raise UserError(
             f"the training images chosen from {dataset.name} lack {len(lacking)} of the classes ({names}): "

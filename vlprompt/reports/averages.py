@@ -18,11 +18,12 @@ from vlprompt.reports.summary import (
     headline,
     is_transfer,
     runs_in,
+    selections,
     sources,
     spread,
     values_by,
 )
-from vlprompt.results.record import Record
+from vlprompt.results.record import SELECTIONS, Record
 
 CONTEXT = ["protocol", "source", "backbone", "weights", "shots"]  # what learners share that are compared
 ELEVEN = (
@@ -138,7 +139,8 @@ def _long(row: Mapping[str, Any], spreads: Spreads, group: pd.DataFrame) -> list
     filled = {dataset for (dataset, _), s in spreads.items() if s.n}
     return [
         {**row, "dataset": dataset, "part": part, **vars(s)}
-        | {"records": [r for r in finished if row["source"] or r.dataset == dataset] or finished}
+        | {"records": (of_set := [r for r in finished if row["source"] or r.dataset == dataset] or finished)}
+        | {"selection": selections(of_set)}
         for (dataset, part), s in spreads.items()
         if s.n or dataset not in filled
     ]
@@ -197,28 +199,43 @@ def numbers(results: pd.DataFrame) -> pd.DataFrame:
     changes = [changes_in(records) for records in results["records"]]
     table = results.rename(columns={"source": "trained_on"})
     table = table.assign(low=low, high=high, changes=changes, source=results["records"].map(sources))
-    names = ["protocol", "trained_on", "backbone", "weights", *in_csv(identity(results)), "shots", "metric"]
+    names = [
+        "protocol",
+        "trained_on",
+        "backbone",
+        "weights",
+        *in_csv(identity(results)),
+        "shots",
+        "selection",
+        "metric",
+    ]
     names += ["dataset", "part", "n", "mean", "deviation", "low", "high", *["source"] * bool(table["source"].any())]
     return table.assign(n=table["n"].astype(object).mask(table["source"] != "", ""))[names]
 
 
 def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
     """`numbers` with a row for each learner and number of shots, as papers print them: next to one another what is
-    tested, in base-to-novel the parts of a data set. `n` is the least of a row's numbers."""
+    tested, in base-to-novel the parts of a data set. `n` is the least of a row's numbers, `selection` all of its."""
     tall = table["protocol"] == "base_to_novel"
     heading = table["dataset"].where(table["part"] == "test", table["dataset"] + " (" + table["part"] + ")")
     table = table.assign(
         column=table["part"].where(tall, heading).replace(MEAN_OF_H, "mean_H"), dataset=table["dataset"].where(tall, "")
     )
-    last = ["part", "n", "mean", "deviation", "low", "high", "column"]
+    last = ["part", "n", "mean", "deviation", "low", "high", "column", "selection"]
     keys = [name for name in table if name not in last]
     rows = []
     for key, group in table.groupby(keys, sort=False, dropna=False):
-        row = dict(zip(keys, key, strict=True)) | {"n": min(group["n"])}
+        row = dict(zip(keys, key, strict=True)) | {"n": min(group["n"]), "selection": joined(group["selection"])}
         for name, mean, deviation, low, high in group[["column", *last[2:6]]].itertuples(index=False):
             row |= {name: mean, f"{name}_sd": deviation, f"{name}_ci95": (high - low) / 2}
         rows.append(row)
     return pd.DataFrame(rows).dropna(axis="columns", how="all")
+
+
+def joined(texts: Iterable[str]) -> str:
+    """All selections of a row that stands for several."""
+    named = {name for text in texts for name in text.split(", ")}
+    return ", ".join(name for name in SELECTIONS if name in named)
 
 
 def in_csv(names: Iterable[str]) -> list[str]:

@@ -31,7 +31,13 @@ def value_of(record: Record, key: str) -> Any:
         if not isinstance(node, Mapping) or part not in node:
             return None
         node = node[part]
-    return at_shots(node, record.shots)
+    return at_shots(node, shots_of(record))
+
+
+def shots_of(record: Record) -> int | str:
+    """The number of shots that a record's settings are those of; of a number in all, the configuration tells it."""
+    other = isinstance(record.shots, str) and record.shots != "all"
+    return record.config.get("shots", "all") if other else record.shots
 
 
 def at_shots(value: Any, shots: int | str) -> Any:

@@ -21,6 +21,7 @@ TALL = 45  # rows, from which on a table goes over several pages
 DEFINITION = rf"\providecommand{{{UNICODE}}}[2]{{\ifdefined\Umathchar#1\else[#2]\fi}}"
 CAPITALS = (
     *("method", "dataset", "backbone", "weights", "precision", "protocol", "variant", "shots", "learner", "source"),
+    "selection",
     *("base", "novel", "all", "test", "failed", "missing", "parameters", "settings", "printed", "split", "seed"),
     *("images", "first", "second", "difference", "median_difference", "low", "high", "only_first", "only_second"),
     *("verdict", "published", "ours", "off by", "allowed", "why", "metric", "recipe"),

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import pandas as pd
 
 from vlprompt.errors import UserError, unknown
-from vlprompt.reports.averages import CONTEXT, identity, in_papers_order, in_parts_order
+from vlprompt.reports.averages import CONTEXT, identity, in_papers_order, in_parts_order, joined
 from vlprompt.reports.grid import Grid
 from vlprompt.reports.marks import best_and_second
 from vlprompt.reports.render import spread_text
-from vlprompt.reports.summary import MEAN_OF_H, H, Interval, learner_order, sources, without_result
+from vlprompt.reports.summary import MEAN_OF_H, H, Interval, learner_order, sources, without_result, without_selection
 from vlprompt.results.metrics import Metric, find_metric
 from vlprompt.results.record import Record
 
@@ -90,16 +90,21 @@ def _grid(members: pd.DataFrame, shown: Metric, *, tall: bool) -> Grid:
     table["n"] = [f"{a:.0f}" if a == b else f"{a:.0f} to {b:.0f}" for a, b in zip(low, high, strict=True)]
     printed = set(rows[rows["records"].map(sources) != ""][index].itertuples(index=False, name=None))
     table["n"] = table["n"].mask([cell in printed for cell in shape.itertuples(index=False, name=None)], "")
+    if "selection" not in index:  # where it is asked for
+        chosen = rows.groupby(index, sort=False)["selection"].agg(joined)
+        table.insert(len(index), "selection", [chosen[cell] for cell in shape.itertuples(index=False, name=None)])
+        table = without_selection(table)
     if (table["n"] == "").all():  # papers alone
         del table["n"]
     table[columns] = cells("text").fillna("").to_numpy()
     context = {name: rows[name].iloc[0] for name in [*CONTEXT[:-1], *["shots"] * tall]}
     averages = [name for name in columns if name == H or name.startswith("average_")]
-    keys = ["method", *(name for name in index if name != "method")]
+    keys = ["method", *(name for name in dict.fromkeys([*index, "selection"]) if name != "method" and name in table)]
     return Grid(
         ", ".join(f"{name} {value}" for name, value in context.items() if value != ""),
         table, best_and_second(cells("mean"), shape[index[0]].tolist(), shown), shape[index[0]].tolist(),
-        keys=keys, shared=("precision", "variant", "shots"), extras=[n for n in ("all", MEAN_OF_H) if n in columns],
+        keys=keys, shared=("precision", "variant", "shots", "selection"),
+        extras=[name for name in ("all", MEAN_OF_H) if name in columns],
         order=[keys[0], index[0], *averages, *keys[1:], "n"], unit=shown.label,
     )  # fmt: skip
 

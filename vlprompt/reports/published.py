@@ -11,7 +11,7 @@ from vlprompt.config import recipes
 from vlprompt.config.paths import published_dir
 from vlprompt.errors import UserError, unknown
 from vlprompt.reports.averages import identity, in_papers_order, in_parts_order
-from vlprompt.reports.filters import at_shots
+from vlprompt.reports.filters import at_shots, shots_of
 from vlprompt.reports.summary import UNTRAINED, is_transfer
 from vlprompt.results.record import Record
 
@@ -182,7 +182,7 @@ def status(records: Sequence[Record], recipe: str, settings_of: SettingsOf) -> s
             continue
         if (published := settings_of(record, recipe)) is None:
             return f"{UNKNOWN}: no configuration of {recipe} for {record.dataset}"
-        differences |= dict.fromkeys(differing(record.config, published, record.shots))
+        differences |= dict.fromkeys(differing(record.config, published, shots_of(record)))
     if not differences:
         return f"{SAME} ({recipe})"
     named = ", ".join(list(differences)[:SHOWN])

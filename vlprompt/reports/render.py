@@ -1,6 +1,6 @@
 """Tables as text: for the terminal, Markdown, LaTeX and, in numbers, CSV."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,11 +10,11 @@ from vlprompt.reports import latex
 from vlprompt.reports.escapes import ESCAPES, csv
 from vlprompt.reports.grid import BEST, SECOND, Grid
 from vlprompt.reports.marks import best_and_second
-from vlprompt.reports.summary import MEAN_OF_H, NO_RUNS, SHARED, H, summarise, without_result
+from vlprompt.reports.summary import MEAN_OF_H, NO_RUNS, SHARED, H, summarise, without_result, without_selection
 from vlprompt.reports.terminal import WIDE, draw, terminal_width, wrapped
 from vlprompt.reports.variants import distinguishing, single_class_notes
 from vlprompt.results.metrics import find_metric
-from vlprompt.results.record import Record
+from vlprompt.results.record import SELECTIONS, Record
 
 FORMATS = ("terminal", "markdown", "csv", "latex")
 DEMO_NOTE = "The demo world checks the software; it ranks nothing."
@@ -62,8 +62,9 @@ def summary_grids(
     """
     ran = _checked(table)["n"] > 0
     shown = table[ran] if on_terminal and ran.any() else table
-    metric = table.attrs.get("metric", "accuracy")
-    return [_summary_grid(part, metric, costs, mark) for _, part in shown.groupby("protocol", sort=False)]
+    metric, columns = table.attrs.get("metric", "accuracy"), table.attrs.get("columns", ())
+    parts = [without_selection(part, columns) for _, part in shown.groupby("protocol", sort=False)]
+    return [_summary_grid(part, metric, costs, mark) for part in parts]
 
 
 def summary_notes(table: pd.DataFrame, *, costs: bool = False) -> list[str]:
@@ -106,12 +107,21 @@ def render_grids(
 
 
 def general_notes(table: pd.DataFrame) -> list[str]:
-    """Of a table with the columns dataset, backbone, precision and variant."""
+    """Of a table with the columns dataset, backbone, precision, variant and selection."""
     demo = table["dataset"].str.startswith("shapes") | (table["backbone"] == "shapes_vit")
     mixed = len({*table["precision"]} - {"", None}) > 1
     imported = table["variant"].fillna("").str.match(r"imported(-|$)")
     notes = {DEMO_NOTE: demo.any(), PRECISION_NOTE: mixed, IMPORTED_NOTE: imported.any()}
-    return [note for note, applies in notes.items() if applies]
+    return [*(note for note, applies in notes.items() if applies), *selection_notes(table["selection"])]
+
+
+def selection_notes(values: Iterable[str]) -> list[str]:
+    """What the words in a column of selections mean; nothing where nothing was selected."""
+    chosen = {name for value in values for name in value.split(", ")} - {""}
+    if chosen <= {"fixed"}:
+        return []
+    means = "; ".join(f"{name}: {means}" for name, means in SELECTIONS.items() if name in chosen)
+    return [f"selection, of settings or the epoch: {means}."]
 
 
 def number(value: float, form: str = ".2f") -> str:
@@ -139,7 +149,7 @@ def _summary_grid(table: pd.DataFrame, metric: str, costs: bool, mark: bool) -> 
     cells = table[[*SHARED, "shots"]].astype(str).agg(" ".join, axis=1).tolist()
     marks = best_and_second(table[splits], cells, find_metric(metric)) if mark else {}
     return Grid(
-        "", rows, marks, keys=keys, shared=SHARED,
+        "", rows, marks, keys=keys, shared=[*SHARED, "selection"],
         extras=[name for name in extras if name in rows], order=[*keys[:1], *headline, *keys[1:], "n"],
         unit="" if metric == "accuracy" else find_metric(metric).label,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from vlprompt.reports.summary import LEVEL, UNTRAINED, H
 from vlprompt.reports.variants import labels
 from vlprompt.results.metrics import find_metric
 from vlprompt.results.predictions import PREDICTIONS, load_predictions
-from vlprompt.results.record import Record
+from vlprompt.results.record import Record, shots_order
 
 RESAMPLES = 10_000
 CELL = ["protocol", "dataset", "shots", "split"]  # what the rows of one comparison share, but for the seed
@@ -151,7 +151,7 @@ def paired(first: Mapping[Path, Record], second: Mapping[Path, Record]) -> tuple
         if len(of_seeds) > 1:
             mean = pd.concat(of_seeds, axis=1).mean(axis=1)
             rows[cell].append({"seed": f"mean of {len(of_seeds)}", "images": len(mean), **_interval(mean)})
-    ordered = sorted(rows, key=lambda cell: (*cell[:2], float("inf") if cell[2] == "all" else cell[2]))
+    ordered = sorted(rows, key=lambda cell: (*cell[:2], shots_order(cell[2])))
     table = [dict(zip(CELL, cell, strict=True)) | row for cell in ordered for row in rows[cell]]
     return pd.DataFrame(table), list(dict.fromkeys([*reasons, *_without_partner(first, second, pairs)]))
 

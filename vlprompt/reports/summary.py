@@ -16,7 +16,7 @@ from vlprompt.protocols import PROTOCOLS
 from vlprompt.reports.filters import check_key
 from vlprompt.reports.variants import labels, shared_changes, shown_value, variant_texts
 from vlprompt.results.metrics import find_metric
-from vlprompt.results.record import Record
+from vlprompt.results.record import SELECTIONS, Record, shots_order
 
 SHARED = ["protocol", "dataset", "backbone", "weights", "precision"]  # what the rows of a table often share
 KEYS = [*SHARED, "method", "variant", "named", "shots"]  # named: the variant in words
@@ -154,7 +154,7 @@ def _at_every_shots(records: Sequence[Record]) -> list[tuple[Record, int | str]]
 
 def learner_order(row: Mapping[Any, Any], columns: Sequence[str] = ()) -> tuple:
     """Sorts by shots ("all" last), then zero-shot first, then by name, by the settings in `columns` and in words."""
-    shots = float("inf") if row["shots"] == "all" else row["shots"]
+    shots = shots_order(row["shots"])
     settings = [_natural(row[name]) for name in columns]
     variant = _natural(row["named"]), row["variant"]
     return shots, row["method"] != "zero_shot", row["method"], *settings, variant, row["precision"]
@@ -193,13 +193,14 @@ def summarise(
         expected = seeds.get(tuple(row[name] for name in context), set()) if UNTRAINED not in ran else set()
         numbers.append(_numbers(group, interval))
         row |= numbers[-1] | _costs(runs_in(group)) | {"missing": len(expected - ran)}
-        rows.append(row | {"source": sources(group["record"])})
+        rows.append(row | {"source": sources(group["record"]), "selection": selections(group["record"])})
     rows.sort(key=lambda row: (*(row[name] for name in SHARED[:4]), *learner_order(row, keys[len(KEYS) :])))
     names = merged(sorted(numbers, key=lambda of_row: "base" not in of_row))
     shown = [name for key in keys for name in (key, *["changes"] * (key == "named"))]
+    shown += ["selection"] * ("selection" not in keys)
     last = ["source"] * any(row["source"] for row in rows)
     table = pd.DataFrame(rows, columns=[*shown, "n", *names, *COSTS, "failed", "missing", *last])
-    table.attrs |= {"metric": metric, "interval": interval}
+    table.attrs |= {"metric": metric, "interval": interval, "columns": tuple(columns)}
     return table
 
 
@@ -217,6 +218,18 @@ def without_result(records: Sequence[Record]) -> list[Note]:
 def sources(records: Iterable[Record]) -> str:
     """Where published numbers were read; "" of our own runs."""
     return "; ".join(dict.fromkeys(source for record in records if (source := getattr(record, "source", ""))))
+
+
+def selections(records: Iterable[Record]) -> str:
+    """How the settings of our finished runs were chosen; "" of others."""
+    chosen = {r.selection for r in records if r.status == "finished" and not getattr(r, "source", "")}
+    return ", ".join(name for name in SELECTIONS if name in chosen)
+
+
+def without_selection(table: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """A table without its column of selections, where no run selected anything and `columns` do not ask for it."""
+    says = "selection" in columns or {*table["selection"]} - {"", "fixed"}
+    return table if says else table.drop(columns="selection")
 
 
 def missing_metric(records: Sequence[Record], metric: str) -> list[str]:

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 import vlprompt
 from vlprompt.data.disk import sha256_of
@@ -25,6 +25,31 @@ CHECKSUM = "checksum"  # its last field: of all others
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "hydra-core", "numpy", "vlprompt")
 
 
+Selection = Literal["fixed", "few_shot_val", "val", "per_target", "test"]
+SELECTIONS: Mapping[Selection, str] = {
+    "fixed": "no image chose anything",
+    "few_shot_val": "on the validation images of the few-shot sample",
+    "val": "on the whole validation split, or what other software had of it",
+    "per_target": "other settings for each data set, as printed",
+    "test": "on test images, so that these numbers are no estimate",
+}
+"""How settings, an epoch or what a method searches were chosen, the less of the test they saw the earlier."""
+
+
+def selected_on(select_on: Literal["val", "test"], sampler: str, shots: int | str) -> Selection:
+    """What `fit.select_on` comes to: the validation images are few, unless none are drawn."""
+    whole = shots == "all" or sampler == "tip_adapter"
+    return "few_shot_val" if select_on == "val" and not whole else select_on
+
+
+InAll = Annotated[str, StringConstraints(pattern=r"^[1-9]\d*-in-all$")]
+
+
+def shots_order(shots: int | str) -> float:
+    """Sorts numbers of shots: images a class, images in all where classes have different numbers, "all" last."""
+    return float("inf") if shots == "all" else shots if isinstance(shots, int) else 1e9 + int(shots.partition("-")[0])
+
+
 class RunKey(BaseModel):
     """What one run is a run of: where it stands in every table."""
 
@@ -35,7 +60,7 @@ class RunKey(BaseModel):
     backbone: str
     method: str
     variant: str | None = None  # `name=`, or a hash of what differs from the default recipe
-    shots: int | Literal["all"]  # 0 for a learner that is not trained
+    shots: int | Literal["all"] | InAll  # 40-in-all of unbalanced ones; 0 for a learner that is not trained
     seed: int
 
     @property
@@ -73,7 +98,7 @@ class Record(RunKey):
     config_hash: str = ""
     changes: dict[str, Any] | None = None  # settings that are not the default's, by dotted key; None: not known
     recipe: list[str] = []
-    selection: Literal["last", "val", "test"] = "last"  # what chose the epoch; test: of what else was searched, too
+    selection: Selection = "fixed"
     versions: dict[str, str] = {}
     git: str | None = None
     split_hash: str | None = None
@@ -91,6 +116,17 @@ class Record(RunKey):
     imported: dict[str, dict[str, str | int]] = {}  # by test split: the log it was read from, its sha256, its decimals
     files: dict[str, str] = {}  # sha256 of the other files of the run; earlier records have none
     created: str = Field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_todays_words(cls, fields: Any) -> Any:
+        """Earlier records say last, val or test of their own search, and their configuration nothing about it."""
+        config = fields.get("config") or {}
+        earlier = fields.get("selection")
+        if earlier == "val" and config and "selection" not in config:
+            sampler = (config.get("sampler") or {}).get("name", "coop")
+            return {**fields, "selection": selected_on("val", sampler, fields.get("shots", 0))}
+        return {**fields, "selection": "fixed"} if earlier == "last" else fields
 
     @property
     def key(self) -> RunKey:

@@ -304,5 +304,7 @@ def _tokenizer(model: str) -> Any:
         # a folder's or a hub's configuration could have Transformers run code that lies next to it
         more = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
         return open_clip.get_tokenizer(model, **more)
+    except ModuleNotFoundError as error:
+        raise UserError(f"the tokenizer of {model} needs {error.name}: pip install {error.name}") from None
     except Exception as error:  # as above
         raise UserError(f"the tokenizer of {model} could not be fetched ({type(error).__name__})") from error

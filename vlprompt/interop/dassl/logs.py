@@ -23,7 +23,7 @@ class Result:
 
     scores: dict[str, int | float]
     decimals: int
-    selection: Literal["last", "val"]
+    selection: Literal["fixed", "val"]
     counts_differ: bool  # total and correct give another accuracy than the one printed
 
 
@@ -84,10 +84,10 @@ def _find_result(text: str, facts: Facts, path: Path) -> Result:
             break
         values[match[1]] = match[2].replace(",", "")
     best = any("best val" in line for line in lines[start:])
-    return _score(values, "val" if best else "last", path)
+    return _score(values, "val" if best else "fixed", path)
 
 
-def _score(values: dict[str, str], selection: Literal["last", "val"], path: Path) -> Result:
+def _score(values: dict[str, str], selection: Literal["fixed", "val"], path: Path) -> Result:
     printed = values.get("accuracy")
     if printed is None or max(float(printed), float(values.get("macro_f1", 0))) > 100:
         raise UserError(f"the last result in {path} has no accuracy in percent: give a log as Dassl writes it")

@@ -14,7 +14,7 @@ from vlprompt.reports.summary import UNTRAINED, H, missing_metric
 from vlprompt.reports.variants import labels, variant_texts
 from vlprompt.results.metrics import complete
 from vlprompt.results.predictions import PREDICTIONS, Predictions, load_predictions
-from vlprompt.results.record import FILE, Record
+from vlprompt.results.record import FILE, Record, shots_order
 
 Runs = Mapping[Path, Record]
 CELL = ("protocol", "dataset", "backbone", "weights", "shots")
@@ -75,7 +75,7 @@ def choice(cells: Sequence[Mapping[str, object]], drawn: Mapping[str, object]) -
 
 
 def _most_shots(records: Iterable[Record]) -> float:
-    return max((float("inf" if r.shots == "all" else r.shots) for r in records), default=0.0)
+    return max((shots_order(r.shots) for r in records), default=0.0)
 
 
 def unfinished(runs: Runs, learners: Sequence[str] | None = None) -> list[str]:

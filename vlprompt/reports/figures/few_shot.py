@@ -21,6 +21,7 @@ from vlprompt.reports.figures.style import (
     short,
 )
 from vlprompt.results.metrics import find_metric
+from vlprompt.results.record import shots_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +81,7 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
 
 def ranked(table: pd.DataFrame, higher_is_better: bool) -> list[str]:
     """Learners with the most numbers of shots first, then by their scores at the last of these."""
-    rows = table.assign(position=table["shots"].map(lambda shots: float("inf") if shots == "all" else shots))
+    rows = table.assign(position=table["shots"].map(shots_order))
     rows = rows.sort_values("position", kind="stable")
     last = rows.groupby(["learner", "dataset"], sort=False)["mean"].last().groupby("learner").mean()
     n_shots = rows[rows["trained"]].groupby("learner")["shots"].nunique().reindex(last.index, fill_value=0)

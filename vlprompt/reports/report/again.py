@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlprompt.reports.filters import value_of
+from vlprompt.reports.filters import shots_of, value_of
 from vlprompt.reports.summary import UNTRAINED
 from vlprompt.reports.variants import has_name
 from vlprompt.results.record import Record
@@ -26,7 +26,7 @@ def command(records: Sequence[Record]) -> str:
     names = [f"{group}={hydra(getattr(first, group))}" for group in ("method", "dataset", "protocol", "backbone")]
     if first.shots != UNTRAINED:
         seeds = ",".join(str(record.seed) for record in records)
-        names += [f"shots={first.shots}", f"seed={seeds}"]
+        names += [f"shots={shots_of(first)}", f"seed={seeds}"]
     changes = dict(first.changes or {})
     if "(absent)" in changes.values():
         return ""

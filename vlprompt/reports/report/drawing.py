@@ -23,6 +23,7 @@ from vlprompt.reports.report.charts import (
 )
 from vlprompt.reports.report.tables import plain
 from vlprompt.results.metrics import find_metric
+from vlprompt.results.record import shots_order
 
 MOST_POINTS = 100  # of a training curve
 LEVELS = 5.0  # points between lines of equal H
@@ -34,7 +35,7 @@ def few_shot(runs: Runs, request: Request, styles: Styles, notes: list[str]) -> 
     names = in_papers_order(table["dataset"])
     for dataset in sorted(names, key=lambda name: not name.startswith("average_")):
         of_set, traces = table[table["dataset"] == dataset], []
-        shots = sorted({*of_set["shots"]}, key=lambda value: float("inf") if value == "all" else value)
+        shots = sorted({*of_set["shots"]}, key=shots_order)
         for name, line in of_set.groupby("name", sort=False):
             line = line.sort_values("shots", key=lambda column: column.map(shots.index))
             rows = line.to_dict("records")

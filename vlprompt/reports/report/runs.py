@@ -19,7 +19,7 @@ from vlprompt.reports.summary import UNTRAINED
 from vlprompt.reports.variants import SECTIONS, leaves
 from vlprompt.results.metrics import per_class_accuracy
 from vlprompt.results.predictions import PREDICTIONS, Predictions, load_predictions
-from vlprompt.results.record import Record
+from vlprompt.results.record import SELECTIONS, Record
 
 MOST_READ = 400  # runs whose predictions are read
 MOST_CLASSES, MOST_CONFUSIONS = 40, 8
@@ -143,6 +143,8 @@ def sentence(record: Record) -> str:
         return [form.format(value)] if isinstance(value, int | float | str) and value != "" else []
 
     shots = "all images" if record.shots == "all" else f"{record.shots} labelled images a class"
+    if isinstance(record.shots, str) and record.shots != "all":
+        shots = f"{record.shots.partition('-')[0]} labelled images in all, as frequent as their classes"
     text = f"{display_name(record.method)} on {record.dataset}, {record.protocol}, {record.backbone}"
     text += f" ({', '.join(filter(None, (record.weights, record.precision, record.device)))})"
     if record.shots == UNTRAINED:
@@ -150,8 +152,7 @@ def sentence(record: Record) -> str:
     details = [*setting("optimizer", "{}"), *setting("lr", "learning rate {}"), *setting("epochs", "{} epochs")]
     details += [*setting("steps", "{} steps"), *setting("batch_size", "batches of {}")]
     text = f"{text}; {shots}, seed {record.seed}{': ' if details else ''}{', '.join(details)}."
-    selection = {"val": "validation", "test": "test"}.get(record.selection, "")
-    text += f" The epoch was chosen on {selection} images." if selection else ""
+    text += f" Selection: {SELECTIONS[record.selection]}." if record.selection != "fixed" else ""
     return text + (f" Not the default: {words(record.changes, whole=True)}." if record.changes else "")
 
 

@@ -9,8 +9,9 @@ import pandas as pd
 from vlprompt.config.about import display_name
 from vlprompt.reports.render import spread_text
 from vlprompt.reports.report.notes import averages_in_words
-from vlprompt.reports.summary import MEAN_OF_H, H, is_transfer
+from vlprompt.reports.summary import MEAN_OF_H, H, is_transfer, without_selection
 from vlprompt.results.metrics import find_metric
+from vlprompt.results.record import shots_order
 
 FILTERS = ("protocol", "dataset", "backbone", "shots")
 COSTS = {
@@ -108,7 +109,7 @@ def results(summary: pd.DataFrame, links: Sequence[str]) -> list[Table]:
 
 def _results(table: pd.DataFrame, protocol: str) -> Table:
     shown = find_metric(table.attrs.get("metric", "accuracy"))
-    keys, asked = _keys(table)
+    keys, asked = _keys(without_selection(table))
     numbers = [name for name in number_columns(table) if table[name].notna().any()]
     if (table["n"] <= 1).all():
         numbers = [name for name in numbers if name != "mean_H"]
@@ -193,7 +194,7 @@ def winners(results: pd.DataFrame, metric: str) -> Table | None:
     context = ["protocol", "source", "backbone", "weights"]
     filled = results[results["n"] > 0]
     for key, members in filled.groupby(context, sort=False):
-        shots = max(members["shots"], key=lambda value: float("inf") if value == "all" else value)
+        shots = max(members["shots"], key=shots_order)
         at_most = members[members["shots"] == shots]
         for dataset in _averages_first(at_most["dataset"]):
             of_set = at_most[at_most["dataset"] == dataset]
