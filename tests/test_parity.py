@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import originals
+import parity_stages
 import pytest
 import safetensors.torch
 import torch
@@ -167,6 +168,8 @@ def check(clip, case_file) -> Case:
         check_probe(clip, original, case)
     elif "logits" in case:
         check_untrained(clip, original, case)
+    elif case.told.get("runs") and parity_stages.has_stages(case):
+        parity_stages.check_stages(clip, original, case)
     elif case.told.get("runs"):
         for run in case.told["runs"]:
             check_run(clip, original, case, run)

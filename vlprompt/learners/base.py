@@ -21,7 +21,7 @@ Overridden: TypeAlias = dict[str, tuple[str, str]]
 WITHOUT_TEXT = (
     "linear_probe, linear_head, tip_adapter, tip_adapter_f, clip_adapter, and those that edit the image tower: "
     "vpt_shallow, vpt_deep, lora, lora_plus, dylora, clip_lora, qlora, adapter, prefix_tuning, llama_adapter, "
-    "p_tuning, bitfit, full_finetune, intrinsic_dimension"
+    "p_tuning, bitfit, ln_tuning, full_finetune, intrinsic_dimension"
 )
 """The methods that need no text tower, in words."""
 
