@@ -23,6 +23,7 @@ from vlprompt.learners.lp_plus_plus import LPPlusPlus
 from vlprompt.learners.maple import MaPLe
 from vlprompt.learners.mmrl import MMRL
 from vlprompt.learners.prograd import ProGrad
+from vlprompt.learners.prolip import ProLIP
 from vlprompt.learners.promptsrc import PromptSRC
 from vlprompt.learners.taskres import TaskRes
 from vlprompt.learners.tcp import TCP
@@ -404,6 +405,34 @@ def clip_lora(clip: Clip, case: Mapping[str, Any]) -> Learner:
     )
 
 
+def prolip(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    config = case["config"]
+    options = {name: value for name, value in config["cfg"].items() if name != "lr_v"}  # a run's own
+    iterations, n_views, searches = (options.pop(name) for name in ("train_epoch", "aug_views", "search_lr"))
+    by_shots, by_square, number = (
+        options.pop(name, False) for name in ("lambda_funct_1_N", "lambda_funct_1_N2", "lambda_v")
+    )
+    shots = options.pop("shots")
+    assert not options, f"unknown options: {', '.join(options)}"
+    weight = "1/shots" if by_shots else "1/shots^2" if by_square else float(number)
+    for run in case["runs"].values() if not searches else ():
+        assert run["lambda"] == {"1/shots": 1 / shots, "1/shots^2": 1 / shots**2}.get(weight, weight)
+    return ProLIP(
+        replace(clip, scale=float(config["logit_scale"])),
+        config["classnames"],
+        templates=config["templates_in_order"],
+        n_views=n_views,
+        iterations=iterations,
+        weight=weight,
+        search_lr=config["lr_list"] if searches else None,
+        search_weight=[float(value) for value in config["lambda_list"]] if searches else None,
+    )
+
+
+def texts_by_class(learner: Any) -> list[Prompts]:
+    return [learner.text.prompts([name], template=t) for name in learner.classes for t in learner.templates]
+
+
 def two_stage(clip: Clip, case: Mapping[str, Any]) -> Learner:
     config, options = case["config"], dict(case["config"]["trainer_options"])
     kind = options.pop("peft")
@@ -564,6 +593,7 @@ METHODS = {
             "final_logits": {"atol": 1e-4},
         },
     ),
+    "ProLIP": Original(prolip, texts=texts_by_class),
     "2SFS": Original(
         two_stage,
         {

@@ -49,6 +49,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "lp_plus_plus": {"iterations": 20},
     "maple": {"depth": 3},
     "mmrl": {"space": 20, "first_layer": 1},
+    "prolip": {"iterations": 5, "n_views": 2},
     "promptsrc": {"depth": 3, "image_depth": 3},
     "tcp": {"layer": 2},
     "tip_adapter": {"search_steps": [3, 2]},

@@ -59,6 +59,7 @@ COUNTS = {
     "method=bitfit": 171_008,  # 12 blocks of 11 (768 + 512), and of the norms around them
     "method=intrinsic_dimension": 200,
     "method=qlora": 12 * 8 * (18 * 768 + 18 * 512),  # rank 8: 2 d for each of q, k, v, o; 5 d for fc1 and for fc2
+    "method=prolip": 768 * 512,
     "method=linear_head": 100 * (512 + 1),
     "method=linear_probe": 100 * (512 + 1),
 }
