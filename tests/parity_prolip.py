@@ -142,7 +142,7 @@ def check_search(clip, original, case, run, views, labels):
     assert 100 * right == pytest.approx(results["test_acc"])
     grid = []
     for pair in learner.search:
-        for _ in learner.descend(views, labels, *pair):
+        for _ in learner.descend(list(views), labels, *pair):
             pass
         grid.append(100 * learner.n_right(*val) / len(val[1]))
     assert grid == pytest.approx(case["val_acc_grid_lr_by_lambda"].flatten().tolist(), abs=1e-4)
