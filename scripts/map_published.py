@@ -82,7 +82,7 @@ METHODS = {
     "DePT+PromptSRC": "dept_promptsrc",
     "TCP": "tcp",
     "MMA": "mma",
-    "2SFS": "2sfs",
+    "2SFS": "two_stage",
     "HPT": "hpt",
     "CoPrompt": "coprompt",
     "MMRL": "mmrl",
@@ -108,12 +108,15 @@ BY_PROTOCOL = {  # what these sources print under these names has the settings o
     "Deep Vision Prompting (VPT for CLIP, 8 tokens x 12 layers)": ("MaPLe",),
     "Deep Language Prompting (4 tokens x 12 layers)": ("MaPLe",),
     "IVLP 2+2 (5 epochs)": ("MaPLe",),
+    "2SFS": ("Awesome",),  # reprinted from the paper, which has one setting for all
+    "ProLIP": ("ProLIP",),
 }
 NAMED = {  # recipes that are asked for by name
     "CLIP 80-template ensemble": "zero_shot/openai_80",
     "CoOp M=16 end": "coop/ijcv",
     "CoOp M=16 end (mean of 3 seeds; std 0.15)": "coop/ijcv",
     "IVLP 4+4 depth9 (20 epochs)": "ivlp/promptsrc",
+    'ProLIP with "a photo of a {}."': "prolip/one_template",
 }
 SOURCES = {  # how the sources above are told
     "MaPLe": "github:muzairkhattak/multimodal-prompt-learning README.md",
@@ -121,6 +124,8 @@ SOURCES = {  # how the sources above are told
     "ProText": ("ProText paper", "github:muzairkhattak/ProText"),
     "DiscoVL": "DiscoVL paper",
     "Tip-Adapter": "github:gaopengcuhk/Tip-Adapter",
+    "Awesome": "github:zhengli97/Awesome-Prompt-Adapter-Learning-for-VLMs",
+    "ProLIP": "github:astra-vision/ProLIP",
     "CasPL": "github:megvii-research/CasPL",
 }
 MAPLE_RERUN = "github:muzairkhattak/multimodal-prompt-learning issue 31"

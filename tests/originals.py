@@ -24,15 +24,18 @@ from vlprompt.learners.lp_plus_plus import LPPlusPlus
 from vlprompt.learners.maple import MaPLe
 from vlprompt.learners.mmrl import MMRL
 from vlprompt.learners.prograd import ProGrad
+from vlprompt.learners.prolip import ProLIP
 from vlprompt.learners.promptsrc import PromptSRC
 from vlprompt.learners.taskres import TaskRes
 from vlprompt.learners.tcp import TCP
 from vlprompt.learners.tip_adapter import TipAdapter
+from vlprompt.learners.two_stage import TwoStage
 from vlprompt.learners.vpt import VPT
 from vlprompt.learners.zero_shot import ZeroShot
 from vlprompt.towers import Clip, Images, Preprocess, Prompts
 from vlprompt.towers.block import Weights
 from vlprompt.towers.clip import build as build_clip
+from vlprompt.training.optim import stage_of
 
 TOLERANCES: Mapping[str, Any] = {
     "init_logits": {"atol": 2e-5, "rtol": 1e-5},
@@ -409,6 +412,67 @@ def clip_lora(clip: Clip, case: Mapping[str, Any]) -> Learner:
     )
 
 
+def prolip(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    config = case["config"]
+    options = {name: value for name, value in config["cfg"].items() if name != "lr_v"}  # a run's own
+    iterations, n_views, searches = (options.pop(name) for name in ("train_epoch", "aug_views", "search_lr"))
+    by_shots, by_square, number = (
+        options.pop(name, False) for name in ("lambda_funct_1_N", "lambda_funct_1_N2", "lambda_v")
+    )
+    shots = options.pop("shots")
+    assert not options, f"unknown options: {', '.join(options)}"
+    weight = "1/shots" if by_shots else "1/shots^2" if by_square else float(number)
+    for run in case["runs"].values() if not searches else ():
+        assert run["lambda"] == {"1/shots": 1 / shots, "1/shots^2": 1 / shots**2}.get(weight, weight)
+    return ProLIP(
+        replace(clip, scale=float(config["logit_scale"])),
+        config["classnames"],
+        templates=config["templates_in_order"],
+        n_views=n_views,
+        iterations=iterations,
+        weight=weight,
+        search_lr=config["lr_list"] if searches else None,
+        search_weight=[float(value) for value in config["lambda_list"]] if searches else None,
+    )
+
+
+def texts_by_class(learner: Any) -> list[Prompts]:
+    return [learner.text.prompts([name], template=t) for name in learner.classes for t in learner.templates]
+
+
+def two_stage(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    config, options = case["config"], dict(case["config"]["trainer_options"])
+    kind = options.pop("peft")
+    encoder, towers = options.pop("encoder"), options.pop("ln_modality")  # the second: which tower gets gradients
+    if kind != "ln" and towers == "both":
+        towers = encoder
+    assert kind == "ln" or encoder in ("both", towers), "a tower that is tuned gets no gradient"
+    of_lora: dict[str, Any] = {}
+    if kind == "lora":
+        assert options.pop("position", "all") == "all", "updates of some blocks alone are not built"
+        names = {"params": "sites", "r": "rank", "alpha": "alpha", "dropout_rate": "dropout"}
+        of_lora = {ours: options.pop(theirs) for theirs, ours in names.items() if theirs in options}
+    shots, n_iters, fraction = options.pop("shots"), options.pop("n_iters"), options.pop("n_iters_frac")
+    first = {f"first_{t}_layer": options.pop(f"ln_{n}_start") for t, n in (("image", "vision"), ("text", "text"))}
+    assert options.pop("setting") in ("base2new", "standard")
+    assert not options, f"unknown options: {', '.join(options)}"
+    learner = TwoStage(
+        clip,
+        config["classnames"],
+        template=config["template"],
+        stage1={"ln": "layer_norm"}.get(kind, kind),
+        fraction=fraction,
+        towers={"vision": "image"}.get(towers, towers),
+        **first,
+        **of_lora,
+    )
+    lengths = [run["steps"] for run in case["runs"].values()]
+    total = shots * n_iters
+    first_steps = [stage_of(step, learner.stages, total).number for step in range(total)].count(0)
+    assert set(lengths) == {first_steps, total - first_steps}
+    return learner
+
+
 def vpt_vit(tensors: Mapping[str, Tensor], case: Mapping[str, Any]) -> Learner:
     """VPT's own supervised ViT: its backbone comes with the case."""
     config = case["config"]
@@ -546,6 +610,17 @@ METHODS = {
             "final_logits": {"atol": 1e-4},
         },
     ),
+    "ProLIP": Original(prolip, texts=texts_by_class),
+    "2SFS": Original(
+        two_stage,
+        {
+            "classifier": "classifier",
+            r"(visual\.transformer|transformer)\.resblocks\.(\d+)\.attn\.(\w+)\.w_lora_(.)": lambda m: (
+                "tuned." + lora_name("image" if m[1] != "transformer" else "text", [m[0], *m.groups()[1:]])
+            ),
+            "(.+)": r"tuned.weights.\1",
+        },
+    ),
     "VPT (original, supervised ViT)": Original(
         vpt_vit,
         {
@@ -560,6 +635,6 @@ METHODS = {
 }
 
 
-def lora_name(tower: str, match: re.Match[str]) -> str:
+def lora_name(tower: str, match: re.Match[str] | Sequence[Any]) -> str:
     site = {"proj": "o"}.get(match[2], match[2][0])
     return f"layers.{tower}.{match[1]}.{site}.{match[3].lower()}"

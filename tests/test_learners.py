@@ -50,6 +50,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "lp_plus_plus": {"iterations": 20},
     "maple": {"depth": 3},
     "mmrl": {"space": 20, "first_layer": 1},
+    "prolip": {"iterations": 5, "n_views": 2},
     "promptsrc": {"depth": 3, "image_depth": 3},
     "tcp": {"layer": 2},
     "tip_adapter": {"search_steps": [3, 2]},
@@ -80,6 +81,9 @@ VARIANTS = [
     Case("taskres: ensemble", {"templates": "openai_7"}),
     Case("tcp: no tokens", {"layer": None}),
     Case("tcp: words around", {"layer": 2, "ctx_init": "a photo of a", "learned_template": "one {}, a pet"}),
+    Case("two_stage: bitfit, text", {"stage1": "bitfit", "towers": "text"}),
+    Case("two_stage: lora", {"stage1": "lora"}),
+    Case("ln_tuning: plain ViT", {"first_image_layer": 1}, "timm:test_vit"),
     Case("vpt_deep: linear head", {"depth": 2, "head": "linear", "init": "patch", "project": 7}),
     Case("vpt_deep: plain ViT", {"depth": 2, "head": "linear"}, "timm:test_vit"),
     Case("zero_shot: ensemble", {"templates": "openai_7"}),
@@ -117,7 +121,7 @@ CASES = [plain(method) for method in METHODS] + [case for case in VARIANTS if ca
 SLOW = {"bitfit: image", "coop: random start", "full_finetune: text", "hard_prompts: ensemble", "promptsrc: text alone",
         "linear_head: plain ViT", "taskres: ensemble", "linear_probe: plain ViT", "prograd: front",
         "prograd: class-specific", "p_tuning: none", "vpt_deep: plain ViT", "coop: middle",
-        "tcp: words around"}  # fmt: skip
+        "tcp: words around", "two_stage: bitfit, text", "two_stage: lora", "ln_tuning: plain ViT"}  # fmt: skip
 """Whose ways other cases go, too."""
 
 

@@ -54,9 +54,14 @@ COUNTS = {
     "method=zero_shot": 0,
     "method=full_finetune": 149_620_736,  # all of ViT-B/16 but the scale
     "method=full_finetune method.towers=image": 86_192_640,
+    "method=ln_tuning": 61_440,  # of 65,536 that the authors' optimiser is given
+    "method=two_stage": 61_440 + 100 * 512,
+    "method=two_stage method.stage1=lora": 184_320 + 100 * 512,
+    "method=two_stage method.stage1=bitfit": 12 * 8 * (768 + 512) + 2 * 768 + 512 + 100 * 512,
     "method=bitfit": 171_008,  # 12 blocks of 11 (768 + 512), and of the norms around them
     "method=intrinsic_dimension": 200,
     "method=qlora": 12 * 8 * (18 * 768 + 18 * 512),  # rank 8: 2 d for each of q, k, v, o; 5 d for fc1 and for fc2
+    "method=prolip": 768 * 512,
     "method=linear_head": 100 * (512 + 1),
     "method=linear_probe": 100 * (512 + 1),
 }

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import originals
+import parity_prolip
+import parity_stages
 import pytest
 import safetensors.torch
 import torch
@@ -22,7 +24,8 @@ from vlprompt.training.optim import make_optimizer, set_learning_rate
 
 FIXTURES = Path(__file__).parent / "fixtures" / "parity"
 SLOW = {"coop_m16", "coop_front_m4", "coop_ctxinit", "coop_middle_m4", "coop_csc_m4", "cocoop_m4", "kgcoop_random",
-        "maple_n5_d2_random", "maple_n2_d1", "ivlp_asym", "lora_text_qv", "lora_vision_qkvo_r4"}  # fmt: skip
+        "maple_n5_d2_random", "maple_n2_d1", "ivlp_asym", "lora_text_qv", "lora_vision_qkvo_r4",
+        "prolip_search_pets_s2"}  # fmt: skip
 """Of this repository's cases: those whose method and way others have, too."""
 
 
@@ -169,6 +172,10 @@ def check(clip, case_file) -> Case:
         check_probe(clip, original, case)
     elif "logits" in case:
         check_untrained(clip, original, case)
+    elif case.method == "ProLIP":
+        parity_prolip.check_prolip(clip, original, case)
+    elif case.told.get("runs") and parity_stages.has_stages(case):
+        parity_stages.check_stages(clip, original, case)
     elif case.told.get("runs"):
         for run in case.told["runs"]:
             check_run(clip, original, case, run)

@@ -15,5 +15,5 @@ class BitFit(FullFinetune):
 
     words = False
 
-    def trains(self, name: str) -> bool:
+    def trains(self, name: str, tower: str) -> bool:
         return name.endswith("bias")

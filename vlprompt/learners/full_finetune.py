@@ -38,11 +38,11 @@ class FullFinetune(WeightLearner):
         self.weights = nn.Module()
         for tower in self.towers:
             for name, tensor in clip.tensors(tower).items():
-                if self.trains(name):
+                if self.trains(name, tower):
                     register(self.weights, name, nn.Parameter(tensor.detach().clone()))
 
-    def trains(self, name: str) -> bool:
-        """Whether a weight of the model is trained."""
+    def trains(self, name: str, tower: str) -> bool:
+        """Whether a weight of one tower is trained."""
         return True
 
     def changed(self, tower: Literal["image", "text"]) -> Mapping[str, Tensor]:

@@ -56,8 +56,10 @@ class Clip:
     def _is_image(self, name: str) -> bool:
         return self.words is None or name.startswith("visual.")
 
-    def with_weights(self, tensors: Mapping[str, Tensor]) -> "Clip":
+    def with_weights(self, tensors: Mapping[str, Tensor], *, any_shape: bool = False) -> "Clip":
         """The same towers reading these tensors instead, under the names of the model's own state dict.
+
+        `any_shape`: also such as the model has in another shape, as an identity instead of its last projection.
 
         Raises:
             UserError: a name or a shape that the model does not have.
@@ -66,7 +68,7 @@ class Clip:
         for name, tensor in tensors.items():
             if name not in known:
                 raise unknown("weight", name, known)
-            if (old := self.weights.tensor(name)).shape != tensor.shape:
+            if (old := self.weights.tensor(name)).shape != tensor.shape and not any_shape:
                 raise UserError(f"weight '{name}' is {list(old.shape)} in the model, got {list(tensor.shape)}")
         return self._replacing(tensors, frozen=False)
 
