@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vlprompt.interop.dassl.names import ORIGINALS as FAMILY
 from vlprompt.learners.base import Learner, normalize, scaled_cosine
+from vlprompt.learners.clap import CLAP
 from vlprompt.learners.clip_adapter import CLIPAdapter
 from vlprompt.learners.cocoop import CoCoOp
 from vlprompt.learners.coop import CoOp
@@ -29,6 +30,7 @@ from vlprompt.learners.tcp import TCP
 from vlprompt.learners.tip_adapter import TipAdapter
 from vlprompt.learners.vpt import VPT
 from vlprompt.learners.zero_shot import ZeroShot
+from vlprompt.learners.zs_lp import ZSLP
 from vlprompt.towers import Clip, Images, Preprocess, Prompts
 from vlprompt.towers.block import Weights
 from vlprompt.towers.clip import build as build_clip
@@ -362,6 +364,40 @@ def lp_plus_plus(clip: Clip, case: Mapping[str, Any]) -> Learner:
     return LPPlusPlus(replace(clip, image=image), classes, iterations=config["cfg"]["train_epoch"])
 
 
+def part_of_config(case: Mapping[str, Any], name: str) -> Any:
+    return value_of(case["config"], name)
+
+
+def zs_lp(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    """Its constraint is a string of words."""
+    config, options = case["config"], case["config"]["trainer_options"]
+    fixed = {"INIT": "ZS", "ENHANCED_BASE": "none", "PREC": "fp32"}
+    assert options == {**fixed, "CONSTRAINT": options["CONSTRAINT"]}, f"{options} hold what has no form here"
+    assert config["logit_scale"] == "exp of the checkpoint's"
+    names = [name.replace("_", "&#95;") for name in config["classnames"]]  # the original keeps underscores
+    templates = config["templates_in_order"]
+    if options["CONSTRAINT"] == "none":
+        return ZSLP(clip, names, templates=templates)
+    words = options["CONSTRAINT"].split("_")
+    assert set(words) <= {"l2", "cosine", "balanced", "corrected", "constant", "adaptative"}, f"{words} are not known"
+    weighing = {"balanced"} & {*words} or {"corrected", "constant"} & {*words}
+    return CLAP(
+        clip,
+        names,
+        templates=templates,
+        constraint="l2" if "l2" in words else "cosine",
+        multipliers={0: "class", 1: min(weighing, default=""), 2: "balanced"}[len(weighing)],  # both: all are 1
+        adaptive="adaptative" in words,
+        n_views=part_of_config(case, "views"),
+    )
+
+
+def class_by_class(learner: Any) -> list[Prompts]:
+    return [
+        learner.text.prompts([name], template=template) for name in learner.classes for template in learner.templates
+    ]
+
+
 def elsewhere(learner: Any, images: Images) -> Tensor:
     """Logits of images of another data set than the one trained on."""
     learner.bind(learner.classes, transfer=True)
@@ -517,6 +553,8 @@ METHODS = {
         lp_plus_plus,
         {r"classifier\.(.*)": r"\1", "alpha_vec": "alpha"},
     ),
+    "ZS-LP": Original(zs_lp, {"prototypes": "weight"}, texts=class_by_class),
+    "CLAP": Original(zs_lp, {"prototypes": "weight"}, texts=class_by_class),
     "CLIP-LoRA": Original(
         clip_lora,
         {

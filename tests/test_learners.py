@@ -42,6 +42,7 @@ class Case:
 
 
 SMALL: dict[str, dict[str, Any]] = {
+    "clap": {"n_views": 2},
     "cocoop": {"reduction": 4},
     "ivlp": {"depth": 3, "image_depth": 3},
     "language_prompts": {"depth": 3},
@@ -79,6 +80,8 @@ VARIANTS = [
     Case("tcp: words around", {"layer": 2, "ctx_init": "a photo of a", "learned_template": "one {}, a pet"}),
     Case("vpt_deep: linear head", {"depth": 2, "head": "linear", "init": "patch", "project": 7}),
     Case("vpt_deep: plain ViT", {"depth": 2, "head": "linear"}, "timm:test_vit"),
+    Case("clap: cosine, adaptive", {"constraint": "cosine", "adaptive": True, "n_views": 2}),
+    Case("zs_lp: texts, ensemble", {"templates": "openai_7", "texts": True}),
     Case("zero_shot: ensemble", {"templates": "openai_7"}),
     Case("lora: plain ViT", {"head_start": "probe"}, "timm:test_vit"),
 ]

@@ -49,6 +49,8 @@ COUNTS = {
     "method=tcp": 2_048 + 512 * 128 + 128 + 128 * 2_048 + 2_048,
     "method=mmrl": 5 * 512 + 7 * (512 * 768 + 768 + 512 * 512 + 512) + 768 * 512,
     "method=lp_plus_plus protocol=few_shot": 100 * 512 + 100 + 100,  # with a bias
+    "method=zs_lp protocol=few_shot": 100 * 512,
+    "method=clap protocol=few_shot": 100 * 512,
     "method=zero_shot": 0,
     "method=full_finetune": 149_620_736,  # all of ViT-B/16 but the scale
     "method=full_finetune method.towers=image": 86_192_640,

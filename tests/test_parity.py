@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import originals
+import parity_banked
 import pytest
 import safetensors.torch
 import torch
@@ -161,7 +162,9 @@ def check(clip, case_file) -> Case:
     if "name_lens" in case.told:
         names = [name.replace("_", " ") for name in case.told["config"]["classnames"]]
         assert [clip.text.count(name) for name in names] == case.told["name_lens"]
-    if "cache_keys" in case:
+    if case.method in parity_banked.CHECKS:
+        parity_banked.CHECKS[case.method](clip, original, case)
+    elif "cache_keys" in case:
         check_cache(clip, original, case)
     elif "init_forward.train_logits" in case:
         check_probe(clip, original, case)

@@ -103,6 +103,7 @@ def train(
                 if (step + 1) % per_epoch == 0 or step + 1 == total:
                     reporter.log(f"epoch {len(meter.curve) + 1}  {meter}  lr {meter.lr:.3g}")
                     meter.close_epoch()
+                    learner.end_epoch()
                     keeper.update(learner, len(meter.curve))
         check_finite(dict(learner.named_parameters()), total - 1, meter.lr)
         keeper.restore(learner)

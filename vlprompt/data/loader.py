@@ -28,7 +28,8 @@ class Loader:
     """Reads images for one learner, as features or as pixels: callers cannot tell.
 
     `features` are those of the unedited image tower, for a learner that leaves it alone; None: pixels are read. A
-    training image has a view of its own for each epoch, as published, or `n_views` in turn.
+    training image has a view of its own for each epoch, as published, or `n_views` in turn. `pooled`: an epoch draws
+    from these views of all images as if each were an image, in as many batches as one view of them makes.
     """
 
     clip: Clip
@@ -38,6 +39,7 @@ class Loader:
     workers: int = 0
     n_views: int | None = None
     augment: Augment = PUBLISHED
+    pooled: bool = False
 
     def n_batches(self, split: Split, batch_size: int, *, drop_last: bool) -> int:
         """Steps of an epoch on a split."""
@@ -52,18 +54,22 @@ class Loader:
 
         They start with the 0-based `first`: order and views are functions of seed and epoch, so nothing is drawn again.
         """
-        n_used = min(len(split), per_epoch * batch_size)
-        order = Shuffled(len(split), n_used, seed=self.seed, n_views=self.n_views)
+        n_pooled = (self.n_views or 1) if self.pooled else 1
+        n_used = min(len(split) * n_pooled, per_epoch * batch_size)
+        order = Shuffled(len(split), n_used, seed=self.seed, n_views=self.n_views, pooled=self.pooled)
         pixels = self._pixels(split, order, batch_size) if self.features is None else None
         n_epochs = math.ceil(total / per_epoch)
-        labels = torch.tensor([item.label for item in split.items], device=self.clip.device)
+        labels = torch.tensor([item.label for item in split.items] * n_pooled, device=self.clip.device)
+        pool = torch.cat([self._features(split, view, n_epochs=n_epochs, starts=False) for view in range(n_pooled)]
+                         ) if self.features is not None and self.pooled else None  # fmt: skip
         for epoch in range(first // per_epoch, n_epochs if first < total else 0):
             done, left = max(first - epoch * per_epoch, 0), total - epoch * per_epoch
             order.epoch, order.n_done = epoch, done * batch_size
             if pixels is not None:
                 yield from as_images(itertools.islice(pixels, left - done))
                 continue
-            features = self._features(split, epoch, n_epochs=n_epochs, starts=epoch == first // per_epoch)
+            starts = epoch == first // per_epoch
+            features = self._features(split, epoch, n_epochs=n_epochs, starts=starts) if pool is None else pool
             whole = torch.tensor(order.indices(), device=self.clip.device)  # one copy an epoch, not one a step
             for index in itertools.islice(whole.split(batch_size), done, left):
                 yield Images(features=features[index]), labels[index]

@@ -333,6 +333,9 @@ class Learner(nn.Module):
         if self.has_head:
             self.head.start(*self.collect_features(train))
 
+    def end_epoch(self) -> None:
+        """Called after the last step of each epoch, before it is judged. What changes is in the checkpoint."""
+
     def conclude(self, train: Batches, val: Batches | None) -> None:
         """Called once after the last step: a search on the validation images."""
 
