@@ -26,7 +26,7 @@ SHORT = ["dataset=digits", "shots=4", "seed=1", "threads=1", "workers=0", "wandb
 STEPS = ["++fit.steps=10", "++fit.epochs=null"]
 SLOW_BANK = "bank.use=false"
 UNTRAINED = ("zero_shot", "hard_prompts")
-CLOSED_FORM = ("linear_probe", "lp_plus_plus", "tip_adapter")
+CLOSED_FORM = ("linear_probe", "lp_plus_plus", "tip_adapter", "cross_modal")
 
 
 def methods() -> list[str]:

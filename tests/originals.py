@@ -1,5 +1,6 @@
 """How the options and tensors of the original implementations are called here: one entry a method."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from vlprompt.learners.clap import CLAP
 from vlprompt.learners.clip_adapter import CLIPAdapter
 from vlprompt.learners.cocoop import CoCoOp
 from vlprompt.learners.coop import CoOp
+from vlprompt.learners.cross_modal import CrossModal
 from vlprompt.learners.ivlp import IVLP
 from vlprompt.learners.kgcoop import KgCoOp
 from vlprompt.learners.lora import LoRA
@@ -392,6 +394,36 @@ def zs_lp(clip: Clip, case: Mapping[str, Any]) -> Learner:
     )
 
 
+def cross_modal(clip: Clip, case: Mapping[str, Any], **settings: Any) -> Learner:
+    """Its features are made up, of a width of their own; `case["run"]` is the run that is built."""
+    config, run = case["config"], case["run"]
+    options = config["options"]
+    known = {"classifier_head": ("linear", "adapter"), "classifier_init": ("zeroshot", "random"),
+             "modality": ("cross_modal", "uni_modal")}  # fmt: skip
+    assert set(options) == {*known, "logit", "image_augmentation"}, f"{sorted(options)} are not the options known"
+    assert all(options[name] in values for name, values in known.items()), f"{options} are not built"
+    assert config["CROSS_MODAL_BATCH_RATIO"] == 0.5
+    optim = {"name": "adamw", "betas": [0.9, 0.999], "eps": 1e-8}
+    assert {name: run["optim"][name] for name in optim} == optim
+    image = replace(clip.image, embed_dim=config["dim"])
+    return CrossModal(
+        replace(clip, image=image, scale=math.exp(options["logit"])),
+        [f"class {i}" for i in range(config["n_classes"])],
+        texts=options["modality"] == "cross_modal",
+        init=options["classifier_init"],
+        adapter=options["classifier_head"] == "adapter",
+        rates=[run["optim"]["lr"]],
+        decays=[run["optim"]["weight_decay"]],
+        batch_sizes=[run["batch_size"]],
+        iterations=run["max_iter"],
+        warmup_steps=run["warmup_iter"],
+        warmup_rate=run["warmup_min_lr"],
+        evaluate_every=run["eval_freq"],
+        n_views=0,  # features of all views are given
+        **settings,
+    )
+
+
 def class_by_class(learner: Any) -> list[Prompts]:
     return [
         learner.text.prompts([name], template=template) for name in learner.classes for template in learner.templates
@@ -555,6 +587,14 @@ METHODS = {
     ),
     "ZS-LP": Original(zs_lp, {"prototypes": "weight"}, texts=class_by_class),
     "CLAP": Original(zs_lp, {"prototypes": "weight"}, texts=class_by_class),
+    "CrossModal": Original(
+        cross_modal,
+        {
+            r"head\.weight": "weight",
+            r"head\.1\.weight": "weight",
+            r"head\.0\.fc\.(\d)\.weight": r"adapter.\1.weight",
+        },
+    ),
     "CLIP-LoRA": Original(
         clip_lora,
         {

@@ -3,11 +3,15 @@
 `test_parity` runs these, and lends its comparisons.
 """
 
+from unittest import mock
+
 import pytest
 import test_parity as parity
 import torch
 from originals import part_of_config
 
+import vlprompt.learners.cross_modal as module
+from vlprompt.learners.half_batches import shares, warm_cosine
 from vlprompt.towers import Images
 from vlprompt.training.optim import make_optimizer, set_learning_rate
 
@@ -85,5 +89,74 @@ def parts_of_loss(learner, images, labels):
     return {"ce": torch.nn.functional.cross_entropy(logits, labels).item(), "constraint": penalty}
 
 
-CHECKS = {"ZS-LP": check_zs_lp, "CLAP": check_zs_lp}
+def check_cross_modal(clip, original, case):
+    """The samples, each step of each run on its recorded batches, and the evaluation that is chosen."""
+    bounds, told = case.bounds(original), case.told
+    pairs = {k: (case[f"{k}_features_raw"].float(), case[f"{k}_labels"]) for k in ("train", "val", "test", "text")}
+    zero_shot, test = case["zero_shot_weights"], pairs["test"]
+    images = {name: [(Images(features=f), labels)] for name, (f, labels) in pairs.items()}
+    start = {name.removeprefix("init."): case[name] for name in case.tensors if name.startswith("init.")}
+    assert sorted(start) == sorted(told["trainable_names_in_order"])
+
+    def fresh(run, **settings):
+        learner = original.build(clip, {**told, "run": told["runs"][run]}, **settings)
+        texts = [pairs["text"][0][pairs["text"][1] == c] for c in range(len(learner.classes))]
+        mean = torch.stack([of_class.mean(0) for of_class in texts])
+        learner.zero_shot_features = lambda *_, **__: mean
+        learner.all_texts = lambda: pairs["text"]
+        ours = dict(learner.named_parameters())
+        for name, value in start.items():
+            ours[original.ours(name)].data.copy_(value)
+        assert sum(v.numel() for v in start.values()) == sum(p.numel() for p in ours.values())
+        return learner, ours
+
+    for run, of_run in told["runs"].items():
+        expected = told["results"][run]
+        learner, ours = fresh(run)
+        parity.close(torch.nn.functional.normalize(learner.zero_shot_features(), dim=-1), zero_shot, bounds["features"])
+        parity.close(learner.logits(images["test"][0][0], learner.encode_classes()), case["init_forward.test_logits"],
+                     bounds["final_logits"])  # fmt: skip
+        batches = list(recorded(case, run, pairs, learner, of_run["batch_size"]))
+        assert len(batches) == of_run["max_iter"] == len(expected["losses"]) == len(expected["lr_used"])
+        compared, accuracies = 0, {}
+        rates = dict(zip(("rate", "decay"), (of_run["optim"]["lr"], of_run["optim"]["weight_decay"]), strict=True))
+        shape = {"warmup": learner.warmup_steps, "first": learner.warmup_rate, "period": learner.iterations}
+        for step, (loss, theirs) in enumerate(zip(learner.descend(batches, **rates), expected["losses"], strict=True)):
+            parity.equal(loss.item(), theirs, bounds["loss"])
+            now = warm_cosine(step, rates["rate"], **shape)
+            assert now == pytest.approx(expected["lr_used"][step], rel=bounds["lr_rel"])
+            for kind, value, bound in (("grad", lambda p: p.grad, "gradient_rel_l2"),
+                                       ("param", lambda p: p.data, "parameter_rel_l2")):  # fmt: skip
+                for name, tensor in case.below(f"{run}.{kind}{step + 1}.").items():
+                    parity.near(value(ours[original.ours(name)]), tensor, bounds[bound])
+                    compared += 1
+            if step % of_run["eval_freq"] == 0:
+                accuracies[str(step)] = learner.n_right(*pairs["val"]) / len(pairs["val"][1])
+        assert compared == 2 * len(start) * len(of_run["recorded_steps_from_1"])
+        assert accuracies == pytest.approx(expected["val_acc_at_iterations"])
+        best = max(accuracies, key=accuracies.get)
+        assert (int(best), accuracies[best]) == (expected["best_iteration_from_0"], expected["best_val_acc"])
+        for share, name in ((0.0, "head"), (0.5, "head_wiseft_0.5")):
+            learner, ours = fresh(run, interpolation=share)
+            with mock.patch.object(module, "half_batches", lambda *_, batches=batches, **__: iter(batches)):
+                learner.prepare(images["train"], images["val"])
+            if not share:
+                for of_best, tensor in case.below(f"{run}.best.").items():
+                    parity.near(ours[original.ours(of_best)].data, tensor, bounds["parameter_rel_l2"])
+            logits = learner.logits(images["test"][0][0], learner.encode_classes())
+            parity.close(logits, case[f"{run}.test_logits_{name}"], bounds["final_logits"])
+            right = learner.n_right(*test) / len(test[1])
+            assert right == pytest.approx(expected["test_accs"][name])
+
+
+def recorded(case, run, pairs, learner, size):
+    """A run's batches: images, then texts, in shares of which the learner makes its own."""
+    rows = [case[f"{run}.{kind}_indices"] for kind in ("image", "text") if f"{run}.{kind}_indices" in case]
+    assert [r.shape[1] for r in rows] == [n for n in shares(size, 1 + learner.texts) if n]
+    kinds = [pairs["train"], pairs["text"]][: len(rows)]
+    for chosen in zip(*rows, strict=True):
+        yield tuple(torch.cat([kind[i][at] for kind, at in zip(kinds, chosen, strict=True)]) for i in (0, 1))
+
+
+CHECKS = {"ZS-LP": check_zs_lp, "CLAP": check_zs_lp, "CrossModal": check_cross_modal}
 """By method: how a case of it is compared."""

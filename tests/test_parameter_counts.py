@@ -51,6 +51,8 @@ COUNTS = {
     "method=lp_plus_plus protocol=few_shot": 100 * 512 + 100 + 100,  # with a bias
     "method=zs_lp protocol=few_shot": 100 * 512,
     "method=clap protocol=few_shot": 100 * 512,
+    "method=cross_modal protocol=few_shot": 100 * 512,
+    "method=cross_modal protocol=few_shot recipe=cross_modal/adapter": 100 * 512 + 131_072,  # clip_adapter's bottleneck
     "method=zero_shot": 0,
     "method=full_finetune": 149_620_736,  # all of ViT-B/16 but the scale
     "method=full_finetune method.towers=image": 86_192_640,

@@ -29,7 +29,7 @@ TINY = [
 STEPS = ["++fit.steps=2", "++fit.epochs=null"]
 FREE = ["method.ctx_init=''", "method.n_context=4"]
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
-WITHOUT_STEPS = ("zero_shot", "hard_prompts", "linear_probe", "lp_plus_plus", "tip_adapter")
+WITHOUT_STEPS = ("zero_shot", "hard_prompts", "linear_probe", "lp_plus_plus", "tip_adapter", "cross_modal")
 PROTOCOLS = ("few_shot", "base_to_novel", "cross_dataset", "domain_generalization", "train_val")
 TARGETS = {"cross_dataset": "[tiny_other]", "domain_generalization": "[tiny_sketch,tiny_part]"}
 PLAIN = {("coop", "base_to_novel", True), ("vpt_deep", "few_shot", False), ("clip_adapter", "few_shot", True)}

@@ -60,6 +60,7 @@ class Augmentation(BaseModel):
     model_config = _STRICT
     scale: Annotated[tuple[Share, Share], Field(strict=False)]
     flip: Annotated[float, Field(ge=0, le=1)]
+    crop: Literal["random", "center"] = "random"
 
     @model_validator(mode="after")
     def _ordered(self) -> "Augmentation":

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -45,9 +45,13 @@ class Loader:
         """Steps of an epoch on a split."""
         return count_batches(len(split), batch_size, drop_last=drop_last)
 
-    def ordered(self, split: Split, *, augmented: bool = False) -> "Passes":
-        """Passes over a split in its order: centre crops, or with `augmented` another random view at each pass."""
-        return Passes(self, split, itertools.count() if augmented else None)
+    def ordered(self, split: Split, *, augmented: bool | Literal["after_crop"] = False) -> "Passes":
+        """Passes over a split in its order: centre crops, or with `augmented` another random view at each pass.
+
+        "after_crop": first centre crops, then these.
+        """
+        first = [None] if augmented == "after_crop" else []
+        return Passes(self, split, itertools.chain(first, itertools.count()) if augmented else None)
 
     def shuffled(self, split: Split, *, batch_size: int, per_epoch: int, total: int, first: int = 0) -> Iterator[Batch]:
         """Random views of a split in random order: `total` batches, of which `per_epoch` make an epoch.
@@ -118,7 +122,7 @@ class Passes:
 
     loader: Loader
     split: Split
-    views: Iterator[int] | None = None
+    views: Iterator[int | None] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         loader, split, view = self.loader, self.split, None if self.views is None else next(self.views)

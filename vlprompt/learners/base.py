@@ -61,8 +61,11 @@ class Learner(nn.Module):
     """Raised when the same settings give other numbers than before, so that finished runs are made again."""
     scale_loss: Callable[[Tensor], Tensor] | None = None
     """In float16, what a `backward` of a method's own applies to its losses, so that small gradients do not vanish."""
-    augmented: ClassVar[bool] = False
-    """Whether `prepare` sees a new augmented view of the training images in each pass, instead of centre crops."""
+    augmented: ClassVar[bool | Literal["after_crop"]] = False
+    """Whether `prepare` sees a new augmented view of the training images in each pass, instead of centre crops.
+
+    "after_crop": the first pass has centre crops.
+    """
 
     def __init__(
         self,
