@@ -6,8 +6,8 @@
 
 Features are random, 512 numbers in a cluster for each class; so are those of texts. Each method trains as
 `python run.py dataset=imagenet protocol=few_shot` would, in a process of its own, with four validation features
-a class, and is stopped at `--limit` seconds. What no feature holds (the towers, the images) is left out. Rows are written after
-each method.
+a class, and is stopped at `--limit` seconds. What no feature holds (the towers, the images) is left out. Rows are
+written after each method.
 """
 
 import argparse

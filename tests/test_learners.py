@@ -44,7 +44,8 @@ class Case:
 SMALL: dict[str, dict[str, Any]] = {
     "clap": {"n_views": 2},
     "cocoop": {"reduction": 4},
-    "cross_modal": {"batch_sizes": [2, 4], "iterations": 20, "evaluate_every": 2, "warmup_steps": 2, "init": "random"},
+    "cross_modal": {"batch_sizes": [2, 4], "iterations": 20, "evaluate_every": 2, "warmup_steps": 2, "init": "random",
+                    "rates": [0.05, 0.01]},
     "ivlp": {"depth": 3, "image_depth": 3},
     "language_prompts": {"depth": 3},
     "llama_adapter": {"depth": 2},
@@ -56,7 +57,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "tip_adapter": {"search_steps": [3, 2]},
     "tip_adapter_f": {"search_steps": [3, 2]},
     "vpt_deep": {"depth": 3},
-}
+}  # fmt: skip
 """What a tower of three blocks and an embedding of 24 numbers ask for, and few images."""
 
 VARIANTS = [
