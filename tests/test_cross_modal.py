@@ -70,8 +70,10 @@ def test_a_batch_size_needs_more_samples_than_its_halves() -> None:
     kinds = [samples(7, 0), samples(5, 100)]
     assert fitting([8, 10, 14, 4], kinds) == [8, 4]
     assert fitting([6, 7], kinds[:1]) == [6]
-    with pytest.raises(UserError, match=r"batch_sizes is \[32\].*7 and 5"):
-        fitting([32], kinds)
+    assert fitting([32], kinds) == [9]  # five images and four texts
+    assert fitting([8], [samples(7, 0), samples(1, 100)]) == [1]
+    with pytest.raises(UserError, match="at least two"):
+        fitting([32], [samples(1, 0), samples(5, 100)])
 
 
 def test_the_first_of_the_best_evaluations_remains(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ class CrossModal(Learner):
         texts: without them all of a batch is images.
         init: w at first: "zeroshot" (the mean of un-normalised text features, normalised) or "random".
         adapter: a bottleneck before w: f -> 0.2 relu(W2 relu(W1 f)) + 0.8 f.
-        rates, decays, batch_sizes: of AdamW; half a size is less than there are samples. None: as published.
+        rates, decays, batch_sizes: of AdamW; of the sizes those with more samples than each half. None: as published.
         iterations: steps of a training, and the length of the rate's cosine, after `warmup_steps` along a line whose
             first step has `warmup_rate`. The first is judged, and one in `evaluate_every`.
         n_views: augmented views of each training image, next to its centre crop.

@@ -19,14 +19,18 @@ def shares(size: int, n_kinds: int) -> list[int]:
 
 
 def fitting(sizes: Sequence[int], kinds: Sequence[Samples]) -> list[int]:
-    """The batch sizes of which each share is smaller than what it is drawn from. Raises: UserError if there is none."""
+    """The batch sizes of which each share is smaller than what it is drawn from; if none is, the largest size that is.
+
+    Raises: UserError for a single image.
+    """
     there = [len(labels) for _, labels in kinds]
-    fit = [size for size in sizes if all(a < b for a, b in zip(shares(size, len(there)), there, strict=True))]
+
+    def fits(size: int) -> bool:
+        return all(a < b for a, b in zip(shares(size, len(there)), there, strict=True))
+
+    fit = [size for size in sizes if fits(size)] or [size for size in range(1, min(sizes)) if fits(size)][-1:]
     if not fit:
-        raise UserError(
-            f"method.batch_sizes is {list(sizes)} and there are {' and '.join(map(str, there))} samples (of images and "
-            "texts) to draw from: allowed are sizes of which each half is smaller, give a smaller one"
-        )
+        raise UserError(f"cross_modal draws batches from images and there are {there[0]}: give at least two")
     return fit
 
 
