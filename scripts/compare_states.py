@@ -29,6 +29,7 @@ STEPS = ["++fit.steps=10", "++fit.epochs=null"]
 SLOW_BANK = "bank.use=false"
 UNTRAINED = ("zero_shot", "hard_prompts")
 CLOSED_FORM = ("linear_probe", "lp_plus_plus", "tip_adapter")
+LONG = ("cross_modal",)  # closed forms with a setting of how long
 
 
 def methods() -> list[str]:
@@ -37,11 +38,12 @@ def methods() -> list[str]:
 
 def sweeps() -> Iterator[tuple[str, list[str]]]:
     """Name and overrides of each sweep."""
-    trained = "method=" + ",".join(name for name in methods() if name not in (*UNTRAINED, *CLOSED_FORM))
+    trained = "method=" + ",".join(name for name in methods() if name not in (*UNTRAINED, *CLOSED_FORM, *LONG))
     others = "method=" + ",".join((*UNTRAINED, *CLOSED_FORM))
     for protocol in ("few_shot", "base_to_novel"):
         yield protocol, [trained, *STEPS, f"protocol={protocol}"]
         yield f"{protocol} without steps", [others, f"protocol={protocol}"]
+    yield "long closed forms", ["method=" + ",".join(LONG), "method.iterations=100", "protocol=few_shot"]
     yield "pixels", [trained, *STEPS, "protocol=few_shot", SLOW_BANK, "name=pixels"]
     yield "pixels without steps", [others, "protocol=few_shot", SLOW_BANK, "name=pixels"]
     chosen = ["method=coop,maple,dylora", "++fit.keep=best", "++fit.epochs=3", "protocol=few_shot"]

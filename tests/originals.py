@@ -1,5 +1,6 @@
 """How the options and tensors of the original implementations are called here: one entry a method."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 
 from vlprompt.interop.dassl.names import ORIGINALS as FAMILY
 from vlprompt.learners.base import Learner, normalize, scaled_cosine
+from vlprompt.learners.clap import CLAP
 from vlprompt.learners.clip_adapter import CLIPAdapter
 from vlprompt.learners.cocoop import CoCoOp
 from vlprompt.learners.coop import CoOp
+from vlprompt.learners.cross_modal import CrossModal
 from vlprompt.learners.ivlp import IVLP
 from vlprompt.learners.kgcoop import KgCoOp
 from vlprompt.learners.lora import LoRA
@@ -32,6 +35,7 @@ from vlprompt.learners.tip_adapter import TipAdapter
 from vlprompt.learners.two_stage import TwoStage
 from vlprompt.learners.vpt import VPT
 from vlprompt.learners.zero_shot import ZeroShot
+from vlprompt.learners.zs_lp import ZSLP
 from vlprompt.towers import Clip, Images, Preprocess, Prompts
 from vlprompt.towers.block import Weights
 from vlprompt.towers.clip import build as build_clip
@@ -372,6 +376,70 @@ def lp_plus_plus(clip: Clip, case: Mapping[str, Any]) -> Learner:
     return LPPlusPlus(replace(clip, image=image), classes, iterations=config["cfg"]["train_epoch"])
 
 
+def part_of_config(case: Mapping[str, Any], name: str) -> Any:
+    return value_of(case["config"], name)
+
+
+def zs_lp(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    """Its constraint is a string of words."""
+    config, options = case["config"], case["config"]["trainer_options"]
+    fixed = {"INIT": "ZS", "ENHANCED_BASE": "none", "PREC": "fp32"}
+    assert options == {**fixed, "CONSTRAINT": options["CONSTRAINT"]}, f"{options} hold what has no form here"
+    assert config["logit_scale"] == "exp of the checkpoint's"
+    names = [name.replace("_", "&#95;") for name in config["classnames"]]  # the original keeps underscores
+    templates = config["templates_in_order"]
+    if options["CONSTRAINT"] == "none":
+        return ZSLP(clip, names, templates=templates)
+    words = options["CONSTRAINT"].split("_")
+    assert set(words) <= {"l2", "cosine", "balanced", "corrected", "constant", "adaptative"}, f"{words} are not known"
+    weighing = {"balanced"} & {*words} or {"corrected", "constant"} & {*words}
+    return CLAP(
+        clip,
+        names,
+        templates=templates,
+        constraint="l2" if "l2" in words else "cosine",
+        multipliers={0: "class", 1: min(weighing, default=""), 2: "balanced"}[len(weighing)],  # both: all are 1
+        adaptive="adaptative" in words,
+        n_views=part_of_config(case, "views"),
+    )
+
+
+def cross_modal(clip: Clip, case: Mapping[str, Any], **settings: Any) -> Learner:
+    """Its features are made up, of a width of their own; `case["run"]` is the run that is built."""
+    config, run = case["config"], case["run"]
+    options = config["options"]
+    known = {"classifier_head": ("linear", "adapter"), "classifier_init": ("zeroshot", "random"),
+             "modality": ("cross_modal", "uni_modal")}  # fmt: skip
+    assert set(options) == {*known, "logit", "image_augmentation"}, f"{sorted(options)} are not the options known"
+    assert all(options[name] in values for name, values in known.items()), f"{options} are not built"
+    assert config["CROSS_MODAL_BATCH_RATIO"] == 0.5
+    optim = {"name": "adamw", "betas": [0.9, 0.999], "eps": 1e-8}
+    assert {name: run["optim"][name] for name in optim} == optim
+    image = replace(clip.image, embed_dim=config["dim"])
+    return CrossModal(
+        replace(clip, image=image, scale=math.exp(options["logit"])),
+        [f"class {i}" for i in range(config["n_classes"])],
+        texts=options["modality"] == "cross_modal",
+        init=options["classifier_init"],
+        adapter=options["classifier_head"] == "adapter",
+        rates=[run["optim"]["lr"]],
+        decays=[run["optim"]["weight_decay"]],
+        batch_sizes=[run["batch_size"]],
+        iterations=run["max_iter"],
+        warmup_steps=run["warmup_iter"],
+        warmup_rate=run["warmup_min_lr"],
+        evaluate_every=run["eval_freq"],
+        n_views=0,  # features of all views are given
+        **settings,
+    )
+
+
+def class_by_class(learner: Any) -> list[Prompts]:
+    return [
+        learner.text.prompts([name], template=template) for name in learner.classes for template in learner.templates
+    ]
+
+
 def elsewhere(learner: Any, images: Images) -> Tensor:
     """Logits of images of another data set than the one trained on."""
     learner.bind(learner.classes, transfer=True)
@@ -597,6 +665,16 @@ METHODS = {
         parity_closed_form.ss_text,
         tolerances={"prototypes_rel_l2": 1e-5, "logits": {"atol": 1e-4}, "probabilities": {"atol": 1e-5}},
         check=parity_closed_form.check_ss_text,
+    ),
+    "ZS-LP": Original(zs_lp, {"prototypes": "weight"}, texts=class_by_class),
+    "CLAP": Original(zs_lp, {"prototypes": "weight"}, texts=class_by_class),
+    "CrossModal": Original(
+        cross_modal,
+        {
+            r"head\.weight": "weight",
+            r"head\.1\.weight": "weight",
+            r"head\.0\.fc\.(\d)\.weight": r"adapter.\1.weight",
+        },
     ),
     "CLIP-LoRA": Original(
         clip_lora,

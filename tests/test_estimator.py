@@ -190,6 +190,7 @@ def test_cross_validation_and_a_search_over_the_learning_rate(tmp_path: Path) ->
 SHORT = ("debug=fast", "debug.images=16")
 NEED_VALIDATION = {
     "linear_probe": "chooses C on validation images and this data set has none",
+    "cross_modal": "chooses one of 6 trainings on validation images and this data set has none",
     "tip_adapter_f": r"fit\.keep=best needs validation images",
 }
 

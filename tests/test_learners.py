@@ -42,8 +42,11 @@ class Case:
 
 
 SMALL: dict[str, dict[str, Any]] = {
+    "clap": {"n_views": 2},
     "cocoop": {"reduction": 4},
     "gda": {"n_nearest": 3},
+    "cross_modal": {"batch_sizes": [2, 4], "iterations": 20, "evaluate_every": 2, "warmup_steps": 2, "init": "random",
+                    "rates": [0.05, 0.01]},
     "ivlp": {"depth": 3, "image_depth": 3},
     "language_prompts": {"depth": 3},
     "llama_adapter": {"depth": 2},
@@ -56,7 +59,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "tip_adapter": {"search_steps": [3, 2]},
     "tip_adapter_f": {"search_steps": [3, 2]},
     "vpt_deep": {"depth": 3},
-}
+}  # fmt: skip
 """What a tower of three blocks and an embedding of 24 numbers ask for, and few images."""
 
 VARIANTS = [
@@ -64,6 +67,8 @@ VARIANTS = [
     Case("coop: class-specific", {"ctx_init": "", "n_context": 3, "class_specific": True}),
     Case("coop: middle", {"ctx_init": "", "n_context": 3, "position": "middle"}),
     Case("bitfit: image", {"towers": "image"}),
+    Case("cross_modal: adapter, from texts", {"batch_sizes": [2], "iterations": 9, "adapter": True}),
+    Case("cross_modal: images alone", {"batch_sizes": [2], "iterations": 9, "texts": False, "init": "random"}),
     Case("dylora: last rank alone", {"frozen": True, "min_rank": 8, "dropout": 0.2}),
     Case("full_finetune: text", {"towers": "text"}),
     Case("gda: pooled", {"covariance": "pooled"}),
@@ -86,6 +91,8 @@ VARIANTS = [
     Case("ln_tuning: plain ViT", {"first_image_layer": 1}, "timm:test_vit"),
     Case("vpt_deep: linear head", {"depth": 2, "head": "linear", "init": "patch", "project": 7}),
     Case("vpt_deep: plain ViT", {"depth": 2, "head": "linear"}, "timm:test_vit"),
+    Case("clap: cosine, adaptive", {"constraint": "cosine", "adaptive": True, "n_views": 2}),
+    Case("zs_lp: texts, ensemble", {"templates": "openai_7", "texts": True}),
     Case("zero_shot: ensemble", {"templates": "openai_7"}),
     Case("lora: plain ViT", {"head_start": "probe"}, "timm:test_vit"),
 ]

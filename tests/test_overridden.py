@@ -73,6 +73,9 @@ OTHERS: dict[str, list[Any]] = {
     "average": [{"mu": 1.0, "sigma": 0.5}],
     "weight_decay": [0.3],
     "eps": [0.01],
+    "rates": [[0.03]],
+    "decays": [[30.0]],
+    "batch_sizes": [[3]],
 }
 
 
@@ -315,7 +318,7 @@ def test_each_setting_of_each_method_in_each_protocol(method: str, dataset: str)
     seen = set()
     for protocol in PROTOCOLS:
         case = case_of(method, protocol, dataset)
-        selects = "tip" in method or method in ("linear_probe", "lp_plus_plus", "gda")
+        selects = "tip" in method or method in ("linear_probe", "lp_plus_plus", "gda", "cross_modal")
         about = canonical([case.config["method"], case.config["fit"], case.val or not selects])
         if about not in seen and runs(case):
             assert [(protocol, p) for key in case.settings() if (p := judge(case, key))] == []

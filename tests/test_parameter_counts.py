@@ -51,6 +51,10 @@ COUNTS = {
     "method=tcp": 2_048 + 512 * 128 + 128 + 128 * 2_048 + 2_048,
     "method=mmrl": 5 * 512 + 7 * (512 * 768 + 768 + 512 * 512 + 512) + 768 * 512,
     "method=lp_plus_plus protocol=few_shot": 100 * 512 + 100 + 100,  # with a bias
+    "method=zs_lp protocol=few_shot": 100 * 512,
+    "method=clap protocol=few_shot": 100 * 512,
+    "method=cross_modal protocol=few_shot": 100 * 512,
+    "method=cross_modal protocol=few_shot recipe=cross_modal/adapter": 100 * 512 + 131_072,  # clip_adapter's bottleneck
     "method=zero_shot": 0,
     "method=full_finetune": 149_620_736,  # all of ViT-B/16 but the scale
     "method=full_finetune method.towers=image": 86_192_640,

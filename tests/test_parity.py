@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import originals
+import parity_banked
 import parity_prolip
 import parity_stages
 import pytest
@@ -166,6 +167,8 @@ def check(clip, case_file) -> Case:
         assert [clip.text.count(name) for name in names] == case.told["name_lens"]
     if original.check:
         original.check(clip, original, case)
+    elif case.method in parity_banked.CHECKS:
+        parity_banked.CHECKS[case.method](clip, original, case)
     elif "cache_keys" in case:
         check_cache(clip, original, case)
     elif "init_forward.train_logits" in case:

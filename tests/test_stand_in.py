@@ -39,7 +39,17 @@ TINY = [
 STEPS = ["++fit.steps=2", "++fit.epochs=null", "bank.views=1"]
 FREE = ["method.ctx_init=''", "method.n_context=4"]
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
-WITHOUT_STEPS = ("zero_shot", "hard_prompts", "linear_probe", "lp_plus_plus", "tip_adapter", "gda", "ss_text")
+WITHOUT_STEPS = (
+    "zero_shot",
+    "hard_prompts",
+    "linear_probe",
+    "lp_plus_plus",
+    "tip_adapter",
+    "gda",
+    "ss_text",
+    "cross_modal",
+)
+SHORT = {"cross_modal": ["method.iterations=20", "method.batch_sizes=[2,4]"]}
 PROTOCOLS = ("few_shot", "base_to_novel", "cross_dataset", "domain_generalization", "train_val")
 TARGETS = {"cross_dataset": "[tiny_other]", "domain_generalization": "[tiny_sketch,tiny_part]"}
 PLAIN = {("coop", "base_to_novel", True), ("vpt_deep", "few_shot", False)}  # one for each tower
@@ -65,7 +75,7 @@ def cases() -> list[Any]:
 def overrides(method: str, protocol: str, *, bank: bool) -> list[str]:
     targets = [f"protocol.targets={TARGETS[protocol]}"] if protocol in TARGETS else []
     steps = [] if method in WITHOUT_STEPS else STEPS
-    context = FREE if method == "coop" else []
+    context = FREE if method == "coop" else SHORT.get(method, [])
     return [*TINY, f"method={method}", f"protocol={protocol}", f"bank.use={bank}", *targets, *steps, *context]
 
 

@@ -114,6 +114,7 @@ def train(
                 if (step + 1) % per_epoch == 0 or step + 1 == total:
                     reporter.log(f"epoch {len(meter.curve) + 1}  {meter}  lr {meter.lr:.3g}")
                     meter.close_epoch()
+                    learner.end_epoch()
                     keeper.update(learner, len(meter.curve))
         if scaler.left_out:
             reporter.say(f"{scaler.left_out} of {total} steps were left out, as their gradients overflowed float16")

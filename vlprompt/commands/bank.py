@@ -158,7 +158,7 @@ def parts_read(spec: "RunSpec", learner: "Learner", episode: "Episode", loader: 
         selection = episode.selection_split(fit.select_on)
         train = loader.ordered(episode.train, augmented=learner.augmented)
         learner.prepare(train, loader.ordered(selection) if selection else None)
-        prepared = range(next(train.views or count()))  # the views that it went through
+        prepared = range(next(train.views or count()) or 0)  # the views that it went through
         views = range(loader.n_views or n_epochs(steps_per_epoch(len(episode.train), fit), fit))
         parts += [(episode.train, [None, *sorted({*prepared, *views})])]
         parts += [(selection, [None])] if selection else []

@@ -135,6 +135,7 @@ def make_loader(spec: RunSpec, learner: Learner) -> Loader:
         seed=settings.seed,
         workers=workers,
         n_views=settings.bank.views,
+        pooled=settings.bank.pooled,
         augment=Augment(**settings.augment.model_dump()),
     )
 

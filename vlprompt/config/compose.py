@@ -145,6 +145,10 @@ def as_asked(config: Any, overrides: Sequence[str]) -> Any:
     lengths = {"fit.steps", "fit.epochs"} & set(asked)
     if isinstance(debug, dict) and "shots" not in asked:
         config = {**config, "shots": debug.get("images")}
+    method = config.get("method")
+    own_steps = isinstance(method, dict) and "iterations" in method and "method.iterations" not in asked
+    if isinstance(debug, dict) and own_steps:  # of a method that takes them in its `prepare`
+        config = {**config, "method": {**method, "iterations": debug.get("steps")}}
     if not isinstance(fit, dict):
         return config
     if isinstance(debug, dict) and not lengths and fit.get("epochs") != 0:

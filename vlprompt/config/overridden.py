@@ -29,9 +29,12 @@ def overridden(settings: Settings, learner: type[Learner], *, val: bool) -> Over
     if fit is not None:
         if not steps and not learner.augmented:
             why = "which trains on no view of an image but its centre: drop it"
-            rules |= dict.fromkeys(("augment.scale", "augment.flip"), ("fit.epochs", why))
+            rules |= dict.fromkeys(("augment.scale", "augment.flip", "augment.crop"), ("fit.epochs", why))
+        elif settings.augment.crop == "center":
+            rules["augment.scale"] = ("augment.crop", "which draws no share of the area: drop it, or use random")
         if not steps:
-            rules["bank.views"] = ("fit.epochs", "which takes no step of an optimiser: drop it")
+            why = "which takes no step of an optimiser: drop it"
+            rules |= dict.fromkeys(("bank.views", "bank.pooled"), ("fit.epochs", why))
         rules |= {f"fit.{name}": rule for name, rule in of_fit(fit, searches=learner.searches(arguments)).items()}
     return rules
 

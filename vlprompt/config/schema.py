@@ -45,15 +45,23 @@ Location = Annotated[str, AfterValidator(_check_path)]
 class Bank(BaseModel):
     model_config = _STRICT
     views: PositiveInt | None = None
+    pooled: bool = False
     # How features come about; that changes no result beyond rounding.
     use: bool = Field(default=True, exclude=True)
     gb: Annotated[float, Field(ge=0, strict=False)] = Field(default=20.0, exclude=True)
+
+    @model_validator(mode="after")
+    def _views_of_a_pool(self) -> "Bank":
+        if self.pooled and self.views is None:
+            raise UserError("bank.pooled=true is a pool of views and bank.views is null: set bank.views=20, or drop it")
+        return self
 
 
 class Augmentation(BaseModel):
     model_config = _STRICT
     scale: Annotated[tuple[Share, Share], Field(strict=False)]
     flip: Annotated[float, Field(ge=0, le=1)]
+    crop: Literal["random", "center"] = "random"
 
     @model_validator(mode="after")
     def _ordered(self) -> "Augmentation":

@@ -102,7 +102,7 @@ class GivenLoader(Loader):
     def n_batches(self, split: Split, batch_size: int, *, drop_last: bool) -> int:
         return len(self._of(split))
 
-    def ordered(self, split: Split, *, augmented: bool = False) -> Any:
+    def ordered(self, split: Split, *, augmented: bool | Literal["after_crop"] = False) -> Any:
         return self._of(split)
 
     def shuffled(self, split: Split, *, batch_size: int, per_epoch: int, total: int, first: int = 0) -> Iterator[Batch]:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -28,7 +28,8 @@ class Loader:
     """Reads images for one learner, as features or as pixels: callers cannot tell.
 
     `features` are those of the unedited image tower, for a learner that leaves it alone; None: pixels are read. A
-    training image has a view of its own for each epoch, as published, or `n_views` in turn.
+    training image has a view of its own for each epoch, as published, or `n_views` in turn. `pooled`: an epoch draws
+    from these views of all images as if each were an image, in as many batches as one view of them makes.
     """
 
     clip: Clip
@@ -38,32 +39,41 @@ class Loader:
     workers: int = 0
     n_views: int | None = None
     augment: Augment = PUBLISHED
+    pooled: bool = False
 
     def n_batches(self, split: Split, batch_size: int, *, drop_last: bool) -> int:
         """Steps of an epoch on a split."""
         return count_batches(len(split), batch_size, drop_last=drop_last)
 
-    def ordered(self, split: Split, *, augmented: bool = False) -> "Passes":
-        """Passes over a split in its order: centre crops, or with `augmented` another random view at each pass."""
-        return Passes(self, split, itertools.count() if augmented else None)
+    def ordered(self, split: Split, *, augmented: bool | Literal["after_crop"] = False) -> "Passes":
+        """Passes over a split in its order: centre crops, or with `augmented` another random view at each pass.
+
+        "after_crop": first centre crops, then these.
+        """
+        first = [None] if augmented == "after_crop" else []
+        return Passes(self, split, itertools.chain(first, itertools.count()) if augmented else None)
 
     def shuffled(self, split: Split, *, batch_size: int, per_epoch: int, total: int, first: int = 0) -> Iterator[Batch]:
         """Random views of a split in random order: `total` batches, of which `per_epoch` make an epoch.
 
         They start with the 0-based `first`: order and views are functions of seed and epoch, so nothing is drawn again.
         """
-        n_used = min(len(split), per_epoch * batch_size)
-        order = Shuffled(len(split), n_used, seed=self.seed, n_views=self.n_views)
+        n_pooled = (self.n_views or 1) if self.pooled else 1
+        n_used = min(len(split) * n_pooled, per_epoch * batch_size)
+        order = Shuffled(len(split), n_used, seed=self.seed, n_views=self.n_views, pooled=self.pooled)
         pixels = self._pixels(split, order, batch_size) if self.features is None else None
         n_epochs = math.ceil(total / per_epoch)
-        labels = torch.tensor([item.label for item in split.items], device=self.clip.device)
+        labels = torch.tensor([item.label for item in split.items] * n_pooled, device=self.clip.device)
+        pool = torch.cat([self._features(split, view, n_epochs=n_epochs, starts=False) for view in range(n_pooled)]
+                         ) if self.features is not None and self.pooled else None  # fmt: skip
         for epoch in range(first // per_epoch, n_epochs if first < total else 0):
             done, left = max(first - epoch * per_epoch, 0), total - epoch * per_epoch
             order.epoch, order.n_done = epoch, done * batch_size
             if pixels is not None:
                 yield from as_images(itertools.islice(pixels, left - done))
                 continue
-            features = self._features(split, epoch, n_epochs=n_epochs, starts=epoch == first // per_epoch)
+            starts = epoch == first // per_epoch
+            features = self._features(split, epoch, n_epochs=n_epochs, starts=starts) if pool is None else pool
             whole = torch.tensor(order.indices(), device=self.clip.device)  # one copy an epoch, not one a step
             for index in itertools.islice(whole.split(batch_size), done, left):
                 yield Images(features=features[index]), labels[index]
@@ -112,7 +122,7 @@ class Passes:
 
     loader: Loader
     split: Split
-    views: Iterator[int] | None = None
+    views: Iterator[int | None] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         loader, split, view = self.loader, self.split, None if self.views is None else next(self.views)

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -35,11 +36,13 @@ def eval_transform(pre: Preprocess) -> transforms.Compose:
 class Augment:
     """Random views: share of the area that a crop keeps (at a shape of 3/4 to 4/3), and probability of a flip.
 
-    The defaults are those of CoOp and all that follow it; Tip-Adapter keeps at least half of the area.
+    `crop`: "center" keeps a test's centre crop, of which no share is drawn. The defaults are those of CoOp and all that
+    follow it; Tip-Adapter keeps at least half of the area.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
     flip: float = 0.5
+    crop: Literal["random", "center"] = "random"
 
 
 PUBLISHED = Augment()
@@ -48,8 +51,10 @@ PUBLISHED = Augment()
 def train_transform(pre: Preprocess, augment: Augment = PUBLISHED) -> transforms.Compose:
     """A random view, as bytes, resized as the model wants it; the share that a test crops is no part of it."""
     mode = InterpolationMode(pre.interpolation)
-    crop = transforms.RandomResizedCrop(pre.size, scale=augment.scale, interpolation=mode, antialias=True)
-    return transforms.Compose([crop, transforms.RandomHorizontalFlip(augment.flip), transforms.PILToTensor()])
+    crop = [transforms.RandomResizedCrop(pre.size, scale=augment.scale, interpolation=mode, antialias=True)]
+    if augment.crop == "center":
+        crop = eval_transform(pre).transforms[:-1]
+    return transforms.Compose([*crop, transforms.RandomHorizontalFlip(augment.flip), transforms.PILToTensor()])
 
 
 def normalise(pixels: UInt8[Tensor, "B 3 H W"], pre: Preprocess) -> Float[Tensor, "B 3 H W"]:

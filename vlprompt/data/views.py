@@ -67,24 +67,32 @@ class Views(Dataset[tuple[Tensor, int]]):
 class Shuffled(Sampler[tuple[int | None, int]]):
     """(view, index) pairs of one epoch: the first `n_used` images of a random order that is the epoch's own.
 
-    The view is the epoch's own, too, or one of `n_views` in turn. `n_done` of the pairs are left out, of an epoch that
-    is resumed.
+    The view is the epoch's own, too, or one of `n_views` in turn. `pooled`: the order is one of all views of all
+    images. `n_done` of the pairs are left out, of an epoch that is resumed.
     """
 
-    def __init__(self, n_images: int, n_used: int, *, seed: int, n_views: int | None = None) -> None:
+    def __init__(
+        self, n_images: int, n_used: int, *, seed: int, n_views: int | None = None, pooled: bool = False
+    ) -> None:
         self.n_images, self.n_used, self.seed, self.n_views = n_images, n_used, seed, n_views
+        self.pooled = pooled
         self.epoch, self.n_done = 0, 0
 
     def __len__(self) -> int:
         return self.n_used
 
     def __iter__(self) -> Iterator[tuple[int | None, int]]:
+        left = self.indices()[self.n_done :]
+        if self.pooled:
+            return iter([divmod(index, self.n_images) for index in left])
         view = self.epoch % self.n_views if self.n_views else self.epoch
-        return iter([(view, index) for index in self.indices()[self.n_done :]])
+        return iter([(view, index) for index in left])
 
     def indices(self) -> list[int]:
+        """Of the epoch's images; of pooled views those of the first view come first."""
+        n = self.n_images * (self.n_views or 1) if self.pooled else self.n_images
         generator = torch.Generator().manual_seed(seed_of("order", self.seed, self.epoch))
-        return torch.randperm(self.n_images, generator=generator).tolist()[: self.n_used]
+        return torch.randperm(n, generator=generator).tolist()[: self.n_used]
 
 
 def leave_stopping(worker: int) -> None:

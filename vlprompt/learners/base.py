@@ -66,8 +66,11 @@ class Learner(nn.Module):
     schedule of the learning rate of its own, over the parameters that `loss` leaves a gradient in; the buffer `stage`,
     which such a learner registers as 0, says which one is reached."""
     stage: Tensor
-    augmented: ClassVar[bool] = False
-    """Whether `prepare` sees a new augmented view of the training images in each pass, instead of centre crops."""
+    augmented: ClassVar[bool | Literal["after_crop"]] = False
+    """Whether `prepare` sees a new augmented view of the training images in each pass, instead of centre crops.
+
+    "after_crop": the first pass has centre crops.
+    """
 
     def __init__(
         self,
@@ -344,6 +347,9 @@ class Learner(nn.Module):
         What the stage starts from, computed here from what the one before has learned, is a parameter or a buffer.
         """
         self.stage.fill_(stage)
+
+    def end_epoch(self) -> None:
+        """Called after the last step of each epoch, before it is judged. What changes is in the checkpoint."""
 
     def conclude(self, train: Batches, val: Batches | None) -> None:
         """Called once after the last step: a search on the validation images."""

@@ -139,7 +139,8 @@ def view_name(view: int | None, seed: int, augment: Augment) -> str:
     """What a view depends on apart from the image; the centre crop on nothing."""
     if view is None:
         return CROP
-    drawn = "" if augment == PUBLISHED else f"-{seed_of(augment.scale, augment.flip) % 16**8:08x}"
+    parts = (augment.scale, augment.flip) + (("center",) if augment.crop == "center" else ())
+    drawn = "" if augment == PUBLISHED else f"-{seed_of(*parts) % 16**8:08x}"
     return f"seed{seed}{drawn}-view{view:04d}"
 
 
