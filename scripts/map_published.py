@@ -103,6 +103,7 @@ BY_PROTOCOL = {  # what these sources print under these names has the settings o
     "CLIP zero-shot (single template)": ("ProText",),
     "CLIP zero-shot (Tip-Adapter templates)": ("Tip-Adapter",),  # but for ImageNet, see below
     "CoOp": ("MaPLe", "OnPoKD", "ProText"),  # reprinted from CoCoOp's paper
+    "DePT": ("Awesome",),  # around CoOp
     "CoCoOp": ("MaPLe", "OnPoKD", "ProText", "CasPL"),  # others' few-shot results have the same setting
     "MaPLe": ("MaPLe", "OnPoKD", "ProText"),
     "Deep Vision Prompting (VPT for CLIP, 8 tokens x 12 layers)": ("MaPLe",),
@@ -122,6 +123,7 @@ SOURCES = {  # how the sources above are told
     "DiscoVL": "DiscoVL paper",
     "Tip-Adapter": "github:gaopengcuhk/Tip-Adapter",
     "CasPL": "github:megvii-research/CasPL",
+    "Awesome": "github:zhengli97/Awesome-Prompt-Adapter-Learning-for-VLMs",
 }
 MAPLE_RERUN = "github:muzairkhattak/multimodal-prompt-learning issue 31"
 ALSO = [  # not in the collection: averages that MaPLe's authors got for CoOp; their settings are not told

@@ -62,6 +62,8 @@ VARIANTS = [
     Case("coop: class-specific", {"ctx_init": "", "n_context": 3, "class_specific": True}),
     Case("coop: middle", {"ctx_init": "", "n_context": 3, "position": "middle"}),
     Case("bitfit: image", {"towers": "image"}),
+    Case("dept: cocoop", {"inner": "cocoop", "arguments": {"reduction": 4}}),
+    Case("dept: maple", {"inner": "maple", "arguments": {"depth": 2}}),
     Case("dylora: last rank alone", {"frozen": True, "min_rank": 8, "dropout": 0.2}),
     Case("full_finetune: text", {"towers": "text"}),
     Case("hard_prompts: ensemble", {"templates": "openai_7"}),
@@ -111,7 +113,8 @@ def plain(method: str) -> Case:
 
 
 CASES = [plain(method) for method in METHODS] + [case for case in VARIANTS if case.method in METHODS]
-SLOW = {"bitfit: image", "coop: random start", "full_finetune: text", "hard_prompts: ensemble", "promptsrc: text alone",
+SLOW = {"dept: cocoop", "dept: maple",
+        "bitfit: image", "coop: random start", "full_finetune: text", "hard_prompts: ensemble", "promptsrc: text alone",
         "linear_head: plain ViT", "taskres: ensemble", "linear_probe: plain ViT", "prograd: front",
         "prograd: class-specific", "p_tuning: none", "vpt_deep: plain ViT", "coop: middle",
         "tcp: words around"}  # fmt: skip

@@ -120,6 +120,11 @@ class Learner(nn.Module):
         return {name: value for name, value in settings.items() if name != "head_start" or "head" not in settings}
 
     @classmethod
+    def built_around(cls, settings: Mapping[str, Any]) -> tuple[type["Learner"], dict[str, Any]] | None:
+        """The method that this one is built around with these settings, and that one's; None: there is none."""
+        return None
+
+    @classmethod
     def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
         """Which of its settings, all of them given, have no effect next to others of them.
 
