@@ -16,7 +16,7 @@ from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import Episode
 from vlprompt.towers.precision import autocast
 from vlprompt.training.averaging import make_keeper
-from vlprompt.training.optim import make_optimizer, n_epochs, n_steps, set_learning_rate
+from vlprompt.training.optim import make_optimizer, n_epochs, n_steps, set_learning_rate, stage_of
 from vlprompt.training.precision import Scaler, compiled
 from vlprompt.training.progress import Reporter
 from vlprompt.training.state import Part, State
@@ -49,7 +49,8 @@ def train(
 
     Raises:
         NonFiniteError: the loss, a gradient, or in the end a trained parameter is not finite.
-        UserError: an epoch is to be selected and there are no images to select it on, or there is nothing to train.
+        UserError: an epoch is to be selected and there are no images to select it on, or epochs of several stages are
+            to be compared, or there is nothing to train.
         Stopped: a signal came, and what was reached is kept.
     """
     selection = episode.selection_split(fit.select_on)
@@ -57,6 +58,11 @@ def train(
         raise UserError(
             "fit.keep=best needs validation images, and this data set has none: use fit.keep=last, or give "
             "vlprompt.fit a `val`"
+        )
+    if len(learner.stages) > 1 and (fit.keep == "best" or fit.average is not None):
+        raise UserError(
+            f"{type(learner).__name__} is trained in stages, whose epochs do not compare, and fit.keep={fit.keep}, "
+            f"average={fit.average} asks for that: use fit.keep=last without fit.average"
         )
     train_batches = loader.ordered(episode.train, augmented=learner.augmented)
     selection_batches = loader.ordered(selection) if selection else None
@@ -89,7 +95,12 @@ def train(
         batches = loader.shuffled(episode.train, **size, first=done)
         with reporter.track("training", total, done=done) as track:
             for step, (images, labels) in state.steps(batches, done):
-                lr = set_learning_rate(optimizer, step, fit, per_epoch=per_epoch, total=total)
+                stage = stage_of(step, learner.stages, total)
+                if stage.number and step == stage.first:
+                    with torch.no_grad(), autocast(loader.clip.device, precision):
+                        learner.begin(stage.number)
+                    optimizer.state.clear()  # each stage has a new optimiser
+                lr = set_learning_rate(optimizer, step - stage.first, fit, per_epoch=per_epoch, total=stage.n_steps)
                 optimizer.zero_grad(set_to_none=True)
                 with autocast(loader.clip.device, precision):
                     loss, logits = backward(images, labels)  # sets the gradients

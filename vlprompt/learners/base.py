@@ -61,6 +61,11 @@ class Learner(nn.Module):
     """Raised when the same settings give other numbers than before, so that finished runs are made again."""
     scale_loss: Callable[[Tensor], Tensor] | None = None
     """In float16, what a `backward` of a method's own applies to its losses, so that small gradients do not vanish."""
+    stages: Sequence[float] = (1.0,)
+    """The stages of its training: the share of the steps of each. Where there are several, each has an optimiser and a
+    schedule of the learning rate of its own, over the parameters that `loss` leaves a gradient in; the buffer `stage`,
+    which such a learner registers as 0, says which one is reached."""
+    stage: Tensor
     augmented: ClassVar[bool] = False
     """Whether `prepare` sees a new augmented view of the training images in each pass, instead of centre crops."""
 
@@ -337,6 +342,13 @@ class Learner(nn.Module):
         """
         if self.has_head:
             self.head.start(*self.collect_features(train))
+
+    def begin(self, stage: int) -> None:
+        """Called, without gradients, before the first step of each stage but the first, which is 0.
+
+        What the stage starts from, computed here from what the one before has learned, is a parameter or a buffer.
+        """
+        self.stage.fill_(stage)
 
     def conclude(self, train: Batches, val: Batches | None) -> None:
         """Called once after the last step: a search on the validation images."""

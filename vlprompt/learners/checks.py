@@ -51,9 +51,12 @@ class Candidate:
         learner.prepare([self.batch], [self.batch])
         return learner.train()
 
-    def scattered(self, classes: Sequence[str] = CLASSES) -> Learner:
-        """The same with every number of its checkpoint drawn from N(0, 0.02)."""
+    def scattered(self, classes: Sequence[str] = CLASSES, *, stage: int | None = None) -> Learner:
+        """The same with every number of its checkpoint drawn from N(0, 0.02), in its last stage or in another."""
         learner = self.build(classes)
+        with torch.no_grad():
+            for number in range(1, len(learner.stages) if stage is None else stage + 1):
+                learner.begin(number)
         torch.manual_seed(99)
         for tensor in learner.state_dict().values():
             if tensor.is_floating_point():
@@ -102,16 +105,20 @@ def check_loss(candidate: Candidate) -> None:
 
 
 def check_gradients(candidate: Candidate) -> None:
-    """every parameter is in float32 and gets a finite gradient that is not zero"""
+    """every parameter is in float32 and gets a finite gradient that is not zero, in one of the stages at least"""
     learner = candidate.scattered()
     if learner.closed_form or not list(learner.parameters()):
         return
-    learner.backward(*candidate.batch)
+    gradients: dict[str, Tensor] = {}
+    for number in range(len(learner.stages)):
+        learner = candidate.scattered(stage=number)
+        learner.backward(*candidate.batch)
+        gradients |= {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
     for name, p in learner.named_parameters():
         require(p.dtype == torch.float32, f"the parameter {name} is in {p.dtype}")
-        require(p.grad is not None, f"the parameter {name} gets no gradient")
-        require(p.grad.isfinite().all(), f"the gradient of {name} is not finite")  # type: ignore[union-attr]
-        require(p.grad.any(), f"the gradient of {name} is zero")  # type: ignore[union-attr]
+        require(name in gradients, f"the parameter {name} gets no gradient")
+        require(gradients[name].isfinite().all(), f"the gradient of {name} is not finite")
+        require(gradients[name].any(), f"the gradient of {name} is zero")
 
 
 def check_training(candidate: Candidate) -> None:

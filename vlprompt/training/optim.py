@@ -1,7 +1,8 @@
 """The optimiser, and the learning rate in force at each moment."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,6 +27,22 @@ def n_steps(per_epoch: int, fit: Fit) -> int:
 def n_epochs(per_epoch: int, fit: Fit) -> int:
     """Epochs of the whole training, of which the last may be a part."""
     return math.ceil(n_steps(per_epoch, fit) / per_epoch)
+
+
+class Stage(NamedTuple):
+    """One of a training's stages: its number, its first step, both from 0, and how many steps it has."""
+
+    number: int
+    first: int
+    n_steps: int
+
+
+def stage_of(step: int, shares: Sequence[float], total: int) -> Stage:
+    """The stage that a 0-based step of `total` is in; each takes its share of the steps, the last one what remains."""
+    ends = [*(int(total * sum(shares[:n])) for n in range(1, len(shares))), total]
+    number = next(n for n, end in enumerate(ends) if step < end)
+    first = ends[number - 1] if number else 0
+    return Stage(number, first, ends[number] - first)
 
 
 def learning_rate(step: int, fit: Fit, *, per_epoch: int, total: int) -> float:
