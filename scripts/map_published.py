@@ -93,7 +93,7 @@ METHODS = {
     "ProText (text-only)": "protext",
     "CuPL": "cupl",
     "Linear probe CLIP": "linear_probe",
-    "PLOT++": "plot_pp",
+    "PLOT++": "plot_plus_plus",
     "Tip-Adapter": "tip_adapter",
     "Tip-Adapter-F": "tip_adapter_f",
     "CLIP-Adapter": "clip_adapter",
@@ -104,6 +104,7 @@ BY_PROTOCOL = {  # what these sources print under these names has the settings o
     "CLIP zero-shot (Tip-Adapter templates)": ("Tip-Adapter",),  # but for ImageNet, see below
     "CoOp": ("MaPLe", "OnPoKD", "ProText"),  # reprinted from CoCoOp's paper
     "DePT": ("Awesome",),  # around CoOp
+    "PLOT++": ("PLOT",),
     "CoCoOp": ("MaPLe", "OnPoKD", "ProText", "CasPL"),  # others' few-shot results have the same setting
     "MaPLe": ("MaPLe", "OnPoKD", "ProText"),
     "Deep Vision Prompting (VPT for CLIP, 8 tokens x 12 layers)": ("MaPLe",),
@@ -123,6 +124,7 @@ SOURCES = {  # how the sources above are told
     "DiscoVL": "DiscoVL paper",
     "Tip-Adapter": "github:gaopengcuhk/Tip-Adapter",
     "CasPL": "github:megvii-research/CasPL",
+    "PLOT": "github:CHENGY12/PLOT",
     "Awesome": "github:zhengli97/Awesome-Prompt-Adapter-Learning-for-VLMs",
 }
 MAPLE_RERUN = "github:muzairkhattak/multimodal-prompt-learning issue 31"

@@ -23,6 +23,7 @@ from vlprompt.learners.lora import LoRA
 from vlprompt.learners.lp_plus_plus import LPPlusPlus
 from vlprompt.learners.maple import MaPLe
 from vlprompt.learners.mmrl import MMRL
+from vlprompt.learners.plot_plus_plus import PLOTPlusPlus
 from vlprompt.learners.prograd import ProGrad
 from vlprompt.learners.promptsrc import PromptSRC
 from vlprompt.learners.taskres import TaskRes
@@ -48,6 +49,7 @@ COMPARED = frozenset({"config", "runs", "trainable_names_in_order", "name_lens",
                       "tolerances", "start_of_the_original", "frozen_text_templates", "train_step_batch_sizes",
                       "ce_loss", "top1_pred"})  # fmt: skip
 ABOUT = {
+    **dict.fromkeys(("sinkhorn_iterations_init", "transport_times_MN_min_max_init"), "the plans are compared"),
     **dict.fromkeys(("case", "set", "versions", "tensors", "source", "loss"), "says what the case is"),
     "texts_tokenised_in_order": "token ids and features of them are compared",
     "given_to_the_optimiser_but_without_gradient": "parameters that no optimiser moves",
@@ -419,6 +421,37 @@ def of_new_classes(learner: Any, images: Images) -> Tensor:
     return logits
 
 
+def plot_plus_plus(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    config = case["config"]
+    options = config["trainer_options"]
+    assert options["CTX_INIT"], "without openings the original crashes"
+    assert options["CLASS_TOKEN_POSITION"] == "end", "the name stands at the end whatever this says"
+    return PLOTPlusPlus(
+        clip,
+        config["classnames"],
+        openings=config["openings"][: options["N"]],
+        cut_names=True,
+        n_image_prompts=options["M"],
+        n_image_tokens=options["N_CTX_V"],
+        epsilon=float(config["eps"]),
+        iterations=config["max_iter"],
+        threshold=float(config["threshold"]),
+        stop="batch",
+    )
+
+
+def of_pairs(learner: Any, images: Images) -> Tensor:
+    """Cosines of each image's features and each class's."""
+    features, classes = normalize(learner.encode_each(images)), normalize(learner.encode_classes())
+    return torch.einsum("bme,cne->bcmn", features, classes)
+
+
+def by_transport(learner: Any, images: Images) -> Tensor:
+    pairs = of_pairs(learner, images)
+    logits: Tensor = learner.clip.scale * (learner.plan(pairs) * pairs).sum((2, 3))
+    return logits
+
+
 def lp_plus_plus(clip: Clip, case: Mapping[str, Any]) -> Learner:
     """Its features are made up, of a width of their own."""
     config = case["config"]
@@ -597,6 +630,21 @@ METHODS = {
             "logits_head": lambda learner, images: learner.head(learner.image_channels(learner.encode_images(images))),
             "new_logits": of_new_classes,
             "logits_new": of_new_classes,
+        },
+    ),
+    "PLOTPP": Original(
+        plot_plus_plus,
+        {r"prompt_learner\.ctx": "context", r"prompt_learner\.ctx_vision": "tokens"},
+        texts=lambda learner: learner.texts(),
+        values={
+            "similarity": of_pairs,
+            "transport": lambda learner, images: learner.plan(of_pairs(learner, images)),
+            "logits_transport": by_transport,
+            "logits_mean": lambda learner, images: learner.compare(
+                learner.encode_images(images), learner.encode_classes()
+            ),
+            "image_features_raw": lambda learner, images: learner.encode_each(images).movedim(1, 0),
+            "text_features_raw": lambda learner, images: learner.encode_classes().movedim(1, 0),
         },
     ),
     "LP++": Original(

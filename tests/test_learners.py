@@ -49,6 +49,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "lp_plus_plus": {"iterations": 20},
     "maple": {"depth": 3},
     "mmrl": {"space": 20, "first_layer": 1},
+    "plot_plus_plus": {"n_image_prompts": 2, "openings": ["a photo of a", "one picture of a"]},
     "promptsrc": {"depth": 3, "image_depth": 3},
     "tcp": {"layer": 2},
     "tip_adapter": {"search_steps": [3, 2]},
@@ -73,6 +74,7 @@ VARIANTS = [
     Case("p_tuning: image", {"encoder": "mlp", "towers": "image", "std": 1.0, "hidden": None}),
     Case("p_tuning: mlp", {"encoder": "mlp", "towers": "both"}),
     Case("p_tuning: none", {"encoder": "none"}),
+    Case("plot_plus_plus: text alone", {"openings": ["a photo", "one of the"], "n_image_tokens": 0}),
     Case("prograd: front", {"n_context": 6, "position": "front"}),
     Case("prograd: class-specific", {"n_context": 3, "init": "random", "class_specific": True}),
     Case("promptsrc: text alone", {"depth": 2, "image_depth": 0}),
@@ -113,7 +115,7 @@ def plain(method: str) -> Case:
 
 
 CASES = [plain(method) for method in METHODS] + [case for case in VARIANTS if case.method in METHODS]
-SLOW = {"dept: cocoop", "dept: maple",
+SLOW = {"dept: cocoop", "dept: maple", "plot_plus_plus: text alone",
         "bitfit: image", "coop: random start", "full_finetune: text", "hard_prompts: ensemble", "promptsrc: text alone",
         "linear_head: plain ViT", "taskres: ensemble", "linear_probe: plain ViT", "prograd: front",
         "prograd: class-specific", "p_tuning: none", "vpt_deep: plain ViT", "coop: middle",

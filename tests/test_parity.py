@@ -202,6 +202,8 @@ def check_run(clip, original, case, run):
     assert sorted(start) == sorted(case.told["trainable_names_in_order"])
     if getattr(learner, "ctx_init", "") and "start_of_the_original" not in case.told:
         assert torch.equal(learner.context, start["prompt_learner.ctx"])  # from words, as in the original
+    if hasattr(learner, "openings"):
+        assert torch.equal(learner.context, start["prompt_learner.ctx"])
     with torch.no_grad():
         for name, value in start.items():
             ours = part(parameters, original.ours(name))
@@ -212,6 +214,8 @@ def check_run(clip, original, case, run):
     images, labels = case.images(), case["inputs.labels"]
     learner.new_classes = case.told["config"].get("new_classnames")
     check_start(learner, original, case, images)
+    if told.get("stage") == "joint":  # after the stage of images alone, from where a run of that ended
+        begin_joint(learner, original, case, run.removesuffix("_joint"))
     fit, per_epoch, total = settings(case.told, told)
     optimizer, n_epochs = make_optimizer(learner, fit), -(-total // per_epoch)
     if averaged := f"{run}.gauss_weights" in case:
@@ -252,7 +256,7 @@ def check_run(clip, original, case, run):
             keeper.restore(learner)
         compare(f"param{step + 1}", bounds["parameter_rel_l2"], lambda p: p.data)
     compare("final_averaged", bounds["parameter_rel_l2"], lambda p: p.data)
-    assert compared == set(start)
+    assert compared == set(told.get("trainable", start))
     learner.eval()
     with torch.no_grad():
         for images in ("train", "eval"):
@@ -263,6 +267,17 @@ def check_run(clip, original, case, run):
             assert "" in ends
             for suffix, expected in ends.items():
                 close(original.value("logits" + suffix)(learner, seen), expected, bounds["final_logits"])
+            for plan in case.below(f"{run}.transport_final_{images}_images").values():
+                close(original.value("transport")(learner, seen), plan, bounds["transport"])
+
+
+def begin_joint(learner, original, case, run):
+    """The second of two stages, from the parameters that a run of the first one ended with."""
+    first, parameters = case.told["runs"][run], dict(learner.named_parameters())
+    with torch.no_grad():
+        learner.begin(1)
+        for name in first["trainable"]:
+            parameters[original.ours(name)].copy_(case[f"{run}.param{first['steps']}.{name}"])
 
 
 def check_drawn(parameters, original, case):
@@ -305,7 +320,7 @@ def check_start(learner, original, case, images):
     for name in [name.removeprefix("init_forward.") for name in case.tensors if name.startswith("init_forward.")]:
         value = original.value(name)
         if value is not None:
-            bound = bounds["init_logits" if "logits" in name else "features"]
+            bound = bounds.get(name, bounds["init_logits" if "logits" in name else "features"])
             close(value(learner, images), case[f"init_forward.{name}"], bound)
     if "zero_shot.logits_test" in case:
         zero_shot = original.value("frozen_logits")

@@ -292,7 +292,7 @@ class Learner(nn.Module):
         """Logits of images. A method for which these need more than `encode_images` gives overrides it."""
         return self.compare(self.encode_images(images), class_features)
 
-    def forward(self, images: Images, class_features: Float[Tensor, "C e"] | None) -> Float[Tensor, "B C"]:
+    def forward(self, images: Images, class_features: Float[Tensor, "C *e"] | None) -> Float[Tensor, "B C"]:
         return self.logits(images, class_features)
 
     def loss(self, images: Images, labels: Int[Tensor, " B"]) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:

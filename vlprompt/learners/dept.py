@@ -104,7 +104,7 @@ class DePT(AroundLearner):
             loss, logits = self.inner.loss(images, labels)
             features = self.encode_images(images)
             classes: Any = self.classes_for(features, self.encode_classes())
-        of_labels = classes.expand(len(labels), -1, -1)[range(len(labels)), labels]
+        of_labels = classes.expand(len(labels), -1, -1)[torch.arange(len(labels), device=labels.device), labels]
         both = torch.cat([self.text_channels(of_labels), self.image_channels(features)])
         head = F.cross_entropy(self.classify(both), torch.cat([labels, labels]))
         return loss + self.weight * (head - F.cross_entropy(logits, labels)), self.mix(logits, features)
