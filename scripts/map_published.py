@@ -93,7 +93,7 @@ METHODS = {
     "ProText (text-only)": "protext",
     "CuPL": "cupl",
     "Linear probe CLIP": "linear_probe",
-    "PLOT++": "plot_pp",
+    "PLOT++": "plot_plus_plus",
     "Tip-Adapter": "tip_adapter",
     "Tip-Adapter-F": "tip_adapter_f",
     "CLIP-Adapter": "clip_adapter",
@@ -103,6 +103,8 @@ BY_PROTOCOL = {  # what these sources print under these names has the settings o
     "CLIP zero-shot (single template)": ("ProText",),
     "CLIP zero-shot (Tip-Adapter templates)": ("Tip-Adapter",),  # but for ImageNet, see below
     "CoOp": ("MaPLe", "OnPoKD", "ProText"),  # reprinted from CoCoOp's paper
+    "DePT": ("Awesome",),  # around CoOp
+    "PLOT++": ("PLOT",),
     "CoCoOp": ("MaPLe", "OnPoKD", "ProText", "CasPL"),  # others' few-shot results have the same setting
     "MaPLe": ("MaPLe", "OnPoKD", "ProText"),
     "Deep Vision Prompting (VPT for CLIP, 8 tokens x 12 layers)": ("MaPLe",),
@@ -127,6 +129,8 @@ SOURCES = {  # how the sources above are told
     "Awesome": "github:zhengli97/Awesome-Prompt-Adapter-Learning-for-VLMs",
     "ProLIP": "github:astra-vision/ProLIP",
     "CasPL": "github:megvii-research/CasPL",
+    "PLOT": "github:CHENGY12/PLOT",
+    "Awesome": "github:zhengli97/Awesome-Prompt-Adapter-Learning-for-VLMs",
 }
 MAPLE_RERUN = "github:muzairkhattak/multimodal-prompt-learning issue 31"
 ALSO = [  # not in the collection: averages that MaPLe's authors got for CoOp; their settings are not told

@@ -20,12 +20,14 @@ from vlprompt.learners.clip_adapter import CLIPAdapter
 from vlprompt.learners.cocoop import CoCoOp
 from vlprompt.learners.coop import CoOp
 from vlprompt.learners.cross_modal import CrossModal
+from vlprompt.learners.dept import DePT
 from vlprompt.learners.ivlp import IVLP
 from vlprompt.learners.kgcoop import KgCoOp
 from vlprompt.learners.lora import LoRA
 from vlprompt.learners.lp_plus_plus import LPPlusPlus
 from vlprompt.learners.maple import MaPLe
 from vlprompt.learners.mmrl import MMRL
+from vlprompt.learners.plot_plus_plus import PLOTPlusPlus
 from vlprompt.learners.prograd import ProGrad
 from vlprompt.learners.prolip import ProLIP
 from vlprompt.learners.promptsrc import PromptSRC
@@ -36,7 +38,7 @@ from vlprompt.learners.two_stage import TwoStage
 from vlprompt.learners.vpt import VPT
 from vlprompt.learners.zero_shot import ZeroShot
 from vlprompt.learners.zs_lp import ZSLP
-from vlprompt.towers import Clip, Images, Preprocess, Prompts
+from vlprompt.towers import PLAIN, Clip, Images, Preprocess, Prompts
 from vlprompt.towers.block import Weights
 from vlprompt.towers.clip import build as build_clip
 from vlprompt.training.optim import stage_of
@@ -55,12 +57,15 @@ COMPARED = frozenset({"config", "runs", "trainable_names_in_order", "name_lens",
                       "tolerances", "start_of_the_original", "frozen_text_templates", "train_step_batch_sizes",
                       "ce_loss", "top1_pred"})  # fmt: skip
 ABOUT = {
+    **dict.fromkeys(("sinkhorn_iterations_init", "transport_times_MN_min_max_init"), "the plans are compared"),
     **dict.fromkeys(("case", "set", "versions", "tensors", "source", "loss"), "says what the case is"),
     **dict.fromkeys(
         ("independent_float64_differences", "independent_float64_differences [weights rel, logits abs]"),
         "how near another version came",
     ),
     "texts_tokenised_in_order": "token ids and features of them are compared",
+    "given_to_the_optimiser_but_without_gradient": "parameters that no optimiser moves",
+    "learning_rates": "the parameters after each step are compared",
     "frozen_params_in_optimizer": "parameters without a gradient, which no optimiser moves",
     "quirk_cache_keys_mutated_in_place": "the keys after each step and those that are searched with are compared",
 }
@@ -368,6 +373,99 @@ def vpt(clip: Clip, case: Mapping[str, Any]) -> Learner:
     return VPT(clip, case["config"]["classnames"], n_tokens=n, depth=depth)  # always "a photo of a {}."
 
 
+def dept(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    config = case["config"]
+    options, inner = config["trainer_options"], config["inner"]
+    head = options["LINEAR_PROBE"]
+    published = head["TYPE"] == "linear" and head["TEST_TIME_FUSION"] and options["FILM"]["LINEAR_PROBE"]
+    assert published, "another head, or channels as they are, have no form here"
+    rates = {run["optim"]["lr_exp"] for run in case["runs"].values()}
+    (of_inner,) = (options[name] for name in ("COOP", "COCOOP", "MAPLE") if name in options)
+    phrase, n = of_inner["CTX_INIT"] or "", of_inner["N_CTX"]
+    if inner == "maple":
+        arguments = {"n_context": n, "ctx_init": short_phrase(of_inner, n), "depth": of_inner["PROMPT_DEPTH"]}
+    else:
+        phrase = "a photo of a" if phrase and inner == "kgcoop" else phrase  # whatever it is
+        arguments = {"n_context": None if phrase else n, "ctx_init": phrase}
+    if inner == "coop":
+        arguments |= {"class_specific": of_inner["CSC"] and not phrase, "position": of_inner["CLASS_TOKEN_POSITION"]}
+    if inner == "kgcoop":
+        arguments |= {"weight": float(of_inner["W"]), "template": config["frozen_template"]}
+    return DePT(
+        clip,
+        config["classnames"],
+        inner=inner,
+        arguments=arguments,
+        template=config.get("frozen_template") or PLAIN,
+        weight=float(head["WEIGHT"]),
+        rate=float(*rates),
+    )
+
+
+def parts_of_dept(learner: Any, images: Images, labels: Tensor) -> dict[str, float]:
+    """The cross-entropies of the cosines, and of the head on text and image features, and what the inner one adds."""
+    with torch.no_grad():
+        features, classes = learner.encode_images(images), learner.encode_classes()
+        of_labels = torch.stack(
+            [row[label] for row, label in zip(text_of_images(learner, images), labels, strict=True)]
+        )
+        text, image = (
+            f * c.weight + c.bias for f, c in ((of_labels, learner.text_channels), (features, learner.image_channels))
+        )
+        both = learner.head(torch.cat([text, image]))
+        parts = {
+            "ce": nn.functional.cross_entropy(learner.inner.compare(features, classes), labels).item(),
+            "ce_head": nn.functional.cross_entropy(both, torch.cat([labels, labels])).item(),
+        }
+        return parts | (parts_of_kgcoop(learner.inner, images, labels) if hasattr(learner.inner, "distance") else {})
+
+
+def text_of_images(learner: Any, images: Images) -> Tensor:
+    """Class features for each image, which are the same ones where they do not depend on it."""
+    features = learner.encode_images(images)
+    of_classes = learner.classes_for(features, learner.encode_classes())
+    return of_classes.expand(len(features), -1, -1)
+
+
+def of_new_classes(learner: Any, images: Images) -> Tensor:
+    """Logits for the classes that a case names in addition."""
+    learner.bind(learner.new_classes)
+    logits: Tensor = learner.logits(images, learner.encode_classes())
+    learner.bind(learner.trained_classes)
+    return logits
+
+
+def plot_plus_plus(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    config = case["config"]
+    options = config["trainer_options"]
+    assert options["CTX_INIT"], "without openings the original crashes"
+    assert options["CLASS_TOKEN_POSITION"] == "end", "the name stands at the end whatever this says"
+    return PLOTPlusPlus(
+        clip,
+        config["classnames"],
+        openings=config["openings"][: options["N"]],
+        cut_names=True,
+        n_image_prompts=options["M"],
+        n_image_tokens=options["N_CTX_V"],
+        epsilon=float(config["eps"]),
+        iterations=config["max_iter"],
+        threshold=float(config["threshold"]),
+        stop="batch",
+    )
+
+
+def of_pairs(learner: Any, images: Images) -> Tensor:
+    """Cosines of each image's features and each class's."""
+    features, classes = normalize(learner.encode_each(images)), normalize(learner.encode_classes())
+    return torch.einsum("bme,cne->bcmn", features, classes)
+
+
+def by_transport(learner: Any, images: Images) -> Tensor:
+    pairs = of_pairs(learner, images)
+    logits: Tensor = learner.clip.scale * (learner.plan(pairs) * pairs).sum((2, 3))
+    return logits
+
+
 def lp_plus_plus(clip: Clip, case: Mapping[str, Any]) -> Learner:
     """Its features are made up, of a width of their own."""
     config = case["config"]
@@ -652,6 +750,42 @@ METHODS = {
             "image_features_rep_raw": lambda learner, images: learner.encode_both(images)[1],
         },
     ),
+    "DePT": Original(
+        dept,
+        {
+            r"film_lp_text\.scale": "text_channels.weight",
+            r"film_lp_text\.bias": "text_channels.bias",
+            r"film_lp_img\.scale": "image_channels.weight",
+            r"film_lp_img\.bias": "image_channels.bias",
+            r"linear_probe_proj\.(.*)": r"head.\1",
+            r"prompt_learner\..*": lambda m: f"inner.{of_inner(m[0])}",
+        },
+        components=parts_of_dept,
+        values={
+            "text_features_raw": lambda learner, images: (
+                learner.encode_classes() if learner.encode_classes() is not None else text_of_images(learner, images)
+            ),
+            "logits_similarity": lambda learner, images: learner.inner.logits(images, learner.encode_classes()),
+            "logits_head": lambda learner, images: learner.head(learner.image_channels(learner.encode_images(images))),
+            "new_logits": of_new_classes,
+            "logits_new": of_new_classes,
+        },
+    ),
+    "PLOTPP": Original(
+        plot_plus_plus,
+        {r"prompt_learner\.ctx": "context", r"prompt_learner\.ctx_vision": "tokens"},
+        texts=lambda learner: learner.texts(),
+        values={
+            "similarity": of_pairs,
+            "transport": lambda learner, images: learner.plan(of_pairs(learner, images)),
+            "logits_transport": by_transport,
+            "logits_mean": lambda learner, images: learner.compare(
+                learner.encode_images(images), learner.encode_classes()
+            ),
+            "image_features_raw": lambda learner, images: learner.encode_each(images).movedim(1, 0),
+            "text_features_raw": lambda learner, images: learner.encode_classes().movedim(1, 0),
+        },
+    ),
     "LP++": Original(
         lp_plus_plus,
         {r"classifier\.(.*)": r"\1", "alpha_vec": "alpha"},
@@ -711,6 +845,12 @@ METHODS = {
         decay_all=True,
     ),
 }
+
+
+def of_inner(name: str) -> str:
+    """A tensor of a prompt learner, of whichever it is, under our name."""
+    ours = (METHODS[kind].names for kind in ("MaPLe", "CoCoOp"))  # which have CoOp's context, too
+    return next(re.sub(old, new, name) for names in ours for old, new in names.items() if re.fullmatch(old, name))
 
 
 def lora_name(tower: str, match: re.Match[str] | Sequence[Any]) -> str:

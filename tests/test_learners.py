@@ -53,6 +53,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "lp_plus_plus": {"iterations": 20},
     "maple": {"depth": 3},
     "mmrl": {"space": 20, "first_layer": 1},
+    "plot_plus_plus": {"n_image_prompts": 2, "openings": ["a photo of a", "one picture of a"]},
     "prolip": {"iterations": 5, "n_views": 2},
     "promptsrc": {"depth": 3, "image_depth": 3},
     "tcp": {"layer": 2},
@@ -69,6 +70,8 @@ VARIANTS = [
     Case("bitfit: image", {"towers": "image"}),
     Case("cross_modal: adapter, from texts", {"batch_sizes": [2], "iterations": 9, "adapter": True}),
     Case("cross_modal: images alone", {"batch_sizes": [2], "iterations": 9, "texts": False, "init": "random"}),
+    Case("dept: cocoop", {"inner": "cocoop", "arguments": {"reduction": 4}}),
+    Case("dept: maple", {"inner": "maple", "arguments": {"depth": 2}}),
     Case("dylora: last rank alone", {"frozen": True, "min_rank": 8, "dropout": 0.2}),
     Case("full_finetune: text", {"towers": "text"}),
     Case("gda: pooled", {"covariance": "pooled"}),
@@ -79,6 +82,7 @@ VARIANTS = [
     Case("p_tuning: image", {"encoder": "mlp", "towers": "image", "std": 1.0, "hidden": None}),
     Case("p_tuning: mlp", {"encoder": "mlp", "towers": "both"}),
     Case("p_tuning: none", {"encoder": "none"}),
+    Case("plot_plus_plus: text alone", {"openings": ["a photo", "one of the"], "n_image_tokens": 0}),
     Case("prograd: front", {"n_context": 6, "position": "front"}),
     Case("prograd: class-specific", {"n_context": 3, "init": "random", "class_specific": True}),
     Case("promptsrc: text alone", {"depth": 2, "image_depth": 0}),
@@ -125,7 +129,8 @@ def plain(method: str) -> Case:
 
 
 CASES = [plain(method) for method in METHODS] + [case for case in VARIANTS if case.method in METHODS]
-SLOW = {"bitfit: image", "coop: random start", "full_finetune: text", "hard_prompts: ensemble", "promptsrc: text alone",
+SLOW = {"dept: cocoop", "dept: maple", "plot_plus_plus: text alone",
+        "bitfit: image", "coop: random start", "full_finetune: text", "hard_prompts: ensemble", "promptsrc: text alone",
         "linear_head: plain ViT", "taskres: ensemble", "linear_probe: plain ViT", "prograd: front",
         "prograd: class-specific", "p_tuning: none", "vpt_deep: plain ViT", "coop: middle",
         "tcp: words around", "two_stage: bitfit, text", "two_stage: lora", "ln_tuning: plain ViT"}  # fmt: skip

@@ -40,7 +40,10 @@ COUNTS = {
     "method=llama_adapter": 10 * 10 * (768 + 512) + 10 * (12 + 8),
     "method=hard_prompts": 0,
     "method=kgcoop": 2_048,
+    "method=dept": 8_192 + 4 * 512 + 100 * 513,  # scale and shift of two kinds of features, a head with a bias
+    "method=dept recipe=dept/maple": 3_555_072 + 4 * 512 + 100 * 513,
     "method=prograd": 8_192,
+    "method=plot_plus_plus": 4 * 4 * 512 + 4 * 2 * 768,
     "method=promptsrc": 46_080,
     "method=promptsrc protocol=domain_generalization dataset=imagenet": 15_360,
     "method=clip_adapter": 131_072,

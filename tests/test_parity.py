@@ -214,6 +214,8 @@ def check_run(clip, original, case, run):
     assert sorted(start) == sorted(case.told["trainable_names_in_order"])
     if getattr(learner, "ctx_init", "") and "start_of_the_original" not in case.told:
         assert torch.equal(learner.context, start["prompt_learner.ctx"])  # from words, as in the original
+    if hasattr(learner, "openings"):
+        assert torch.equal(learner.context, start["prompt_learner.ctx"])
     with torch.no_grad():
         for name, value in start.items():
             ours = part(parameters, original.ours(name))
@@ -222,7 +224,10 @@ def check_run(clip, original, case, run):
     assert sum(value.numel() for value in start.values()) == sum(p.numel() for p in parameters.values())
     check_tokens(learner, original, case)
     images, labels = case.images(), case["inputs.labels"]
+    learner.new_classes = case.told["config"].get("new_classnames")
     check_start(learner, original, case, images)
+    if told.get("stage") == "joint":  # after the stage of images alone, from where a run of that ended
+        begin_joint(learner, original, case, run.removesuffix("_joint"))
     fit, per_epoch, total = settings(case.told, told)
     optimizer, n_epochs = make_optimizer(learner, fit), -(-total // per_epoch)
     if averaged := f"{run}.gauss_weights" in case:
@@ -247,11 +252,11 @@ def check_run(clip, original, case, run):
         if "lr_used" in told:
             assert rate == pytest.approx(told["lr_used"][step], rel=bounds["lr_rel"])
         components = told["loss_components"][step] if "loss_components" in told else {}
-        check_components(learner, original, case, components, bounds)
+        told_by_parts = check_components(learner, original, case, components, bounds)
         optimizer.zero_grad()
         loss, logits = learner.backward(images, labels)
         equal(loss.item(), expected, bounds["loss"])
-        if "ce" in components:
+        if "ce" in components and "ce" not in told_by_parts:
             equal(torch.nn.functional.cross_entropy(logits, labels).item(), components["ce"], bounds["loss"])
         if (name := f"{run}.logits_train_step{step + 1}") in case:
             close(logits, case[name], bounds["final_logits"])
@@ -263,7 +268,7 @@ def check_run(clip, original, case, run):
             keeper.restore(learner)
         compare(f"param{step + 1}", bounds["parameter_rel_l2"], lambda p: p.data)
     compare("final_averaged", bounds["parameter_rel_l2"], lambda p: p.data)
-    assert compared == set(start)
+    assert compared == set(told.get("trainable", start))
     learner.eval()
     with torch.no_grad():
         for images in ("train", "eval"):
@@ -274,6 +279,17 @@ def check_run(clip, original, case, run):
             assert "" in ends
             for suffix, expected in ends.items():
                 close(original.value("logits" + suffix)(learner, seen), expected, bounds["final_logits"])
+            for plan in case.below(f"{run}.transport_final_{images}_images").values():
+                close(original.value("transport")(learner, seen), plan, bounds["transport"])
+
+
+def begin_joint(learner, original, case, run):
+    """The second of two stages, from the parameters that a run of the first one ended with."""
+    first, parameters = case.told["runs"][run], dict(learner.named_parameters())
+    with torch.no_grad():
+        learner.begin(1)
+        for name in first["trainable"]:
+            parameters[original.ours(name)].copy_(case[f"{run}.param{first['steps']}.{name}"])
 
 
 def check_drawn(parameters, original, case):
@@ -289,15 +305,21 @@ def check_drawn(parameters, original, case):
 
 def check_tokens(learner, original, case):
     """The texts, token by token, apart from what is learned in them."""
-    for name, texts in (("inputs.token_ids", original.texts), ("inputs.teacher_token_ids", original.teacher_texts)):
+    learner = getattr(learner, "inner", learner)  # of a method around another one
+    kinds = {"inputs.token_ids": original.texts, "inputs.new_token_ids": original.texts,
+             "inputs.teacher_token_ids": original.teacher_texts}  # fmt: skip
+    for name, texts in kinds.items():
         if name not in case:
             continue
+        new = name == "inputs.new_token_ids"
+        learner.bind(case.told["config"]["new_classnames"] if new else learner.trained_classes)
         ids, prompts, text = case[name], texts(learner), learner.clip.text
+        learner.bind(learner.trained_classes)
         rows = torch.cat([torch.nn.functional.pad(p.whole(), (0, 0, 0, ids.shape[1] - p.whole().shape[1]))
                           for p in prompts])  # fmt: skip
         ends = torch.cat([p.eot + p.shared.shape[-2] for p in prompts])
         assert torch.equal(ends, text.read(ids))
-        n = learner.context.shape[-2] if name == "inputs.token_ids" and hasattr(learner, "context") else 0
+        n = learner.context.shape[-2] if texts is original.texts and hasattr(learner, "context") else 0
         first, expected = text.n_prefix_tokens, text.embed(ids)
         for ours, theirs, end in zip(rows, expected, ends.tolist(), strict=True):
             assert torch.equal(ours[:first], theirs[:first])
@@ -310,7 +332,7 @@ def check_start(learner, original, case, images):
     for name in [name.removeprefix("init_forward.") for name in case.tensors if name.startswith("init_forward.")]:
         value = original.value(name)
         if value is not None:
-            bound = bounds["init_logits" if "logits" in name else "features"]
+            bound = bounds.get(name, bounds["init_logits" if "logits" in name else "features"])
             close(value(learner, images), case[f"init_forward.{name}"], bound)
     if "zero_shot.logits_test" in case:
         zero_shot = original.value("frozen_logits")
@@ -325,13 +347,14 @@ def check_start(learner, original, case, images):
 
 
 def check_components(learner, original, case, expected, bounds):
-    """The parts that a loss is the sum of."""
+    """The parts that a loss is the sum of; -> the names of those that were compared."""
     ours = original.components(learner, case.images(), case["inputs.labels"]) if expected else {}
     for name, value in expected.items():
         if name in ours:
             equal(ours[name], value, bounds["loss"])
         elif name != "ce":
             case.strange.add(f"loss component {name}")
+    return set(ours) & set(expected)
 
 
 class Passes:

@@ -169,7 +169,7 @@ class Model:
             yield indices, normalise(crops.to(device, non_blocking=True), pre)
 
     @cached_property
-    def _class_features(self) -> Float[Tensor, "C e"] | None:
+    def _class_features(self) -> Float[Tensor, "C *e"] | None:
         self.learner.eval()
         with torch.no_grad(), autocast(self.clip.device, self.precision):
             return self.learner.encode_classes()

@@ -59,7 +59,7 @@ def image_names(split: Split) -> list[ImageName]:
 def logits_of(
     learner: Learner,
     split: Split,
-    classes: Float[Tensor, "C e"] | None,
+    classes: Float[Tensor, "C *e"] | None,
     loader: Loader,
     shared: Shared,
     precision: str,

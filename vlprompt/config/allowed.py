@@ -34,6 +34,7 @@ def from_file(settings: Settings, file: Path, allow: Sequence[str] = ()) -> Sett
     parts = {"method": (settings.method, METHODS), "protocol": (settings.protocol, PROTOCOLS)}
     parts |= {where: (source, SOURCES) for where, source in sources.items()}
     names = {f"{where}._target_": (part.get("_target_"), rooms) for where, (part, rooms) in parts.items()}
+    names |= {f"method.{name}": named for name, named in named_by(settings.method).items()}
     check_names(names, settings.backbone.model, file, allow)
     for where, source in sources.items():
         if (stored := source.get("stored")) and not path_of(str(stored)).is_file():
@@ -46,6 +47,12 @@ def from_file(settings: Settings, file: Path, allow: Sequence[str] = ()) -> Sett
     if settings.workers is not None:
         here_only["workers"] = min(settings.workers, default_workers())  # of this machine, not of theirs
     return settings.model_copy(update=here_only)
+
+
+def named_by(arguments: Mapping[str, object]) -> dict[str, Named]:
+    """Import paths among a method's arguments: of the one that it is built around, where that is no plain name."""
+    inner = arguments.get("inner")
+    return {"inner": (inner, METHODS)} if isinstance(inner, str) and "." in inner else {}
 
 
 def here(described: DataSource) -> DataSource:

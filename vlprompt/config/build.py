@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from vlprompt import demo
-from vlprompt.config.allowed import METHODS, check_names
+from vlprompt.config.allowed import METHODS, check_names, named_by
 from vlprompt.config.locate import locate, make_sampler
 from vlprompt.config.paths import bank_folder, data_root
 from vlprompt.config.schema import Preparation, Settings, read_backbone
@@ -176,8 +176,8 @@ def restore_learner(
         UserError: no saved learner there, one whose class is not allowed, or that does not fit its own settings.
     """
     about = learner_files.read_config(folder)
-    target = {"target": (about["target"], METHODS)}
-    check_names(target, about["backbone"]["model"], folder / learner_files.CONFIG, allow)
+    names = {"target": (about["target"], METHODS), **named_by(about["arguments"])}
+    check_names(names, about["backbone"]["model"], folder / learner_files.CONFIG, allow)
     kind, arguments = locate({"_target_": about["target"], **about["arguments"]}, Learner, "method")
     backbone = read_backbone(about["backbone"] if quantized else {**about["backbone"], "quantize": None})
     device = device or torch.device("cpu")

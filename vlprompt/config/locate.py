@@ -25,6 +25,8 @@ def locate(config: Mapping[str, Any], kind: type, where: str) -> tuple[Any, dict
         raise UserError(f"{where}._target_ is '{target}', allowed is the import path of a {kind.__name__}")
     arguments = {key: value for key, value in config.items() if key != "_target_"}
     check_arguments(located, arguments, where)
+    if around := located.built_around(arguments) if hasattr(located, "built_around") else None:
+        check_arguments(*around, f"{where}.arguments")
     return located, arguments
 
 

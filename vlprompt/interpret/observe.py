@@ -78,12 +78,16 @@ def measured(edits: Edits, tower: str, added: Added) -> dict[int, Any]:
 def observe(learner: Learner, pixels: Float[Tensor, "B 3 H W"]) -> Seen:
     """What a learner hands to the towers while it classifies these images."""
     seen, clip = Seen(), learner.clip
+    learners = [part for part in learner.modules() if isinstance(part, Learner)]  # one may be built around another
     text = None if clip.text is None else watching(SeenText, clip.text, seen)
-    learner.clip = replace(clip, image=watching(SeenImage, clip.image, seen), text=text)
+    watched = replace(clip, image=watching(SeenImage, clip.image, seen), text=text)
+    for part in learners:
+        part.clip = watched
     learner.forget()
     try:
         learner.logits(Images(pixels), learner.encode_classes())
     finally:
-        learner.clip = clip
+        for part in learners:
+            part.clip = clip
         learner.forget()
     return seen

@@ -128,6 +128,11 @@ class Learner(nn.Module):
         return {name: value for name, value in settings.items() if name != "head_start" or "head" not in settings}
 
     @classmethod
+    def built_around(cls, settings: Mapping[str, Any]) -> tuple[type["Learner"], dict[str, Any]] | None:
+        """The method that this one is built around with these settings, and that one's; None: there is none."""
+        return None
+
+    @classmethod
     def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
         """Which of its settings, all of them given, have no effect next to others of them.
 
@@ -290,7 +295,7 @@ class Learner(nn.Module):
         """Logits of images. A method for which these need more than `encode_images` gives overrides it."""
         return self.compare(self.encode_images(images), class_features)
 
-    def forward(self, images: Images, class_features: Float[Tensor, "C e"] | None) -> Float[Tensor, "B C"]:
+    def forward(self, images: Images, class_features: Float[Tensor, "C *e"] | None) -> Float[Tensor, "B C"]:
         return self.logits(images, class_features)
 
     def loss(self, images: Images, labels: Int[Tensor, " B"]) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:

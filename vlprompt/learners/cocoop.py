@@ -59,8 +59,8 @@ class CoCoOp(ContextLearner):
     def compare(
         self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C e"] | None
     ) -> Float[Tensor, "B C"]:
-        at_once = len(features) if torch.is_grad_enabled() else max(1, PROMPTS_AT_ONCE // len(self.classes))
-        pairs = ((f, c) for part in features.split(at_once) for f, c in zip(part, self.classes_for(part), strict=True))
+        parts = [features] if torch.is_grad_enabled() else features.split(max(1, PROMPTS_AT_ONCE // len(self.classes)))
+        pairs = ((f, c) for part in parts for f, c in zip(part, self.classes_for(part), strict=True))
         return torch.cat([scaled_cosine(f[None], c, self.clip.scale) for f, c in pairs])
 
     def classes_for(

@@ -71,9 +71,13 @@ def make_optimizer(learner: Learner, fit: Fit) -> torch.optim.Optimizer:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, fit: Fit, *, per_epoch: int, total: int) -> float:
-    """Put the rate of a 0-based step in force; a group that brought another rate keeps its ratio to `fit.lr`."""
-    lr = learning_rate(step, fit, per_epoch=per_epoch, total=total)
+    """Put the rate of a 0-based step in force; a group that brought another rate keeps its ratio to `fit.lr`.
+
+    One with `same_warmup` has the rate of all others during a constant warm-up.
+    """
+    lr, schedule = learning_rate(step, fit, per_epoch=per_epoch, total=total), fit.schedule
+    warming = schedule.warmup == "constant" and step < schedule.warmup_epochs * per_epoch
     for group in optimizer.param_groups:
         ratio = group.setdefault("ratio", group["lr"] / fit.lr)
-        group["lr"] = lr * ratio
+        group["lr"] = lr if warming and group.get("same_warmup") else lr * ratio
     return lr
