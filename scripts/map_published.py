@@ -108,6 +108,7 @@ BY_PROTOCOL = {  # what these sources print under these names has the settings o
     "Deep Vision Prompting (VPT for CLIP, 8 tokens x 12 layers)": ("MaPLe",),
     "Deep Language Prompting (4 tokens x 12 layers)": ("MaPLe",),
     "IVLP 2+2 (5 epochs)": ("MaPLe",),
+    "MMA": ("Awesome",),  # as its authors' README prints it; their code has no settings for transfer
 }
 NAMED = {  # recipes that are asked for by name
     "CLIP 80-template ensemble": "zero_shot/openai_80",
@@ -120,6 +121,7 @@ SOURCES = {  # how the sources above are told
     "OnPoKD": "OnPoKD paper",
     "ProText": ("ProText paper", "github:muzairkhattak/ProText"),
     "DiscoVL": "DiscoVL paper",
+    "Awesome": "github:zhengli97/Awesome-Prompt-Adapter-Learning-for-VLMs README.md",
     "Tip-Adapter": "github:gaopengcuhk/Tip-Adapter",
     "CasPL": "github:megvii-research/CasPL",
 }

@@ -47,7 +47,10 @@ COUNTS = {
     "method=taskres protocol=few_shot": 100 * 512,
     "method=tip_adapter protocol=few_shot": 0,
     "method=tcp": 2_048 + 512 * 128 + 128 + 128 * 2_048 + 2_048,
+    "method=mma": 674_560,
     "method=mmrl": 5 * 512 + 7 * (512 * 768 + 768 + 512 * 512 + 512) + 768 * 512,
+    # the tokens; of each tower one map, and of 7 layers the residuals of rank 4 and biases; a projection's residual
+    "method=mmrl_plus_plus": 5 * 512 + 1280 * 512 + 7 * (4 * (1280 + 2 * 512) + 1280) + 64 * 1280,
     "method=lp_plus_plus protocol=few_shot": 100 * 512 + 100 + 100,  # with a bias
     "method=zero_shot": 0,
     "method=full_finetune": 149_620_736,  # all of ViT-B/16 but the scale
