@@ -8,6 +8,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from parity_flyp import check_contrastive
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from vlprompt.learners.base import Learner, normalize, scaled_cosine
 from vlprompt.learners.clip_adapter import CLIPAdapter
 from vlprompt.learners.cocoop import CoCoOp
 from vlprompt.learners.coop import CoOp
+from vlprompt.learners.flyp import FLYP
 from vlprompt.learners.ivlp import IVLP
 from vlprompt.learners.kgcoop import KgCoOp
 from vlprompt.learners.lora import LoRA
@@ -52,6 +54,8 @@ ABOUT = {
     **dict.fromkeys(("case", "set", "versions", "tensors", "source", "loss"), "says what the case is"),
     "texts_tokenised_in_order": "token ids and features of them are compared",
     "frozen_params_in_optimizer": "parameters without a gradient, which no optimiser moves",
+    "init": "the start is the model's, or in the tensors",
+    "not_recorded": "says what the case is",
     "gradient_rule": "the gradients are compared",
     "quirk_cache_keys_mutated_in_place": "the keys after each step and those that are searched with are compared",
 }
@@ -121,6 +125,7 @@ class Original:
     `values` are a case's quantities that are others than in VALUES, or more; `components` makes the parts of the loss
     that `loss_components` names, apart from the cross-entropy `ce`. `texts` and `teacher_texts` make what `token_ids`
     and `teacher_token_ids` are compared with. With `own_backbone`, `build` gets the case's tensors for a clip.
+    `check(clip, original, case)` compares a kind of case that is this method's alone.
     With `decay_all` the case was made with one optimiser group, whatever groups the method asks for.
     """
 
@@ -131,6 +136,7 @@ class Original:
     components: Callable[[Any, Images, Tensor], Mapping[str, float]] = lambda learner, images, labels: {}
     texts: Callable[[Any], list[Prompts]] = texts
     teacher_texts: Callable[[Any], list[Prompts]] = teacher_texts
+    check: Callable[[Any, Any, Any], None] | None = None
     own_backbone: bool = False
     decay_all: bool = False
 
@@ -425,6 +431,10 @@ def at_beta(beta: str) -> Value:
     return logits
 
 
+def flyp(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    return FLYP(clip, case["config"]["classnames"], template=case["config"]["eval_template"])
+
+
 def only(options: Mapping[str, Any], *known: str) -> None:
     """Refuse a case with options that nothing here follows."""
     assert set(options) <= {*known, "PREC"}, f"options without a form here: {sorted(set(options) - {*known})}"
@@ -581,6 +591,7 @@ METHODS = {
             "image_features_rep_raw": lambda learner, images: learner.encode_both(images)[1],
         },
     ),
+    "FLYP": Original(flyp, {"logit_scale": "log_scale", r"(.+)": r"weights.\1"}, check=check_contrastive),
     "MMRLpp": Original(
         mmrl_plus_plus,
         {

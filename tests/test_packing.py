@@ -335,7 +335,7 @@ def run(case):
     return logits, loss, {name: p.grad for name, p in learner.named_parameters()}
 
 
-OTHER_WEIGHTS = ("bitfit", "full_finetune", "intrinsic_dimension", "qlora")
+OTHER_WEIGHTS = ("bitfit", "flyp", "full_finetune", "intrinsic_dimension", "qlora")
 """Their towers read other tensors than the plain ones here; tests/test_weight_methods.py has oracles of their own."""
 
 

@@ -55,6 +55,7 @@ COUNTS = {
     "method=zero_shot": 0,
     "method=full_finetune": 149_620_736,  # all of ViT-B/16 but the scale
     "method=full_finetune method.towers=image": 86_192_640,
+    "method=flyp": 149_620_736 + 1,  # and the scale
     "method=bitfit": 171_008,  # 12 blocks of 11 (768 + 512), and of the norms around them
     "method=intrinsic_dimension": 200,
     "method=qlora": 12 * 8 * (18 * 768 + 18 * 512),  # rank 8: 2 d for each of q, k, v, o; 5 d for fc1 and for fc2

@@ -161,7 +161,9 @@ def check(clip, case_file) -> Case:
     if "name_lens" in case.told:
         names = [name.replace("_", " ") for name in case.told["config"]["classnames"]]
         assert [clip.text.count(name) for name in names] == case.told["name_lens"]
-    if "cache_keys" in case:
+    if original.check:
+        original.check(clip, original, case)
+    elif "cache_keys" in case:
         check_cache(clip, original, case)
     elif "init_forward.train_logits" in case:
         check_probe(clip, original, case)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import scipy.linalg
 import tiny
@@ -22,6 +23,7 @@ from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
 from vlprompt.learners.bitfit import BitFit
 from vlprompt.learners.fastfood import Fastfood, hadamard
+from vlprompt.learners.flyp import FLYP
 from vlprompt.learners.full_finetune import FullFinetune
 from vlprompt.learners.hard_prompts import HardPrompts
 from vlprompt.learners.intrinsic_dimension import IntrinsicDimension
@@ -47,6 +49,30 @@ def gradients(learner: Learner, images: Images) -> dict[str, Tensor]:
 def evaluate(learner: Learner, images: Images) -> Tensor:
     with torch.no_grad():
         return learner.eval()(images, learner.encode_classes())
+
+
+# contrastive fine-tuning
+
+
+def test_flyp_has_the_loss_of_open_clip_s_training_and_takes_its_scale_along() -> None:
+    clip, model = tiny.clip()
+    images = Images(tiny.pixels(model, len(LABELS)))
+    learner = FLYP(clip, CLASSES, captions=["art of a {}.", "the {} there."]).double()
+    learner.log_scale.data += 0.3
+    torch.manual_seed(4)
+    captions = learner.captions_of(LABELS)
+    assert {text.split()[0] for text in captions} == {"art", "the"}
+    assert all(CLASSES[label] in text for label, text in zip(LABELS, captions, strict=True))
+    torch.manual_seed(4)
+    loss, logits = learner.loss(images, LABELS)
+    ids = clip.text.tokenize([text.replace("_", " ") for text in captions])
+    features = [F.normalize(f, dim=-1) for f in (model.encode_image(images.pixels), model.encode_text(ids))]
+    torch.testing.assert_close(loss, open_clip.ClipLoss()(*features, learner.log_scale.exp()))
+    assert not logits.requires_grad
+    before = evaluate(Learner(clip, CLASSES), images)
+    torch.testing.assert_close(evaluate(learner, images), before * np.exp(0.3))
+    torch.testing.assert_close(evaluate(Learner(learner.merged(), CLASSES), images), before * np.exp(0.3))
+    assert learner.merged().weights.tensor("logit_scale") == learner.log_scale
 
 
 # full fine-tuning and its restriction to biases
