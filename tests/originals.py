@@ -601,7 +601,7 @@ METHODS = {
                 f"maps.{TOWERS[m[1]]}.residual.{m[3].lower()}[{m[2]}]"
             ),
             r"representation_learner\.srra_r2(.)proj\.srra\.(\d+)\.bias": lambda m: f"maps.{TOWERS[m[1]]}.bias[{m[2]}]",
-            r"image_encoder\.([AB])": lambda m: f"projection.{m[1].lower()}",
+            r"image_encoder\.([AB])": lambda m: f"residual.{m[1].lower()}",
         },
         values={
             "logits_main": at_beta("beta"),

@@ -325,7 +325,7 @@ def test_mmrl_plus_plus_whose_tokens_are_overwritten_is_mmrl(world: Any) -> None
     form = {"space": 20, "first_layer": 1, "n_tokens": 3, "weight": 0.5}
     learner = double(MMRLPlusPlus(clip, CLASSES, **form, beta=1.0, projection_rank=2))
     plain = double(MMRL(clip, CLASSES, **form))
-    for residual in (learner.maps["image"].residual, learner.maps["text"].residual, learner.projection):
+    for residual in (learner.maps["image"].residual, learner.maps["text"].residual, learner.residual):
         residual.b.data.zero_()
     plain.tokens.data.copy_(learner.tokens)
     plain.projection.data.copy_(model.visual.proj)

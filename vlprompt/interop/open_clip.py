@@ -10,7 +10,8 @@ from vlprompt.towers.loading import CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from vlprompt.towers.saving import save_open_clip
 
 MERGEABLE = (
-    "bitfit, clip_lora, dylora, flyp, full_finetune, intrinsic_dimension, lora, lora_plus, qlora (with method.head=text)"
+    "bitfit, clip_lora, dylora, flyp, full_finetune, intrinsic_dimension, lora, lora_plus, qlora "
+    "(with method.head=text)"
 )
 """The methods that leave nothing but other weights, in words."""
 

@@ -61,11 +61,11 @@ class MMA(Learner):
 
     def maps(self, n_in: int, n_out: int) -> nn.ModuleDict:
         """A map for each layer, by its number, as He et al. start what a ReLU follows (by the number of outputs)."""
-        maps = nn.ModuleDict({str(layer): nn.Linear(n_in, n_out) for layer in self.layers})
+        maps = {str(layer): nn.Linear(n_in, n_out) for layer in self.layers}
         for linear in maps.values():
             nn.init.kaiming_normal_(linear.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(linear.bias)
-        return maps
+        return nn.ModuleDict(maps)
 
     def edits(self, tower: str) -> Edits:
         parts: Any = (self.down[tower], self.shared, self.up[tower])

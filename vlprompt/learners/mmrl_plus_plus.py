@@ -63,7 +63,7 @@ class MMRLPlusPlus(MMRL):
         assert clip.image.projection is not None
         del self.projection
         d, e = clip.image.projection.shape
-        self.projection = LowRankPair(d, e, projection_rank)
+        self.residual = LowRankPair(d, e, projection_rank)
 
     def edits(self, tower: str) -> Edits:
         written = at_least_single(self.maps[tower](self.tokens))
@@ -72,7 +72,7 @@ class MMRLPlusPlus(MMRL):
 
     def token_projection(self) -> Float[Tensor, "d e"]:
         frozen: Any = self.clip.image.projection
-        return frozen + self.projection()
+        return frozen + self.residual()
 
 
 class LowRankPair(nn.Module):
