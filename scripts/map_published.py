@@ -112,6 +112,7 @@ BY_PROTOCOL = {  # what these sources print under these names has the settings o
     "IVLP 2+2 (5 epochs)": ("MaPLe",),
     "2SFS": ("Awesome",),  # reprinted from the paper, which has one setting for all
     "ProLIP": ("ProLIP",),
+    "MMA": ("Awesome",),  # as its authors' README prints it; their code has no settings for transfer
 }
 NAMED = {  # recipes that are asked for by name
     "CLIP 80-template ensemble": "zero_shot/openai_80",
@@ -130,7 +131,6 @@ SOURCES = {  # how the sources above are told
     "ProLIP": "github:astra-vision/ProLIP",
     "CasPL": "github:megvii-research/CasPL",
     "PLOT": "github:CHENGY12/PLOT",
-    "Awesome": "github:zhengli97/Awesome-Prompt-Adapter-Learning-for-VLMs",
 }
 MAPLE_RERUN = "github:muzairkhattak/multimodal-prompt-learning issue 31"
 ALSO = [  # not in the collection: averages that MaPLe's authors got for CoOp; their settings are not told

@@ -10,6 +10,7 @@ from unittest import mock
 
 import parity_closed_form
 import torch
+from parity_flyp import check_contrastive
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -21,13 +22,16 @@ from vlprompt.learners.cocoop import CoCoOp
 from vlprompt.learners.coop import CoOp
 from vlprompt.learners.cross_modal import CrossModal
 from vlprompt.learners.dept import DePT
+from vlprompt.learners.flyp import FLYP
 from vlprompt.learners.ivlp import IVLP
 from vlprompt.learners.kgcoop import KgCoOp
 from vlprompt.learners.lora import LoRA
 from vlprompt.learners.lp_plus_plus import LPPlusPlus
 from vlprompt.learners.maple import MaPLe
+from vlprompt.learners.mma import MMA
 from vlprompt.learners.mmrl import MMRL
 from vlprompt.learners.plot_plus_plus import PLOTPlusPlus
+from vlprompt.learners.mmrl_plus_plus import MMRLPlusPlus
 from vlprompt.learners.prograd import ProGrad
 from vlprompt.learners.prolip import ProLIP
 from vlprompt.learners.promptsrc import PromptSRC
@@ -67,6 +71,9 @@ ABOUT = {
     "given_to_the_optimiser_but_without_gradient": "parameters that no optimiser moves",
     "learning_rates": "the parameters after each step are compared",
     "frozen_params_in_optimizer": "parameters without a gradient, which no optimiser moves",
+    "init": "the start is the model's, or in the tensors",
+    "not_recorded": "says what the case is",
+    "gradient_rule": "the gradients are compared",
     "quirk_cache_keys_mutated_in_place": "the keys after each step and those that are searched with are compared",
 }
 """What a case's json holds that no number here is compared with, and why."""
@@ -74,6 +81,8 @@ NO_TARGETS = {
     "lora_nonzero_b_mergepath": "documents a fault of the original: it merges updates into frozen weights twice"
 }
 """Cases that are skipped, and why; a case of a method that is not in METHODS fails."""
+
+TOWERS = {"v": "image", "t": "text"}
 
 Value = Callable[[Any, Images], Tensor]
 
@@ -563,6 +572,73 @@ def mmrl(clip: Clip, case: Mapping[str, Any]) -> Learner:
     )
 
 
+def mmrl_plus_plus(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    config = case["config"]
+    options, layers = config["trainer_options"], config["trainer_options"]["REP_LAYERS"]  # counted from 1
+    only(options, "ALPHA", "BETA", "REG_WEIGHT", "N_REP_TOKENS", "REP_LAYERS", "REP_DIM", "PROJ_LORA_DIM",
+         "RES_LORA_DIM")  # fmt: skip
+    depth = min(clip.image.depth, clip.text.depth)
+    assert layers == list(range(layers[0], depth + 1)), "an original whose tokens stay in upper layers has no form here"
+    return MMRLPlusPlus(
+        replace(clip, scale=float(config["logit_scale"])),
+        config["classnames"],
+        template=template_of(case),
+        n_tokens=options["N_REP_TOKENS"],
+        space=options["REP_DIM"],
+        first_layer=layers[0] - 1,
+        alpha=float(options["ALPHA"]),
+        beta=float(options["BETA"]),
+        target_beta=config.get("target_beta"),
+        weight=float(options["REG_WEIGHT"]),
+        rank=options["RES_LORA_DIM"],
+        projection_rank=options["PROJ_LORA_DIM"],
+    )
+
+
+def at_beta(beta: str) -> Value:
+    """Logits of the class token's feature at one of the two shares, as new classes and other data sets have them."""
+
+    def logits(learner: Any, images: Images) -> Tensor:
+        with mock.patch.object(learner, "target_beta", getattr(learner, beta)):
+            return elsewhere(learner, images)
+
+    return logits
+
+
+def flyp(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    return FLYP(clip, case["config"]["classnames"], template=case["config"]["eval_template"])
+
+
+def only(options: Mapping[str, Any], *known: str) -> None:
+    """Refuse a case with options that nothing here follows."""
+    assert set(options) <= {*known, "PREC"}, f"options without a form here: {sorted(set(options) - {*known})}"
+
+
+def mma(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    config = case["config"]
+    options = config["trainer_options"]
+    only(options, "TEXT_CTX_INIT", "ADAPTER_START", "ADAPTER_END", "ADAPTER_DIM", "ADAPTER_SCALE")
+    assert options["ADAPTER_START"] > 0, "an adapter of the embeddings is not built"
+    return MMA(
+        clip,
+        config["classnames"],
+        template=options["TEXT_CTX_INIT"] + " {}.",
+        first_layer=options["ADAPTER_START"] - 1,
+        last_layer=options["ADAPTER_END"] - 1,
+        dim=options["ADAPTER_DIM"],
+        alpha=options["ADAPTER_SCALE"],
+    )
+
+
+def mma_name(match: re.Match[str]) -> str:
+    """The original counts blocks from 1."""
+    layer, part = int(match[2]) - 1, match[3].replace("0.", "")
+    if match[1] == "shared":
+        return f"shared.{layer}.{part}"
+    map_, _, kind = part.partition(".")
+    return f"{map_}.{ {'visual': 'image'}.get(match[1], match[1]) }.{layer}.{kind}"
+
+
 def clip_lora(clip: Clip, case: Mapping[str, Any]) -> Learner:
     config = case["config"]
     assert config["position"] == "all", "updates of some blocks alone are not built"
@@ -784,6 +860,35 @@ METHODS = {
             ),
             "image_features_raw": lambda learner, images: learner.encode_each(images).movedim(1, 0),
             "text_features_raw": lambda learner, images: learner.encode_classes().movedim(1, 0),
+        },
+    ),
+    "FLYP": Original(flyp, {"logit_scale": "log_scale", r"(.+)": r"weights.\1"}, check=check_contrastive),
+    "MMRLpp": Original(
+        mmrl_plus_plus,
+        {
+            r"representation_learner\.compound_rep_tokens": "tokens",
+            r"representation_learner\.srra_r2(.)proj\.weight": lambda m: f"maps.{TOWERS[m[1]]}.weight",
+            r"representation_learner\.srra_r2(.)proj\.srra\.(\d+)\.([AB])": lambda m: (
+                f"maps.{TOWERS[m[1]]}.residual.{m[3].lower()}[{m[2]}]"
+            ),
+            r"representation_learner\.srra_r2(.)proj\.srra\.(\d+)\.bias": lambda m: f"maps.{TOWERS[m[1]]}.bias[{m[2]}]",
+            r"image_encoder\.([AB])": lambda m: f"residual.{m[1].lower()}",
+        },
+        values={
+            "logits_main": at_beta("beta"),
+            "logits_main_target_beta": at_beta("target_beta"),
+            "logits_rep": lambda learner, images: scaled_cosine(
+                learner.encode_both(images)[1], learner.encode_classes(), learner.clip.scale
+            ),
+            "image_features_rep_raw": lambda learner, images: learner.encode_both(images)[1],
+        },
+    ),
+    "MMA": Original(
+        mma,
+        {r"adapter_learner\.(text|visual|shared)_adapter\.(\d+)\.(.*)": mma_name},
+        values={
+            "image_features_raw_without": lambda learner, images: learner.clip.image(images),
+            "text_features_raw_without": lambda learner, images: learner.text(learner.prompts),
         },
     ),
     "LP++": Original(

@@ -9,13 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlprompt.config.compose import compose
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
 from vlprompt.learners.cocoop import CoCoOp
 from vlprompt.learners.coop import CoOp
 from vlprompt.learners.kgcoop import KgCoOp
 from vlprompt.learners.lp_plus_plus import LPPlusPlus
+from vlprompt.learners.mma import MMA
 from vlprompt.learners.mmrl import MMRL
+from vlprompt.learners.mmrl_plus_plus import MMRLPlusPlus
 from vlprompt.learners.prograd import ProGrad
 from vlprompt.learners.promptsrc import PromptSRC
 from vlprompt.learners.tcp import TCP
@@ -314,6 +317,78 @@ def test_mmrl_judges_other_data_sets_by_the_class_token(world: Any, classes: Any
     learner.bind(classes, rows)
     torch.testing.assert_close(learner(images, learner.encode_classes()), main)
     assert not torch.allclose(fused, main)
+
+
+def test_mmrl_plus_plus_whose_tokens_are_overwritten_is_mmrl(world: Any) -> None:
+    """Without what it adds (residuals of zero, nothing left in the slot) and with the same second projection."""
+    clip, model, images = world
+    form = {"space": 20, "first_layer": 1, "n_tokens": 3, "weight": 0.5}
+    learner = double(MMRLPlusPlus(clip, CLASSES, **form, beta=1.0, projection_rank=2))
+    plain = double(MMRL(clip, CLASSES, **form))
+    for residual in (learner.maps["image"].residual, learner.maps["text"].residual, learner.residual):
+        residual.b.data.zero_()
+    plain.tokens.data.copy_(learner.tokens)
+    plain.projection.data.copy_(model.visual.proj)
+    for tower in ("image", "text"):
+        for layer, linear in enumerate(plain.maps[tower]):
+            linear.weight.data.copy_(learner.maps[tower].weight)
+            linear.bias.data.copy_(learner.maps[tower].bias[layer])
+    expected = plain.loss(images, LABELS)
+    torch.testing.assert_close(learner.loss(images, LABELS), expected)
+    learner.beta = 0.5
+    assert not torch.allclose(learner.loss(images, LABELS)[0], expected[0])
+
+
+def test_another_share_on_other_data_sets(world: Any) -> None:
+    clip, _, images = world
+    learner = double(MMRLPlusPlus(clip, CLASSES, space=20, first_layer=1, beta=0.9, target_beta=0.3))
+    same = double(MMRLPlusPlus(clip, CLASSES, space=20, first_layer=1, beta=0.3))
+    same.load_state_dict(learner.state_dict())
+
+    def both(*, transfer: bool) -> list[Tensor]:
+        for one in (learner, same):
+            one.bind(CLASSES, transfer=transfer)
+        return [one(images, one.encode_classes()) for one in (learner, same)]
+
+    torch.testing.assert_close(*both(transfer=True))
+    assert not torch.allclose(*both(transfer=False))
+
+
+def test_the_share_of_each_target_is_asked_for() -> None:
+    asked = ["method=mmrl_plus_plus", "protocol=domain_generalization", "dataset=imagenet"]
+
+    def shares(*more: str) -> dict[str, float | None]:
+        targets = compose([*asked, *more])["targets"]
+        return {name: described["method"]["target_beta"] for name, described in targets.items()}
+
+    assert set(shares().values()) == {None}
+    printed = {"imagenet_v2": 0.9, "imagenet_sketch": 0.7, "imagenet_a": 0.8, "imagenet_r": 0.9}
+    assert shares("recipe=mmrl_plus_plus/domain_generalization_per_target") == printed
+
+
+# --- MMA
+
+
+def test_mma_scales_gradients_and_not_the_output(world: Any) -> None:
+    """Weights see no alpha, the stream sees the true gradient."""
+    clip, _, _ = world
+    learner, alpha = double(MMA(clip, CLASSES, first_layer=1, dim=5, alpha=0.01)), 0.01
+    down, shared, up = parts = learner.down["text"]["1"], learner.shared["1"], learner.up["text"]["1"]
+    u, towards = (torch.randn(3, clip.text.width, dtype=torch.double) for _ in range(2))
+    u.requires_grad_()
+    plain = alpha * up(F.relu(shared(F.relu(down(u)))))
+    ours = learner.adapt(*parts, u)
+    torch.testing.assert_close(ours, plain)
+    weights = [p for part in parts for p in part.parameters()]
+    ours, true = (torch.autograd.grad((y * towards).sum(), [u, *weights]) for y in (ours, plain))
+    torch.testing.assert_close(ours[0], true[0])
+    torch.testing.assert_close(ours[1:], tuple(g / alpha for g in true[1:]))
+
+
+@pytest.mark.parametrize("wrong", [{"first_layer": 3}, {"last_layer": 5}, {"alpha": 0.0}, {"dim": 0}])
+def test_settings_of_mma_are_checked(world: Any, wrong: Any) -> None:
+    with pytest.raises(UserError, match="allowed"):
+        MMA(world[0], CLASSES, **{"first_layer": 1, **wrong})
 
 
 def test_mmrl_needs_a_tower_whose_class_token_a_matrix_reads() -> None:

@@ -45,6 +45,7 @@ def plain_block(block, x, mask, edit):
         return y if delta is None else y + delta(u)
 
     u = block.ln_1(x)
+    skip = plus(torch.zeros_like(x), "skip", u)
     q, k, v = F.linear(u, block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, -1)
     a = plain_attention(block.attn, plus(q, "q", u), plus(k, "k", u), plus(v, "v", u), mask, edit.prefix)
     h = plus(block.attn.out_proj(a), "o", a)
@@ -52,7 +53,7 @@ def plain_block(block, x, mask, edit):
     u = block.ln_2(x)
     a = block.mlp.gelu(plus(block.mlp.c_fc(u), "fc1", u))
     h = plus(block.mlp.c_proj(a), "fc2", a)
-    return x + (h if edit.mlp is None else edit.mlp(h, x))
+    return x + (h if edit.mlp is None else edit.mlp(h, x)) + skip
 
 
 def plain_attention(attn, q, k, v, mask, prefix):
@@ -91,7 +92,10 @@ def plain_text(tokens, eot, edits, image=0, *, slot=True):
             many = edit.tokens.ndim > 2  # of each image
             written = edit.tokens[image % len(edit.tokens)] if many else edit.tokens
             n = written.shape[-2]
-            x = torch.cat([x[:, :1], written.expand(len(x), -1, -1), x[:, 1 + n * slot :]], 1)
+            written = written.expand(len(x), -1, -1)
+            if edit.share is not None and slot:
+                written = edit.share * written + (1 - edit.share) * x[:, 1 : 1 + n]
+            x = torch.cat([x[:, :1], written, x[:, 1 + n * slot :]], 1)
             eot, slot = eot + n * (not slot), True
             edit = without_tokens(edit)
         mask = torch.full((x.shape[1], x.shape[1]), -torch.inf, dtype=x.dtype).triu(1)
@@ -125,7 +129,7 @@ def run_plain_image(tower, images, edits=NO_EDITS):
 
 
 def without_tokens(edit):
-    return Edit(**{site: value for site, value in vars(edit).items() if site != "tokens"})
+    return Edit(**{site: value for site, value in vars(edit).items() if site not in ("tokens", "share")})
 
 
 # --- each layout with each edit, in all layers
@@ -147,7 +151,8 @@ def make_edits(kind):
             parts += [leaf(HEADS, seed=seed + 2)] if kind == "gated prefix" else []
             edits[layer] = Edit(prefix=Prefix(**dict(zip(("key", "value", "gate"), parts, strict=False))))
         elif kind == "deltas":
-            shapes = {"q": (32, 32), "k": (32, 32), "v": (32, 32), "o": (32, 32), "fc1": (32, 128), "fc2": (128, 32)}
+            shapes = {"q": (32, 32), "k": (32, 32), "v": (32, 32), "o": (32, 32), "fc1": (32, 128), "fc2": (128, 32),
+                      "skip": (32, 32)}  # fmt: skip
             pairs = {site: low_rank(*shape, seed=seed + i) for i, (site, shape) in enumerate(shapes.items())}
             edits[layer] = Edit(**{site: Low(*pair) for site, pair in pairs.items()})
             parts = [t for pair in pairs.values() for t in pair]
@@ -330,7 +335,7 @@ def run(case):
     return logits, loss, {name: p.grad for name, p in learner.named_parameters()}
 
 
-OTHER_WEIGHTS = ("bitfit", "full_finetune", "intrinsic_dimension", "ln_tuning", "prolip", "qlora", "two_stage")
+OTHER_WEIGHTS = ("bitfit", "flyp", "full_finetune", "intrinsic_dimension", "ln_tuning", "prolip", "qlora", "two_stage")
 """Their towers read other tensors than the plain ones here; tests/test_weight_methods.py has oracles of their own."""
 
 

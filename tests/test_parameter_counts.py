@@ -52,7 +52,10 @@ COUNTS = {
     "method=gda protocol=few_shot": 0,
     "method=ss_text protocol=few_shot": 0,
     "method=tcp": 2_048 + 512 * 128 + 128 + 128 * 2_048 + 2_048,
+    "method=mma": 674_560,
     "method=mmrl": 5 * 512 + 7 * (512 * 768 + 768 + 512 * 512 + 512) + 768 * 512,
+    # the tokens; of each tower one map, and of 7 layers the residuals of rank 4 and biases; a projection's residual
+    "method=mmrl_plus_plus": 5 * 512 + 1280 * 512 + 7 * (4 * (1280 + 2 * 512) + 1280) + 64 * 1280,
     "method=lp_plus_plus protocol=few_shot": 100 * 512 + 100 + 100,  # with a bias
     "method=zs_lp protocol=few_shot": 100 * 512,
     "method=clap protocol=few_shot": 100 * 512,
@@ -65,6 +68,7 @@ COUNTS = {
     "method=two_stage": 61_440 + 100 * 512,
     "method=two_stage method.stage1=lora": 184_320 + 100 * 512,
     "method=two_stage method.stage1=bitfit": 12 * 8 * (768 + 512) + 2 * 768 + 512 + 100 * 512,
+    "method=flyp": 149_620_736 + 1,  # and the scale
     "method=bitfit": 171_008,  # 12 blocks of 11 (768 + 512), and of the norms around them
     "method=intrinsic_dimension": 200,
     "method=qlora": 12 * 8 * (18 * 768 + 18 * 512),  # rank 8: 2 d for each of q, k, v, o; 5 d for fc1 and for fc2

@@ -180,6 +180,18 @@ def test_branches_are_replaced(family, site):
     check_gradients(ours, expected, [a, b])
 
 
+@families
+def test_skips_are_added(family):
+    model, tower, x = made(family)
+    a = leaf(D, D, seed=5)
+    handle = model.blocks[1].register_forward_hook(lambda m, args, out: out + torch.tanh(m.norm1(args[0]) @ a))
+    try:
+        expected = model(x)
+    finally:
+        handle.remove()
+    check_gradients(tower(Images(x), {1: Edit(skip=lambda u: torch.tanh(u @ a))}), expected, [a])
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [

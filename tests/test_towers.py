@@ -1,6 +1,6 @@
 """The towers against open_clip's own forward passes, and each edit site against an independent oracle, in fp64."""
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import open_clip
 import pytest
@@ -98,6 +98,8 @@ def test_resnet_takes_no_edits():
 def test_edits_are_checked():
     clip, model = tiny.clip()
     with pytest.raises(TypeError):
+        Edit(share=0.5)
+    with pytest.raises(TypeError):
         Edit(token=torch.zeros(1, 48))
     with pytest.raises(UserError, match="3 blocks"):
         clip.image(Images(tiny.pixels(model)), {3: Edit(tokens=torch.zeros(1, 48))})
@@ -169,6 +171,46 @@ def test_the_slot_is_overwritten_and_may_change_its_width():
     y, width = write(y, torch.full((1, 2), 8.0), 1, width)
     assert y[0, :, 0].tolist() == [0, 8, 1, 2, 3, 4]
     assert width == 1
+
+
+def test_a_share_leaves_the_rest_of_the_slot():
+    x = torch.arange(5.0)[None, :, None].expand(1, 5, 2)
+    y, width = write(x, torch.full((2, 2), 8.0), 1, 0, 0.25)  # an empty slot takes all
+    assert y[0, :, 0].tolist() == [0, 8, 8, 1, 2, 3, 4]
+    y, width = write(y, torch.full((2, 2), 4.0), 1, width, 0.25)
+    assert y[0, :, 0].tolist() == [0, 7, 7, 1, 2, 3, 4]
+    with pytest.raises(UserError, match="1 tokens with a share"):
+        write(y, torch.full((1, 2), 8.0), 1, width, 0.25)
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_tokens_that_are_written_in_part(tower):
+    """Nothing, half and all of the tokens: as if not written, as the mean by hooks, as if written."""
+    clip, model = tiny.clip()
+    first, then = (leaf(2, 48 if tower == "image" else 32, seed=seed) for seed in (1, 2))
+    x = Images(tiny.pixels(model)) if tower == "image" else clip.text.prompts(CLASSES)
+    run = getattr(clip, tower)
+
+    def mixed(share):
+        return run(x, {1: Edit(tokens=first), 2: Edit(tokens=then, share=share)})
+
+    close(mixed(0.0), run(x, {1: Edit(tokens=first)}))
+    close(mixed(1.0), run(x, {1: Edit(tokens=first), 2: Edit(tokens=then)}))
+    block = (model.visual.transformer if tower == "image" else model.transformer).resblocks[2]
+
+    def half(module, args):
+        return (torch.cat([args[0][:, :1], (args[0][:, 1:3] + then) / 2, args[0][:, 3:]], 1), *args[1:])
+
+    def open_(module, args):
+        y = args[0]
+        return (torch.cat([y[:, :1], first.expand(len(y), -1, -1), y[:, 1:]], 1), *args[1:])
+
+    if tower == "image":
+        blocks = model.visual.transformer.resblocks
+        handles = [blocks[1].register_forward_pre_hook(open_), block.register_forward_pre_hook(half)]
+        check_gradients(mixed(0.5), model.encode_image(x.pixels), [first, then])
+        for handle in handles:
+            handle.remove()
 
 
 def test_prompts_are_dropped_before_average_pooling():
@@ -338,6 +380,33 @@ def test_branches(tower, site):
         ours = clip.text(clip.text.prompts(CLASSES), edits)
         oracle = model.encode_text(clip.text.tokenize([c.replace("_", " ") + "." for c in CLASSES]))
     check_gradients(ours, oracle, [a, b])
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+@pytest.mark.parametrize("layer", [1, 2])  # of the last one only some rows are computed
+def test_skips(tower, layer):
+    """Next to the whole block: against a hook on the library's own."""
+    clip, model = tiny.clip()
+    a = leaf(48 if tower == "image" else 32, 48 if tower == "image" else 32, seed=5)
+    edits = {layer: Edit(skip=lambda u: torch.tanh(u @ a))}
+    block = (model.visual.transformer if tower == "image" else model.transformer).resblocks[layer]
+    handle = block.register_forward_hook(lambda module, args, out: out + torch.tanh(module.ln_1(args[0]) @ a))
+    if tower == "image":
+        x = tiny.pixels(model)
+        ours, oracle = clip.image(Images(x), edits), model.encode_image(x)
+    else:
+        ours = clip.text(clip.text.prompts(CLASSES), edits)
+        oracle = model.encode_text(clip.text.tokenize([c.replace("_", " ") + "." for c in CLASSES]))
+    handle.remove()
+    check_gradients(ours, oracle, [a])
+
+
+def test_a_skip_leaves_the_fused_mlp_in_use():
+    clip, _ = tiny.clip()
+    assert clip.image.blocks[1].fused is not None
+    fused = replace(clip.image.blocks[1], fused=lambda x: 0 * x)
+    x = leaf(2, 3, 48)
+    torch.testing.assert_close(fused(x, Edit(skip=lambda u: u)), clip.image.blocks[1].norm1(x))
 
 
 # --- text prompts

@@ -15,6 +15,7 @@ from running import ask, check_mistake, set_up
 from tiny_world import RUN
 
 from vlprompt import cli, sweep
+from vlprompt.commands.trained import read_setting
 from vlprompt.config.build import restore_learner
 from vlprompt.config.spec import spec_of_record
 from vlprompt.errors import UserError
@@ -22,6 +23,7 @@ from vlprompt.learners.dylora import DyLoRA
 from vlprompt.results.record import Record
 from vlprompt.results.store import find_runs
 from vlprompt.run import test_again as retest
+from vlprompt.run import test_line as line
 
 WORLD = [*RUN[:3], "shots=2", "fit.epochs=2", "fit.lr=0.05"]
 
@@ -95,6 +97,50 @@ def test_runs_without_tensors_are_left_out(results: Path, tmp_path: Path) -> Non
     (copied[1] / "learner.safetensors").unlink()
     answer = ask(cli.main, ["evaluate", "method.test_rank=1", "--results", str(copies)])
     assert (answer.code, "holds no learner.safetensors" in answer.err) == (2, True)
+
+
+@pytest.mark.slow
+def test_interpolation_is_from_zero_shot_to_the_tuned_model(results: Path, tmp_path: Path) -> None:
+    folder, record = run_of(results, "dylora")
+    _, zero_shot = run_of(results, "zero_shot", 0)
+    before = {path: path.read_bytes() for path in sorted(results.rglob("*")) if path.is_file()}
+    frozen, half, tuned = line(spec_of_record(folder, record), folder, [0, 0.5, 1])
+    for split, of_split in record.scores.items():
+        assert frozen[split]["accuracy"] == zero_shot.scores[split]["accuracy"]
+        assert frozen[split]["nll"] == pytest.approx(zero_shot.scores[split]["nll"], rel=1e-5)
+        assert tuned[split]["nll"] == pytest.approx(of_split["nll"], rel=1e-5)
+        assert len({scores[split]["nll"] for scores in (frozen, half, tuned)}) == 3
+    table, figure = tmp_path / "line.csv", tmp_path / "line.png"
+    answer = ask(cli.main, ["evaluate", "interpolation=0,0.5,...,1", str(folder), "--format", "csv",
+                            "--output", str(table), "--plot", str(figure)])  # fmt: skip
+    assert answer.code == 0, answer.err
+    rows = pd.read_csv(table).set_index("interpolation")
+    assert rows.index.tolist() == [0, 0.5, 1]
+    assert rows["base"].tolist() == pytest.approx([100 * s["base"]["accuracy"] for s in (frozen, half, tuned)])
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert {path: path.read_bytes() for path in sorted(results.rglob("*")) if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["interpolation=0,1", "--where", "method=p_tuning"], "PTuning, as it is set here, leaves no others"),
+        (["interpolation=0,2"], "allowed are numbers from 0, the frozen weights, to 1, the tuned ones"),
+        (["interpolation=0,half"], "allowed are numbers from 0"),
+        (["interpolation=0,...,1"], "is no row of numbers"),
+        (["interpolation=0,0.3,...,1"], "is no row of numbers"),
+        (["interpolation=0,1", "--plot", "line.txt"], "is no figure"),
+        (["method.test_rank=1,[2]", "--plot", "line.png"], "a curve needs numbers"),
+    ],
+)
+def test_lines_that_there_are_not(arguments: list[str], said: str, results: Path, tmp_path: Path) -> None:
+    setting, *more = arguments
+    check_mistake(ask(cli.main, ["evaluate", setting, str(results), *more]), [said], tmp_path)
+
+
+def test_values_in_a_row() -> None:
+    assert read_setting("interpolation=0,0.1,...,1") == ("interpolation", [0, *(i / 10 for i in range(1, 10)), 1])
+    assert read_setting("method.test_rank=8,6,...,2") == ("test_rank", [8, 6, 4, 2])
 
 
 def test_another_split_or_a_missing_file_is_refused(results: Path, tmp_path: Path) -> None:

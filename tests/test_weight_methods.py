@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import scipy.linalg
 import tiny
@@ -22,11 +23,13 @@ from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
 from vlprompt.learners.bitfit import BitFit
 from vlprompt.learners.fastfood import Fastfood, hadamard
+from vlprompt.learners.flyp import FLYP
 from vlprompt.learners.full_finetune import FullFinetune
 from vlprompt.learners.hard_prompts import HardPrompts
 from vlprompt.learners.intrinsic_dimension import IntrinsicDimension
 from vlprompt.learners.linear_probe import LinearProbe
 from vlprompt.learners.lora import LoRA
+from vlprompt.learners.weights import OtherModel
 from vlprompt.results.costs import costs_of_use, count_flops
 from vlprompt.results.store import find_records
 from vlprompt.towers import Clip, Images, NeedsPixels
@@ -47,6 +50,68 @@ def gradients(learner: Learner, images: Images) -> dict[str, Tensor]:
 def evaluate(learner: Learner, images: Images) -> Tensor:
     with torch.no_grad():
         return learner.eval()(images, learner.encode_classes())
+
+
+# contrastive fine-tuning
+
+
+def test_flyp_has_the_loss_of_open_clip_s_training_and_takes_its_scale_along() -> None:
+    clip, model = tiny.clip()
+    images = Images(tiny.pixels(model, len(LABELS)))
+    learner = FLYP(clip, CLASSES, captions=["art of a {}.", "the {} there."]).double()
+    learner.log_scale.data += 0.3
+    torch.manual_seed(4)
+    captions = learner.captions_of(LABELS)
+    assert {text.split()[0] for text in captions} == {"art", "the"}
+    assert all(CLASSES[label] in text for label, text in zip(LABELS, captions, strict=True))
+    torch.manual_seed(4)
+    loss, logits = learner.loss(images, LABELS)
+    ids = clip.text.tokenize([text.replace("_", " ") for text in captions])
+    features = [F.normalize(f, dim=-1) for f in (model.encode_image(images.pixels), model.encode_text(ids))]
+    torch.testing.assert_close(loss, open_clip.ClipLoss()(*features, learner.log_scale.exp()))
+    assert not logits.requires_grad
+    before = evaluate(Learner(clip, CLASSES), images)
+    torch.testing.assert_close(evaluate(learner, images), before * np.exp(0.3))
+    torch.testing.assert_close(evaluate(Learner(learner.merged(), CLASSES), images), before * np.exp(0.3))
+    assert learner.merged().weights.tensor("logit_scale") == learner.log_scale
+
+
+# the line between frozen and tuned weights
+
+
+@pytest.mark.parametrize("kind", [BitFit, FLYP, FullFinetune, LoRA])
+def test_the_line_from_the_frozen_to_the_tuned_model(kind: type[Learner]) -> None:
+    clip, model = tiny.clip()
+    images = Images(tiny.pixels(model, len(LABELS)))
+    learner = kind(clip, CLASSES).double()
+    torch.manual_seed(1)
+    for p in learner.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    tuned = learner.eval().merged()
+
+    def at(share: float) -> Tensor:
+        return evaluate(OtherModel(clip.toward(tuned, share), CLASSES), images)
+
+    assert torch.equal(at(0), evaluate(Learner(clip, CLASSES), images))
+    torch.testing.assert_close(at(1), evaluate(learner, images))
+    halves = {name: (clip.weights.tensor(name) + t) / 2 for name, t in tuned.weights.replaced.items()}
+    half = evaluate(Learner(clip.with_weights(halves), CLASSES), images)
+    torch.testing.assert_close(at(0.5), half * (tuned.scale / clip.scale) ** 0.5)
+
+
+@pytest.mark.slow
+def test_the_line_of_a_model_in_4_bits_is_near_its_ends() -> None:
+    pytest.importorskip("bitsandbytes")
+    clip = tiny.clip("vit", torch.float32)[0].quantized("nf4")
+    images = Images(tiny.pixels(clip.weights.root, len(LABELS)))
+    learner = LoRA(clip, CLASSES, sites=ALL_SITES)
+    torch.manual_seed(1)
+    for p in learner.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    tuned = learner.merged()
+    ends = [evaluate(OtherModel(clip.toward(tuned, share), CLASSES), images) for share in (1e-6, 1 - 1e-6)]
+    for end, expected in zip(ends, (Learner(clip, CLASSES), Learner(tuned, CLASSES)), strict=True):
+        torch.testing.assert_close(end, evaluate(expected, images), rtol=1e-3, atol=1e-3)
 
 
 # full fine-tuning and its restriction to biases

@@ -1,7 +1,7 @@
 """One run, top to bottom: load, train, evaluate, record."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
@@ -18,8 +18,10 @@ from vlprompt.config.paths import results_root
 from vlprompt.config.spec import RunSpec, check_name
 from vlprompt.data.dataset import Split
 from vlprompt.data.loader import Loader
+from vlprompt.errors import UserError
 from vlprompt.evaluate import evaluate
 from vlprompt.learners.base import Learner
+from vlprompt.learners.weights import OtherModel
 from vlprompt.protocols.base import Episode
 from vlprompt.results import learner_files
 from vlprompt.results.costs import costs_of_use, timed
@@ -190,10 +192,41 @@ def test_again(spec: RunSpec, folder: Path, changed: Mapping[str, Any]) -> Score
     learner_class, arguments = locate(method, Learner, "method")
     settings = spec.settings.model_copy(update={"method": method})
     refuse(overridden(settings, learner_class, val=True), [f"method.{name}" for name in changed], settings)
-    spec = replace(spec, learner=learner_class, arguments=arguments)
+    return scores_of(*saved(replace(spec, learner=learner_class, arguments=arguments), folder))
+
+
+def test_line(spec: RunSpec, folder: Path, shares: Sequence[float]) -> list[Scores]:
+    """Scores on each test of a saved run, with weights on the line from the frozen model (0) to the tuned one (1).
+
+    Source: Wortsman et al., CVPR 2022, https://arxiv.org/abs/2109.01903, section 3 (WiSE-FT).
+
+    Raises:
+        UserError: a learner that leaves nothing but other weights is needed.
+    """
+    learner = None
+    if spec.learner.mergeable:
+        _, learner, episode = saved(spec, folder)
+    if learner is None or not learner.mergeable:
+        raise UserError(
+            f"interpolation is between weights, and {spec.learner.__name__}, as it is set here, leaves no others than "
+            "the frozen model's: choose runs of a mergeable method, such as full_finetune or lora"
+        )
+    tuned = learner.eval().merged()
+    spec = replace(spec, learner=OtherModel, arguments={"template": learner.template})
+    models = (learner.clip.toward(tuned, share) for share in shares)
+    return [scores_of(spec, OtherModel(model, learner.classes, **spec.arguments), episode) for model in models]
+
+
+def saved(spec: RunSpec, folder: Path) -> tuple[RunSpec, Learner, Episode]:
+    """A saved run's learner, and its images."""
     episode = build.make_episode(spec)
     learner = build.make_learner(spec, build.make_clip(spec), episode)
     learner_files.load_tensors(learner, folder)
+    return spec, learner, episode
+
+
+def scores_of(spec: RunSpec, learner: Learner, episode: Episode) -> Scores:
+    """Scores of a learner on each test."""
     predictions = test(spec, learner, episode.tests, build.make_loader(spec, learner), Reporter(aside=True))
     return {name: score(of_split) for name, of_split in predictions.items()}
 

@@ -2,27 +2,38 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.commands.output import add_output, show
 from vlprompt.commands.selection import add_selection, selected
 from vlprompt.errors import Note, UserError
+from vlprompt.textfiles import path_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from vlprompt.results.record import Record
 
+INTERPOLATION = "interpolation"
+MOST = 1000  # values of a row
+
 
 def register(commands: Any) -> None:
     """Add it to the sub-commands."""
-    text = "test finished runs again with another value of a setting that needs no training, as in method.test_rank=1,2"
+    text = (
+        "test finished runs again with another value of a setting that needs no training, as in method.test_rank=1,2, "
+        "or with weights between the frozen and the tuned model, as in interpolation=0,0.1,...,1"
+    )
     parser = commands.add_parser("evaluate", help=text, description=text)
     parser.add_argument(
-        "setting", metavar="method.NAME=VALUES", help="one setting and its values: method.test_rank=1,2,4"
+        "setting", metavar="SETTING=VALUES", help="method.test_rank=1,2,4, or interpolation=0,0.1,...,1 (WiSE-FT)"
     )
+    parser.add_argument("runs", nargs="*", type=path_of, metavar="RUN", help="folders of runs, or of results")
     add_selection(parser, positional=False)
+    parser.set_defaults(folders_anywhere=True)
+    parser.add_argument("--plot", type=path_of, metavar="FILE", help="draw the values as a curve: .pdf, .svg, .png")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add_output(parser)
     parser.set_defaults(command=evaluate)
@@ -31,11 +42,19 @@ def register(commands: Any) -> None:
 def evaluate(options: argparse.Namespace) -> int:
     import pandas as pd
 
+    from vlprompt.reports.figures import setting, style
     from vlprompt.reports.grid import Grid
     from vlprompt.reports.render import general_notes
     from vlprompt.results.learner_files import TENSORS
 
     name, values = read_setting(options.setting)
+    if options.plot:
+        style.check_suffix(options.plot)
+        if not all(type(value) in (int, float) for value in values):
+            raise UserError(f"a curve needs numbers, and {options.setting} has other values: leave --plot out")
+        with style.styled():  # whether matplotlib is there, before anything is tested
+            pass
+    options.folders = [*options.folders, *options.runs]
     runs, notes = selected(options)
     runs = {folder: run for folder, run in runs.items() if run.status == "finished" and has_setting(run, name)}
     if not runs:
@@ -55,6 +74,9 @@ def evaluate(options: argparse.Namespace) -> int:
         for key, group in rows.groupby(context, sort=False)
     ]  # fmt: skip
     show(grids, [*notes, *general_notes(rows)], options, [rows.drop(columns="named")])
+    if options.plot:
+        with style.styled():
+            style.save(setting.draw(rows, name, options.metric), options.plot)
     return 0
 
 
@@ -83,17 +105,39 @@ def rows_of(
 
 
 def read_setting(text: str) -> tuple[str, list[Any]]:
-    """The name below `method`, and the values. Raises: UserError where it is none of a method."""
+    """The name, without `method`, and the values. Raises: UserError where it is no method's and not interpolation."""
     import yaml
 
     key, equals, values = text.partition("=")
-    if not equals or not values or not key.startswith("method."):
-        raise UserError(f"'{text}' is no setting of a method with values: write it as in method.test_rank=1,2,4")
-    return key.removeprefix("method."), [yaml.safe_load(value) for value in values.split(",")]
+    if not equals or not values or not (key.startswith("method.") or key == INTERPOLATION):
+        raise UserError(
+            f"'{text}' is no setting of a method with values: write it as in method.test_rank=1,2,4, or as in "
+            "interpolation=0,0.1,...,1"
+        )
+    read = [yaml.safe_load(value) for value in steps(values.split(","))]
+    if key == INTERPOLATION and any(type(v) not in (int, float) or not 0 <= v <= 1 for v in read):
+        raise UserError(f"{text}: allowed are numbers from 0, the frozen weights, to 1, the tuned ones")
+    return key.removeprefix("method."), read
+
+
+def steps(values: Sequence[str]) -> list[str]:
+    """Values with `...` between numbers filled in: 0, 0.1, ..., 1. Raises: UserError where no such row is meant."""
+    if "..." not in values:
+        return list(values)
+    at = values.index("...")
+    try:
+        (first, second), last = map(Decimal, values[at - 2 : at]), Decimal(values[at + 1])
+        step = second - first
+        n = (last - second) / step - 1
+        if n < 0 or n != int(n) or n > MOST or "..." in values[at + 1 :]:
+            raise ValueError
+    except (ValueError, IndexError, ArithmeticError):
+        raise UserError(f"'{','.join(values)}' is no row of numbers: write it as in 0,0.1,...,1") from None
+    return [*values[:at], *(str(second + step * i) for i in range(1, int(n) + 1)), *values[at + 1 :]]
 
 
 def has_setting(run: "Record", name: str) -> bool:
-    return name in run.config.get("method", {})
+    return name == INTERPOLATION or name in run.config.get("method", {})
 
 
 def tested(
@@ -107,13 +151,14 @@ def tested(
     """A row for each value: what the run is, and its scores in percent."""
     from vlprompt.config.spec import spec_of_record
     from vlprompt.results.metrics import find_metric
-    from vlprompt.run import test_again
+    from vlprompt.run import test_again, test_line
 
     spec = spec_of_record(folder, run, device=options.device)
     metric = options.metric
     rows: list[dict[str, Any]] = []
-    for value in values:
-        scores = test_again(spec, folder, {name: value})
+    line = name == INTERPOLATION
+    tests = test_line(spec, folder, values) if line else (test_again(spec, folder, {name: v}) for v in values)
+    for value, scores in zip(values, tests, strict=True):
         row = {key: getattr(run, key) for key in ("protocol", "dataset", "backbone", "method")}
         row |= {**texts, "shots": run.shots, "seed": run.seed, "precision": spec.precision, name: value}
         rows.append(row | {split: find_metric(metric).factor * of_split[metric] for split, of_split in scores.items()})
@@ -132,7 +177,8 @@ def over_seeds(rows: "pd.DataFrame", name: str, metric: str) -> "pd.DataFrame":
     splits = [column for column in rows.columns[list(rows.columns).index(name) + 1 :] if rows[column].notna().any()]
     shown = []
     for key, group in rows.groupby(keys, sort=False):
-        row = {k: str(v) for k, v in zip(keys, key, strict=True)} | {"n": str(len(group))}
+        row = {k: f"{v:g}" if isinstance(v, float) else str(v) for k, v in zip(keys, key, strict=True)}
+        row["n"] = str(len(group))
         for split in splits:
             value = spread(group[split])
             row[split] = spread_text(value.mean, value.deviation, decimals=find_metric(metric).decimals)

@@ -39,7 +39,8 @@ SHARED_WITH_REFERENCE = (
     *("jobs_per_gpu", "compile", "bank", "force", "wandb", "debug", "hydra"),
 )
 """What a run has in common with the zero-shot run that it is compared with."""
-WORDING = ("template", "templates", "learned_template")  # arguments of a method that may be those of the data set
+WORDING = ("template", "templates", "learned_template", "target_beta")
+"""Arguments of a method that may be those of the data set that is tested."""
 SHARED_WITH_DEFAULT = ("seed", "shots", "hydra")
 """What a run has in common with its default: seed and shots, and the folders that both are composed from."""
 SINGLE = ("seed", "fit.lr")  # earlier versions took lists of them

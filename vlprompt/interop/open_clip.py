@@ -10,8 +10,8 @@ from vlprompt.towers.loading import CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from vlprompt.towers.saving import save_open_clip
 
 MERGEABLE = (
-    "bitfit, clip_lora, dylora, full_finetune, intrinsic_dimension, ln_tuning, lora, lora_plus, prolip, qlora (with "
-    "method.head=text)"
+    "bitfit, clip_lora, dylora, flyp, full_finetune, intrinsic_dimension, ln_tuning, lora, lora_plus, prolip, "
+    "qlora (with method.head=text)"
 )
 """The methods that leave nothing but other weights, in words."""
 

@@ -76,6 +76,7 @@ class MMRL(Learner):
         self.projection = nn.Parameter(torch.randn(clip.image.projection.shape) * clip.image.width**-0.5)  # [d, e]
 
     def edits(self, tower: str) -> Edits:
+        """Tokens written into each layer from the first one on."""
         maps: Any = self.maps[tower]
         tokens = (at_least_single(project(self.tokens)) for project in maps)
         return {layer: Edit(tokens=written) for layer, written in enumerate(tokens, start=self.first_layer)}
@@ -91,7 +92,11 @@ class MMRL(Learner):
         tower, n = self.clip.image, len(self.tokens)
         table = tower.tokens(images, self.image_edits())
         tokens = tower.norm_out(table[:, tower.n_prefix_tokens : tower.n_prefix_tokens + n])
-        return tower.project(table, n), tokens.mean(1) @ self.projection.to(tokens.dtype)
+        return tower.project(table, n), tokens.mean(1) @ self.token_projection().to(tokens.dtype)
+
+    def token_projection(self) -> Float[Tensor, "d e"]:
+        """The matrix that reads the tokens."""
+        return self.projection
 
     @property
     def mixes(self) -> bool:

@@ -12,6 +12,14 @@ from vlprompt.learners.sites import Towers
 from vlprompt.towers import Clip, ImageTower
 
 
+class OtherModel(Learner):
+    """A model in which class names classify and which may be another than the frozen one: nothing is trained."""
+
+    @property
+    def edits_image(self) -> bool:
+        return not self.clip.image.frozen
+
+
 class WeightLearner(Learner):
     """A learner that runs the towers with other tensors instead of some of their own (`Clip.with_weights`).
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlprompt.towers.block import KeysValues, heads_first
-from vlprompt.towers.edits import NONE, Edits
+from vlprompt.towers.edits import NONE, Edits, overwrites
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def as_table(weights: Sequence[Tensor], edits: Edits, depth: int, n_prefix: int)
         N = first + n_keys + n_rows - n_prefix - width
         table = of_layer.new_zeros(B, h, N, N)
         table[:, :, rows[:, None].to(table.device), columns.to(table.device)] = of_layer
-        if edits.get(layer + 1, NONE).tokens is not None:
+        if overwrites(edits.get(layer + 1, NONE)):
             table[:, :, n_prefix : n_prefix + width] = 0
         tables.append(table)
     return torch.stack(tables)

@@ -150,6 +150,7 @@ class Block:
         k, v = self.k_norm(self._heads(_plus(k, edit.k, u))), self._heads(_plus(v, edit.v, u))
         if read is not None:
             x, u = read(x), read(u)
+        skip = None if edit.skip is None else edit.skip(u)
         q = self.q_norm(self._heads(_plus(self.q(u), edit.q, u)))
         a = self._attend(q, k, v, edit.prefix, attend, attend_gated).flatten(-2)
         if self.norm_heads is not None:
@@ -159,13 +160,13 @@ class Block:
             h = edit.attn(h, x).to(h.dtype)
         x = x + self.gain1(h)
         if self.fused is not None and edit.fc1 is edit.fc2 is edit.mlp is None:
-            return self.fused(x)
+            return _add(self.fused(x), skip)
         u = self.norm2(x)
         a = self.act(_plus(self.fc1(u), edit.fc1, u))
         h = _plus(self.fc2(a), edit.fc2, a)
         if edit.mlp is not None:
             h = edit.mlp(h, x).to(h.dtype)
-        return x + self.gain2(h)
+        return _add(x + self.gain2(h), skip)
 
     def _heads(self, t: Float[Tensor, "*B n d"]) -> Float[Tensor, "*B n h c"]:
         return t.unflatten(-1, (self.heads, -1))
@@ -194,7 +195,11 @@ class Block:
 
 
 def _plus(y: Tensor, delta: Callable[[Tensor], Tensor] | None, x: Tensor) -> Tensor:
-    return y if delta is None else y + delta(x).to(y.dtype)
+    return y if delta is None else _add(y, delta(x))
+
+
+def _add(y: Tensor, more: Tensor | None) -> Tensor:
+    return y if more is None else y + more.to(y.dtype)
 
 
 def _identity(x: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ class Clip:
         """The same model as a module that holds its tensors itself, those that replaced others too, as plain ones."""
         root = copy.deepcopy(self.weights.root)
         for name, tensor in self.weights.replaced.items():
-            tensor = tensor.plain() if isinstance(tensor, Quantized) else tensor
+            tensor = plain(tensor)
             part, _, last = name.rpartition(".")
             getattr(root.get_submodule(part), last).data = tensor.detach().clone()
         weights, text = Weights(root), None
@@ -140,6 +140,19 @@ class Clip:
             whole[matrix.rows] += delta.to(whole.dtype)
         return self.with_weights(tensors)
 
+    def toward(self, other: "Clip", share: float) -> "Clip":
+        """The model on the straight line to another one with the same tensors: 0 is this one, 1 the other.
+
+        The scale of the cosine is between the two in its logarithm, as it is trained.
+        """
+        if share in (0, 1):
+            return other if share else self
+        ours = {name: plain(self.weights.tensor(name)) for name in other.weights.replaced}
+        theirs = {name: plain(tensor) for name, tensor in other.weights.replaced.items()}
+        line = {name: torch.lerp(ours[name], theirs[name].to(ours[name].dtype), share) for name in ours}
+        scale = self.scale ** (1 - share) * other.scale**share
+        return replace(self.with_weights(line), scale=scale)
+
     def to(self, device: torch.device | str) -> "Clip":
         """The same model, moved (the borrowed modules move with it)."""
         self.weights.root.to(device)
@@ -164,7 +177,7 @@ class Clip:
         digest = hashlib.sha256(f"{visual.module!r} {heads} {pooling}".encode())
         for name in visual.module.state_dict():
             tensor = visual.tensor(name)
-            tensor = (tensor.plain() if isinstance(tensor, Quantized) else tensor).detach().cpu().contiguous()
+            tensor = plain(tensor).detach().cpu().contiguous()
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
             digest.update(tensor.flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
@@ -172,6 +185,11 @@ class Clip:
     @property
     def device(self) -> torch.device:
         return next(self.weights.root.parameters()).device
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """A tensor of numbers, where it is kept in 4 bits."""
+    return tensor.plain() if isinstance(tensor, Quantized) else tensor
 
 
 def build(weights: Weights, *, name: str, preprocess: Preprocess, words: WordTable | None) -> Clip:

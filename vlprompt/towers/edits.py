@@ -1,7 +1,7 @@
 """What a method may do to one frozen block: the list of edit sites."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 
 from jaxtyping import Float
@@ -41,6 +41,7 @@ class Edit:
 
     # written into the prompt slot before the block; in the text tower also one for each class
     tokens: Float[Tensor, "n d"] | Float[Tensor, "B n d"] | Float[Tensor, "#B C n d"] | None = None
+    share: float | None = None  # of `tokens` in what an open slot then holds; the rest stays as it was (None: nothing)
     prefix: Prefix | None = None
     q: Delta | None = None
     k: Delta | None = None
@@ -50,9 +51,14 @@ class Edit:
     fc2: Delta | None = None
     attn: Branch | None = None
     mlp: Branch | None = None
+    skip: Delta | None = None  # reads the output of norm 1, added to the block's output
+
+    def __post_init__(self) -> None:
+        if self.share is not None and self.tokens is None:
+            raise TypeError("Edit takes share next to tokens alone")
 
 
-SITES = tuple(field.name for field in fields(Edit))
+SITES = tuple(field.name for field in fields(Edit) if field.name != "share")
 NONE = Edit()
 
 Edits = Mapping[int, Edit]
@@ -68,12 +74,12 @@ def merge(first: Edits, second: Edits) -> dict[int, Edit]:
     """
     merged = dict(first)
     for layer, edit in second.items():
-        sites = {site: getattr(edit, site) for site in SITES if getattr(edit, site) is not None}
+        given = {f.name: value for f in fields(edit) if (value := getattr(edit, f.name)) is not None}
         old = merged.get(layer, NONE)
-        clash = [site for site in sites if getattr(old, site) is not None]
+        clash = [site for site in SITES if site in given and getattr(old, site) is not None]
         if clash:
             raise UserError(f"two methods edit {', '.join(clash)} of layer {layer}: let one of them leave it alone")
-        merged[layer] = Edit(**{site: sites.get(site, getattr(old, site)) for site in SITES})
+        merged[layer] = replace(old, **given)
     return merged
 
 
@@ -82,6 +88,26 @@ def check_layers(edits: Edits, depth: int, tower: str) -> None:
     beyond = [layer for layer in edits if not 0 <= layer < depth]
     if beyond:
         raise UserError(f"{tower} has {depth} blocks (layers 0 to {depth - 1}), got an edit of layer {max(beyond)}")
+
+
+def overwrites(edit: Edit) -> bool:
+    """Whether nothing of what an open slot holds is left."""
+    return edit.tokens is not None and edit.share is None
+
+
+def mixed(tokens: Float[Tensor, "R n d"], slot: Float[Tensor, "R m d"], share: float | None) -> Float[Tensor, "R n d"]:
+    """What a slot holds after tokens were written; an empty one takes all of them.
+
+    Raises:
+        UserError: a share of other tokens than there are.
+    """
+    if share is None or not slot.shape[1]:
+        return tokens
+    if tokens.shape[1] != slot.shape[1]:
+        raise UserError(
+            f"{tokens.shape[1]} tokens with a share cannot be mixed with the {slot.shape[1]} in the slot: give as many"
+        )
+    return share * tokens + (1 - share) * slot
 
 
 def drops(edits: Edits) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from vlprompt.errors import UserError
 from vlprompt.towers.attention import Weighed, as_table
 from vlprompt.towers.block import Block, Map, Weights, attend_all, view
-from vlprompt.towers.edits import NO_EDITS, NONE, Edit, Edits, Prefix, check_layers
+from vlprompt.towers.edits import NO_EDITS, NONE, Edit, Edits, Prefix, check_layers, mixed, overwrites
 
 TIMM = ("VisionTransformer", "VisionTransformerDistilled")
 """timm's classes whose blocks are run here; the second reads two tokens."""
@@ -150,14 +150,15 @@ class ImageTower:
         for layer, block in enumerate(self.blocks):
             edit, last = edits.get(layer, NONE), layer == self.depth - 1
             if (tokens := edit.tokens) is not None:
-                unread = (last and not whole) or edits.get(layer + 1, NONE).tokens is not None
-                if unread and weighed is None and tokens.ndim == 2 and replace(edit, tokens=None) == NONE:
+                unread = (last and not whole) or overwrites(edits.get(layer + 1, NONE))
+                alone = edit.share is None and replace(edit, tokens=None) == NONE
+                if unread and weighed is None and tokens.ndim == 2 and alone:
                     # nothing reads what comes of them: they are keys and values only, computed once for all images
                     x, width = write(x, tokens[:0], self.n_prefix_tokens, width)
                     tokens = tokens.to(x.dtype)
                     edit = Edit(prefix=Prefix(tokens=block.norm1(self.norm_in(tokens) if layer == 0 else tokens)))
                 else:
-                    x, width = write(x, tokens, self.n_prefix_tokens, width)
+                    x, width = write(x, tokens, self.n_prefix_tokens, width, edit.share)
             if layer == 0:
                 x = self.norm_in(x)
             attend = attend_all if weighed is None else weighed
@@ -166,14 +167,21 @@ class ImageTower:
 
 
 def write(
-    x: Float[Tensor, "B N d"], tokens: Float[Tensor, "n w"] | Float[Tensor, "B n w"], at: int, width: int
+    x: Float[Tensor, "B N d"],
+    tokens: Float[Tensor, "n w"] | Float[Tensor, "B n w"],
+    at: int,
+    width: int,
+    share: float | None = None,
 ) -> tuple[Float[Tensor, "B M d"], int]:
-    """Write prompt tokens into the slot x[:, at : at+width] (width 0: open it). -> (x, the slot's new width)."""
+    """Write prompt tokens into the slot x[:, at : at+width] (width 0: open it). -> (x, the slot's new width).
+
+    With a `share` an open slot keeps the rest of what it holds.
+    """
     if tokens.shape[-1] != x.shape[-1]:
         raise UserError(f"prompt tokens have width {tokens.shape[-1]}, this tower needs {x.shape[-1]}")
     if width == tokens.shape[-2] == 0:
         return x, 0
-    tokens = tokens.to(x.dtype).expand(x.shape[0], -1, -1)
+    tokens = mixed(tokens.to(x.dtype).expand(x.shape[0], -1, -1), x[:, at : at + width], share)
     return torch.cat([x[:, :at], tokens, x[:, at + width :]], 1), tokens.shape[1]
 
 

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlprompt.errors import UserError
 from vlprompt.towers.block import Block, Map, attend_all
-from vlprompt.towers.edits import NO_EDITS, NONE, Edit, Edits, check_layers, drops
+from vlprompt.towers.edits import NO_EDITS, NONE, Edit, Edits, check_layers, drops, mixed
 from vlprompt.towers.packing import packing
 
 ROWS_AT_ONCE = 4096
@@ -208,7 +208,7 @@ class TextTower:
         for layer, block in enumerate(self.blocks):
             edit = edits.get(layer, NONE)
             if edit.tokens is not None and not prompts.slot:
-                x, width = self._open(x, edit.tokens, width)
+                x, width = self._open(x, edit, width)
             else:
                 x = self._write(x, edit, P + S)
             T = x.shape[1]
@@ -222,30 +222,33 @@ class TextTower:
         deep = [edit.tokens for edit in edits.values() if edit.tokens is not None]
         return any(tokens.ndim == 4 or not prompts.slot for tokens in deep)
 
-    def _open(self, x: Float[Tensor, "R T d"], tokens: Tensor, width: int) -> tuple[Float[Tensor, "R U d"], int]:
+    def _open(self, x: Float[Tensor, "R T d"], edit: Edit, width: int) -> tuple[Float[Tensor, "R U d"], int]:
         """Write deep prompts into the slot of a text without a context: empty at first, after the start token."""
+        assert edit.tokens is not None
+        tokens, first = edit.tokens, self.n_prefix_tokens
         n, d = tokens.shape[-2:]
         if d != self.width or tokens.ndim != 2:
             raise UserError(f"deep text prompts {list(tokens.shape)} do not fit: [n, {self.width}] is needed")
-        tokens = tokens.to(x.dtype).expand(len(x), n, d)
-        return torch.cat([x[:, : self.n_prefix_tokens], tokens, x[:, self.n_prefix_tokens + width :]], 1), n
+        tokens = mixed(tokens.to(x.dtype).expand(len(x), n, d), x[:, first : first + width], edit.share)
+        return torch.cat([x[:, :first], tokens, x[:, first + width :]], 1), n
 
     def _write(self, x: Float[Tensor, "R T d"], edit: Edit, n_shared: int) -> Float[Tensor, "R T d"]:
         """Write deep prompts over the tokens that the context occupies; they get no positions."""
         if edit.tokens is None:
             return x
-        n, d = edit.tokens.shape[-2:]
-        if d != self.width or self.n_prefix_tokens + n > n_shared:
+        (n, d), first = edit.tokens.shape[-2:], self.n_prefix_tokens
+        if d != self.width or first + n > n_shared:
             raise UserError(
                 f"deep text prompts [{n}, {d}] do not fit: the text tower has width {self.width} and "
-                f"{n_shared - self.n_prefix_tokens} tokens common to all classes after the start token"
+                f"{n_shared - first} tokens common to all classes after the start token"
             )
         tokens = edit.tokens.to(x.dtype)
         if tokens.ndim == 4:  # rows are images times classes
             B = len(x) // tokens.shape[1]
             tokens = tokens.expand(B, -1, -1, -1).flatten(0, 1)
         tokens = _repeat(tokens[:, None], len(x) // len(tokens), 1) if tokens.ndim == 3 else tokens.expand(len(x), n, d)
-        return torch.cat([x[:, : self.n_prefix_tokens], tokens, x[:, self.n_prefix_tokens + n :]], 1)
+        tokens = mixed(tokens, x[:, first : first + n], edit.share)
+        return torch.cat([x[:, :first], tokens, x[:, first + n :]], 1)
 
 
 def format_template(template: str, name: str) -> str:

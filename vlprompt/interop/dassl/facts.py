@@ -34,6 +34,8 @@ TRAINERS = {
     "ProGrad": "prograd",
     "TCP": "tcp",
     "MMRL": "mmrl",
+    "MMRLpp": "mmrl_plus_plus",
+    "MultiModalAdapter": "mma",
     "MaPLe": "maple",
     "IVLP": "ivlp",
     "VPT": "vpt_deep",
