@@ -30,8 +30,8 @@ from vlprompt.learners.lp_plus_plus import LPPlusPlus
 from vlprompt.learners.maple import MaPLe
 from vlprompt.learners.mma import MMA
 from vlprompt.learners.mmrl import MMRL
-from vlprompt.learners.plot_plus_plus import PLOTPlusPlus
 from vlprompt.learners.mmrl_plus_plus import MMRLPlusPlus
+from vlprompt.learners.plot_plus_plus import PLOTPlusPlus
 from vlprompt.learners.prograd import ProGrad
 from vlprompt.learners.prolip import ProLIP
 from vlprompt.learners.promptsrc import PromptSRC
