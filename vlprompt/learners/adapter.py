@@ -15,17 +15,13 @@ ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tan
 
 
 class Adapter(SiteLearner):
-    """Bottleneck adapters: a small residual network after the attention and the MLP of each block, or the MLP alone.
-
-    h -> h + W_up act(W_down h), or W_down (h + the stream that h is added to), for a branch's output h.
+    """Bottleneck adapters, after attention and MLP of each block or the MLP: h -> h + W_up act(W_down h) of its output h.
 
     Args:
-        towers: "image", "text" or "both".
-        sites, reads: "attn_mlp" and "branch" (Houlsby et al.); "mlp" and "sum" (Pfeiffer et al.).
-        bottleneck: hidden width.
-        activation: "gelu", its approximation by a hyperbolic tangent ("gelu_tanh"), "relu" or "swish".
+        towers, head, head_start: "image", "text" or "both"; as in Learner.
+        sites, reads: "attn_mlp" and "branch" (Houlsby et al.); "mlp" and "sum", W_down (h + the stream) (Pfeiffer et al.).
+        bottleneck, activation: hidden width; "gelu", its approximation by tanh ("gelu_tanh"), "relu" or "swish".
         std: deviation of the initial weights, cut at twice as much, with biases of zero; None: W_up starts at zero.
-        head, head_start: as in Learner.
 
     Source: Houlsby et al., ICML 2019, https://arxiv.org/abs/1902.00751, section 2.1; Pfeiffer et al., EACL 2021,
     https://arxiv.org/abs/2005.00247, section 3.
