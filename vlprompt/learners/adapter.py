@@ -15,11 +15,11 @@ ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tan
 
 
 class Adapter(SiteLearner):
-    """Bottleneck adapters, after attention and MLP of each block or the MLP: h -> h + W_up act(W_down h) of its output h.
+    """Bottleneck adapters after the attention and the MLP of each block, or the MLP: h -> h + W_up act(W_down h).
 
     Args:
         towers, head, head_start: "image", "text" or "both"; as in Learner.
-        sites, reads: "attn_mlp" and "branch" (Houlsby et al.); "mlp" and "sum", W_down (h + the stream) (Pfeiffer et al.).
+        sites, reads: "attn_mlp" and "branch" (Houlsby et al.); "mlp" and "sum", W_down (h + stream) (Pfeiffer).
         bottleneck, activation: hidden width; "gelu", its approximation by tanh ("gelu_tanh"), "relu" or "swish".
         std: deviation of the initial weights, cut at twice as much, with biases of zero; None: W_up starts at zero.
 
