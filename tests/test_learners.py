@@ -121,7 +121,7 @@ CASES = [plain(method) for method in METHODS] + [case for case in VARIANTS if ca
 SLOW = {"bitfit: image", "coop: random start", "full_finetune: text", "hard_prompts: ensemble", "promptsrc: text alone",
         "linear_head: plain ViT", "taskres: ensemble", "linear_probe: plain ViT", "prograd: front",
         "prograd: class-specific", "p_tuning: none", "vpt_deep: plain ViT", "coop: middle",
-        "tcp: words around"}  # fmt: skip
+        "tcp: words around", "zs_lp: texts, ensemble", "cross_modal: images alone"}  # fmt: skip
 """Whose ways other cases go, too."""
 
 
