@@ -136,6 +136,7 @@ SLOW = {"dept: cocoop", "dept: maple", "plot_plus_plus: text alone",
         "linear_head: plain ViT", "taskres: ensemble", "linear_probe: plain ViT", "prograd: front",
         "prograd: class-specific", "p_tuning: none", "vpt_deep: plain ViT", "coop: middle",
         "tcp: words around", "two_stage: bitfit, text", "two_stage: lora", "ln_tuning: plain ViT"}  # fmt: skip
+        "tcp: words around", "zs_lp: texts, ensemble", "cross_modal: images alone"}  # fmt: skip
 """Whose ways other cases go, too."""
 
 

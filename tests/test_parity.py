@@ -583,11 +583,16 @@ WRONG = {
     "a grid point": ("tip_adapter_synthetic", lambda _, t: shift(t, "val_acc_grid_beta_outer_alpha_inner", 2.5)),
     "an epoch": ("tip_adapter_f_synthetic", lambda told, _: shift(told["results"]["test_acc_per_epoch"], 0, 5.0)),
     "the best epoch": ("lp_plus_plus_k5_s1", lambda told, _: shift(told["results"], "best_epoch_from_0", 1)),
+    "a multiplier": ("clap_l2_adaptative_dtd", lambda _, t: shift(t, "paper.lambda_after_epoch3", 1e-3)),
+    "a mean of texts": ("zs_lp_imagenet", lambda _, t: shift(t, "init.prototypes", 1e-3)),
+    "a chosen step": ("crossmodal_k5_s2_zeroshot",
+                      lambda told, _: shift(told["results"]["paper"], "best_iteration_from_0", 100)),
+    "a drawn image": ("crossmodal_k5_s2_zeroshot", lambda _, t: shift(t, "paper.image_indices", -1)),
     "a batch": ("tip_adapter_f_synthetic", lambda told, _: told.update(train_step_batch_sizes=[8, 2, 8, 8, 2, 8])),
 }  # fmt: skip
 
 
-SLOWER = ("final logits", "a parameter", "a rate", "the best epoch")
+SLOWER = ("final logits", "a parameter", "a rate", "the best epoch", "a chosen step")
 
 
 @pytest.mark.parametrize("what", [pytest.param(w, marks=[pytest.mark.slow] * (w in SLOWER)) for w in WRONG])

@@ -17,12 +17,13 @@ from vlprompt.data.cache.features import FeatureCache
 from vlprompt.data.loader import Loader
 from vlprompt.data.sampling import sample_few_shot
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Batches, normalize
+from vlprompt.learners.base import Batches, Learner, normalize
 from vlprompt.learners.clap import CLAP
+from vlprompt.learners.cross_modal import CrossModal
 from vlprompt.learners.zs_lp import ZSLP
 from vlprompt.protocols.base import Episode
 from vlprompt.protocols.few_shot import FewShot
-from vlprompt.towers import Clip, Images
+from vlprompt.towers import Clip, Images, load_clip
 from vlprompt.train import train
 from vlprompt.training.progress import Reporter
 
@@ -177,6 +178,12 @@ def test_half_of_a_batch_gives_way_to_texts(clip: Clip, batch: tuple[Images, Ten
     assert learner.eval().loss(*batch)[0].item() == pytest.approx(
         torch.nn.functional.cross_entropy(logits, batch[1]).item(), rel=1e-5
     )
+
+
+@pytest.mark.parametrize("kind", [ZSLP, CLAP, CrossModal])
+def test_a_model_without_text_is_refused(kind: type[Learner]) -> None:
+    with pytest.raises(UserError, match="has no text tower"):
+        kind(load_clip("timm:test_vit"), CLASSES)
 
 
 @pytest.mark.parametrize("wrong", [{"strength": -1.0}, {"n_views": 0}])
