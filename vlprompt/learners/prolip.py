@@ -110,8 +110,9 @@ class ProLIP(WeightLearner):
     def prepare(self, train: Batches, val: Batches | None) -> None:
         passes = [self.collect(train) for _ in range(self.n_views)]
         views, labels = [features for features, _ in passes], passes[0][1]
-        shots = labels.bincount().max().item()
-        weight = {"1/shots": 1 / shots, "1/shots^2": 1 / shots**2}.get(self.weight, self.weight)
+        shots, weight = int(labels.bincount().max()), self.weight
+        if isinstance(weight, str):
+            weight = 1 / shots if weight == "1/shots" else 1 / shots**2
         seen = self.collect(val) if val and self.search else None
         most, best = -1, self.projection.detach()
         for pair in self.search if seen else [(self.lr, weight)]:

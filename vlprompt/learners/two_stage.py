@@ -60,16 +60,16 @@ class TwoStage(Learner):
             low_rank: dict[str, Any] = {"sites": sites, "rank": rank, "alpha": alpha, "dropout": dropout}
             self.tuned = LoRA(clip, classes, **shared, **low_rank, scaling="alpha/sqrt(r)")
         else:
-            first = {"first_image_layer": first_image_layer, "first_text_layer": first_text_layer}
-            self.tuned = (LNTuning if stage1 == "layer_norm" else BlockBiases)(clip, classes, **shared, **first)
+            shared |= {"first_image_layer": first_image_layer, "first_text_layer": first_text_layer}
+            self.tuned = (LNTuning if stage1 == "layer_norm" else BlockBiases)(clip, classes, **shared)
         self.classifier = nn.Parameter(torch.zeros(len(self.classes), clip.image.embed_dim))
         self.register_buffer("stage", torch.tensor(0))
 
     @classmethod
     def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
-        names, why = ("sites", "rank", "alpha", "dropout"), "which has none: drop it, or use lora"
+        names, why = ["sites", "rank", "alpha", "dropout"], "which has none: drop it, or use lora"
         if settings["stage1"] == "lora":
-            names, why = ("first_image_layer", "first_text_layer"), "which is in all: drop it, or use layer_norm"
+            names, why = ["first_image_layer", "first_text_layer"], "which is in all: drop it, or use layer_norm"
         return dict.fromkeys(names, ("method.stage1", why))
 
     @property
@@ -86,14 +86,17 @@ class TwoStage(Learner):
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
         """At first the tuned tower's texts; after that the classifier's vectors where it has them."""
-        if not self.stage:
-            return self.tuned.encode_classes()
-        known = {name: row for row, name in enumerate(self.trained_classes)}
+        known = {name: row for row, name in enumerate(self.trained_classes)} if self.stage else {}
         rows = [known.get(name) for name in self.classes]
         if None not in rows:
             return self.classifier.index_select(0, torch.tensor(rows, device=self.classifier.device))
-        learned, texts = normalize(self.classifier), normalize(self.tuned.encode_classes())
-        return torch.stack([text if row is None else learned[row] for row, text in zip(rows, texts, strict=True)])
+        texts = self.tuned.encode_classes()
+        assert texts is not None
+        if not self.stage:
+            return texts
+        learned = [None if row is None else normalize(self.classifier[row]) for row in rows]
+        pairs = zip(normalize(texts), learned, strict=True)
+        return torch.stack([text if vector is None else vector for text, vector in pairs])
 
     def image_edits(self) -> Edits:
         return self.tuned.image_edits()
