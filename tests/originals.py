@@ -421,7 +421,7 @@ def parts_of_dept(learner: Any, images: Images, labels: Tensor) -> dict[str, flo
         text, image = (
             f * c.weight + c.bias for f, c in ((of_labels, learner.text_channels), (features, learner.image_channels))
         )
-        both = learner.head(torch.cat([text, image]))
+        both = learner.linear(torch.cat([text, image]))
         parts = {
             "ce": nn.functional.cross_entropy(learner.inner.compare(features, classes), labels).item(),
             "ce_head": nn.functional.cross_entropy(both, torch.cat([labels, labels])).item(),
@@ -833,7 +833,7 @@ METHODS = {
             r"film_lp_text\.bias": "text_channels.bias",
             r"film_lp_img\.scale": "image_channels.weight",
             r"film_lp_img\.bias": "image_channels.bias",
-            r"linear_probe_proj\.(.*)": r"head.\1",
+            r"linear_probe_proj\.(.*)": r"linear.\1",
             r"prompt_learner\..*": lambda m: f"inner.{of_inner(m[0])}",
         },
         components=parts_of_dept,
@@ -842,7 +842,9 @@ METHODS = {
                 learner.encode_classes() if learner.encode_classes() is not None else text_of_images(learner, images)
             ),
             "logits_similarity": lambda learner, images: learner.inner.logits(images, learner.encode_classes()),
-            "logits_head": lambda learner, images: learner.head(learner.image_channels(learner.encode_images(images))),
+            "logits_head": lambda learner, images: learner.linear(
+                learner.image_channels(learner.encode_images(images))
+            ),
             "new_logits": of_new_classes,
             "logits_new": of_new_classes,
         },

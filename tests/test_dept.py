@@ -85,7 +85,7 @@ def test_loss_is_the_mixture_and_what_the_inner_learner_adds(inner: str) -> None
         learner.text_channels.bias.fill_(0.1)
         learner.image_channels.weight.fill_(0.9)
     rows = torch.cat([text + 0.1, 0.9 * features])
-    head = rows @ learner.head.weight.T + learner.head.bias
+    head = rows @ learner.linear.weight.T + learner.linear.bias
     ce, ce_head = F.cross_entropy(cosines, LABELS), F.cross_entropy(head, LABELS.repeat(2))
     loss, logits = learner.loss(images(), LABELS)
     torch.testing.assert_close(loss, inside - ce + 0.7 * ce + 0.3 * ce_head)
@@ -113,7 +113,7 @@ def test_the_head_judges_training_classes_alone() -> None:
     learner = built("coop")
     logits = learner.logits(images(), learner.encode_classes())
     cosines = learner.inner.logits(images(), learner.encode_classes())
-    head = learner.head(learner.image_channels(learner.encode_images(images())))
+    head = learner.linear(learner.image_channels(learner.encode_images(images())))
     torch.testing.assert_close(logits, 0.3 * cosines + 0.7 * head)
     learner.bind([CLASSES[2], CLASSES[0]], rows=[2, 0], transfer=True)  # ImageNet-A's part of ImageNet
     torch.testing.assert_close(learner.logits(images(), learner.encode_classes()), logits[:, [2, 0]])

@@ -135,8 +135,8 @@ SLOW = {"dept: cocoop", "dept: maple", "plot_plus_plus: text alone",
         "bitfit: image", "coop: random start", "full_finetune: text", "hard_prompts: ensemble", "promptsrc: text alone",
         "linear_head: plain ViT", "taskres: ensemble", "linear_probe: plain ViT", "prograd: front",
         "prograd: class-specific", "p_tuning: none", "vpt_deep: plain ViT", "coop: middle",
-        "tcp: words around", "two_stage: bitfit, text", "two_stage: lora", "ln_tuning: plain ViT"}  # fmt: skip
-        "tcp: words around", "zs_lp: texts, ensemble", "cross_modal: images alone"}  # fmt: skip
+        "tcp: words around", "two_stage: bitfit, text", "two_stage: lora", "ln_tuning: plain ViT",
+        "zs_lp: texts, ensemble", "cross_modal: images alone"}  # fmt: skip
 """Whose ways other cases go, too."""
 
 

@@ -26,7 +26,7 @@ def locate(config: Mapping[str, Any], kind: type, where: str) -> tuple[Any, dict
     arguments = {key: value for key, value in config.items() if key != "_target_"}
     check_arguments(located, arguments, where)
     if around := located.built_around(arguments) if hasattr(located, "built_around") else None:
-        check_arguments(*around, f"{where}.arguments")
+        check_arguments(around[0], around[1], f"{where}.arguments")
     return located, arguments
 
 

@@ -49,11 +49,12 @@ class DePT(AroundLearner):
             raise UserError(f"method.weight={weight}, rate={rate}: allowed is a weight from 0 to 1 and a rate above 0")
         kind, settings = self.built_around({"inner": inner, "arguments": arguments, "template": template})
         learner = kind(clip, classes, **settings)
-        if learner.mergeable or learner.has_head or learner.closed_form or not list(learner.parameters()):
+        others = learner.mergeable or learner.has_head or learner.closed_form or len(learner.stages) > 1
+        if others or not list(learner.parameters()):
             raise no_prompts(inner)
         super().__init__(clip, classes, learner, template=template)
         self.weight, self.rate, n = weight, rate, clip.image.embed_dim
-        self.head, self.text_channels, self.image_channels = nn.Linear(n, len(self.classes)), Channels(n), Channels(n)
+        self.linear, self.text_channels, self.image_channels = nn.Linear(n, len(self.classes)), Channels(n), Channels(n)
 
     @classmethod
     def built_around(cls, settings: Mapping[str, Any]) -> tuple[type[Learner], dict[str, Any]]:
@@ -95,7 +96,7 @@ class DePT(AroundLearner):
 
     def classify(self, features: Float[Tensor, "B e"]) -> Float[Tensor, "B C"]:
         with torch.autocast(features.device.type, enabled=False):
-            return self.head(features)
+            return self.linear(features)
 
     def loss(self, images: Images, labels: Int[Tensor, " B"]) -> tuple[Float[Tensor, ""], Float[Tensor, "B C"]]:
         if not self.weight:
@@ -110,7 +111,7 @@ class DePT(AroundLearner):
         return loss + self.weight * (head - F.cross_entropy(logits, labels)), self.mix(logits, features)
 
     def param_groups(self, fit: Any) -> list[dict[str, Any]]:
-        parts = (self.head, self.text_channels, self.image_channels)
+        parts = (self.linear, self.text_channels, self.image_channels)
         others = {"params": [p for part in parts for p in part.parameters()], "lr": fit.lr * self.rate}
         return [*self.inner.param_groups(fit), {**others, "same_warmup": True}]
 

@@ -1,6 +1,6 @@
 """PLOT++: several prompts a class and an image, matched by optimal transport."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -65,16 +65,15 @@ class PLOTPlusPlus(Learner):
         self.n_context = n = len(self.openings[0].split()) if openings else 0
         if not n or (not cut_names and min(map(self.text.count, self.openings)) < n):
             raise UserError(f"method.openings is {openings}: give phrases, each of as many words as the first or more")
-        settings = {"epsilon": epsilon, "iterations": iterations, "threshold": threshold, "stop": stop}
-        self.plan = uniform if transport == "uniform" else partial(sinkhorn, **settings)
+        settings: dict[str, Any] = {"epsilon": epsilon, "iterations": iterations, "threshold": threshold, "stop": stop}
+        self.plan: Callable[[Tensor], Tensor] = uniform if transport == "uniform" else partial(sinkhorn, **settings)
         ids, first = self.text.tokenize(self.openings), self.text.n_prefix_tokens
         self.context = nn.Parameter(self.text.embed(ids[:, first : first + n]).float().clone())  # [N, n, d]
         self.tokens = None
         if n_image_tokens:
             clip.image.require_blocks()
-            self.tokens = nn.Parameter(
-                torch.randn(n_image_prompts, n_image_tokens, clip.image.width) * 0.02
-            )  # [M, n, d]
+            tokens = torch.randn(n_image_prompts, n_image_tokens, clip.image.width) * 0.02
+            self.tokens = nn.Parameter(tokens)  # [M, n, d]
         self.stages = (image_share, 1 - image_share) if image_share and n_image_tokens else (1.0,)
         self.register_buffer("stage", torch.tensor(0))
         self._texts: list[Prompts] = []
@@ -108,14 +107,11 @@ class PLOTPlusPlus(Learner):
         return self._texts
 
     def worded(self, opening: str) -> Prompts:
-        prompts, room = (
-            self.text.prompts(self.classes, template=f"{opening} {{}}."),
-            self.text.n_prefix_tokens + self.n_context,
-        )
-        n_shared = len(prompts.shared)
+        prompts = self.text.prompts(self.classes, template=f"{opening} {{}}.")
+        n_shared, room = len(prompts.shared), prompts.n_prefix_tokens + self.n_context
         if int(prompts.eot.min()) + n_shared < room:
             raise UserError(f"method.openings: '{opening}' is too short for a context of {self.n_context} tokens")
-        if not 0 < n_shared < room:
+        if n_shared >= room or not n_shared:
             return prompts
         return replace(prompts, shared=prompts.shared[:0], suffix=prompts.whole(), eot=prompts.eot + n_shared)
 
@@ -133,18 +129,20 @@ class PLOTPlusPlus(Learner):
         return self.encode_each(images).mean(1)
 
     def classes_for(
-        self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C N e"]
+        self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C N e"] | None
     ) -> Float[Tensor, "1 C e"]:
+        assert class_features is not None
         return class_features.mean(1)[None]
 
-    def compare(self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C N e"]) -> Float[Tensor, "B C"]:
-        """Cosines of mean features, times the scale."""
-        return scaled_cosine(features, class_features.mean(1), self.clip.scale)
+    def compare(
+        self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C N e"] | None
+    ) -> Float[Tensor, "B C"]:
+        return scaled_cosine(features, self.classes_for(features, class_features)[0], self.clip.scale)
 
-    def logits(self, images: Images, class_features: Float[Tensor, "C N e"]) -> Float[Tensor, "B C"]:
+    def logits(self, images: Images, class_features: Float[Tensor, "C N e"] | None) -> Float[Tensor, "B C"]:
+        assert class_features is not None
         features = self.encode_each(images)
         with torch.autocast(features.device.type, enabled=False):
             cosines = torch.einsum("bme,cne->bcmn", normalize(features), normalize(class_features))
-            plan = self.plan(cosines.detach())
-            logits = self.clip.scale * (plan * cosines).sum((2, 3))
+            logits = self.clip.scale * (self.plan(cosines) * cosines).sum((2, 3))
         return logits + self.compare(features.mean(1), class_features) if self.first_stage else logits
