@@ -130,7 +130,9 @@ def read_jobs(demo: Path) -> list[Cell | Tuning]:
 def tuned(overrides: list[str], seeds: str, demo: Path) -> Cell | Tuning:
     """The run with the settings that a search chose, if a search today would be the same one; else that search."""
     search, setting = searched(tuple(t for t in overrides if t != TUNED and not t.startswith("seed=")), demo)
-    return Tuning(search, seeds) if setting is None else Cell(read_run([*overrides, *as_overrides(setting)]))
+    if setting is None:
+        return Tuning(search, seeds)
+    return Cell(read_run([*overrides, *as_overrides(setting), f"selection={search.selection}"]))
 
 
 @cache

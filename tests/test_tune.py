@@ -89,6 +89,7 @@ def test_the_choice_is_tested_once_a_seed_next_to_the_default(tuned: tuple[Path,
         assert list(record.scores) == ["base", "novel", "all"]
         expected = search.chosen.setting["fit.lr"] if str(variant).startswith("tuned") else 0.002
         assert record.config["fit"]["lr"] == expected
+        assert record.selection == ("few_shot_val" if str(variant).startswith("tuned") else "fixed")
         assert {"variant": variant, "seed": seed, "status": "finished", "reason": None, "scores": record.scores} in (
             search.tests
         )

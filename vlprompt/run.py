@@ -27,7 +27,7 @@ from vlprompt.results import learner_files
 from vlprompt.results.costs import costs_of_use, timed
 from vlprompt.results.metrics import score
 from vlprompt.results.predictions import PREDICTIONS, Predictions, save_predictions
-from vlprompt.results.record import SELECTIONS, Record, Selection, git_commit, selected_on, versions
+from vlprompt.results.record import Record, Selection, git_commit, most_seen, selected_on, versions
 from vlprompt.results.store import LOG, OpenRun, finished_run, open_run, tidy
 from vlprompt.towers.precision import autocast
 from vlprompt.train import Epoch, train
@@ -239,7 +239,7 @@ def selection(spec: RunSpec, learner: Learner, episode: Episode) -> Selection:
     if not (fit and chosen and episode.selection_split(fit.select_on)):
         return of_files
     of_run = selected_on(fit.select_on, settings.sampler.name, settings.shots)
-    return max(of_files, of_run, key=list(SELECTIONS).index)
+    return most_seen(of_files, of_run)
 
 
 def provenance(spec: RunSpec) -> dict[str, Any]:

@@ -107,12 +107,12 @@ def render_grids(
 
 
 def general_notes(table: pd.DataFrame) -> list[str]:
-    """Of a table with the columns dataset, backbone, precision, variant and selection."""
+    """Of a table with the columns dataset, backbone, precision, variant and, if it shows that, selection."""
     demo = table["dataset"].str.startswith("shapes") | (table["backbone"] == "shapes_vit")
     mixed = len({*table["precision"]} - {"", None}) > 1
     imported = table["variant"].fillna("").str.match(r"imported(-|$)")
     notes = {DEMO_NOTE: demo.any(), PRECISION_NOTE: mixed, IMPORTED_NOTE: imported.any()}
-    return [*(note for note, applies in notes.items() if applies), *selection_notes(table["selection"])]
+    return [*(note for note, applies in notes.items() if applies), *selection_notes(table.get("selection", ()))]
 
 
 def selection_notes(values: Iterable[str]) -> list[str]:

@@ -50,6 +50,11 @@ def shots_order(shots: int | str) -> float:
     return float("inf") if shots == "all" else shots if isinstance(shots, int) else 1e9 + int(shots.partition("-")[0])
 
 
+def most_seen(*selections: Selection) -> Selection:
+    """The one that saw most of the test."""
+    return max(selections, key=list(SELECTIONS).index)
+
+
 class RunKey(BaseModel):
     """What one run is a run of: where it stands in every table."""
 

@@ -15,7 +15,7 @@ from vlprompt.config.spec import RunSpec, check_name
 from vlprompt.errors import DamagedError, NonFiniteError, UserError
 from vlprompt.jobs.failures import run_or_record_failure
 from vlprompt.jobs.single import is_comparable
-from vlprompt.results.record import Record
+from vlprompt.results.record import Record, Selection, most_seen
 from vlprompt.results.store import TRIALS, stored_run
 from vlprompt.training.progress import Reporter
 from vlprompt.tuning.sampler import optuna, sampler, search
@@ -102,12 +102,17 @@ class Search:
             seconds=sum(record.cost.get(name) or 0.0 for name in ("train_seconds", "test_seconds")),
         )
 
+    @property
+    def selection(self) -> Selection:
+        """On what the choice was made, or a recipe's settings if that saw more."""
+        return most_seen("few_shot_val", self.base.settings.selection or "fixed")
+
     def test(self, study: Study, seeds: Sequence[int]) -> list[Record]:
         """The default and the chosen setting on the test images, as ordinary runs, after the zero-shot run if any."""
         if study.chosen is None:
             return []
         name = "tuned" if study.cell.variant is None else f"tuned-{study.cell.variant}"
-        tuned = [*as_overrides(study.chosen.setting), f"name={name}"]
+        tuned = [*as_overrides(study.chosen.setting), f"name={name}", f"selection={self.selection}"]
         specs = [read_run([*self.overrides, *more, f"seed={seed}"]) for seed in seeds for more in ([], tuned)]
         records = [run_or_record_failure(instead_of_earlier(spec)) for spec in specs]
         fields = {"variant", "seed", "status", "reason", "scores"}
