@@ -82,6 +82,8 @@ def test_what_edit_sites_says_of_a_method_is_so(method, script):
 
 
 def value(text: str) -> int:
-    """A count as written, of the classes of tests/test_parameter_counts.py."""
+    """A count as written, or a sum of such, of the classes of tests/test_parameter_counts.py."""
+    if " + " in text:
+        return sum(map(value, text.split(" + ")))
     number = int(text.removesuffix(" C").replace(",", ""))
     return number * len(CLASSES) if text.endswith(" C") else number
