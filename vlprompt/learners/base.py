@@ -375,7 +375,8 @@ def check_every_class(learner: Learner, labels: Int[Tensor, " N"]) -> None:
     if lacking := [name for label, name in enumerate(learner.classes) if label not in seen]:
         raise UserError(
             f"{type(learner).__name__} needs a training image of each class, but of {len(lacking)} of "
-            f"{len(learner.classes)} there is none ({first_names(lacking, 3)}): add images of these, or choose a method that can do without (ss_text)"
+            f"{len(learner.classes)} there is none ({first_names(lacking, 3)}): "
+            "add images of these, or choose a method that can do without (ss_text)"
         )
 
 
