@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
-from itertools import takewhile
+from itertools import combinations, pairwise, takewhile
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -81,12 +81,10 @@ def families(page: Path) -> str:
         [f"**{family}**", *(f"[{one.name}]({entries}#{name}) {paper(one)}" for name, one in members.items())]
         for family, members in by_family("method").items()
     ]
-    columns: list[list[str]] = [[]]
-    for lines in lists:
-        if sum(map(len, columns[-1:])) * N_COLUMNS >= sum(map(len, lists)) and len(columns) < N_COLUMNS:
-            columns.append([])
-        columns[-1] += [*[""] * bool(columns[-1]), *lines]
-    return "\n".join(grid([""] * len(columns), [["<br>".join(lines) for lines in columns]]))
+    splits = (pairwise((0, *cut, len(lists))) for cut in combinations(range(1, len(lists)), N_COLUMNS - 1))
+    ways = (["<br><br>".join(map("<br>".join, lists[start:end])) for start, end in split] for split in splits)
+    columns = min(ways, key=lambda columns: max(column.count("<br>") for column in columns))
+    return "\n".join(grid([""] * N_COLUMNS, [columns]))
 
 
 def paper(one: Any) -> str:

@@ -374,8 +374,9 @@ def check_every_class(learner: Learner, labels: Int[Tensor, " N"]) -> None:
     seen = set(labels.tolist())
     if lacking := [name for label, name in enumerate(learner.classes) if label not in seen]:
         raise UserError(
-            f"{type(learner).__name__} needs a training image of each class, and {len(lacking)} have none "
-            f"({first_names(lacking, 3)}): add images of these, or choose a method that can do without (ss_text)"
+            f"{type(learner).__name__} needs a training image of each class, but of {len(lacking)} of "
+            f"{len(learner.classes)} there is none ({first_names(lacking, 3)}): "
+            "add images of these, or choose a method that can do without (ss_text)"
         )
 
 
