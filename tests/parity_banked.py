@@ -92,7 +92,8 @@ def parts_of_loss(learner, images, labels):
 def check_cross_modal(clip, original, case):
     """The samples, each step of each run on its recorded batches, and the evaluation that is chosen."""
     bounds, told = case.bounds(original), case.told
-    pairs = {k: (case[f"{k}_features_raw"].float(), case[f"{k}_labels"]) for k in ("train", "val", "test", "text")}
+    kinds = [k for k in ("train", "val", "test", "text") if f"{k}_features_raw" in case]  # no texts: of images alone
+    pairs = {k: (case[f"{k}_features_raw"].float(), case[f"{k}_labels"]) for k in kinds}
     zero_shot, test = case["zero_shot_weights"], pairs["test"]
     images = {name: [(Images(features=f), labels)] for name, (f, labels) in pairs.items()}
     start = {name.removeprefix("init."): case[name] for name in case.tensors if name.startswith("init.")}
@@ -100,8 +101,10 @@ def check_cross_modal(clip, original, case):
 
     def fresh(run, **settings):
         learner = original.build(clip, {**told, "run": told["runs"][run]}, **settings)
-        texts = [pairs["text"][0][pairs["text"][1] == c] for c in range(len(learner.classes))]
-        mean = torch.stack([of_class.mean(0) for of_class in texts])
+        mean = zero_shot
+        if "text" in pairs:
+            texts = [pairs["text"][0][pairs["text"][1] == c] for c in range(len(learner.classes))]
+            mean = torch.stack([of_class.mean(0) for of_class in texts])
         learner.zero_shot_features = lambda *_, **__: mean
         learner.all_texts = lambda: pairs["text"]
         ours = dict(learner.named_parameters())
@@ -153,7 +156,7 @@ def recorded(case, run, pairs, learner, size):
     """A run's batches: images, then texts, in shares of which the learner makes its own."""
     rows = [case[f"{run}.{kind}_indices"] for kind in ("image", "text") if f"{run}.{kind}_indices" in case]
     assert [r.shape[1] for r in rows] == [n for n in shares(size, 1 + learner.texts) if n]
-    kinds = [pairs["train"], pairs["text"]][: len(rows)]
+    kinds = [pairs[kind] for kind in ("train", "text")[: len(rows)]]
     for chosen in zip(*rows, strict=True):
         yield tuple(torch.cat([kind[i][at] for kind, at in zip(kinds, chosen, strict=True)]) for i in (0, 1))
 

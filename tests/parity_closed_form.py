@@ -41,7 +41,7 @@ def gda(clip, case):
         names_of(config["n_classes"]),
         n_views=config["cfg"]["augment_epoch"],
         covariance=SETTINGS[config["setting"]],
-        alphas=results["alpha_list"],
+        alphas=[float(alpha) for alpha in results["alpha_list"]],
         n_nearest=results.get("k", 64),
         n_copies=results.get("text_copies", 16),
     )
@@ -54,11 +54,11 @@ def ss_text(clip, case):
     learners = {}
     for name, options in config["variants"].items():
         known(options, VARIANT_OPTIONS, name)
-        penalty = PENALTIES.get(options["text_lambda"], options["text_lambda"])
+        penalty = PENALTIES.get(options.get("text_lambda", "adaptive_shots"), 0.1)  # whatever else it is
         if penalty == "shots" and options.get("balanced_importance"):
             penalty = "uniform"
         learners[name] = SSText(
-            replace(width_of(clip, config), scale=config["logit_scale"]),
+            replace(width_of(clip, config), scale=float(config["logit_scale"])),
             names_of(config["n_classes"]),
             penalty=penalty,
             repel=options.get("repel", False),

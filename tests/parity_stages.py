@@ -7,17 +7,15 @@ from vlprompt.training.optim import make_optimizer, set_learning_rate
 
 
 def has_stages(case):
-    return any(told.get("continues") for told in case.told["runs"].values())
+    return case.method == "2SFS" or any(told.get("continues") for told in case.told["runs"].values())
 
 
 def check_stages(clip, original, case):
     """Each first stage from the start that the case has, then what continues it."""
     learners, runs = {}, case.told["runs"]
     for run, told in runs.items():
-        learner = learners.get(told["continues"])
-        if learner is None:
-            learner = start(clip, original, case)
-        else:
+        learner = learners.get(told.get("continues")) or start(clip, original, case)
+        if told["trainable_names_in_order"] == ["classifier"]:  # maybe without a first stage
             assert case.told["config"]["trainer_options"]["n_iters_frac"] == learner.stages[0]
             with torch.no_grad():
                 learner.begin(1)
@@ -43,6 +41,8 @@ def start(clip, original, case):
 
 def train(learner, original, case, run):
     told, bounds, images, labels = case.told["runs"][run], case.bounds(original), case.images(), case["inputs.labels"]
+    if not told["losses"]:  # a stage of no steps
+        return learner
     fit, per_epoch, total = harness.settings(case.told, told)
     optimizer, names = make_optimizer(learner, fit), told["trainable_names_in_order"]
     for step, expected in enumerate(told["losses"]):

@@ -612,6 +612,56 @@ def test_parity_says_what_it_did_not_compare(own_clip, tmp_path):
     assert case.strange == {"verdict"}
 
 
+def dept_case():
+    options = {"LINEAR_PROBE": {"TYPE": "linear", "WEIGHT": 0.3, "TEST_TIME_FUSION": True},
+               "FILM": {"LINEAR_PROBE": True}, "COCOOP": {"N_CTX": 3, "CTX_INIT": ""}}  # fmt: skip
+    config = {"method": "DePT", "inner": "cocoop", "classnames": ["a", "b"], "trainer_options": options}
+    return {"config": config, "runs": {"paper": {"optim": {"lr_exp": 2.0}}}}
+
+
+def plot_case():
+    options = {"N_CTX": 4, "CSC": False, "CTX_INIT": True, "CLASS_TOKEN_POSITION": "end", "N": 2, "M": 1, "N_CTX_V": 3}
+    config = {"method": "PLOTPP", "classnames": ["a", "b"], "openings": ["a photo of", "this is a", "one"],
+              "trainer_options": options, "eps": 0.2, "max_iter": 3, "threshold": 1e-4}  # fmt: skip
+    return {"config": config}
+
+
+def two_stage_case(**options):
+    lora = {"params": ["q", "o"], "r": 3, "alpha": 2, "dropout_rate": 0, "position": "all", "encoder": "text"}
+    options = {"peft": "lora", "ln_modality": "both", "ln_vision_start": 0, "ln_text_start": 0, "shots": 2,
+               "n_iters": 5, "n_iters_frac": 1.0, "setting": "standard", **lora, **options}  # fmt: skip
+    config = {"method": "2SFS", "classnames": ["a", "b"], "template": "{}", "trainer_options": options}
+    return {"config": config, "runs": {"paper_stage1": {"steps": 10}}}
+
+
+def test_options_reach_the_learner(own_clip):
+    dept = originals.METHODS["DePT"].build(own_clip, dept_case())
+    assert (dept.weight, dept.rate, dept.inner.context.shape[0]) == (0.3, 2.0, 3)
+    plot = originals.METHODS["PLOTPP"].build(own_clip, plot_case())
+    assert (plot.context.shape[:2], plot.tokens.shape[:2]) == ((2, 3), (1, 3))
+    assert plot.plan.keywords == {"epsilon": 0.2, "iterations": 3, "threshold": 1e-4, "stop": "batch"}
+    two = originals.METHODS["2SFS"].build(own_clip, two_stage_case())
+    shapes = {name: tuple(p.shape) for name, p in two.tuned.named_parameters() if ".0." in name}
+    width = own_clip.text.width
+    assert shapes == {f"layers.text.0.{site}.{ab}": shape for site in "qo"
+                      for ab, shape in (("a", (3, width)), ("b", (width, 3)))}  # fmt: skip
+    name = "transformer.resblocks.0.attn.proj.w_lora_B"
+    assert originals.METHODS["2SFS"].ours(name) == "tuned.layers.text.0.o.b"
+
+
+@pytest.mark.parametrize(("case", "path"), [
+    (dept_case(), ()), (dept_case(), ("COCOOP",)), (dept_case(), ("LINEAR_PROBE",)), (dept_case(), ("FILM",)),
+    (plot_case(), ()), (two_stage_case(), ()),
+], ids=str)  # fmt: skip
+def test_options_that_nothing_follows_are_told(case, path, own_clip):
+    node = case["config"]["trainer_options"]
+    for name in path:
+        node = node[name]
+    node["NEW"] = 1
+    with pytest.raises(AssertionError, match="NEW"):
+        originals.METHODS[case["config"]["method"]].build(own_clip, case)
+
+
 def test_parity_of_a_method_that_is_not_built_fails(own_clip, tmp_path):
     file = altered(tmp_path, "coop_ctxinit", lambda told, _: told["config"].update(method="NewMethod"))
     with pytest.raises(pytest.fail.Exception, match="NewMethod is not built"):
