@@ -1,5 +1,6 @@
 """Runs on a stand-in for a GPU, which refuses CPU tensors where it needs its own; its numbers are those of the CPU."""
 
+import csv
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -232,6 +233,32 @@ def test_a_run_in_tf32_is_used_on_a_cpu_in_fp32(results: Path) -> None:
     answer = ask(cli.main, ["evaluate", "method.test_rank=1,2", "--device", "cpu", "--results", str(results)])
     assert answer.code == 0, answer.err
     assert "precision fp32" in answer.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_run_in_half_precision_on_a_gpu(results: Path, device: str, precision: str) -> None:
+    """Autocast does nothing on the stand-in; the scale of the loss, and what is kept in half precision, do."""
+    with stand_in.cuda() if device == "cuda" else stand_in.mps():
+        record = trained_on(device, "coop", f"precision={precision}")
+    assert record.precision == precision
+    exact = trained_on("cpu", "coop", "name=exact")
+    assert [line["loss"] for line in record.curve] == pytest.approx([line["loss"] for line in exact.curve], abs=0.05)
+
+
+@pytest.mark.slow
+def test_costs_on_a_gpu_are_a_table(results: Path) -> None:
+    """The memory is the GPU's; the operations are those of the CPU."""
+    with stand_in.cuda():
+        there = trained_on("cuda:0", "vpt_deep")
+    here = trained_on("cpu", "vpt_deep", "name=cpu")
+    flops = [{name: n for name, n in record.cost.items() if "flops" in name} for record in (there, here)]
+    assert flops[0] == flops[1] != {}
+    answer = ask(cli.main, ["table", "--costs", "--format", "csv", str(results)])
+    assert answer.code == 0, answer.err
+    rows = csv.DictReader(answer.out.splitlines())
+    assert [float(row["peak_bytes"]) == stand_in.PEAK for row in rows].count(True) == 1
 
 
 @pytest.mark.slow
