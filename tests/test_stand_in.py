@@ -79,7 +79,8 @@ def outcome(asked: list[str], device: str) -> Record | type[UserError]:
 
 def refusal(method: str, protocol: str) -> type[UserError]:
     """Of parameters for classes that others are tested on; of a choice on validation images that are trained on."""
-    return UserError if (method, protocol) == ("linear_probe", "train_val") else ClassBoundError
+    chooses = method in ("linear_probe", "tip_adapter_f") and protocol == "train_val"
+    return UserError if chooses else ClassBoundError
 
 
 @pytest.mark.parametrize(("method", "protocol", "bank"), cases())
