@@ -32,7 +32,7 @@ slow = pytest.mark.slow
 QUEUE = ["+cluster=slurm", "cluster.partition=main", "cluster.gpus=0", "cluster.cpus=1", "cluster.memory_gb=1"]
 NO_TIME = ["cluster.minutes=9", "cluster.requeue=0"]  # submitit takes a signal in the last ten minutes for the end
 LOCAL = ["hydra/launcher=submitit_local"]
-LONG = [*CELL, "fit.epochs=600", "bank.views=null", "threads=1", "device=cpu"]
+LONG = [*CELL, "fit.epochs=250", "bank.views=null", "threads=1", "device=cpu"]
 RUN_OF = "runs/few_shot/digits/shapes_vit/coop@x/shots2"
 
 
