@@ -2,7 +2,10 @@
 
 import sys
 
-from vlprompt.sweep import main
-
 if __name__ == "__main__":
+    try:
+        from vlprompt.sweep import main
+    except KeyboardInterrupt:  # while modules are loaded
+        print("\nstopped by Ctrl-C: nothing was begun", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
     sys.exit(main(sys.argv[1:]))

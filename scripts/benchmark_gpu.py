@@ -5,8 +5,8 @@
 
 A step is forward, backward and SGD's update, of the originals' algorithm (scripts/plain_clip.py; 77 tokens, from
 pixels) and of vlprompt as a run does it: from banked features where a method leaves the image tower alone. ViT-B/16,
-random weights, 100 class names, the papers' batches. What the time does not suffice for is left out and named; files
-are written after each measurement, so that a run that is cut leaves what it has.
+random weights, 100 class names, the papers' batches. What there is no time for is named as not measured; files are
+written after each measurement, so that a run that is cut short leaves what it has.
 """
 
 import argparse

@@ -12,8 +12,10 @@ import argparse
 import heapq
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -23,6 +25,7 @@ from vlprompt.results.store import find_records
 
 GPUS = (1, 2, 4, 8, 16, 32, 64)
 REPEATS = 10
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -120,13 +123,33 @@ def plan(costs: Sequence[float], cluster: Cluster, gpus: Sequence[int] = GPUS) -
     return pd.DataFrame(rows)
 
 
+def whole(text: str) -> int:
+    return in_range(text, int, 1, math.inf, "a whole number from 1")
+
+
+def minutes(text: str) -> float:
+    return in_range(text, float, 0, math.inf, "minutes, 0 or more")
+
+
+def share(text: str) -> float:
+    return in_range(text, float, 0, 1, "a share from 0 to 1")
+
+
+def in_range(text: str, kind: type[Number], least: float, most: float, allowed: str) -> Number:
+    with suppress(ValueError):
+        if math.isfinite(value := kind(text)) and least <= value <= most:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="+", type=Path, help="folders of finished runs, whose costs are drawn from")
-    parser.add_argument("--cells", type=int, default=3300)
-    parser.add_argument("--mean-minutes", type=float, help="of a cell; else as the runs took")
+    parser.add_argument("--cells", type=whole, default=3300)
+    parser.add_argument("--mean-minutes", type=minutes, help="of a cell; else as the runs took")
     for name, value in vars(Cluster()).items():
-        parser.add_argument(f"--{name}", type=float, default=value, help=f"default {value}")
+        kind = share if name in ("killed", "slow") else minutes
+        parser.add_argument(f"--{name}", type=kind, default=value, help=f"default {value}")
     options = parser.parse_args()
     spent = [spent_on(r) / 60 for r in find_records(options.results) if r.status == "finished" and spent_on(r)]
     if not spent:

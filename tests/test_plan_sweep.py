@@ -7,7 +7,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
 
-from plan_sweep import Cluster, simulate
+from plan_sweep import Cluster, main, simulate
 
 IDEAL = Cluster(queue=0, preempted=0, killed=0, start=0, slow=0)
 COSTS = [3.0, 1.0, 2.0, 6.0]
@@ -34,3 +34,21 @@ def test_what_is_lost_is_done_again(gpus: int) -> None:
     assert killed.held == pytest.approx(sum(costs) + killed.lost)
     assert killed.lost > 0.5 * 60
     assert killed.wall >= killed.held / gpus
+
+
+@pytest.mark.parametrize(
+    ("given", "allowed"),
+    [
+        (["--cells", "0"], "a whole number from 1"),
+        (["--mean-minutes", "-1"], "minutes, 0 or more"),
+        (["--queue", "nan"], "minutes, 0 or more"),
+        (["--killed", "2"], "a share from 0 to 1"),
+    ],
+)
+def test_a_number_that_cannot_be_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: list[str], allowed: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["plan_sweep.py", "results/demo", *given])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert f"argument {given[0]}: '{given[1]}' is not {allowed}" in capsys.readouterr().err

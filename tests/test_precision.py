@@ -169,22 +169,6 @@ def test_an_apple_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("auto").type != "mps"
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Dynamo does not know")
-def test_compiled_steps(loader: Loader, episode: Episode, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the tracer, without the code that it would generate for this machine."""
-    exact = losses(fitted(loader, episode)[1])
-    traced: list[object] = []
-    torch_compile = torch.compile
-
-    def compile_(step: Any, **more: Any) -> Any:
-        return torch_compile(step, backend=lambda graph, _: traced.append(graph) or graph.forward, **more)
-
-    monkeypatch.setattr(torch, "compile", compile_)
-    assert losses(fitted(loader, episode, compile=True)[1]) == pytest.approx(exact, abs=1e-5)
-    assert traced
-
-
 def test_what_cannot_be_compiled_runs_as_it_is(
     loader: Loader, episode: Episode, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -199,3 +199,11 @@ def test_joblib_runs_the_cells_of_a_sweep_in_processes(environment: dict[str, st
     assert err.count("(not_applicable): CoOp owns parameters for each") == 2
     row = next(line.split() for line in out.splitlines() if line.startswith("coop  "))
     assert row[:4] == ["coop", "here", "2", "2"]  # variant, shots, n
+
+
+def test_ctrl_c_while_modules_are_loaded_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "hydra.py").write_text("raise KeyboardInterrupt\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    answer = subprocess.run([sys.executable, *PROGRAM], capture_output=True, text=True, env=environment, check=False)
+    assert (answer.returncode, answer.stdout) == (130, "")
+    assert answer.stderr == "\nstopped by Ctrl-C: nothing was begun\n"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import slurm
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from running import PROGRAM, VLPROMPT, end, environment_in, start
 from slurm import wait_for
@@ -19,6 +20,8 @@ from test_stops import outcome
 from test_sweeps import CELL, runs
 
 from vlprompt.config import queue
+from vlprompt.config.compose import started
+from vlprompt.config.options import with_any_option
 from vlprompt.errors import UserError
 from vlprompt.results.store import STATE, find_records, holder
 from vlprompt.training.stops import Stopped
@@ -29,7 +32,7 @@ slow = pytest.mark.slow
 QUEUE = ["+cluster=slurm", "cluster.partition=main", "cluster.gpus=0", "cluster.cpus=1", "cluster.memory_gb=1"]
 NO_TIME = ["cluster.minutes=9", "cluster.requeue=0"]  # submitit takes a signal in the last ten minutes for the end
 LOCAL = ["hydra/launcher=submitit_local"]
-LONG = [*CELL, "fit.epochs=600", "bank.views=null", "threads=1", "device=cpu"]
+LONG = [*CELL, "fit.epochs=250", "bank.views=null", "threads=1", "device=cpu"]
 RUN_OF = "runs/few_shot/digits/shapes_vit/coop@x/shots2"
 
 
@@ -238,3 +241,11 @@ def test_a_stop_tells_what_becomes_of_the_jobs() -> None:
     one_after_another = OmegaConf.create({"hydra": {"launcher": {"_target_": "hydra.BasicLauncher"}}})
     with pytest.raises(Stopped, match="nothing of a run"), queue.told_what_stays(one_after_another):
         raise Stopped(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("text", ["cluster.options={gres: x}", "+cluster.options={gres: x}", "cluster.options.gres=x"])
+def test_any_option_of_sbatch_is_taken(text: str) -> None:
+    with started(None) as hydra:
+        config = hydra.compose_config("config", with_any_option(["+cluster=slurm", text]), RunMode.MULTIRUN)
+        assert config.hydra.launcher.additional_parameters == {"gres": "x"}
+    assert with_any_option([text]) == [text]  # without a cluster it is refused

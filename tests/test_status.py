@@ -14,6 +14,7 @@ from running import ask, succeed
 from tiny_world import RUN
 
 from vlprompt import cli, sweep
+from vlprompt.commands import status
 from vlprompt.data.disk import Lock
 from vlprompt.reports.estimates import Costs, duration
 from vlprompt.reports.sweeps import short_names
@@ -86,7 +87,7 @@ def test_stopped_runs(shared: Path, results: Path) -> None:
     lines = succeed(cli.main, ["status", str(shared)]).out.splitlines()
     assert lines[1] == "6 cells: 2 finished, 1 stopped, 1 failed, 2 to do"
     assert lines[3].startswith("About 4 min left")  # three cells
-    told = [lines[lines.index("stopped: the same command resumes it") + 1]]
+    told = [lines[lines.index(status.RESUMES) + 1]]
     assert told == [f"  method=cocoop: step 1,234 of 1,500, in {run}"]
     stop(alone := results.absolute() / "runs" / "x" / "seed1", 5)
     assert f"  step 5 of 1,500, in {alone}" in succeed(cli.main, ["status"]).out.splitlines()

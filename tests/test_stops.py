@@ -399,11 +399,15 @@ def test_what_a_link_leads_to_is_no_state(tmp_path: Path) -> None:
 
 @pytest.fixture
 def handled() -> Iterator[None]:
-    """The handlers are afterwards what they were."""
-    numbers = [*stops.SIGNALS, signal.SIGALRM]
-    before = [signal.getsignal(number) for number in numbers]
+    """Signals have Python's own handlers, also where these tests are a job of a shell's background; so they stay."""
+    before = {number: signal.getsignal(number) for number in (*stops.SIGNALS, signal.SIGALRM)}
+    plain = dict.fromkeys(before, signal.SIG_DFL) | {signal.SIGINT: signal.default_int_handler}
+    for number, handler in plain.items():
+        signal.signal(number, handler)
     yield
-    assert [signal.getsignal(number) for number in numbers] == before
+    assert {number: signal.getsignal(number) for number in plain} == plain
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def a_step(*numbers: int, ended: bool = True) -> None:

@@ -1,8 +1,10 @@
 """Sweeps whose cells several processes share: joblib's, plain shells', and what they say of each other."""
 
 import json
+import os
 import random
 import re
+import signal
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,16 +14,19 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from PIL import Image
 from running import PROGRAM, ask, check_mistake, end, environment_in, start, succeed
+from slurm import wait_for
 from tiny_world import RUN
 
 from vlprompt import sweep
 from vlprompt.config import launch
 from vlprompt.config.compose import composed, read_run
+from vlprompt.config.queue import Lost
 from vlprompt.data.disk import Lock
 from vlprompt.errors import UserError
 from vlprompt.jobs.failures import run_or_record_failure
 from vlprompt.results.record import Record
-from vlprompt.results.store import find_records
+from vlprompt.results.store import find_records, open_run
+from vlprompt.results.sweeps import write_begun, write_outcome, write_sweep
 from vlprompt.training import device
 from vlprompt.training.progress import Reporter
 
@@ -175,3 +180,40 @@ def test_processes_share_a_sweep(tmp_path: Path, n_processes: int) -> None:
     assert not [out for _, out, _ in answers if "is running" in out]  # nobody waited at a lock
     tables = {out[out.index("\nprotocol ") : out.index("\nrecords")] for _, out, _ in answers}
     assert len(tables) == 1
+
+
+def test_what_is_left_when_a_process_of_joblib_dies(tmp_path: Path) -> None:
+    cells = [[f"seed={seed}"] for seed in (1, 2, 3, 4)]
+    folder, run = tmp_path / "sweep", tmp_path / "runs" / "seed3"
+    (folder / "jobs").mkdir(parents=True)
+    run.parent.mkdir()
+    write_sweep(folder, {" ".join(cell): {} for cell in cells})
+    with pytest.raises(UserError, match="before a cell was begun"):
+        launch.after_a_death(cells, folder)
+    for number, seed in enumerate((1, 2, 3)):
+        write_begun(folder, number, f"seed={seed}", run.with_name(f"seed{seed}"))
+    write_outcome(folder, 0, {"job": "seed=1", "folders": []})
+    with open_run(run):  # of another sweep
+        done, lost, held, to_come = launch.after_a_death(cells, folder)
+    assert (done, held) == (None, str(run))
+    assert isinstance(lost, Lost)
+    assert isinstance(to_come, launch.NotBegun)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="asks Linux for the processes of a process")
+def test_a_process_of_joblib_that_is_killed_costs_what_ran_with_it(tmp_path: Path) -> None:
+    cells = ["-m", *CELL, "fit.epochs=100", "bank.views=null", "seed=1,2,3"]
+    environment = environment_in(tmp_path)
+    many = start(PROGRAM, [*cells, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], environment, tmp_path)
+    folder = tmp_path / "results" / "runs" / "few_shot" / "digits" / "shapes_vit"
+    wait_for(lambda: any("] epoch 5" in log.read_text() for log in folder.glob("*/*/.*.partial/log.txt")), 200)
+    jobs = Path(f"/proc/{many.pid}/task/{many.pid}/children").read_text().split()
+    (worker, *_) = [job for job in jobs if "LokyProcess" in Path(f"/proc/{job}/cmdline").read_text()]
+    os.kill(int(worker), signal.SIGKILL)
+    code, _, err = end(many)
+    assert (code, "Traceback" in err) == (1, False)
+    assert "2 of 3 runs did not finish" in err
+    assert "a process of joblib died" in err
+    assert end(start(PROGRAM, cells, environment, tmp_path))[::2] == (0, "")
+    assert runs(tmp_path / "results") == [*(("coop", seed) for seed in (1, 2, 3)), ("zero_shot", 0)]

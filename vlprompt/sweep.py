@@ -42,6 +42,7 @@ from vlprompt.config.options import (
     read_options,
     sweep_folder,
     sweep_settings,
+    with_any_option,
 )
 from vlprompt.config.paths import config_dir, results_root
 from vlprompt.errors import InUseError, UserError, prepare_streams, printable
@@ -118,7 +119,7 @@ def run_sweep(options: Namespace, arguments: Sequence[str]) -> int:
         shared += [f"{MODE}=MULTIRUN", f"{SWEEP_DIR}={json.dumps(str(folder), ensure_ascii=False)}"]
         of_cluster = [text for text in asked if is_of_cluster(text)]
         asked = [text for text in asked if text not in of_cluster]
-        config = hydra.compose_config("config", [*shared, *of_cluster], RunMode.MULTIRUN)
+        config = hydra.compose_config("config", [*shared, *with_any_option(of_cluster)], RunMode.MULTIRUN)
         sweeper = config.hydra.sweeper
         if sweeper.get("_target_") != BASIC:
             raise UserError("hydra/sweeper is not for benchmarks: give values as a,b,c, or search with `vlprompt tune`")

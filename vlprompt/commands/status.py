@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vlprompt.results.record import Record
 
 SECONDS = 10.0  # between looks
-RESUMES = "stopped: the same command resumes it"
+RESUMES = "stopped: the same command resumes it, without resume=false and force=true"
 MOST_BYTES = 100_000  # of the end of a log
 
 

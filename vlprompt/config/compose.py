@@ -394,7 +394,7 @@ def not_there(name: str, arguments: Sequence[str]) -> UserError | None:
     if name.split(".")[0] == "hydra":
         return UnknownSettingError(f"unknown setting '{name}': Hydra has none of this name", name)
     if name.split(".")[0] == "cluster":
-        do = "add +cluster=slurm, and see conf/cluster/slurm.yaml for the settings there are"
+        do = "its settings are in conf/cluster/slurm.yaml, and come with +cluster=slurm"
         return UnknownSettingError(f"unknown setting '{name}': {do}", name)
     for part in name.split("."):
         if not isinstance(node, dict):

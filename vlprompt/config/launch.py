@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from itertools import takewhile
 from pathlib import Path
@@ -15,14 +16,24 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from vlprompt.config.queue import Lost, waited_for
+from vlprompt.errors import UserError
 from vlprompt.results.store import is_free
+from vlprompt.results.sweeps import read_sweep
 from vlprompt.training.device import JOBS, share_of_cores
 from vlprompt.training.stops import Stopped, is_asked, served_by_others
 
 SECONDS_BETWEEN_LOOKS = 1.0  # at cells that others hold
 Cell = list[str]  # its overrides
-Held = tuple[Cell, Path]  # a cell, and the folder of the run that another process is making
+Held = tuple[Cell, Path | None]  # a cell, and the folder of the run that another process is making; None: not begun
+DIED = "a process of joblib died (killed, or out of memory), and with it those of the other jobs"
 Outcome = str | Stopped | None  # the folder of a run that another process is making, or a stop of this job
+
+
+class NotBegun:
+    """What a job gives that was to come when a process died."""
+
+
+Answer = str | Lost | NotBegun | None
 
 
 @contextmanager
@@ -61,9 +72,10 @@ def launch(
     """Give all cells to Hydra's launcher, which may run several at once.
 
     A job gives the folder of its run if another process is making it, and is tried again once that one lets go.
-    `number` is that of the first second try. `on_loss` hears of a job that a cluster lost: its cell, number and reason.
+    `number` is that of the first second try. `on_loss` hears of a job that was lost with its process: its cell, number
+    and reason.
 
-    Raises: Stopped.
+    Raises: Stopped; UserError where the processes die before they begin a cell.
     """
     callbacks = Callbacks(config)
     callbacks.on_multirun_start(config=config, config_name="config")
@@ -74,15 +86,20 @@ def launch(
     launcher = Plugins.instance().instantiate_launcher(context, job, config)
 
     def tried(cells: Sequence[Cell], number: int) -> list[Held]:
-        """The cells that another process holds, of those which are tried now."""
+        """The cells that another process holds, or that were not begun, of those which are tried now."""
         batch, held = config.hydra.sweeper.max_batch_size or len(cells), list[Held]()
         for first in range(0, len(cells), batch):
             some = cells[first : first + batch]
             with waited_for(config):
-                answers = outcomes(launcher, some, number + first, in_processes=in_processes)
+                try:
+                    answers = outcomes(launcher, some, number + first, in_processes=in_processes)
+                except BrokenProcessPool:  # joblib ends all its processes when one of them dies
+                    answers = after_a_death(some, Path(config.hydra.sweep.dir))
             for of_cell, (cell, answer) in enumerate(zip(some, answers, strict=True), number + first):
                 if isinstance(answer, Lost):
                     on_loss(cell, of_cell, answer.reason)
+                elif isinstance(answer, NotBegun):
+                    held.append((cell, None))
                 elif answer:
                     held.append((cell, Path(answer)))
         return held
@@ -90,7 +107,7 @@ def launch(
     held = tried(cells, 0)
     told = False
     while held:
-        free = [cell for cell, folder in held if is_free(folder)]
+        free = [cell for cell, folder in held if folder is None or is_free(folder)]
         if not free:
             if not told:
                 print(f"all other cells are done; waiting for {len(held)} that other processes run")  # noqa: T201
@@ -102,6 +119,24 @@ def launch(
     callbacks.on_multirun_end(config=config, config_name="config")
 
 
+def after_a_death(cells: Sequence[Cell], folder: Path) -> list[Answer]:
+    """What the jobs of these cells gave whose processes are all dead. Raises: UserError where none was begun."""
+    there = read_sweep(folder)
+    answers = list[Answer]()
+    for job in map(" ".join, cells):
+        if job in there.outcomes:
+            answers.append(None)
+        elif run := there.begun.get(job):
+            answers.append(Lost(DIED) if is_free(run) else str(run))
+        else:
+            answers.append(NotBegun())
+    if all(isinstance(one, NotBegun) for one in answers):
+        raise UserError(
+            f"{DIED}, before a cell was begun: see that there is memory for hydra.launcher.n_jobs processes"
+        )
+    return answers
+
+
 class Stoppable(list[Cell]):
     """Cells of which no more are begun once a signal came."""
 
@@ -109,7 +144,7 @@ class Stoppable(list[Cell]):
         return takewhile(lambda _: not is_asked(), super().__iter__())
 
 
-def outcomes(launcher: Launcher, cells: Sequence[Cell], number: int, *, in_processes: bool) -> list[str | Lost | None]:
+def outcomes(launcher: Launcher, cells: Sequence[Cell], number: int, *, in_processes: bool) -> list[Answer]:
     """What the jobs give that a launcher runs, here or in processes that it starts. Raises: Stopped."""
     stopped = list[Stopped]()
     try:

@@ -1,6 +1,7 @@
 """The options of `python run.py`: which go together, whether they ask for a sweep, and where it leaves its outcomes."""
 
 import os
+import re
 import shutil
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -71,6 +72,13 @@ def is_sweep(options: Namespace) -> bool:
 def is_of_cluster(override: str) -> bool:
     """Whether a setting says where the jobs of a sweep run; no cell has it."""
     return override.lstrip("+~").startswith(("cluster=", "cluster."))
+
+
+def with_any_option(of_cluster: Sequence[str]) -> list[str]:
+    """Settings of a cluster, of which `cluster.options` takes names that are not there yet."""
+    if not any(text.lstrip("+").startswith("cluster=") for text in of_cluster):
+        return list(of_cluster)
+    return [re.sub(r"^\+?(?=cluster\.options[.=])", "++", text) for text in of_cluster]
 
 
 def sweep_settings(overrides: Sequence[str]) -> tuple[OfSweep, list[str]]:

@@ -1,5 +1,6 @@
 """P-tuning's prompt encoder. Source: Liu et al., 2021, https://arxiv.org/abs/2103.10385, section 3."""
 
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -33,7 +34,10 @@ class Recurrent(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, width))
 
     def forward(self, start: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        return self.mlp(self.lstm(start)[0])
+        lacking = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16
+        with torch.autocast("cpu", enabled=False) if lacking else nullcontext():  # a CPU has no LSTM in float16
+            states, _ = self.lstm(start)
+        return self.mlp(states)
 
 
 def make_encoder(kind: Encoder, width: int, hidden: int) -> nn.Module:

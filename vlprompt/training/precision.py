@@ -13,7 +13,7 @@ from vlprompt.learners.base import Learner
 from vlprompt.towers import Images
 from vlprompt.towers.precision import PRECISIONS
 
-LEAST_SCALE = 1.0  # below it an overflow is none of the scale's
+LEAST_SCALE = 1.0  # from here down the scale is not what makes a gradient overflow
 Step = Callable[[Images, Int[Tensor, " B"]], tuple[Float[Tensor, ""], Float[Tensor, "B C"]]]
 
 

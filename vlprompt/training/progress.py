@@ -41,7 +41,6 @@ class Reporter:
     ) -> None:
         stream = sys.stderr if aside else sys.stdout
         self.console = Console(file=stream, highlight=False, soft_wrap=True, quiet=quiet)
-        self._is_terminal = self.console.is_terminal and not cell
         self._prefix = f"[{cell}] " if cell else ""
         self._path, self._lines = log, list[str]()
         self._log: TextIO | None = log.open("a", encoding="utf-8", buffering=1) if log else None
@@ -83,7 +82,7 @@ class Reporter:
 
         `in_bytes`: steps are bytes, shown as MB with their speed. Total None: not known.
         """
-        if not self._is_terminal:
+        if self._prefix or not self.console.is_terminal:  # of several cells at once, each has lines
             yield Track(self, title, total, None, done=done, in_bytes=in_bytes)
             return
         amount: tuple[ProgressColumn, ...] = (TextColumn("{task.fields[note]}"), TimeElapsedColumn())
