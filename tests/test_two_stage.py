@@ -17,7 +17,7 @@ from vlprompt.learners.base import normalize, scaled_cosine
 from vlprompt.learners.ln_tuning import LNTuning
 from vlprompt.learners.two_stage import TwoStage
 from vlprompt.protocols.base import Episode
-from vlprompt.towers import load_clip
+from vlprompt.towers import Images, load_clip
 
 episode = test_stops.episode
 NAMES = ["cat", "dog"]
@@ -66,6 +66,26 @@ def test_only_classes_that_were_not_trained_on_are_embedded() -> None:
     torch.testing.assert_close(learner.encode_classes(), torch.stack(expected))
 
 
+def test_its_second_stage_can_be_traced_and_leaves_no_gradient_in_the_towers() -> None:
+    learner = TwoStage(small_clip(), NAMES)
+    with torch.no_grad():
+        learner.begin(1)
+    images = Images(torch.zeros(1, 3, 32, 32))
+    assert not learner.train().encode_images(images).requires_grad
+    torch.export.export(Side(learner.eval()), (images.pixels,))  # which cannot branch on the buffer `stage`
+
+
+class Side(torch.nn.Module):
+    """The image side."""
+
+    def __init__(self, learner: TwoStage) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.learner.encode_images(Images(pixels))
+
+
 @pytest.mark.parametrize(("settings", "expected"), [
     ({}, {"visual.": (0, 1, 2), "": (0, 1, 2)}),
     ({"first_image_layer": 1, "first_text_layer": 2}, {"visual.": (1, 2), "": (2,)}),
@@ -112,6 +132,8 @@ def test_a_model_without_text_has_no_second_stage() -> None:
 @pytest.mark.parametrize(("given", "says"), [
     (["method.rank=4"], r"method\.rank=4 has no effect next to method\.stage1=layer_norm"),
     (["method.stage1=lora", "method.first_text_layer=1"], r"method\.first_text_layer=1 has no effect"),
+    (["method.towers=image", "method.first_text_layer=1"], r"next to method\.towers=image, so that this tower is not"),
+    (["method.fraction=0", "method.stage1=lora"], r"method\.stage1=lora has no effect next to method\.fraction=0"),
 ])  # fmt: skip
 def test_settings_of_another_first_stage_are_refused(given: list[str], says: str) -> None:
     with pytest.raises(UserError, match=says):
