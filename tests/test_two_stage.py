@@ -17,7 +17,7 @@ from vlprompt.learners.base import normalize, scaled_cosine
 from vlprompt.learners.ln_tuning import LNTuning
 from vlprompt.learners.two_stage import TwoStage
 from vlprompt.protocols.base import Episode
-from vlprompt.towers import Images, load_clip
+from vlprompt.towers import load_clip
 
 episode = test_stops.episode
 NAMES = ["cat", "dog"]
@@ -64,26 +64,6 @@ def test_only_classes_that_were_not_trained_on_are_embedded() -> None:
     learner.bind(["zebra", "dog", "cat"])
     expected = [texts[0], *normalize(learner.classifier)[[1, 0]]]
     torch.testing.assert_close(learner.encode_classes(), torch.stack(expected))
-
-
-def test_its_second_stage_can_be_traced_and_leaves_no_gradient_in_the_towers() -> None:
-    learner = TwoStage(small_clip(), NAMES)
-    with torch.no_grad():
-        learner.begin(1)
-    images = Images(torch.zeros(1, 3, 32, 32))
-    assert not learner.train().encode_images(images).requires_grad
-    torch.export.export(Side(learner.eval()), (images.pixels,))  # which cannot branch on the buffer `stage`
-
-
-class Side(torch.nn.Module):
-    """The image side."""
-
-    def __init__(self, learner: TwoStage) -> None:
-        super().__init__()
-        self.learner = learner
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.learner.encode_images(Images(pixels))
 
 
 @pytest.mark.parametrize(("settings", "expected"), [

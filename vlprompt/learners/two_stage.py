@@ -111,5 +111,5 @@ class TwoStage(Learner):
         return self.tuned.image_tower()
 
     def encode_images(self, images: Images) -> Float[Tensor, "B e"]:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not (self.training and self.stage)):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stage):
             return super().encode_images(images)
