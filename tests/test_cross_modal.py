@@ -160,7 +160,10 @@ def test_the_views_are_centre_crops_and_their_mirror_images(clip: Clip) -> None:
     assert not torch.equal(features.features(train, 0, augment=loader.augment), plain)  # they are other views
 
 
-@pytest.mark.parametrize("wrong", [{"iterations": 0}, {"n_views": -1}, {"interpolation": 1.0}, {"batch_sizes": [0]}])
+@pytest.mark.parametrize("wrong", [
+    {"iterations": 0}, {"n_views": -1}, {"interpolation": 1.0}, {"batch_sizes": [0]}, {"rates": [-1.0]}, {"rates": []},
+    {"decays": [-0.1]}, {"warmup_steps": -1}, {"warmup_rate": 0.0},
+])  # fmt: skip
 def test_settings_out_of_range_are_refused(clip: Clip, wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         made(clip, **wrong)

@@ -259,8 +259,8 @@ def test_a_method_of_a_stranger_shows_its_tensors_and_their_change() -> None:
     )
 
 
-QUICK = {"clip_adapter", "cocoop", "intrinsic_dimension", "llama_adapter", "lp_plus_plus", "maple", "prefix_tuning",
-         "zero_shot"}  # fmt: skip
+QUICK = {"clip_adapter", "cocoop", "flyp", "intrinsic_dimension", "llama_adapter", "lp_plus_plus", "maple",
+         "prefix_tuning", "zero_shot"}  # fmt: skip
 """Between them they go all ways that there are."""
 
 

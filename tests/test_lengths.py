@@ -68,6 +68,13 @@ def test_a_debugging_run_is_short_and_no_other_run(method: str) -> None:
     assert per_class == 2 < len(whole.dataset.test) / len(whole.dataset.classes)
 
 
+@pytest.mark.parametrize(("method", "iterations"), [("prolip", 2), ("plot_plus_plus", 100)])
+def test_a_debugging_run_shortens_a_training_of_its_method_and_no_transport(method: str, iterations: int) -> None:
+    arguments = spec(f"method={method}", "debug=fast").arguments
+    assert arguments["iterations"] == iterations
+    assert arguments.get("n_views", 1) == 1
+
+
 @pytest.mark.slow
 def test_what_a_debugging_run_is_compared_with_is_as_short() -> None:
     short, reference = spec("method=coop", "debug=fast"), read_reference([*HERE, "method=coop", "debug=fast"])

@@ -60,6 +60,12 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any]) -> Non
         made(**settings)
 
 
+@pytest.mark.parametrize("settings", [{"weight": -1.0}, {"search_lr": [-0.1], "search_weight": [1.0]}])
+def test_negative_weights_and_rates_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="weights of 0 or more, and rates above 0"):
+        made(**settings)
+
+
 def test_a_tower_without_a_projection_is_refused() -> None:
     with pytest.raises(UserError, match="ends without a projection"):
         made("siglip")

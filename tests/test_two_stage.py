@@ -112,6 +112,8 @@ def test_a_model_without_text_has_no_second_stage() -> None:
 @pytest.mark.parametrize(("given", "says"), [
     (["method.rank=4"], r"method\.rank=4 has no effect next to method\.stage1=layer_norm"),
     (["method.stage1=lora", "method.first_text_layer=1"], r"method\.first_text_layer=1 has no effect"),
+    (["method.towers=image", "method.first_text_layer=1"], r"next to method\.towers=image, so that this tower is not"),
+    (["method.fraction=0", "method.stage1=lora"], r"method\.stage1=lora has no effect next to method\.fraction=0"),
 ])  # fmt: skip
 def test_settings_of_another_first_stage_are_refused(given: list[str], says: str) -> None:
     with pytest.raises(UserError, match=says):

@@ -92,6 +92,10 @@ def test_a_pool_needs_views() -> None:
         read_run(["method=zs_lp", "protocol=few_shot", "bank.views=null"])
 
 
+def test_texts_are_a_setting_of_the_command_line() -> None:
+    assert read_run(["method=zs_lp", "protocol=few_shot", "method.texts=true"]).arguments["texts"] is True
+
+
 def test_a_constraint_of_no_strength_is_zs_lp(loader: Loader, episode: Episode) -> None:
     def trained(make: Callable[..., ZSLP], **settings: Any) -> Tensor:
         learner = make(loader.clip, episode.train.classes, **settings)

@@ -57,6 +57,8 @@ def evaluate(options: argparse.Namespace) -> int:
     options.folders = [*options.folders, *options.runs]
     runs, notes = selected(options)
     runs = {folder: run for folder, run in runs.items() if run.status == "finished" and has_setting(run, name)}
+    if not runs and name == INTERPOLATION:
+        raise UserError("no run here is finished: see vlprompt table for what there is")
     if not runs:
         raise UserError(f"no finished run has the setting method.{name}: see vlprompt table for what there is")
     testable = {folder: run for folder, run in runs.items() if (folder / TENSORS).is_file()}

@@ -146,12 +146,13 @@ def as_asked(config: Any, overrides: Sequence[str]) -> Any:
     lengths = {"fit.steps", "fit.epochs"} & set(asked)
     if isinstance(debug, dict) and "shots" not in asked:
         config = {**config, "shots": debug.get("images")}
-    method = config.get("method")
-    own_steps = isinstance(method, dict) and "iterations" in method and "method.iterations" not in asked
-    if isinstance(debug, dict) and own_steps:  # of a method that takes them in its `prepare`
-        config = {**config, "method": {**method, "iterations": debug.get("steps")}}
     if not isinstance(fit, dict):
         return config
+    method = config.get("method")
+    if isinstance(debug, dict) and isinstance(method, dict) and fit.get("epochs") == 0 and "iterations" in method:
+        few = {"iterations": debug.get("steps"), "n_views": 1}
+        shorter = {key: n for key, n in few.items() if key in method and f"method.{key}" not in asked}
+        config = {**config, "method": {**method, **shorter}}  # of a method that takes its steps in `prepare`
     if isinstance(debug, dict) and not lengths and fit.get("epochs") != 0:
         return {**config, "fit": {**fit, "epochs": None, "steps": debug.get("steps")}}
     if len(lengths) == 1:

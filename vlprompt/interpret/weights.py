@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from types import EllipsisType
 
 import pandas as pd
 import torch
@@ -20,7 +21,7 @@ STABLE = (
     "Stable rank: the squared Frobenius norm of the change over its largest squared singular value; from 1, one "
     "direction, to the rank."
 )
-Held = tuple[str, str, int | None, str, slice]
+Held = tuple[str, str, int | None, str, slice | EllipsisType]
 """Tower, kind, layer (None: outside of the blocks), site, and the rows of the tensor."""
 KEYS = ("tower", "layer")
 COLUMNS = ["tower", "kind", "layer", "site", "norm_of_change", "norm_of_frozen", "change_percent", "stable_rank"]
@@ -111,8 +112,8 @@ def block_roots(clip: Clip) -> dict[str, tuple[str, int | None]]:
 def elsewhere(clip: Clip, roots: Mapping[str, tuple[str, int | None]], name: str) -> Held:
     root = next((root for root in roots if name.startswith(root)), None)
     if root is not None:
-        return roots[root][0], KINDS[2], roots[root][1], name.removeprefix(root), slice(None)
-    return "image" if name in clip.tensors("image") else "text", KINDS[3], None, name, slice(None)
+        return roots[root][0], KINDS[2], roots[root][1], name.removeprefix(root), ...
+    return "image" if name in clip.tensors("image") else "text", KINDS[3], None, name, ...
 
 
 def stable_rank(delta: Tensor) -> float:

@@ -74,6 +74,13 @@ class CrossModal(Learner):
                 f"method.iterations={iterations}, evaluate_every={evaluate_every}, batch_sizes={self.batch_sizes}: 1 "
                 f"or more is allowed; n_views={n_views}: 0 or more; interpolation={interpolation}: 0 to below 1"
             )
+        out_of_range = min(*self.rates, warmup_rate) <= 0 or min(*self.decays, warmup_steps) < 0
+        if out_of_range or [] in (rates, decays, batch_sizes):
+            raise UserError(
+                f"method.rates={rates}, decays={decays}, batch_sizes={batch_sizes}, warmup_steps={warmup_steps}, "
+                f"warmup_rate={warmup_rate}: allowed are lists that are not empty (null: the published ones), rates "
+                "above 0, decays and steps of 0 or more"
+            )
         self.templates, self.texts, self.init = expand_templates(templates), texts, init
         self.iterations, self.warmup_steps, self.warmup_rate = iterations, warmup_steps, warmup_rate
         self.evaluate_every, self.n_views, self.interpolation = evaluate_every, n_views, interpolation
@@ -87,6 +94,8 @@ class CrossModal(Learner):
         rules = {} if val else {"evaluate_every": ("fit.select_on", "of which there are no images here: drop it")}
         if not settings["texts"] and settings["init"] == "random" and not settings["interpolation"]:
             rules["templates"] = ("method.texts", "so that no text is read: drop it")
+        if not settings["warmup_steps"]:
+            rules["warmup_rate"] = ("method.warmup_steps", "so that there is no warm-up: drop it")
         return rules
 
     def encode_classes(self) -> Float[Tensor, "C e"]:

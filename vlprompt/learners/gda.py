@@ -51,6 +51,8 @@ class GDA(Learner):
         super().__init__(clip, classes)
         if n_views < 1 or n_nearest < 2 or n_copies < 0:
             raise UserError(f"method.{n_views=}, {n_nearest=}, {n_copies=}: allowed are at least 1, 2 and 0")
+        if min([alpha, *(alphas or ())]) < 0:
+            raise UserError(f"method.{alpha=}, {alphas=}: allowed are numbers of 0 or more, 0 being zero-shot CLIP")
         self.templates, self.n_views, self.covariance = expand_templates(templates), n_views, covariance
         self.alphas, self.n_nearest, self.n_copies = alphas or [], n_nearest, n_copies
         self.uses_validation, n_classes, width = bool(alphas), len(self.classes), clip.image.embed_dim

@@ -1,11 +1,13 @@
 """LayerNorm tuning: the norms of the blocks, and nothing else."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
 from vlprompt.errors import UserError
+from vlprompt.learners.base import Overridden
 from vlprompt.learners.full_finetune import FullFinetune
 from vlprompt.learners.head import HeadKind, HeadStart
 from vlprompt.learners.sites import Towers
@@ -51,6 +53,12 @@ class LNTuning(FullFinetune):
                     f"method.first_{name}_layer is {self.first[name]}, allowed is 0 to {tower.depth - 1}, "
                     "the blocks of this tower"
                 )
+
+    @classmethod
+    def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
+        why = "so that this tower is not trained: drop it, or use both"
+        names = {"image": "first_text_layer", "text": "first_image_layer"}
+        return {name: ("method.towers", why) for towers, name in names.items() if towers == settings["towers"]}
 
     def trains(self, name: str, tower: str) -> bool:
         return self.is_norm(name) and (layer := layer_of(name)) is not None and layer >= self.first[tower]

@@ -60,6 +60,12 @@ class ProLIP(WeightLearner):
                 f"method.n_views={n_views}, iterations={iterations}, lr={lr}, search_lr={search_lr}, search_weight="
                 f"{search_weight}: allowed are at least 1, 0 or more, a positive number, and both lists or neither"
             )
+        weights = [value for value in (weight, *(search_weight or ())) if not isinstance(value, str)]
+        if min([0.0, *weights]) < 0 or min([lr, *(search_lr or ())]) <= 0:
+            raise UserError(
+                f"method.weight={weight}, search_weight={search_weight}, search_lr={search_lr}: allowed are weights of "
+                "0 or more, and rates above 0"
+            )
         self.n_views, self.iterations, self.lr, self.weight = n_views, iterations, lr, weight
         self.search = [(rate, value) for rate in search_lr or () for value in search_weight or ()]
         self.uses_validation = bool(self.search)

@@ -67,10 +67,16 @@ class TwoStage(Learner):
 
     @classmethod
     def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
-        names, why = ["sites", "rank", "alpha", "dropout"], "which has none: drop it, or use lora"
+        of_lora, of_blocks = ["sites", "rank", "alpha", "dropout"], ["first_image_layer", "first_text_layer"]
+        if not settings["fraction"]:
+            why = "so that there is no first stage: drop it, or give another fraction"
+            return dict.fromkeys(["stage1", "towers", *of_lora, *of_blocks], ("method.fraction", why))
         if settings["stage1"] == "lora":
-            names, why = ["first_image_layer", "first_text_layer"], "which is in all: drop it, or use layer_norm"
-        return dict.fromkeys(names, ("method.stage1", why))
+            why = "which is in all blocks: drop it, or use layer_norm"
+            return dict.fromkeys(of_blocks, ("method.stage1", why))
+        why = "which has none: drop it, or use lora"
+        rules: Overridden = dict.fromkeys(of_lora, ("method.stage1", why))
+        return rules | LNTuning.overridden(settings, val=val, steps=steps)
 
     @property
     def edits_image(self) -> bool:
