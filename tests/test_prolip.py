@@ -1,14 +1,18 @@
 """ProLIP: what its projection reads in each kind of tower, and the search for its rate and weight."""
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny
 import torch
 
+from vlprompt import run
 from vlprompt.config.compose import read_run
+from vlprompt.config.spec import RunSpec
 from vlprompt.errors import UserError
-from vlprompt.learners.base import Batch
+from vlprompt.learners.base import Batch, scaled_cosine
 from vlprompt.learners.prolip import ProLIP
 from vlprompt.towers import Clip, Images, load_clip
 
@@ -41,6 +45,22 @@ def test_weights_by_shots(named: Any, number: float) -> None:
         learner.prepare([batch], [batch])
         projections.append(learner.projection.detach())
     assert torch.equal(*projections)
+
+
+def test_its_line_to_the_frozen_model_has_all_of_its_templates(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip, learner, (images, _) = made(templates=["a {}.", "art of the {}.", "no {}."])
+    learner.projection.data += 0.1 * torch.randn_like(learner.projection)
+    expected = learner.logits(images, learner.encode_classes()).detach()
+    spec: Any = RunSpec.__new__(RunSpec)
+    monkeypatch.setattr(run, "replace", lambda spec, **settings: SimpleNamespace(**settings))
+    monkeypatch.setattr(run, "saved", lambda *_: (spec, learner, None))
+    monkeypatch.setattr(run, "scores_of", lambda spec, model, episode: model.logits(images, model.encode_classes()))
+    object.__setattr__(spec, "learner", ProLIP)
+    frozen, tuned = run.test_line(spec, Path(), [0, 1])
+    torch.testing.assert_close(tuned, expected, atol=1e-4, rtol=1e-4)
+    features, classes = clip.image(images), learner.zero_shot_features(learner.templates)
+    torch.testing.assert_close(frozen, scaled_cosine(features, classes, clip.scale), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(frozen, tuned, atol=0.1)
 
 
 def test_the_search_ends_with_the_first_of_the_best_pairs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,7 +212,8 @@ def test_line(spec: RunSpec, folder: Path, shares: Sequence[float]) -> list[Scor
             "the frozen model's: choose runs of a mergeable method, such as full_finetune or lora"
         )
     tuned = learner.eval().merged()
-    spec = replace(spec, learner=OtherModel, arguments={"template": learner.template})
+    templates = list(getattr(learner, "templates", [learner.template]))  # one, but for prolip
+    spec = replace(spec, learner=OtherModel, arguments={"templates": templates})
     models = (learner.clip.toward(tuned, share) for share in shares)
     return [scores_of(spec, OtherModel(model, learner.classes, **spec.arguments), episode) for model in models]
 
