@@ -13,11 +13,12 @@ from vlprompt.config.schema import Schedule
 from vlprompt.data.cache.features import FeatureCache
 from vlprompt.data.loader import Loader
 from vlprompt.errors import UserError
+from vlprompt.interop.onnx import ImageSide
 from vlprompt.learners.base import normalize, scaled_cosine
 from vlprompt.learners.ln_tuning import LNTuning
 from vlprompt.learners.two_stage import TwoStage
 from vlprompt.protocols.base import Episode
-from vlprompt.towers import load_clip
+from vlprompt.towers import Images, load_clip
 
 episode = test_stops.episode
 NAMES = ["cat", "dog"]
@@ -64,6 +65,18 @@ def test_only_classes_that_were_not_trained_on_are_embedded() -> None:
     learner.bind(["zebra", "dog", "cat"])
     expected = [texts[0], *normalize(learner.classifier)[[1, 0]]]
     torch.testing.assert_close(learner.encode_classes(), torch.stack(expected))
+
+
+@torch.no_grad()
+def test_after_both_stages_its_image_side_is_plain_weights() -> None:
+    learner = TwoStage(small_clip(), NAMES).eval()
+    for p in learner.tuned.parameters():
+        p.add_(torch.randn_like(p) * 0.1)
+    learner.begin(1)
+    side, size = ImageSide(learner), learner.clip.preprocess.size
+    assert side.tower is not None  # which an exporter can follow
+    pixels = torch.randn(2, 3, size, size)
+    torch.testing.assert_close(side(pixels)[0], learner.encode_images(Images(pixels)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("settings", "expected"), [

@@ -21,6 +21,7 @@ from vlprompt.interop.classifier import (
 )
 from vlprompt.interop.folder import whole_folder
 from vlprompt.learners.base import Learner
+from vlprompt.learners.two_stage import TwoStage
 from vlprompt.learners.weights import WeightLearner
 from vlprompt.towers import Images, ImageTower
 
@@ -38,8 +39,9 @@ class ImageSide(nn.Module):
         self.learner = learner
         self.tower: ImageTower | None = None
         clip = learner.clip
-        if isinstance(learner, WeightLearner) and learner.edits_image:
-            clip = learner.adapted("image").materialized()
+        tuned = learner.tuned if isinstance(learner, TwoStage) else learner
+        if isinstance(tuned, WeightLearner) and tuned.edits_image:
+            clip = tuned.adapted("image").materialized()
             self.tower = clip.image
         self.model = clip.weights.root
 
