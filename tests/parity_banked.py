@@ -123,7 +123,7 @@ def check_cross_modal(clip, original, case):
         assert len(batches) == of_run["max_iter"] == len(expected["losses"]) == len(expected["lr_used"])
         compared, accuracies = 0, {}
         rates = dict(zip(("rate", "decay"), (of_run["optim"]["lr"], of_run["optim"]["weight_decay"]), strict=True))
-        shape = {"warmup": learner.warmup_steps, "first": learner.warmup_rate, "period": learner.iterations}
+        shape = learner.schedule
         for step, (loss, theirs) in enumerate(zip(learner.descend(batches, **rates), expected["losses"], strict=True)):
             parity.equal(loss.item(), theirs, bounds["loss"])
             now = warm_cosine(step, rates["rate"], **shape)

@@ -124,7 +124,7 @@ def test_gda_takes_the_first_of_the_best_alphas_and_is_zero_shot_with_none(clip:
 def test_gda_refuses_what_has_no_covariance_or_mean(clip: Clip) -> None:
     with pytest.raises(UserError, match=r"needs a training image of each class.*a_very_long_name"):
         gda(clip, (3, 2, 0))
-    with pytest.raises(UserError, match=r"alphas=\[-1\.0\]: allowed are numbers of 0 or more"):
+    with pytest.raises(UserError, match=r"alphas=\[-1\.0\]: allowed are at least 1, 2, 0 and 0"):
         gda(clip, alphas=[-1.0])
     with pytest.raises(UserError, match=r"n_nearest=64.*6 and 33"):
         gda(clip, covariance="classes")

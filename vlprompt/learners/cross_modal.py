@@ -24,8 +24,7 @@ class CrossModal(Learner):
     images remains, without such images the end of the only one.
 
     Args:
-        templates: one, a list, or a published one by name. Each makes a text of every class.
-        texts: without them all of a batch is images.
+        templates, texts: one, a list, or a published one by name; without texts all of a batch is images.
         init: w at first: "zeroshot" (the mean of un-normalised text features, normalised) or "random".
         adapter: a bottleneck before w: f -> 0.2 relu(W2 relu(W1 f)) + 0.8 f.
         rates, decays, batch_sizes: of AdamW; of the sizes those with more samples than each half. None: as published.
@@ -33,8 +32,6 @@ class CrossModal(Learner):
             first step has `warmup_rate`. The first is judged, and one in `evaluate_every`.
         n_views: augmented views of each training image, next to its centre crop.
         interpolation: share of the zero-shot weights in the final w (WiSE-FT), below 1.
-
-    Raises: UserError: a setting out of range.
 
     Source: Lin et al., CVPR 2023, https://arxiv.org/abs/2301.06267, section 3, and the authors' code
     (https://github.com/linzhiqiu/cross_modal_adaptation at ac9077e), whose numbers it reproduces.
@@ -69,22 +66,18 @@ class CrossModal(Learner):
         super().__init__(clip, classes)
         self.rates, self.decays = rates or [1e-3, 1e-4], decays or [0.0, 0.01, 1e-4]
         self.batch_sizes, e = batch_sizes or [8, 32], clip.image.embed_dim
-        if min(iterations, evaluate_every, *self.batch_sizes) < 1 or n_views < 0 or not 0 <= interpolation < 1:
+        positive = iterations, evaluate_every, *self.batch_sizes, *self.rates, warmup_rate
+        no_less = *self.decays, warmup_steps, n_views, interpolation
+        if min(positive) <= 0 or min(no_less) < 0 or interpolation >= 1 or [] in (rates, decays, batch_sizes):
             raise UserError(
-                f"method.iterations={iterations}, evaluate_every={evaluate_every}, batch_sizes={self.batch_sizes}: 1 "
-                f"or more is allowed; n_views={n_views}: 0 or more; interpolation={interpolation}: 0 to below 1"
-            )
-        out_of_range = min(*self.rates, warmup_rate) <= 0 or min(*self.decays, warmup_steps) < 0
-        if out_of_range or [] in (rates, decays, batch_sizes):
-            raise UserError(
-                f"method.rates={rates}, decays={decays}, batch_sizes={batch_sizes}, warmup_steps={warmup_steps}, "
-                f"warmup_rate={warmup_rate}: allowed are lists that are not empty (null: the published ones), rates "
-                "above 0, decays and steps of 0 or more"
+                f"method.{rates=}, {decays=}, {batch_sizes=}, {iterations=}, {evaluate_every=}, {warmup_steps=}, "
+                f"{warmup_rate=}, {n_views=}, {interpolation=}: allowed are lists that are not empty, "
+                "decays, warmup_steps and n_views of 0 or more, 0 to below 1 for the last, all others above 0"
             )
         self.templates, self.texts, self.init = expand_templates(templates), texts, init
-        self.iterations, self.warmup_steps, self.warmup_rate = iterations, warmup_steps, warmup_rate
-        self.evaluate_every, self.n_views, self.interpolation = evaluate_every, n_views, interpolation
-        self.seed = torch.initial_seed()  # of the batches
+        self.schedule: dict[str, Any] = {"warmup": warmup_steps, "first": warmup_rate, "period": iterations}
+        self.iterations, self.evaluate_every, self.n_views = iterations, evaluate_every, n_views
+        self.seed, self.interpolation = torch.initial_seed(), interpolation  # the batches' seed
         self.weight = nn.Parameter(torch.empty(len(self.classes), e).uniform_(-(e**-0.5), e**-0.5))
         down, up = nn.Linear(e, e // 4, bias=False), nn.Linear(e // 4, e, bias=False)
         self.adapter = nn.Sequential(down, nn.ReLU(), up, nn.ReLU()) if adapter else None
@@ -138,11 +131,9 @@ class CrossModal(Learner):
 
     def descend(self, batches: Iterable[Samples], *, rate: float, decay: float) -> Iterator[Tensor]:
         """A step on each batch; yields the loss before it."""
-        fused = self.weight.is_cpu  # twice as fast there
-        optimizer = torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=decay, fused=fused)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=decay, fused=self.weight.is_cpu)
         for step, (features, labels) in enumerate(batches):
-            now = warm_cosine(step, rate, warmup=self.warmup_steps, first=self.warmup_rate, period=self.iterations)
-            optimizer.param_groups[0]["lr"] = now
+            optimizer.param_groups[0]["lr"] = warm_cosine(step, rate, **self.schedule)
             optimizer.zero_grad()
             loss = F.cross_entropy(self.compare(features, self.encode_classes()), labels)
             loss.backward()

@@ -24,8 +24,7 @@ class GDA(Learner):
         covariance: "pooled": of all views about their class means, shrunk: S^-1 = d [(N - 1) S + tr(S) I]^-1.
             "classes": the mean of the classes' own, inverted as far as it can be. It also knows new classes, from the
             `n_nearest` views to a class's text and `n_copies` of that text.
-        alphas: those that are tried on validation images, of the best the first is taken; empty: none.
-        alpha: where none is tried.
+        alphas, alpha: those that are tried on validation images, the first of the best is taken; where none is tried.
 
     Source: Wang et al., ICLR 2024, https://arxiv.org/abs/2402.04087, section 3; github.com/mrflogs/ICLR24 at 560fe21.
     Differs: the model's own scale instead of 100.
@@ -49,10 +48,9 @@ class GDA(Learner):
         n_copies: int = 16,
     ) -> None:
         super().__init__(clip, classes)
-        if n_views < 1 or n_nearest < 2 or n_copies < 0:
-            raise UserError(f"method.{n_views=}, {n_nearest=}, {n_copies=}: allowed are at least 1, 2 and 0")
-        if min([alpha, *(alphas or ())]) < 0:
-            raise UserError(f"method.{alpha=}, {alphas=}: allowed are numbers of 0 or more, 0 being zero-shot CLIP")
+        if n_views < 1 or n_nearest < 2 or min([n_copies, alpha, *(alphas or ())]) < 0:
+            given = f"method.{n_views=}, {n_nearest=}, {n_copies=}, {alpha=}, {alphas=}"
+            raise UserError(f"{given}: allowed are at least 1, 2, 0 and 0")
         self.templates, self.n_views, self.covariance = expand_templates(templates), n_views, covariance
         self.alphas, self.n_nearest, self.n_copies = alphas or [], n_nearest, n_copies
         self.uses_validation, n_classes, width = bool(alphas), len(self.classes), clip.image.embed_dim

@@ -15,9 +15,7 @@ from vlprompt.towers import Clip
 
 
 class LNTuning(FullFinetune):
-    """LayerNorm tuning: gains and biases of the norms within the blocks, from their pre-trained values.
-
-    The norms before and after the blocks stay, as in the authors' code.
+    """LayerNorm tuning: gains and biases of the norms within blocks; those around these stay, as in the authors' code.
 
     Args:
         towers: "image", "text" or "both".
@@ -49,16 +47,13 @@ class LNTuning(FullFinetune):
             if name == "image":
                 clip.image.require_blocks()
             if not 0 <= self.first[name] < tower.depth:
-                raise UserError(
-                    f"method.first_{name}_layer is {self.first[name]}, allowed is 0 to {tower.depth - 1}, "
-                    "the blocks of this tower"
-                )
+                allowed = f"allowed is 0 to {tower.depth - 1}, the blocks of this tower"
+                raise UserError(f"method.first_{name}_layer is {self.first[name]}, {allowed}")
 
     @classmethod
     def overridden(cls, settings: Mapping[str, Any], *, val: bool, steps: bool) -> Overridden:
-        why = "so that this tower is not trained: drop it, or use both"
-        names = {"image": "first_text_layer", "text": "first_image_layer"}
-        return {name: ("method.towers", why) for towers, name in names.items() if towers == settings["towers"]}
+        frozen = {"image": "first_text_layer", "text": "first_image_layer"}.get(settings["towers"])
+        return {frozen: ("method.towers", "so that this tower is not trained: drop it, or use both")} if frozen else {}
 
     def trains(self, name: str, tower: str) -> bool:
         return self.is_norm(name) and (layer := layer_of(name)) is not None and layer >= self.first[tower]

@@ -55,16 +55,12 @@ class ProLIP(WeightLearner):
     ) -> None:
         self.templates = expand_templates(templates)
         super().__init__(clip, classes, template=self.templates[0], towers="image")
-        if n_views < 1 or iterations < 0 or lr <= 0 or bool(search_lr) != bool(search_weight):
+        weights = [value for value in (0.0, weight, *(search_weight or ())) if not isinstance(value, str)]
+        out_of_range = n_views < 1 or min(iterations, *weights) < 0 or min([lr, *(search_lr or ())]) <= 0
+        if out_of_range or bool(search_lr) != bool(search_weight):
             raise UserError(
-                f"method.n_views={n_views}, iterations={iterations}, lr={lr}, search_lr={search_lr}, search_weight="
-                f"{search_weight}: allowed are at least 1, 0 or more, a positive number, and both lists or neither"
-            )
-        weights = [value for value in (weight, *(search_weight or ())) if not isinstance(value, str)]
-        if min([0.0, *weights]) < 0 or min([lr, *(search_lr or ())]) <= 0:
-            raise UserError(
-                f"method.weight={weight}, search_weight={search_weight}, search_lr={search_lr}: allowed are weights of "
-                "0 or more, and rates above 0"
+                f"method.{n_views=}, {iterations=}, {lr=}, {weight=}, {search_lr=}, {search_weight=}: allowed are at "
+                "least 1, 0 or more, weights of 0 or more, and rates above 0; both lists or neither"
             )
         self.n_views, self.iterations, self.lr, self.weight = n_views, iterations, lr, weight
         self.search = [(rate, value) for rate in search_lr or () for value in search_weight or ()]
