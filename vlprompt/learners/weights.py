@@ -36,10 +36,8 @@ class WeightLearner(Learner):
 
     def __init__(self, clip: Clip, classes: Sequence[str], *, template: str, towers: Towers, **head: Any) -> None:
         super().__init__(clip, classes, template=template, **head)
-        names: Mapping[Towers, tuple[Literal["image", "text"], ...]] = {
-            "image": ("image",), "text": ("text",), "both": ("image", "text"),
-        }  # fmt: skip
-        self.towers = names["image" if self.has_head else towers]
+        pair: tuple[Literal["image", "text"], ...] = ("image", "text")
+        self.towers = tuple(tower for tower in pair if ("image" if self.has_head else towers) in (tower, "both"))
         self._adapted: dict[str, tuple[list[tuple[int, int]], Clip]] = {}
 
     @property
