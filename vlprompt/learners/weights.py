@@ -9,19 +9,7 @@ from torch import Tensor
 
 from vlprompt.learners.base import Learner
 from vlprompt.learners.sites import Towers
-from vlprompt.learners.zero_shot import ZeroShot
 from vlprompt.towers import Clip, ImageTower
-
-
-class OtherModel(ZeroShot):
-    """A model in which class names classify and which may be another than the frozen one: nothing is trained."""
-
-    @property
-    def edits_image(self) -> bool:
-        return not self.clip.image.frozen
-
-    def encode_classes(self) -> Float[Tensor, "C e"]:
-        return self.zero_shot_features(self.templates, normalize=len(self.templates) > 1)
 
 
 class WeightLearner(Learner):
