@@ -29,7 +29,7 @@ from vlprompt.learners.hard_prompts import HardPrompts
 from vlprompt.learners.intrinsic_dimension import IntrinsicDimension
 from vlprompt.learners.linear_probe import LinearProbe
 from vlprompt.learners.lora import LoRA
-from vlprompt.learners.weights import OtherModel
+from vlprompt.learners.zero_shot import OtherModel
 from vlprompt.results.costs import costs_of_use, count_flops
 from vlprompt.results.store import find_records
 from vlprompt.towers import Clip, Images, NeedsPixels

@@ -21,7 +21,7 @@ from vlprompt.data.loader import Loader
 from vlprompt.errors import UserError
 from vlprompt.evaluate import evaluate
 from vlprompt.learners.base import Learner
-from vlprompt.learners.weights import OtherModel
+from vlprompt.learners.zero_shot import OtherModel
 from vlprompt.protocols.base import Episode
 from vlprompt.results import learner_files
 from vlprompt.results.costs import costs_of_use, timed

@@ -9,19 +9,7 @@ from torch import Tensor
 
 from vlprompt.learners.base import Learner
 from vlprompt.learners.sites import Towers
-from vlprompt.learners.zero_shot import ZeroShot
 from vlprompt.towers import Clip, ImageTower
-
-
-class OtherModel(ZeroShot):
-    """A model in which class names classify and which may be another than the frozen one: nothing is trained."""
-
-    @property
-    def edits_image(self) -> bool:
-        return not self.clip.image.frozen
-
-    def encode_classes(self) -> Float[Tensor, "C e"]:
-        return self.zero_shot_features(self.templates, normalize=len(self.templates) > 1)
 
 
 class WeightLearner(Learner):
@@ -36,10 +24,8 @@ class WeightLearner(Learner):
 
     def __init__(self, clip: Clip, classes: Sequence[str], *, template: str, towers: Towers, **head: Any) -> None:
         super().__init__(clip, classes, template=template, **head)
-        names: Mapping[Towers, tuple[Literal["image", "text"], ...]] = {
-            "image": ("image",), "text": ("text",), "both": ("image", "text"),
-        }  # fmt: skip
-        self.towers = names["image" if self.has_head else towers]
+        pair: tuple[Literal["image", "text"], ...] = ("image", "text")
+        self.towers = tuple(tower for tower in pair if ("image" if self.has_head else towers) in (tower, "both"))
         self._adapted: dict[str, tuple[list[tuple[int, int]], Clip]] = {}
 
     @property

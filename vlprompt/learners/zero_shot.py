@@ -32,3 +32,14 @@ class ZeroShot(Learner):
 
     def encode_classes(self) -> Float[Tensor, "C e"]:
         return self.zero_shot_features(self.templates)
+
+
+class OtherModel(ZeroShot):
+    """A model in which class names classify and which may be another than the frozen one: nothing is trained."""
+
+    @property
+    def edits_image(self) -> bool:
+        return not self.clip.image.frozen
+
+    def encode_classes(self) -> Float[Tensor, "C e"]:
+        return self.zero_shot_features(self.templates, normalize=len(self.templates) > 1)
