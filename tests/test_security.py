@@ -67,6 +67,7 @@ ONLY_IN = {
     ("__init__.py", "importlib.import_module"),  # of the package's own modules, by names that stand there
     ("learners/__init__.py", "importlib.import_module"),  # of the modules in its folder
     ("config/locate.py", "pydoc.locate"),
+    ("learners/inner.py", "pydoc.locate"),  # of `method.inner`, which config/allowed.py asks for where a file names it
     ("interop/dassl/lists.py", "pickle.Unpickler"),  # a subclass of it, which knows one class
     ("towers/weights.py", "torch.jit.load"),  # of archives whose content is known
 }

@@ -126,11 +126,13 @@ class Record(RunKey):
     @classmethod
     def _in_todays_words(cls, fields: Any) -> Any:
         """Earlier records say last, val or test of their own search, and their configuration nothing about it."""
-        config = fields.get("config") or {}
+        if not isinstance(fields, dict) or not isinstance(config := fields.get("config") or {}, dict):
+            return fields  # which is told of what it is
         earlier = fields.get("selection")
         if earlier == "val" and config and "selection" not in config:
-            sampler = (config.get("sampler") or {}).get("name", "coop")
-            return {**fields, "selection": selected_on("val", sampler, fields.get("shots", 0))}
+            sampler = config.get("sampler")
+            name = sampler.get("name", "coop") if isinstance(sampler, dict) else "coop"
+            return {**fields, "selection": selected_on("val", name, fields.get("shots", 0))}
         return {**fields, "selection": "fixed"} if earlier == "last" else fields
 
     @property
