@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import safetensors
@@ -34,6 +34,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Part(Protocol):
     """What has a state: a learner, an optimiser, a mean of parameters, a curve."""
 
