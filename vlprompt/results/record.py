@@ -47,7 +47,9 @@ InAll = Annotated[str, StringConstraints(pattern=r"^[1-9]\d*-in-all$")]
 
 def shots_order(shots: int | str) -> float:
     """Sorts numbers of shots: images a class, images in all where classes have different numbers, "all" last."""
-    return float("inf") if shots == "all" else shots if isinstance(shots, int) else 1e9 + int(shots.partition("-")[0])
+    if shots == "all":
+        return float("inf")
+    return float(shots) if isinstance(shots, int) else 1e9 + int(shots.partition("-")[0])
 
 
 def most_seen(*selections: Selection) -> Selection:
