@@ -28,7 +28,7 @@ SHORT = ["dataset=digits", "shots=4", "seed=1", "threads=1", "workers=0", "wandb
 STEPS = ["++fit.steps=10", "++fit.epochs=null"]
 SLOW_BANK = "bank.use=false"
 UNTRAINED = ("zero_shot", "hard_prompts")
-CLOSED_FORM = ("linear_probe", "lp_plus_plus", "tip_adapter")
+CLOSED_FORM = ("linear_probe", "lp_plus_plus", "tip_adapter", "gda", "ss_text")
 LONG = ("cross_modal",)  # closed forms with a setting of how long
 
 

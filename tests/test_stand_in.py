@@ -41,16 +41,13 @@ STEPS = ["++fit.steps=2", "++fit.epochs=null", "bank.views=1"]
 FREE = ["method.ctx_init=''", "method.n_context=4"]
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
 WITHOUT_STEPS = (
-    "zero_shot",
-    "hard_prompts",
-    "linear_probe",
-    "lp_plus_plus",
-    "tip_adapter",
-    "gda",
-    "ss_text",
-    "cross_modal",
+    *("zero_shot", "hard_prompts", "linear_probe", "lp_plus_plus", "tip_adapter", "gda", "ss_text", "cross_modal"),
+    "prolip",
 )
-SHORT = {"cross_modal": ["method.iterations=20", "method.batch_sizes=[2,4]"]}
+SHORT = {
+    "cross_modal": ["method.iterations=20", "method.batch_sizes=[2,4]"],
+    "prolip": ["method.iterations=3", "method.n_views=2"],
+}
 PROTOCOLS = ("few_shot", "base_to_novel", "cross_dataset", "domain_generalization", "train_val")
 TARGETS = {"cross_dataset": "[tiny_other]", "domain_generalization": "[tiny_sketch,tiny_part]"}
 PLAIN = {("coop", "base_to_novel", True), ("vpt_deep", "few_shot", False)}  # one for each tower
@@ -77,6 +74,8 @@ def overrides(method: str, protocol: str, *, bank: bool) -> list[str]:
     targets = [f"protocol.targets={TARGETS[protocol]}"] if protocol in TARGETS else []
     steps = [] if method in WITHOUT_STEPS else STEPS
     context = FREE if method == "coop" else SHORT.get(method, [])
+    if (method, protocol) == ("gda", "base_to_novel"):  # whose classes have few images here
+        context = ["method.n_nearest=3"]
     return [*TINY, f"method={method}", f"protocol={protocol}", f"bank.use={bank}", *targets, *steps, *context]
 
 
