@@ -127,6 +127,7 @@ def test_interpolation_is_from_zero_shot_to_the_tuned_model(results: Path, tmp_p
         (["interpolation=0,1", "--where", "method=p_tuning"], "PTuning, as it is set here, leaves no others"),
         (["interpolation=0,2"], "allowed are numbers from 0, the frozen weights, to 1, the tuned ones"),
         (["interpolation=0,half"], "allowed are numbers from 0"),
+        (["method.interpolation=0,1"], "is a setting of the training"),
         (["interpolation=0,...,1"], "is no row of numbers"),
         (["interpolation=0,0.3,...,1"], "is no row of numbers"),
         (["interpolation=0,1", "--plot", "line.txt"], "is no figure"),

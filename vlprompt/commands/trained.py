@@ -116,6 +116,11 @@ def read_setting(text: str) -> tuple[str, list[Any]]:
             f"'{text}' is no setting of a method with values: write it as in method.test_rank=1,2,4, or as in "
             "interpolation=0,0.1,...,1"
         )
+    if key == f"method.{INTERPOLATION}":
+        raise UserError(
+            f"{key} is a setting of the training (cross_modal's): train again with another one, or test what lies "
+            "between frozen and tuned weights with interpolation=0,0.1,...,1"
+        )
     read = [yaml.safe_load(value) for value in steps(values.split(","))]
     if key == INTERPOLATION and any(type(v) not in (int, float) or not 0 <= v <= 1 for v in read):
         raise UserError(f"{text}: allowed are numbers from 0, the frozen weights, to 1, the tuned ones")
