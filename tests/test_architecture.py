@@ -19,6 +19,7 @@ FLOORS = [
     {"errors", "textfiles", "__init__"},
     {"towers"},
     {"data", "demo", "learners", "protocols"},
+    {"inference"},
     {"config", "results", "training"},
     {"train", "evaluate"},
     {"run"},

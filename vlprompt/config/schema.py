@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -158,6 +159,16 @@ def _check_target(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+def _check_named(config: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(config.get("name"), str):
+        raise ValueError("settings with a name")
+    return config
+
+
+Named = Annotated[dict[str, Any], AfterValidator(_check_named)]  # a name, and arguments of what has it
+Chosen = Annotated[
+    Named | None, BeforeValidator(lambda config: None if config == {} else config)
+]  # {}: a group's choice of none
 Located = Annotated[dict[str, Any], AfterValidator(_check_target)]  # what `_target_` names, and its arguments
 
 
@@ -291,6 +302,8 @@ class Settings(BaseModel):
     targets: dict[str, Target] = {}  # by name in the configuration; filled from `protocol.targets`
     search: dict[str, Any] = {}  # what a search for settings may vary; a run does not read it
     debug: Debug | None = None
+    test_time: Chosen = None  # how a trained learner adapts to test images
+    calibration: Chosen = None  # of its logits
     selection: Selection | None = None
     sweep: OfSweep = OfSweep()
     wording: dict[str, Any] = {}  # texts by data set, of which the settings of the method have theirs already

@@ -226,7 +226,11 @@ def of_result(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration as records keep it: without keys that affect no run."""
-    config = {name: value for name, value in config.items() if name not in UNRECORDED}
+    config = {
+        name: value
+        for name, value in config.items()
+        if name not in UNRECORDED and (value or name not in ("test_time", "calibration"))
+    }
     return config | {"dataset": {name: value for name, value in config["dataset"].items() if name != "about"}}
 
 

@@ -36,13 +36,15 @@ def eval_transform(pre: Preprocess) -> transforms.Compose:
 class Augment:
     """Random views: share of the area that a crop keeps (at a shape of 3/4 to 4/3), and probability of a flip.
 
-    `crop`: "center" keeps a test's centre crop, of which no share is drawn. The defaults are those of CoOp and all that
+    `crop`: "center" keeps a test's centre crop, of which no share is drawn. `augmix`: the view is mixed with three chains
+    of one to three operations at severity 1, as TPT has it (AugMix: Hendrycks et al., ICLR 2020). The defaults are those of CoOp and all that
     follow it; Tip-Adapter keeps at least half of the area.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
     flip: float = 0.5
     crop: Literal["random", "center"] = "random"
+    augmix: bool = False
 
 
 PUBLISHED = Augment()
@@ -54,7 +56,9 @@ def train_transform(pre: Preprocess, augment: Augment = PUBLISHED) -> transforms
     crop = [transforms.RandomResizedCrop(pre.size, scale=augment.scale, interpolation=mode, antialias=True)]
     if augment.crop == "center":
         crop = eval_transform(pre).transforms[:-1]
-    return transforms.Compose([*crop, transforms.RandomHorizontalFlip(augment.flip), transforms.PILToTensor()])
+    mixed = [transforms.AugMix(severity=1, all_ops=False, interpolation=mode)] if augment.augmix else []
+    flip = transforms.RandomHorizontalFlip(augment.flip)
+    return transforms.Compose([*crop, flip, transforms.PILToTensor(), *mixed])
 
 
 def normalise(pixels: UInt8[Tensor, "B 3 H W"], pre: Preprocess) -> Float[Tensor, "B 3 H W"]:

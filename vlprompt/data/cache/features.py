@@ -140,6 +140,7 @@ def view_name(view: int | None, seed: int, augment: Augment) -> str:
     if view is None:
         return CROP
     parts = (augment.scale, augment.flip) + (("center",) if augment.crop == "center" else ())
+    parts += ("augmix",) if augment.augmix else ()
     drawn = "" if augment == PUBLISHED else f"-{seed_of(*parts) % 16**8:08x}"
     return f"seed{seed}{drawn}-view{view:04d}"
 

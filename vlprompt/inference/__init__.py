@@ -1,0 +1,6 @@
+"""Test-time adaptation and calibration: what happens to a trained learner's logits."""
+
+from vlprompt.inference.base import Adaptation
+
+ADAPTATIONS: dict[str, type[Adaptation]] = {adaptation.name: adaptation for adaptation in ()}
+"""Test-time methods by the name that `test_time.name` has."""
