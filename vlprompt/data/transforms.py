@@ -36,9 +36,9 @@ def eval_transform(pre: Preprocess) -> transforms.Compose:
 class Augment:
     """Random views: share of the area that a crop keeps (at a shape of 3/4 to 4/3), and probability of a flip.
 
-    `crop`: "center" keeps a test's centre crop, of which no share is drawn. `augmix`: the view is mixed with three chains
-    of one to three operations at severity 1, as TPT has it (AugMix: Hendrycks et al., ICLR 2020). The defaults are those of CoOp and all that
-    follow it; Tip-Adapter keeps at least half of the area.
+    `crop`: "center" keeps a test's centre crop, of which no share is drawn. `augmix`: the view is mixed with three
+    chains of one to three operations at severity 1, as TPT has it (AugMix: Hendrycks et al., ICLR 2020). The defaults
+    are those of CoOp and all that follow it; Tip-Adapter keeps at least half of the area.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
