@@ -11,6 +11,8 @@ from torch import Tensor
 from vlprompt.config.build import bind_to
 from vlprompt.data.dataset import Split
 from vlprompt.data.loader import TEST_BATCH, Loader
+from vlprompt.data.transforms import seed_of
+from vlprompt.inference import Adaptation, views_of
 from vlprompt.learners.base import Learner
 from vlprompt.results.predictions import Predictions
 from vlprompt.towers.precision import autocast
@@ -22,21 +24,30 @@ Shared = dict[ImageName, Float[Tensor, " e"] | None]
 
 @torch.no_grad()
 def evaluate(
-    learner: Learner, tests: Mapping[str, Split], loader: Loader, *, precision: str, reporter: Reporter
+    learner: Learner,
+    tests: Mapping[str, Split],
+    loader: Loader,
+    *,
+    precision: str,
+    reporter: Reporter,
+    adaptation: Adaptation | None = None,
 ) -> dict[str, Predictions]:
-    """Predictions on each test split, among that split's classes.
+    """Predictions on each test split, among that split's classes; of the learner as the images adapt it, where they do.
 
     Images that several tests share (base classes' among all classes') pass the image tower once.
     """
     learner.eval()
-    shared = shared_images(learner, tests, loader)
+    shared = {} if adaptation else shared_images(learner, tests, loader)
     predictions = {}
     for name, split in tests.items():
         bind_to(learner, split)
         with autocast(loader.clip.device, precision):
             classes = learner.encode_classes()
         with reporter.track(f"testing on {name}", len(split)) as track:
-            logits = logits_of(learner, split, classes, loader, shared, precision, track)
+            if adaptation:
+                logits = adapted_logits(learner, split, classes, loader, adaptation, precision, track)
+            else:
+                logits = logits_of(learner, split, classes, loader, shared, precision, track)
         labels = torch.tensor([item.label for item in split.items])
         predictions[name] = Predictions.from_logits([item.image for item in split.items], labels, logits)
     return predictions
@@ -91,3 +102,30 @@ def logits_of(
         if loader.features is None:
             track.advance(len(labels))
     return torch.cat(rows)[torch.tensor([*old, *new]).argsort()]
+
+
+def adapted_logits(
+    learner: Learner,
+    split: Split,
+    classes: Float[Tensor, "C *e"] | None,
+    loader: Loader,
+    adaptation: Adaptation,
+    precision: str,
+    track: Track,
+) -> Float[Tensor, "N C"]:
+    """Logits on the CPU in the order of the split, whose classes are bound, one image after the other.
+
+    An online method sees them in an order that the loader's seed draws.
+    """
+    order = list(range(len(split)))
+    if adaptation.inference == "online":
+        generator = torch.Generator().manual_seed(seed_of("stream", loader.seed))
+        order = torch.randperm(len(split), generator=generator).tolist()
+    rows = []
+    with torch.set_grad_enabled(adaptation.takes_gradients):
+        adapter = adaptation.start(learner, classes)
+        for images in loader.views(split, adaptation.views, order, augmix=adaptation.augmix):
+            with autocast(loader.clip.device, precision):  # anew: it remembers parameters that may have changed
+                rows.append(adapter(views_of(learner, images, classes, adaptation)).detach().float().cpu())
+            track.advance(1)
+    return torch.stack(rows)[torch.tensor(order).argsort()]
