@@ -148,7 +148,8 @@ def fit(
     if training and record and (training.folder / learner_files.TENSORS).is_file():
         learner_files.load_tensors(learner, training.folder)
         reporter.say(f"trained already: {training.folder}")
-        return [Epoch(**line) for line in record.curve], float(record.cost.get("train_seconds") or 0)
+        curve: list[Any] = [Epoch(**line) for line in record.curve]  # type: ignore[arg-type]  # as they were written
+        return curve, float(record.cost.get("train_seconds") or 0)
     curve, seconds = timed(
         *(train, learner, episode, loader, settings.fit),
         precision=spec.precision,
