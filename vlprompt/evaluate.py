@@ -49,8 +49,24 @@ def evaluate(
             else:
                 logits = logits_of(learner, split, classes, loader, shared, precision, track)
         labels = torch.tensor([item.label for item in split.items])
-        predictions[name] = Predictions.from_logits([item.image for item in split.items], labels, logits)
+        images, known = [item.image for item in split.items], known_columns(learner, split)
+        predictions[name] = Predictions.from_logits(images, labels, logits, known)
     return predictions
+
+
+def known_columns(learner: Learner, split: Split) -> list[int] | None:
+    """The labels of a test that were trained on, where these are all that were, and others are tested with them.
+
+    None: no open world. A name that stands twice among the tested classes (ImageNet's cranes) is known as often as it
+    was trained on, from the first.
+    """
+    left, known = Counter(learner.trained_classes), []
+    for label, name in enumerate(split.classes):
+        if left[name]:
+            left[name] -= 1
+            known.append(label)
+    whole = len(known) == len(learner.trained_classes) < len(split.classes)
+    return known if whole and not split.transfer else None
 
 
 def shared_images(learner: Learner, tests: Mapping[str, Split], loader: Loader) -> Shared:
