@@ -387,7 +387,8 @@ def explain(error: Exception, arguments: Sequence[str]) -> UserError:
 
 def not_there(name: str, arguments: Sequence[str]) -> UserError | None:
     """What is wrong with a dotted name, by the first part of it that is not there."""
-    choices = [a for a in arguments if a.partition("=")[0] in GROUPS and not set(",[{") & set(a)]
+    groups = (*GROUPS, "test_time", "calibration")
+    choices = [a for a in arguments if a.partition("=")[0] in groups and not set(",[{") & set(a)]
     try:
         node, path = compose([*choices, *searched(config_dirs(arguments))]), ""
     except COMPOSITION_ERRORS:
@@ -403,6 +404,8 @@ def not_there(name: str, arguments: Sequence[str]) -> UserError | None:
             return UnknownSettingError(
                 f"unknown setting '{path}{part}': {path[:-1]} is {node} here{of_training}, drop it", name
             )
+        if path and not node:
+            return UnknownSettingError(f"'{name}' needs a choice of {path[:-1]}: give {path[:-1]}=NAME, too", name)
         if part not in node:
             return unknown_setting(path + part, [path + str(key) for key in node])
         path, node = f"{path}{part}.", node[part]
