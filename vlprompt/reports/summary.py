@@ -234,13 +234,11 @@ def without_selection(table: pd.DataFrame, columns: Sequence[str] = ()) -> pd.Da
 
 
 def missing_metric(records: Sequence[Record], metric: str) -> list[str]:
-    """A note on runs that have results but not this metric."""
-    lacking = {
-        label: None
-        for record, label in zip(records, labels(records), strict=True)
-        if record.scores and not all(metric in scores for scores in record.scores.values())
-    }
-    n = sum(not all(metric in scores for scores in record.scores.values()) for record in records)
+    """A note on runs that have results but not this metric, where it is one of all tests in one of them."""
+    enough = any if find_metric(metric).of_some_tests else all
+    lack = [bool(r.scores) and not enough(metric in scores for scores in r.scores.values()) for r in records]
+    lacking = {label for label, lacks in zip(labels(records), lack, strict=True) if lacks}
+    n = sum(lack)
     learners = ", ".join(sorted(lacking))
     return [f"{n} runs have neither this metric nor predictions: their cells are empty ({learners})."] if n else []
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from vlprompt.errors import Note, UserError, unknown
-from vlprompt.results.calibration import ERRORS, calibration_scores, confidence_below_1, equal_width
+from vlprompt.results.calibration import ERRORS, calibration_scores, confidence_below_1, equal_width, per_bin
 from vlprompt.results.open_world import SCORES, open_world_scores
 from vlprompt.results.predictions import N_BINS, PREDICTIONS, Predictions, load_predictions, select
 from vlprompt.results.record import Record
@@ -55,7 +55,8 @@ def accuracy(predictions: Predictions) -> float:
 
 
 def ece(predictions: Predictions) -> float:
-    return calibration_error(reliability(predictions))
+    share, confidence, accuracy = per_bin(predictions)
+    return float(share @ abs(accuracy - confidence))
 
 
 def nll(predictions: Predictions) -> float:
@@ -137,7 +138,7 @@ METRICS = {
     "top5": Metric("top-5 accuracy (%)"),
     "per_class": Metric("mean accuracy per class (%)"),
     "macro_f1": Metric("macro-F1 (%)"),
-    "ece": Metric("expected calibration error (%)", higher_is_better=False),
+    "ece": Metric("expected calibration error, 15 equal-width bins (%)", higher_is_better=False),
     "nll": Metric("negative log-likelihood (nats)", 1.0, 3, higher_is_better=False),
     "ace": Metric("adaptive calibration error, 15 equal-mass bins (%)", higher_is_better=False),
     "classwise_ece": Metric(
