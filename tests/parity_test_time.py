@@ -50,7 +50,7 @@ def check_zero(clip, original, case):
     harness.close(x @ text.T, case["logits_unscaled"], bounds["logits_unscaled"])
     case.unread.discard("fp16.output (no target)")
     logits = torch.stack([built.compare(views, text) for views in x])
-    ours = adapted(Zero(views=config["options"]["num_views"], share=share), built, x, text).argmax(-1)
+    ours = adapted(Zero(views=config["options"]["num_views"], selection=share), built, x, text).argmax(-1)
     for i, told in enumerate(case.told["images"]):
         assert logits.shape[1] == config["options"]["num_views"]
         voters, _ = by_confidence(logits[i], share)
@@ -113,7 +113,7 @@ def tda(config, *, positive=True, negative=True):
     for name in ("entropy", "mask"):
         threshold = cfg["negative"][f"{name}_threshold"]
         settings[f"{name}_range"] = [threshold["lower"], threshold["upper"]]
-    return TDA(views=config["n_views"], share=config["selection (fixed in utils.py)"], **settings)
+    return TDA(views=config["n_views"], selection=config["selection (fixed in utils.py)"], **settings)
 
 
 @torch.no_grad()
@@ -124,7 +124,7 @@ def check_tda(clip, original, case):
     x, text = case["stream.features_raw"], case["clip_weights"].T
     x = x[:, None] if x.ndim == 2 else x
     assert x.shape[:2] == (config["n_samples"], config["n_views"])
-    used = check_stream(built, case, x, text, tda(config).share, bounds)
+    used = check_stream(built, case, x, text, tda(config).selection, bounds)
     runs = {"both": {}, "positive_only": {"negative": False}, "negative_only": {"positive": False}}
     for name, caches in (runs | {"none": {"positive": False, "negative": False}}).items():
         logits, told = adapted(tda(config, **caches), built, x, text), case.told["results"][name]

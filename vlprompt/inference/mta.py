@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlprompt.errors import NotApplicableError, UserError
+from vlprompt.errors import UserError
 from vlprompt.inference.base import Adaptation, Adapter, ImageViews
 from vlprompt.inference.views import check_features
 from vlprompt.learners.base import Learner, at_least_single, normalize
@@ -51,7 +51,7 @@ class MTA(Adaptation):
         some = torch.randn(1 + len(learner.classes), width, generator=generator).to(learner.clip.device)
         once, twice = (learner.compare(n * some[:1], some[1:]) for n in (1, 2))
         if learner.has_head or not torch.allclose(once, twice, rtol=1e-3, atol=1e-3):
-            raise NotApplicableError(
+            raise UserError(
                 f"test_time={self.name} classifies a mean direction of features, and {type(learner).__name__}'s logits "
                 "depend on their length, too: use test_time=zero, or a method that compares cosines"
             )

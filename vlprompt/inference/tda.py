@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlprompt.errors import UserError
 from vlprompt.inference.base import Adaptation, Adapter, ImageViews
-from vlprompt.inference.views import by_confidence, check_features, check_share, entropy
+from vlprompt.inference.views import by_confidence, check_features, check_selection, entropy
 from vlprompt.learners.base import Learner, at_least_single, normalize
 
 
@@ -23,7 +23,7 @@ class TDA(Adaptation):
 
     Args:
         views: where there are several, features, logits and probabilities are means over the surest.
-        share: of the views, `int(views * share)` but at least one: those with the lowest entropy.
+        selection: share of the views, `int(views * selection)` but at least one: those with the lowest entropy.
         positive_shots, negative_shots: images that are kept for each predicted class: those with the lowest entropy.
         positive_alpha, negative_alpha, positive_beta, negative_beta: as above.
         entropy_range: which images are doubtful: those whose entropy in nats, over log2(C), is between these.
@@ -40,7 +40,7 @@ class TDA(Adaptation):
         *,
         views: int = 1,
         augmix: bool = False,
-        share: float = 0.1,
+        selection: float = 0.1,
         positive_shots: int = 3,
         positive_alpha: float = 2.0,
         positive_beta: float = 5.0,
@@ -51,13 +51,13 @@ class TDA(Adaptation):
         mask_range: Sequence[float] = (0.03, 1.0),
     ) -> None:
         super().__init__(views=views, augmix=augmix)
-        check_share(share)
+        check_selection(selection)
         if min(positive_shots, negative_shots) < 1 or (len(entropy_range), len(mask_range)) != (2, 2):
             raise UserError(
                 f"test_time.positive_shots={positive_shots}, negative_shots={negative_shots}, entropy_range="
                 f"{list(entropy_range)}, mask_range={list(mask_range)}: allowed are at least 1, and two numbers"
             )
-        self.share, self.entropy_range, self.mask_range = share, entropy_range, mask_range
+        self.selection, self.entropy_range, self.mask_range = selection, entropy_range, mask_range
         self.positive = positive_shots, positive_alpha, positive_beta
         self.negative = negative_shots, negative_alpha, negative_beta
 
@@ -79,7 +79,7 @@ class Stream:
     def __call__(self, image: ImageViews) -> Float[Tensor, " C"]:
         assert image.logits is not None
         assert image.features is not None
-        surest, _ = by_confidence(image.logits, self.tda.share)
+        surest, _ = by_confidence(image.logits, self.tda.selection)
         logits, key = at_least_single(image.logits)[surest], normalize(image.features)[surest].mean(0)
         probabilities, logits = logits.softmax(-1).mean(0), logits.mean(0)
         doubt, predicted, n = entropy(probabilities), logits.argmax(), len(logits)

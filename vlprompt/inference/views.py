@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vlprompt.errors import NotApplicableError, UserError
+from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner, at_least_single
 
 
@@ -13,7 +13,7 @@ def entropy(probabilities: Float[Tensor, "*n C"]) -> Float[Tensor, "*n"]:
     return torch.special.entr(probabilities).sum(-1)
 
 
-def by_confidence(logits: Float[Tensor, "k C"], share: float) -> tuple[Int[Tensor, " s"], Int[Tensor, " r"]]:
+def by_confidence(logits: Float[Tensor, "k C"], selection: float) -> tuple[Int[Tensor, " s"], Int[Tensor, " r"]]:
     """The views of lowest entropy, `int(k * share)` of k but at least one, and the others; the surest first.
 
     Of equally sure ones the first comes first. Source: Shu et al., NeurIPS 2022, https://arxiv.org/abs/2209.07511.
@@ -23,16 +23,16 @@ def by_confidence(logits: Float[Tensor, "k C"], share: float) -> tuple[Int[Tenso
     return order[:n], order[n:]
 
 
-def check_share(share: float) -> None:
+def check_selection(selection: float) -> None:
     """Raises: UserError for what is no share of the views."""
-    if not 0 < share <= 1:
-        raise UserError(f"test_time.share is {share}, allowed is a share of the views, above 0 and at most 1")
+    if not 0 < selection <= 1:
+        raise UserError(f"test_time.selection is {selection}, allowed is a share of the views, above 0 and at most 1")
 
 
 def check_features(name: str, learner: Learner) -> None:
-    """Raises: NotApplicableError where logits need more of an image than features to compare with classes'."""
+    """Raises: UserError where logits need more of an image than features to compare with classes'."""
     if type(learner).logits is not Learner.logits:
-        raise NotApplicableError(
+        raise UserError(
             f"test_time={name} works on the features of an image, and the logits of {type(learner).__name__} need more "
             "than these: use test_time=zero, which works on logits, or another method"
         )

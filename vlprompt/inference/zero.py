@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlprompt.inference.base import Adaptation, Adapter, ImageViews
-from vlprompt.inference.views import by_confidence, check_share
+from vlprompt.inference.views import by_confidence, check_selection
 from vlprompt.learners.base import Learner, at_least_single
 
 
@@ -18,7 +18,7 @@ class Zero(Adaptation):
     image is. With one view there is nothing to vote on, and the logits are the learner's.
 
     Args:
-        share: of the views, `int(views * share)` but at least one vote: those with the lowest entropy.
+        selection: share of the views, `int(views * selection)` but at least one vote: those with the lowest entropy.
 
     Source: Farina et al., NeurIPS 2024, https://arxiv.org/abs/2405.18330, section 3; the authors' code.
     Differs: votes are whole in half precision, too; a tie that no view decides goes to the first class of it, where the
@@ -27,10 +27,10 @@ class Zero(Adaptation):
 
     name = "zero"
 
-    def __init__(self, *, views: int = 64, augmix: bool = False, share: float = 0.3) -> None:
+    def __init__(self, *, views: int = 64, augmix: bool = False, selection: float = 0.3) -> None:
         super().__init__(views=views, augmix=augmix)
-        check_share(share)
-        self.share = share
+        check_selection(selection)
+        self.selection = selection
 
     def start(self, learner: Learner, class_features: Float[Tensor, "C *e"] | None) -> Adapter:
         return self.adapt
@@ -39,11 +39,11 @@ class Zero(Adaptation):
         assert image.logits is not None
         if len(image.logits) == 1:
             return at_least_single(image.logits[0])
-        counts = votes(image.logits, self.share)
+        counts = votes(image.logits, self.selection)
         return torch.log((counts + 1 / len(counts)) / (counts.sum() + 1))
 
 
-def votes(logits: Float[Tensor, "k C"], share: float) -> Float[Tensor, " C"]:
+def votes(logits: Float[Tensor, "k C"], selection: float) -> Float[Tensor, " C"]:
     """How many of the surest views predict each class; in a tie the winner has one more.
 
     The winner is the class that the surest of the other views predicts, among those that predict one of the tied.
