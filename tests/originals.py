@@ -10,6 +10,7 @@ from unittest import mock
 
 import parity_closed_form
 import parity_metrics
+import parity_test_time
 import torch
 from parity_flyp import check_contrastive
 from timm.models.vision_transformer import VisionTransformer
@@ -60,7 +61,7 @@ TOLERANCES: Mapping[str, Any] = {
 """How near a case has to come that brings no `tolerances`: absolute and relative, or the relative L2 distance."""
 COMPARED = frozenset({"config", "runs", "trainable_names_in_order", "name_lens", "init_kg_score", "init_ce", "results",
                       "tolerances", "start_of_the_original", "frozen_text_templates", "train_step_batch_sizes",
-                      "ce_loss", "top1_pred", "temperature"})  # fmt: skip
+                      "ce_loss", "top1_pred", "temperature", "images", "predictions"})  # fmt: skip
 ABOUT = {
     **dict.fromkeys(("sinkhorn_iterations_init", "transport_times_MN_min_max_init"), "the plans are compared"),
     **dict.fromkeys(("case", "set", "versions", "tensors", "source", "loss", "notes"), "says what the case is"),
@@ -75,6 +76,11 @@ ABOUT = {
     "init": "the start is the model's, or in the tensors",
     "not_recorded": "says what the case is",
     "gradient_rule": "the gradients are compared",
+    "zero_temperature (float32 eps)": "votes are whole here",
+    "kernel_evaluations_per_image": "the mode that they lead to is compared",
+    **dict.fromkeys(
+        ("notes", "sensitivity_rel_l2_to_1e-6_init_noise", "smallest_margin_of_the_prediction"), "about its numbers"
+    ),
     "quirk_cache_keys_mutated_in_place": "the keys after each step and those that are searched with are compared",
 }
 """What a case's json holds that no number here is compared with, and why."""
@@ -947,6 +953,13 @@ METHODS = {
         },
     ),
     "ProLIP": Original(prolip, texts=texts_by_class),
+    "ZERO": Original(parity_test_time.learner, check=parity_test_time.check_zero),
+    "MTA": Original(parity_test_time.learner, check=parity_test_time.check_mta),
+    "TDA": Original(
+        parity_test_time.learner,
+        tolerances={"probabilities": {"atol": 1e-4}},
+        check=parity_test_time.check_tda,
+    ),
     "2SFS": Original(
         two_stage,
         {
