@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import parity_closed_form
+import parity_tpt
 import torch
 from parity_flyp import check_contrastive
 from timm.models.vision_transformer import VisionTransformer
@@ -940,6 +941,8 @@ METHODS = {
         },
     ),
     "ProLIP": Original(prolip, texts=texts_by_class),
+    "TPT": Original(parity_tpt.build, tolerances=parity_tpt.TOLERANCES, check=parity_tpt.check_tpt),
+    "C-TPT": Original(parity_tpt.build, tolerances=parity_tpt.TOLERANCES, check=parity_tpt.check_tpt),
     "2SFS": Original(
         two_stage,
         {
