@@ -11,6 +11,7 @@ from unittest import mock
 import parity_closed_form
 import parity_metrics
 import parity_test_time
+import parity_tpt
 import torch
 from parity_flyp import check_contrastive
 from timm.models.vision_transformer import VisionTransformer
@@ -960,6 +961,8 @@ METHODS = {
         tolerances={"probabilities": {"atol": 1e-4}},
         check=parity_test_time.check_tda,
     ),
+    "TPT": Original(parity_tpt.build, tolerances=parity_tpt.TOLERANCES, check=parity_tpt.check_tpt),
+    "C-TPT": Original(parity_tpt.build, tolerances=parity_tpt.TOLERANCES, check=parity_tpt.check_tpt),
     "2SFS": Original(
         two_stage,
         {

@@ -57,6 +57,8 @@ class Learner(nn.Module):
     """Whether `prepare` or `conclude` choose something on the validation images; the record says so."""
     without_text: ClassVar[str] = "linear"
     """The head that `head=auto` stands for on a model without a text tower."""
+    context_names: ClassVar[tuple[str, ...]] = ("context",)
+    """How the names begin of the parameters that test-time prompt tuning tunes; a learner may have none of these."""
     revision: ClassVar[int] = 1
     """Raised when the same settings give other numbers than before, so that finished runs are made again."""
     scale_loss: Callable[[Tensor], Tensor] | None = None
