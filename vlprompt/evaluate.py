@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from vlprompt.config.build import bind_to
 from vlprompt.data.dataset import Split
 from vlprompt.data.loader import TEST_BATCH, Loader
 from vlprompt.learners.base import Learner
+from vlprompt.results.ood import INSIDE, OodScores
 from vlprompt.results.predictions import Predictions
 from vlprompt.towers.precision import autocast
 from vlprompt.training.progress import Reporter, Track
@@ -20,16 +21,39 @@ ImageName = tuple[str, str]  # the origin of its data set, and its name there
 Shared = dict[ImageName, Float[Tensor, " e"] | None]
 
 
+@dataclass(frozen=True)
+class Outside:
+    """Images out of distribution by the name of their data set, and what was scored on each test.
+
+    `scores` has those of the test's own images next to those of each data set.
+    """
+
+    splits: Mapping[str, Split]
+    scores: dict[str, dict[str, OodScores]] = field(default_factory=dict)
+
+    def of(self, test: Split) -> dict[str, Split]:
+        """Those that are no images of the test's own data set."""
+        return {name: split for name, split in self.splits.items() if not test.origin or split.origin != test.origin}
+
+
 @torch.no_grad()
 def evaluate(
-    learner: Learner, tests: Mapping[str, Split], loader: Loader, *, precision: str, reporter: Reporter
+    learner: Learner,
+    tests: Mapping[str, Split],
+    loader: Loader,
+    *,
+    precision: str,
+    reporter: Reporter,
+    outside: Outside | None = None,
 ) -> dict[str, Predictions]:
-    """Predictions on each test split, among that split's classes.
+    """Predictions on each test split, among that split's classes; what is `outside` gets its scores.
 
     Images that several tests share (base classes' among all classes') pass the image tower once.
     """
     learner.eval()
-    shared = shared_images(learner, tests, loader)
+    outside = outside or Outside({})
+    others = {f"{test}/{name}": other for test, split in tests.items() for name, other in outside.of(split).items()}
+    shared = shared_images(learner, {**tests, **others}, loader)
     predictions = {}
     for name, split in tests.items():
         bind_to(learner, split)
@@ -39,6 +63,15 @@ def evaluate(
             logits = logits_of(learner, split, classes, loader, shared, precision, track)
         labels = torch.tensor([item.label for item in split.items])
         predictions[name] = Predictions.from_logits([item.image for item in split.items], labels, logits)
+        logits_by_set = {INSIDE: (split, logits)}
+        for other, images in outside.of(split).items():
+            with reporter.track(f"{name}: {other}, out of distribution", len(images)) as track:
+                logits_by_set[other] = images, logits_of(learner, images, classes, loader, shared, precision, track)
+        if len(logits_by_set) > 1:
+            outside.scores[name] = {
+                other: OodScores.from_logits([item.image for item in images.items], logits, scale=learner.cosine_scale)
+                for other, (images, logits) in logits_by_set.items()
+            }
     return predictions
 
 

@@ -1,7 +1,7 @@
 """Scores that are derived from the predictions on a test split."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -97,14 +97,24 @@ METRICS = {
     "macro_f1": Metric("macro-F1 (%)"),
     "ece": Metric("expected calibration error (%)", higher_is_better=False),
     "nll": Metric("negative log-likelihood (nats)", 1.0, 3, higher_is_better=False),
+    # of images out of distribution (ood.py)
+    "mcm_auroc": Metric("AUROC of MCM (%)"),
+    "mcm_fpr95": Metric("FPR95 of MCM (%)", higher_is_better=False),
+    "max_logit_auroc": Metric("AUROC of the largest logit (%)"),
+    "max_logit_fpr95": Metric("FPR95 of the largest logit (%)", higher_is_better=False),
+    "energy_auroc": Metric("AUROC of the energy (%)"),
+    "energy_fpr95": Metric("FPR95 of the energy (%)", higher_is_better=False),
+    "msp_auroc": Metric("AUROC of the confidence (%)"),
+    "msp_fpr95": Metric("FPR95 of the confidence (%)", higher_is_better=False),
 }
 
 
 def find_metric(name: str) -> Metric:
-    """Raises: UserError for a metric that is not known."""
-    if name not in METRICS:
-        raise unknown("metric", name, METRICS)
-    return METRICS[name]
+    """A metric, or as NAME/DATASET its value for one data set. Raises: UserError for a metric that is not known."""
+    metric, _, dataset = name.partition("/")
+    if metric not in METRICS:
+        raise unknown("metric", metric, METRICS)
+    return replace(METRICS[metric], label=f"{dataset}: {METRICS[metric].label}") if dataset else METRICS[metric]
 
 
 def complete(runs: Mapping[Path, Record], metric: str, notes: list[str]) -> list[Record]:
