@@ -1,6 +1,7 @@
 """`vlprompt evaluate`: trained learners tested again, without training."""
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -167,8 +168,11 @@ def tested(
     tests = test_line(spec, folder, values) if line else (test_again(spec, folder, {name: v}) for v in values)
     for value, scores in zip(values, tests, strict=True):
         row = {key: getattr(run, key) for key in ("protocol", "dataset", "backbone", "method")}
+        if not any(metric in of_split for of_split in scores.values()):
+            raise UserError(f"{folder} has no {metric}: choose another --metric, or runs that have it")
         row |= {**texts, "shots": run.shots, "seed": run.seed, "precision": spec.precision, name: value}
-        rows.append(row | {split: find_metric(metric).factor * of_split[metric] for split, of_split in scores.items()})
+        factor = find_metric(metric).factor
+        rows.append(row | {split: factor * of_split.get(metric, math.nan) for split, of_split in scores.items()})
     return rows
 
 

@@ -112,8 +112,8 @@ METRICS = {
 def find_metric(name: str) -> Metric:
     """A metric, or as NAME/DATASET its value for one data set. Raises: UserError for a metric that is not known."""
     metric, _, dataset = name.partition("/")
-    if metric not in METRICS:
-        raise unknown("metric", metric, METRICS)
+    if metric not in METRICS or name.endswith("/"):
+        raise unknown("metric", name, METRICS)
     return replace(METRICS[metric], label=f"{dataset}: {METRICS[metric].label}") if dataset else METRICS[metric]
 
 

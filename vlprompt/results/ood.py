@@ -22,12 +22,12 @@ RECALL = 0.95
 class OodScores:
     """Scores of images among the classes of one test, in float64; the higher, the more in distribution.
 
-    `mcm`: the largest softmax probability of the logits over the scale of cosines, which are cosines where class
-    features classify; of a head or a cache it is the softmax at that temperature. Source: Ming et al., NeurIPS 2022,
+    `mcm`: the largest softmax probability of the logits divided by the scale of cosines: cosines at temperature 1
+    where class features classify; of a head, a cache or a mixture, their softmax at that temperature. Source: Ming et al., NeurIPS 2022,
     https://arxiv.org/abs/2211.13445, section 3. `max_logit`: the largest logit. Source: Hendrycks et al., ICML 2022,
     https://arxiv.org/abs/1911.11132, section 3. `energy`: the negative free energy, logsumexp of the logits (T = 1).
     Source: Liu et al., NeurIPS 2020, https://arxiv.org/abs/2010.03759, section 3. `msp`: the largest softmax
-    probability of the logits. Source: Hendrycks and Gimpel, ICLR 2017, https://arxiv.org/abs/1610.02136, section 2.
+    probability of the logits. Source: Hendrycks and Gimpel, ICLR 2017, https://arxiv.org/abs/1610.02136, section 3.
     """
 
     images: Shaped[np.ndarray, " N"]  # the image's name within its data set
@@ -91,7 +91,8 @@ def auroc(positive: Float[np.ndarray, " P"], negative: Float[np.ndarray, " N"]) 
 def fpr95(positive: Float[np.ndarray, " P"], negative: Float[np.ndarray, " N"]) -> float:
     """The share of negatives accepted at the highest threshold that accepts at least 95 % of the positives.
 
-    A score that equals the threshold is accepted.
+    A score that equals the threshold is accepted. Differs: the code of MCM takes the threshold whose share of accepted
+    positives is closest to 95 %, be it above or below.
     """
     n_accepted = int(np.ceil(RECALL * len(positive) - 1e-9))  # which rounding does not make one more
     return float((negative >= np.sort(positive)[-n_accepted]).mean())
