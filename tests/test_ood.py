@@ -39,7 +39,11 @@ from vlprompt.training.progress import Reporter
 ZERO_SHOT = [*TINY, "method=zero_shot", "protocol=few_shot"]
 BOTH = "protocol.ood=[tiny_other,tiny_sketch]"
 SIZES = [(20, 7, 1000), (100, 61, 5), (97, 40, 3), (1, 1, 2), (399, 1, 9)]
-SLOW = pytest.mark.slow
+
+
+def slow(*values: object) -> Any:
+    """A case of a test that takes a second or more."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def drawn(n: int, mean: float, seed: int = 0, *, classes: int = 7) -> OodScores:
@@ -161,9 +165,7 @@ class Own(FewShot):
 
 
 @pytest.mark.usefixtures("results")
-@pytest.mark.parametrize(
-    "protocol", ["own", *(pytest.param(name, marks=SLOW) for name in ("few_shot", "base_to_novel", "train_val"))]
-)
+@pytest.mark.parametrize("protocol", ["own", *map(slow, ("few_shot", "base_to_novel", "train_val"))])
 def test_every_protocol_takes_them(protocol: str) -> None:
     given = ["protocol._target_=test_ood.Own"] if protocol == "own" else [f"protocol={protocol}"]
     plainly, empty = spec_of(*given), spec_of(*given, "protocol.ood=[]")
@@ -197,15 +199,14 @@ def test_choosing_settings_looks_at_no_image_out_of_distribution() -> None:
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ("[tiny_othr]", ["unknown data set in protocol.ood 'tiny_othr'", "did you mean 'tiny_other'?"]),
-        pytest.param("tiny_other", ["protocol.ood is 'tiny_other', allowed is a list"], marks=SLOW),
-        pytest.param("null", ["protocol.ood is None, allowed is a list"], marks=SLOW),
+        slow("[tiny_othr]", ["unknown data set in protocol.ood 'tiny_othr'", "did you mean 'tiny_other'?"]),
+        slow("tiny_other", ["protocol.ood is 'tiny_other', allowed is a list"]),
+        slow("null", ["protocol.ood is None, allowed is a list"]),
         ("[tiny_other,tiny]", ["protocol.ood names tiny,", "in distribution", "base_to_novel"]),
         ("[caltech101]", ["cannot load protocol.ood caltech101: caltech101 is not complete", "protocol.ood=[] does"]),
-        pytest.param(
+        slow(
             "[caltech101,tiny_other,folder]",
             ["cannot load caltech101, folder, the first", "protocol.ood=[tiny_other] does"],
-            marks=SLOW,
         ),
     ],
 )
@@ -277,9 +278,7 @@ def test_a_data_set_without_test_images_is_refused_before_training(
         vlprompt.run.run(replace(spec, ood={"tiny_other": lacking}))
 
 
-@pytest.mark.parametrize(
-    "method", ["lora", pytest.param("linear_head", marks=SLOW), pytest.param("cocoop", marks=SLOW)]
-)
+@pytest.mark.parametrize("method", ["lora", *map(slow, ("linear_head", "cocoop"))])
 def test_images_out_of_distribution_are_encoded_once(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = scatter(build(plain(method)))
     pictures = [Image.effect_noise((32, 32), 10 + i).convert("RGB") for i in range(5)]

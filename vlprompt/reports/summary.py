@@ -241,11 +241,8 @@ def missing_metric(records: Sequence[Record], metric: str) -> list[str]:
     }
     n = sum(not all(metric in scores for scores in record.scores.values()) for record in records)
     learners = ", ".join(sorted(lacking))
-    return (
-        [f"{n} runs have neither this metric nor predictions that give it: their cells are empty ({learners})."]
-        if n
-        else []
-    )
+    what = "neither this metric nor predictions that give it"
+    return [f"{n} runs have {what}: their cells are empty ({learners})."] if n else []
 
 
 def runs_in(group: pd.DataFrame) -> list[Record]:

@@ -22,12 +22,13 @@ RECALL = 0.95
 class OodScores:
     """Scores of images among the classes of one test, in float64; the higher, the more in distribution.
 
-    `mcm`: the largest softmax probability of the logits divided by the scale of cosines: cosines at temperature 1
-    where class features classify; of a head, a cache or a mixture, their softmax at that temperature. Source: Ming et al., NeurIPS 2022,
-    https://arxiv.org/abs/2211.13445, section 3. `max_logit`: the largest logit. Source: Hendrycks et al., ICML 2022,
-    https://arxiv.org/abs/1911.11132, section 3. `energy`: the negative free energy, logsumexp of the logits (T = 1).
-    Source: Liu et al., NeurIPS 2020, https://arxiv.org/abs/2010.03759, section 3. `msp`: the largest softmax
-    probability of the logits. Source: Hendrycks and Gimpel, ICLR 2017, https://arxiv.org/abs/1610.02136, section 3.
+    `mcm`: the largest softmax probability of the logits divided by the scale of cosines: of cosines, at temperature 1,
+    where class features classify; of a head, a cache or a mixture their softmax at that temperature. Source: Ming et
+    al., NeurIPS 2022, https://arxiv.org/abs/2211.13445, section 3. `max_logit`: the largest logit. Source: Hendrycks et
+    al., ICML 2022, https://arxiv.org/abs/1911.11132, section 3. `energy`: the negative free energy, logsumexp of the
+    logits (T = 1). Source: Liu et al., NeurIPS 2020, https://arxiv.org/abs/2010.03759, section 3. `msp`: the largest
+    softmax probability of the logits. Source: Hendrycks and Gimpel, ICLR 2017, https://arxiv.org/abs/1610.02136,
+    section 3.
     """
 
     images: Shaped[np.ndarray, " N"]  # the image's name within its data set
