@@ -240,7 +240,8 @@ def missing_metric(records: Sequence[Record], metric: str) -> list[str]:
     lacking = {label for label, lacks in zip(labels(records), lack, strict=True) if lacks}
     n = sum(lack)
     learners = ", ".join(sorted(lacking))
-    return [f"{n} runs have neither this metric nor predictions: their cells are empty ({learners})."] if n else []
+    what = "neither this metric nor predictions that give it"
+    return [f"{n} runs have {what}: their cells are empty ({learners})."] if n else []
 
 
 def runs_in(group: pd.DataFrame) -> list[Record]:

@@ -1,7 +1,7 @@
 """Scores that are derived from the predictions on a test split."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -155,14 +155,24 @@ METRICS = {
     "open_novel": Metric("accuracy of novel images among all classes (%)", of_some_tests=True),
     "open_H": Metric("harmonic mean of base and novel among all classes (%)", of_some_tests=True),
     "open_fpr95": Metric("novel images accepted with 95 % of base (%)", higher_is_better=False, of_some_tests=True),
+    # of images out of distribution (ood.py)
+    "mcm_auroc": Metric("AUROC of MCM (%)"),
+    "mcm_fpr95": Metric("FPR95 of MCM (%)", higher_is_better=False),
+    "max_logit_auroc": Metric("AUROC of the largest logit (%)"),
+    "max_logit_fpr95": Metric("FPR95 of the largest logit (%)", higher_is_better=False),
+    "energy_auroc": Metric("AUROC of the energy (%)"),
+    "energy_fpr95": Metric("FPR95 of the energy (%)", higher_is_better=False),
+    "msp_auroc": Metric("AUROC of the confidence (%)"),
+    "msp_fpr95": Metric("FPR95 of the confidence (%)", higher_is_better=False),
 }
 
 
 def find_metric(name: str) -> Metric:
-    """Raises: UserError for a metric that is not known."""
-    if name not in METRICS:
+    """A metric, or as NAME/DATASET its value for one data set. Raises: UserError for a metric that is not known."""
+    metric, _, dataset = name.partition("/")
+    if metric not in METRICS or name.endswith("/"):
         raise unknown("metric", name, METRICS)
-    return METRICS[name]
+    return replace(METRICS[metric], label=f"{dataset}: {METRICS[metric].label}") if dataset else METRICS[metric]
 
 
 def complete(runs: Mapping[Path, Record], metric: str, notes: list[str]) -> list[Record]:
