@@ -101,7 +101,8 @@ def test_without_the_fields_or_one_kind_of_image_there_are_no_scores() -> None:
 def test_pooled(tmp_path: Any) -> None:
     whole, half = drawn(known=[0, 1])[2], drawn(known=[0, 1], seed=1)[2]
     pooled = pool([whole, half])
-    assert len(pooled.known) == 180
+    assert len(pooled) == 180
+    assert pooled.known is not None
     assert pooled.classwise_ece is None
     assert "open_H" in score(pooled)
     assert "open_H" not in score(pool([whole, drawn()[2]]))

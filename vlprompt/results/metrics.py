@@ -63,9 +63,13 @@ def nll(predictions: Predictions) -> float:
     return float((predictions.logsumexp.astype(np.float64) - predictions.label_logit).mean())
 
 
-OF_IMAGES: Mapping[str, Callable[[Predictions], float]] = (
-    {"accuracy": accuracy, "ece": ece, "nll": nll} | ERRORS | SCORES
-)
+OF_IMAGES: Mapping[str, Callable[[Predictions], float]] = {
+    "accuracy": accuracy,
+    "ece": ece,
+    "nll": nll,
+    **ERRORS,
+    **SCORES,
+}
 """What can be computed of any sample of images."""
 
 
