@@ -11,6 +11,8 @@ from torch import Tensor
 from vlprompt.config.build import bind_to
 from vlprompt.data.dataset import Split
 from vlprompt.data.loader import TEST_BATCH, Loader
+from vlprompt.data.transforms import seed_of
+from vlprompt.inference import Adaptation, views_of
 from vlprompt.learners.base import Learner
 from vlprompt.results.predictions import Predictions
 from vlprompt.towers.precision import autocast
@@ -22,24 +24,49 @@ Shared = dict[ImageName, Float[Tensor, " e"] | None]
 
 @torch.no_grad()
 def evaluate(
-    learner: Learner, tests: Mapping[str, Split], loader: Loader, *, precision: str, reporter: Reporter
+    learner: Learner,
+    tests: Mapping[str, Split],
+    loader: Loader,
+    *,
+    precision: str,
+    reporter: Reporter,
+    adaptation: Adaptation | None = None,
 ) -> dict[str, Predictions]:
-    """Predictions on each test split, among that split's classes.
+    """Predictions on each test split, among that split's classes; of the learner as the images adapt it, where they do.
 
     Images that several tests share (base classes' among all classes') pass the image tower once.
     """
     learner.eval()
-    shared = shared_images(learner, tests, loader)
+    shared = {} if adaptation else shared_images(learner, tests, loader)
     predictions = {}
     for name, split in tests.items():
         bind_to(learner, split)
         with autocast(loader.clip.device, precision):
             classes = learner.encode_classes()
         with reporter.track(f"testing on {name}", len(split)) as track:
-            logits = logits_of(learner, split, classes, loader, shared, precision, track)
+            if adaptation:
+                logits = adapted_logits(learner, split, classes, loader, adaptation, precision, track)
+            else:
+                logits = logits_of(learner, split, classes, loader, shared, precision, track)
         labels = torch.tensor([item.label for item in split.items])
-        predictions[name] = Predictions.from_logits([item.image for item in split.items], labels, logits)
+        images, known = [item.image for item in split.items], known_columns(learner, split)
+        predictions[name] = Predictions.from_logits(images, labels, logits, known)
     return predictions
+
+
+def known_columns(learner: Learner, split: Split) -> list[int] | None:
+    """The labels of a test that were trained on, where these are all that were, and others are tested with them.
+
+    None: no open world. A name that stands twice among the tested classes (ImageNet's cranes) is known as often as it
+    was trained on, from the first.
+    """
+    left, known = Counter(learner.trained_classes), []
+    for label, name in enumerate(split.classes):
+        if left[name]:
+            left[name] -= 1
+            known.append(label)
+    whole = len(known) == len(learner.trained_classes) < len(split.classes)
+    return known if whole and not split.transfer else None
 
 
 def shared_images(learner: Learner, tests: Mapping[str, Split], loader: Loader) -> Shared:
@@ -91,3 +118,30 @@ def logits_of(
         if loader.features is None:
             track.advance(len(labels))
     return torch.cat(rows)[torch.tensor([*old, *new]).argsort()]
+
+
+def adapted_logits(
+    learner: Learner,
+    split: Split,
+    classes: Float[Tensor, "C *e"] | None,
+    loader: Loader,
+    adaptation: Adaptation,
+    precision: str,
+    track: Track,
+) -> Float[Tensor, "N C"]:
+    """Logits on the CPU in the order of the split, whose classes are bound, one image after the other.
+
+    An online method sees them in an order that the loader's seed draws.
+    """
+    order = list(range(len(split)))
+    if adaptation.inference == "online":
+        generator = torch.Generator().manual_seed(seed_of("stream", loader.seed))
+        order = torch.randperm(len(split), generator=generator).tolist()
+    rows = []
+    with torch.set_grad_enabled(adaptation.takes_gradients):
+        adapter = adaptation.start(learner, classes)
+        for images in loader.views(split, adaptation.views, order, augmix=adaptation.augmix):
+            with autocast(loader.clip.device, precision):  # anew: it remembers parameters that may have changed
+                rows.append(adapter(views_of(learner, images, classes, adaptation)).detach().float().cpu())
+            track.advance(1)
+    return torch.stack(rows)[torch.tensor(order).argsort()]

@@ -20,11 +20,12 @@ from vlprompt.data.dataset import Split
 from vlprompt.data.loader import Loader
 from vlprompt.errors import UserError
 from vlprompt.evaluate import evaluate
+from vlprompt.inference import Adaptation
 from vlprompt.learners.base import Learner
 from vlprompt.learners.zero_shot import OtherModel
 from vlprompt.protocols.base import Episode
 from vlprompt.results import learner_files
-from vlprompt.results.costs import costs_of_use, timed
+from vlprompt.results.costs import costs_of_adapting, costs_of_use, timed
 from vlprompt.results.metrics import score
 from vlprompt.results.predictions import PREDICTIONS, Predictions, save_predictions
 from vlprompt.results.record import Record, Selection, git_commit, most_seen, selected_on, versions
@@ -98,21 +99,11 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
         learner = build.make_learner(spec, clip, episode)  # what cannot be tested is refused before it is trained
         loader = build.make_loader(spec, learner)
 
-        curve, train_seconds = list[Epoch](), 0.0
-        if fit := spec.settings.fit:
-            reset_peak_memory(spec.device)
-            curve, train_seconds = timed(
-                *(train, learner, episode, loader, fit),
-                precision=spec.precision,
-                reporter=reporter,
-                compile=spec.settings.compile,
-                state=state,
-            )
-            train_seconds += state.seconds
+        curve, train_seconds = fit(spec, learner, episode, loader, state, reporter)
         for line in curve:
             tracker.log({"loss": line.loss, "accuracy": line.accuracy, "lr": line.lr}, line.epoch + 1)
 
-        predictions, test_seconds = timed(test, spec, learner, episode.tests, loader, reporter)
+        predictions, test_seconds = timed(test, spec, learner, episode.tests, loader, reporter, spec.adaptation)
         peak = peak_memory(spec.device)
         scores = {name: score(of_split) for name, of_split in predictions.items()}
         log_scores(scores, reporter)
@@ -122,6 +113,7 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
             status="finished",
             **origin,
             selection=selection(spec, learner, episode),
+            **at_test_time(spec),
             scores=scores,
             n_classes={name: len(split.classes) for name, split in episode.tests.items()},
             headline=spec.protocol.summary({name: of_split["accuracy"] for name, of_split in scores.items()}),
@@ -142,6 +134,38 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
         record = folder.write(lambda: save(spec, learner, predictions, record, folder, reporter))
         tracker.finish(record, predictions, {name: split.classes for name, split in episode.tests.items()})
     return record
+
+
+def fit(
+    spec: RunSpec, learner: Learner, episode: Episode, loader: Loader, state: State, reporter: Reporter
+) -> tuple[list[Epoch], float]:
+    """Train the learner, or take over what a finished run of the same training holds; -> the curve, and seconds."""
+    settings, training = spec.settings, spec.training
+    reset_peak_memory(spec.device)
+    if settings.fit is None:
+        return [], 0.0
+    record = finished_run(training.folder, training.matches) if training and not settings.force else None
+    if training and record and (training.folder / learner_files.TENSORS).is_file():
+        learner_files.load_tensors(learner, training.folder)
+        reporter.say(f"trained already: {training.folder}")
+        curve: list[Any] = [Epoch(**line) for line in record.curve]  # type: ignore[arg-type]  # as they were written
+        return curve, float(record.cost.get("train_seconds") or 0)
+    curve, seconds = timed(
+        *(train, learner, episode, loader, settings.fit),
+        precision=spec.precision,
+        reporter=reporter,
+        compile=settings.compile,
+        state=state,
+    )
+    return curve, seconds + state.seconds
+
+
+def at_test_time(spec: RunSpec) -> dict[str, Any]:
+    """What a record says of a method at test time, if there is one."""
+    if (adaptation := spec.adaptation) is None:
+        return {}
+    about = {"name": adaptation.name, "views": adaptation.views, "seed": spec.settings.seed}
+    return {"inference": adaptation.inference, "test_time": about}
 
 
 def state_of(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> State:
@@ -169,16 +193,22 @@ def warn_of_single_classes(episode: Episode) -> None:
 
 
 def test(
-    spec: RunSpec, learner: Learner, tests: Mapping[str, Split], loader: Loader, reporter: Reporter
+    spec: RunSpec,
+    learner: Learner,
+    tests: Mapping[str, Split],
+    loader: Loader,
+    reporter: Reporter,
+    adaptation: Adaptation | None,
 ) -> dict[str, Predictions]:
     """Predictions on each test, in the words of its data set; in the source's where something is learned a class."""
     names = () if learner.class_bound else tests
     wordings = {name: wording for name in names if (wording := build.target_wording(spec, name))}
     same = {name: split for name, split in tests.items() if name not in wordings}
-    predictions = evaluate(learner, same, loader, precision=spec.precision, reporter=reporter)
+    how: Any = {"precision": spec.precision, "reporter": reporter, "adaptation": adaptation}
+    predictions = evaluate(learner, same, loader, **how)
     for name, wording in wordings.items():
         reworded = build.reword_learner(spec, learner, wording)
-        predictions |= evaluate(reworded, {name: tests[name]}, loader, precision=spec.precision, reporter=reporter)
+        predictions |= evaluate(reworded, {name: tests[name]}, loader, **how)
     return {name: predictions[name] for name in tests}
 
 
@@ -228,7 +258,8 @@ def saved(spec: RunSpec, folder: Path) -> tuple[RunSpec, Learner, Episode]:
 
 def scores_of(spec: RunSpec, learner: Learner, episode: Episode) -> Scores:
     """Scores of a learner on each test."""
-    predictions = test(spec, learner, episode.tests, build.make_loader(spec, learner), Reporter(aside=True))
+    loader, reporter = build.make_loader(spec, learner), Reporter(aside=True)
+    predictions = test(spec, learner, episode.tests, loader, reporter, spec.adaptation)
     return {name: score(of_split) for name, of_split in predictions.items()}
 
 
@@ -265,13 +296,15 @@ def costs(spec: RunSpec, learner: Learner, episode: Episode, train_seconds: floa
     fit, clip = spec.settings.fit, learner.clip
     steps = n_steps(steps_per_epoch(len(episode.train), fit), fit) if fit else 0
     learner.bind(episode.train.classes)
+    how = partial(autocast, clip.device, spec.precision)
     return {
         "steps": steps,
         "seconds_per_step": train_seconds / steps if steps else None,
         "backbone_bytes": clip.n_bytes,
         "quantization_error": clip.quantization_error,
         "mergeable": learner.mergeable if fit else None,
-        **costs_of_use(learner, autocast=partial(autocast, clip.device, spec.precision)),
+        **costs_of_use(learner, autocast=how),
+        **(costs_of_adapting(learner, spec.adaptation, autocast=how) if spec.adaptation else {}),
     }
 
 

@@ -82,6 +82,8 @@ def make_learner(spec: RunSpec, clip: Clip, episode: Episode) -> Learner:
         torch.manual_seed(seed_of("init", spec.settings.seed))
         try:
             learner = spec.learner(clip, episode.train.classes, **spec.arguments).to(spec.device)
+            if spec.adaptation:
+                spec.adaptation.check(learner)
             for target in spec.targets:  # words that do not fit are told before the training
                 if wording := target_wording(spec, target):
                     spec.learner(clip, episode.train.classes, **{**spec.arguments, **wording})

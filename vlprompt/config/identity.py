@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import inspect
 import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -15,9 +15,10 @@ from pydantic import BaseModel
 from vlprompt import demo
 from vlprompt.config.datasets import dataset_identity, target_names
 from vlprompt.config.hashing import canonical, config_hash
-from vlprompt.config.locate import import_named
+from vlprompt.config.locate import import_named, named_arguments
 from vlprompt.config.schema import Augmentation, Backbone, Bank, DataSource, Fit, Settings
 from vlprompt.data.dataset import Dataset
+from vlprompt.inference import ADAPTATIONS
 from vlprompt.results.record import Record
 from vlprompt.towers import RANDOM, files_of, full_name, is_timm, published_preprocess
 
@@ -53,6 +54,11 @@ def result_settings(
         chosen["method"] |= {"revision": revision}
     if names := target_names(settings, dataset.name):  # their order changes nothing
         chosen["targets"] = {name: target_identity(settings, name, targets) for name in names}
+    if settings.test_time:
+        arguments = named_arguments(settings.test_time)
+        defaults = keyword_defaults(ADAPTATIONS[settings.test_time["name"]])
+        chosen["test_time"] = {"name": settings.test_time["name"], **without_defaults(arguments, defaults)}
+        chosen["seed"] = settings.seed  # of the views, and of the order
     if settings.debug:
         chosen["debug"] = settings.debug.model_dump()
     if settings.fit is not None:
@@ -99,7 +105,11 @@ def model_defaults(model: type[BaseModel]) -> dict[str, Any]:
 
 def argument_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults of what `_target_` names."""
-    parameters = inspect.signature(import_named(config["_target_"], "setting")).parameters
+    return keyword_defaults(import_named(config["_target_"], "setting"))
+
+
+def keyword_defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters
     return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
 
 

@@ -16,12 +16,13 @@ from vlprompt.config.changes import changes_of, words
 from vlprompt.config.datasets import load_datasets
 from vlprompt.config.hashing import changed, variant_of
 from vlprompt.config.identity import is_same_run, result_settings, settings_hash
-from vlprompt.config.locate import locate, make_protocol
+from vlprompt.config.locate import locate, make_adaptation, make_protocol
 from vlprompt.config.overridden import Origin, complete, overridden, refuse, without
 from vlprompt.config.paths import results_root
 from vlprompt.config.schema import Settings, at_these_shots, read_settings
 from vlprompt.data.dataset import Dataset
 from vlprompt.errors import DamagedError, OverriddenError, UserError, first_names
+from vlprompt.inference import Adaptation
 from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import Protocol
 from vlprompt.results.record import Record, RunKey, checked, damaged
@@ -41,6 +42,22 @@ MODEL = "the backbone, which has a text tower or not"
 OF_TRAINING = ("fit", "bank", "augment", "sampler", "seed", "shots")
 
 
+AT_TEST = ("test_time",)
+"""Settings that leave the training as it is."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Where the run lies whose trained tensors this one would come to, too, and the settings of it that count."""
+
+    folder: Path
+    result_settings: dict[str, Any]
+
+    def matches(self, record: Record) -> bool:
+        """Whether a record is that run's."""
+        return is_same_run(record, self.result_settings)
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """A validated run, not started."""
@@ -57,6 +74,8 @@ class RunSpec:
     protocol: Protocol
     learner: type[Learner]
     arguments: dict[str, Any]  # of the learner
+    adaptation: Adaptation | None  # of the trained learner at test time
+    training: Training | None  # of a run that is the same but for what happens at test time
     device: torch.device
     precision: str
 
@@ -109,6 +128,7 @@ def read_spec(
     precision = resolve_precision(settings.precision, device)
     learner, _ = locate(settings.method, Learner, "method")
     protocol = make_protocol(settings)
+    adaptation = make_adaptation(settings)
     dataset, targets = (images, {}) if images else load_datasets(settings)
     if by_model := settings.method.get("head") == "auto":
         model = settings.backbone.model
@@ -122,6 +142,7 @@ def read_spec(
     relevant = result_settings(settings, precision, dataset, targets)
     default_settings = resolve(read_settings(default()), learner)
     by_default = result_settings(default_settings, resolve_precision("auto", device), dataset, targets)
+    by_default |= {name: relevant[name] for name in ("seed", "shots") if name in relevant}  # of the key, no change
     key = RunKey(
         protocol=choices["protocol"],
         dataset=dataset.name,
@@ -129,8 +150,13 @@ def read_spec(
         method=choices["method"],
         variant=settings.name or variant_of(relevant, by_default),
         shots=settings.sampler.drawn(settings.shots) if settings.fit else 0,
-        seed=settings.seed if settings.fit else 0,
+        seed=settings.seed if settings.fit or adaptation else 0,
     )
+    training = None
+    if adaptation and settings.fit:
+        plain = {name: value for name, value in relevant.items() if name not in AT_TEST}
+        of_plain = key.model_copy(update={"variant": variant_of(plain, by_default)})
+        training = Training(of_plain.folder(results_root()), plain)
     return RunSpec(
         settings=settings,
         config=recorded(config),
@@ -144,6 +170,8 @@ def read_spec(
         protocol=protocol,
         learner=learner,
         arguments=arguments,
+        adaptation=adaptation,
+        training=training,
         device=device,
         precision=precision,
     )
@@ -194,6 +222,7 @@ def check_settings(config: Mapping[str, Any]) -> Settings:
     resolve_precision(settings.precision, resolve_device(settings.device))
     locate(settings.method, Learner, "method")
     make_protocol(settings)
+    make_adaptation(settings)
     return settings
 
 

@@ -22,9 +22,10 @@ SHARED = ["protocol", "dataset", "backbone", "weights", "precision"]  # what the
 KEYS = [*SHARED, "method", "variant", "named", "shots"]  # named: the variant in words
 COSTS = {"parameters": "trained_parameters", "train_s": "train_seconds", "test_s": "test_seconds",
          "peak_bytes": "peak_memory_bytes", "stored_bytes": "stored_bytes", "backbone_bytes": "backbone_bytes",
-         "step_s": "seconds_per_step", "image_s": "seconds_per_image", "image_flops": "flops_per_image",
-         "frozen_image_flops": "flops_per_image_frozen", "classes_flops": "flops_classes",
-         "frozen_classes_flops": "flops_classes_frozen", "mergeable": "mergeable"}  # fmt: skip
+         "step_s": "seconds_per_step", "views": "views", "image_s": "seconds_per_image",
+         "image_flops": "flops_per_image", "frozen_image_flops": "flops_per_image_frozen",
+         "classes_flops": "flops_classes", "frozen_classes_flops": "flops_classes_frozen",
+         "mergeable": "mergeable"}  # fmt: skip
 H, MEAN_OF_H = "H", "mean of H"  # of the means over seeds; the mean of each seed's
 UNTRAINED = 0  # shots and seed of a learner that is not trained
 NO_RUNS = "there are no runs to show: `python run.py` makes the first one, on the demo, without any download."
