@@ -14,12 +14,12 @@ def entropy(probabilities: Float[Tensor, "*n C"]) -> Float[Tensor, "*n"]:
 
 
 def by_confidence(logits: Float[Tensor, "k C"], selection: float) -> tuple[Int[Tensor, " s"], Int[Tensor, " r"]]:
-    """The views of lowest entropy, `int(k * share)` of k but at least one, and the others; the surest first.
+    """The views of lowest entropy, `int(k * selection)` of k but at least one, and the others; the surest first.
 
     Of equally sure ones the first comes first. Source: Shu et al., NeurIPS 2022, https://arxiv.org/abs/2209.07511.
     """
     order = entropy(at_least_single(logits).softmax(-1)).argsort(stable=True)
-    n = max(1, int(len(order) * share))
+    n = max(1, int(len(order) * selection))
     return order[:n], order[n:]
 
 

@@ -49,7 +49,7 @@ def votes(logits: Float[Tensor, "k C"], selection: float) -> Float[Tensor, " C"]
     The winner is the class that the surest of the other views predicts, among those that predict one of the tied.
     """
     n_classes, predicted = logits.shape[1], logits.argmax(-1)
-    voters, others = by_confidence(logits, share)
+    voters, others = by_confidence(logits, selection)
     counts = F.one_hot(predicted[voters], n_classes).sum(0)
     tied = counts == counts.max()
     if tied.sum() > 1:
