@@ -112,6 +112,7 @@ def test_perfect_and_wrong_calibration() -> None:
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "brier", "overconfidence", "ece"])
+@pytest.mark.slow
 def test_intervals_are_those_of_a_bootstrap(metric: str) -> None:
     predicted = drawn(200, 3)[2]
     low, high = interval(predicted, metric, n=200)
