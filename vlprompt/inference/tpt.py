@@ -63,7 +63,8 @@ class TPT(Adaptation):
         ctx_init: str = "a photo of a",
     ) -> None:
         super().__init__(views=views, augmix=augmix)
-        if not 0 < selection <= 1 or steps < 1 or lr <= 0 or weight_decay < 0:
+        in_range = 0 < selection <= 1 and steps >= 1 and 0 < lr < math.inf and 0 <= weight_decay < math.inf
+        if not in_range:
             raise UserError(
                 f"test_time.{selection=}, {steps=}, {lr=}, {weight_decay=}: allowed are a share above 0 and at most 1, "
                 "at least one step, a rate above 0 and a decay of 0 or more"
@@ -123,7 +124,7 @@ class CTPT(TPT):
     ) -> None:
         of_tpt: dict[str, Any] = {"selection": selection, "steps": steps, "lr": lr, "weight_decay": weight_decay}
         super().__init__(views=views, augmix=augmix, ctx_init=ctx_init, **of_tpt)
-        if dispersion < 0:
+        if not 0 <= dispersion < math.inf:
             raise UserError(f"test_time.dispersion is {dispersion}, allowed is a weight of 0 or more")
         self.dispersion, self.two_step = dispersion, two_step
 
