@@ -1,6 +1,7 @@
 """Predictions and scores: against the published evaluator, against hand-made cases, and on disk."""
 
 import json
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,11 @@ def confident(confidence: list[float], correct: list[bool]) -> Predictions:
     """Predictions of class 0 among two with given confidences."""
     p = torch.tensor(confidence, dtype=torch.float64)
     return predictions(torch.stack([p.log(), (1 - p).log()], dim=1), [0 if right else 1 for right in correct])
+
+
+def earlier(predicted: Predictions) -> Predictions:
+    """With the fields that predictions of earlier versions have."""
+    return Predictions(**{f.name: vars(predicted)[f.name] for f in fields(Predictions) if f.default is MISSING})
 
 
 def test_published_evaluator() -> None:
@@ -100,16 +106,21 @@ def test_round_trip(tmp_path: Path) -> None:
     splits = {
         "base": Predictions.from_logits(["a/é.jpg", "b.jpg"], torch.tensor([0, 6]), torch.randn(2, 7).bfloat16()),
         "novel": predictions(torch.randn(3, 2), [0, 1, 1]),
+        "all": Predictions.from_logits(["a", "b", "c"], torch.tensor([0, 6, 2]), torch.randn(3, 7), known=[6, 1]),
+        "earlier": earlier(predictions(torch.randn(3, 2), [0, 1, 1])),
     }
     save_predictions(path, splits)
     back = load_predictions(path)
-    assert list(back) == ["base", "novel"]
+    assert list(back) == list(splits)
     for name, predicted in splits.items():
         for field, array in vars(predicted).items():
             np.testing.assert_array_equal(vars(back[name])[field], array)
-            assert vars(back[name])[field].dtype == array.dtype
+            assert array is None or vars(back[name])[field].dtype == array.dtype
     with np.load(path) as file:
         assert "base/label_logit" in file.files
+        assert "base/known" not in file.files
+    assert "brier" in score(back["base"])
+    assert "brier" not in score(back["earlier"])
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 cut short"])

@@ -323,6 +323,13 @@ class Score:
     macro_f1: float
     ece: float
     nll: float
+    ace: float
+    mce: float
+    brier: float
+    refinement: float
+    confidence: float
+    overconfidence: float
+    classwise_ece: float
 
 
 @torch.no_grad()

@@ -19,13 +19,14 @@ from vlprompt.config.spec import RunSpec, check_name
 from vlprompt.data.dataset import Split
 from vlprompt.data.loader import Loader
 from vlprompt.errors import UserError
-from vlprompt.evaluate import evaluate
+from vlprompt.evaluate import Outside, evaluate
 from vlprompt.learners.base import Learner
 from vlprompt.learners.zero_shot import OtherModel
 from vlprompt.protocols.base import Episode
 from vlprompt.results import learner_files
-from vlprompt.results.costs import costs_of_use, timed
+from vlprompt.results.costs import costs_of_adapting, costs_of_use, timed
 from vlprompt.results.metrics import score
+from vlprompt.results.ood import OOD, save_ood, score_ood
 from vlprompt.results.predictions import PREDICTIONS, Predictions, save_predictions
 from vlprompt.results.record import Record, Selection, git_commit, most_seen, selected_on, versions
 from vlprompt.results.store import LOG, OpenRun, finished_run, open_run, tidy
@@ -92,29 +93,19 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
         track(spec.settings.wandb, key=spec.key, origin=origin, folder=results_root()) as tracker,
         state_of(spec, folder, reporter) as state,
     ):
-        episode = build.make_episode(spec)
+        episode, outside = build.make_episode(spec), Outside(build.ood_splits(spec))
         warn_of_single_classes(episode)
         clip = build.make_clip(spec)
         learner = build.make_learner(spec, clip, episode)  # what cannot be tested is refused before it is trained
         loader = build.make_loader(spec, learner)
 
-        curve, train_seconds = list[Epoch](), 0.0
-        if fit := spec.settings.fit:
-            reset_peak_memory(spec.device)
-            curve, train_seconds = timed(
-                *(train, learner, episode, loader, fit),
-                precision=spec.precision,
-                reporter=reporter,
-                compile=spec.settings.compile,
-                state=state,
-            )
-            train_seconds += state.seconds
+        curve, train_seconds = fit(spec, learner, episode, loader, state, reporter)
         for line in curve:
             tracker.log({"loss": line.loss, "accuracy": line.accuracy, "lr": line.lr}, line.epoch + 1)
 
-        predictions, test_seconds = timed(test, spec, learner, episode.tests, loader, reporter)
+        predictions, test_seconds = timed(test, spec, learner, episode.tests, loader, reporter, outside)
         peak = peak_memory(spec.device)
-        scores = {name: score(of_split) for name, of_split in predictions.items()}
+        scores = all_scores(predictions, outside)
         log_scores(scores, reporter)
 
         record = Record(
@@ -122,6 +113,7 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
             status="finished",
             **origin,
             selection=selection(spec, learner, episode),
+            **at_test_time(spec),
             scores=scores,
             n_classes={name: len(split.classes) for name, split in episode.tests.items()},
             headline=spec.protocol.summary({name: of_split["accuracy"] for name, of_split in scores.items()}),
@@ -139,9 +131,41 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
         )
         reporter.log(f"finished; record of {spec.folder}")
         reporter.close()  # its file is among those that are published
-        record = folder.write(lambda: save(spec, learner, predictions, record, folder, reporter))
+        record = folder.write(lambda: save(spec, learner, predictions, outside, record, folder, reporter))
         tracker.finish(record, predictions, {name: split.classes for name, split in episode.tests.items()})
     return record
+
+
+def fit(
+    spec: RunSpec, learner: Learner, episode: Episode, loader: Loader, state: State, reporter: Reporter
+) -> tuple[list[Epoch], float]:
+    """Train the learner, or take over what a finished run of the same training holds; -> the curve, and seconds."""
+    settings, training = spec.settings, spec.training
+    reset_peak_memory(spec.device)
+    if settings.fit is None:
+        return [], 0.0
+    record = finished_run(training.folder, training.matches) if training and not settings.force else None
+    if training and record and (training.folder / learner_files.TENSORS).is_file():
+        learner_files.load_tensors(learner, training.folder)
+        reporter.say(f"trained already: {training.folder}")
+        curve: list[Any] = [Epoch(**line) for line in record.curve]  # type: ignore[arg-type]  # as they were written
+        return curve, float(record.cost.get("train_seconds") or 0)
+    curve, seconds = timed(
+        *(train, learner, episode, loader, settings.fit),
+        precision=spec.precision,
+        reporter=reporter,
+        compile=settings.compile,
+        state=state,
+    )
+    return curve, seconds + state.seconds
+
+
+def at_test_time(spec: RunSpec) -> dict[str, Any]:
+    """What a record says of a method at test time, if there is one."""
+    if (adaptation := spec.adaptation) is None:
+        return {}
+    about = {"name": adaptation.name, "views": adaptation.views, "seed": spec.settings.seed}
+    return {"inference": adaptation.inference, "test_time": about}
 
 
 def state_of(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> State:
@@ -169,17 +193,36 @@ def warn_of_single_classes(episode: Episode) -> None:
 
 
 def test(
-    spec: RunSpec, learner: Learner, tests: Mapping[str, Split], loader: Loader, reporter: Reporter
+    spec: RunSpec,
+    learner: Learner,
+    tests: Mapping[str, Split],
+    loader: Loader,
+    reporter: Reporter,
+    outside: Outside,
 ) -> dict[str, Predictions]:
-    """Predictions on each test, in the words of its data set; in the source's where something is learned a class."""
+    """Predictions on each test, in the words of its data set; in the source's where something is learned a class.
+
+    What is `outside` gets its scores.
+    """
+
+    def judge(learner: Learner, tests: Mapping[str, Split]) -> dict[str, Predictions]:
+        how: Any = {"precision": spec.precision, "reporter": reporter}
+        return evaluate(learner, tests, loader, adaptation=spec.adaptation, outside=outside, **how)
+
     names = () if learner.class_bound else tests
     wordings = {name: wording for name in names if (wording := build.target_wording(spec, name))}
     same = {name: split for name, split in tests.items() if name not in wordings}
-    predictions = evaluate(learner, same, loader, precision=spec.precision, reporter=reporter)
+    predictions = judge(learner, same)
     for name, wording in wordings.items():
         reworded = build.reword_learner(spec, learner, wording)
-        predictions |= evaluate(reworded, {name: tests[name]}, loader, precision=spec.precision, reporter=reporter)
+        predictions |= judge(reworded, {name: tests[name]})
     return {name: predictions[name] for name in tests}
+
+
+def all_scores(predictions: Mapping[str, Predictions], outside: Outside) -> Scores:
+    """Scores on each test, those of what is out of distribution among them."""
+    of_ood = {name: score_ood(scores) for name, scores in outside.scores.items()}
+    return {name: score(of_split) | of_ood.get(name, {}) for name, of_split in predictions.items()}
 
 
 def test_again(spec: RunSpec, folder: Path, changed: Mapping[str, Any]) -> Scores:
@@ -228,8 +271,9 @@ def saved(spec: RunSpec, folder: Path) -> tuple[RunSpec, Learner, Episode]:
 
 def scores_of(spec: RunSpec, learner: Learner, episode: Episode) -> Scores:
     """Scores of a learner on each test."""
-    predictions = test(spec, learner, episode.tests, build.make_loader(spec, learner), Reporter(aside=True))
-    return {name: score(of_split) for name, of_split in predictions.items()}
+    outside = Outside(build.ood_splits(spec))
+    predictions = test(spec, learner, episode.tests, build.make_loader(spec, learner), Reporter(aside=True), outside)
+    return all_scores(predictions, outside)
 
 
 def selection(spec: RunSpec, learner: Learner, episode: Episode) -> Selection:
@@ -256,7 +300,7 @@ def provenance(spec: RunSpec) -> dict[str, Any]:
         "versions": versions(),
         "git": git_commit(),
         "split_hash": spec.dataset.fingerprint(),
-        "target_hashes": {name: target.fingerprint() for name, target in spec.targets.items()},
+        "target_hashes": {name: target.fingerprint() for name, target in spec.others.items()},
     }
 
 
@@ -265,13 +309,15 @@ def costs(spec: RunSpec, learner: Learner, episode: Episode, train_seconds: floa
     fit, clip = spec.settings.fit, learner.clip
     steps = n_steps(steps_per_epoch(len(episode.train), fit), fit) if fit else 0
     learner.bind(episode.train.classes)
+    how = partial(autocast, clip.device, spec.precision)
     return {
         "steps": steps,
         "seconds_per_step": train_seconds / steps if steps else None,
         "backbone_bytes": clip.n_bytes,
         "quantization_error": clip.quantization_error,
         "mergeable": learner.mergeable if fit else None,
-        **costs_of_use(learner, autocast=partial(autocast, clip.device, spec.precision)),
+        **costs_of_use(learner, autocast=how),
+        **(costs_of_adapting(learner, spec.adaptation, autocast=how) if spec.adaptation else {}),
     }
 
 
@@ -286,21 +332,26 @@ def save(
     spec: RunSpec,
     learner: Learner,
     predictions: Mapping[str, Predictions],
+    outside: Outside,
     record: Record,
     folder: OpenRun,
     reporter: Reporter,
 ) -> Record:
     """Write all files of the run and publish them; -> the record, with what the learner takes on the disk."""
     reporter.restore_log()
-    stored_bytes = save_files(spec, learner, predictions, folder.path)
+    stored_bytes = save_files(spec, learner, predictions, outside, folder.path)
     record = record.model_copy(update={"cost": {**record.cost, "stored_bytes": stored_bytes}})
     folder.publish(record)
     return record
 
 
-def save_files(spec: RunSpec, learner: Learner, predictions: Mapping[str, Predictions], folder: Path) -> int:
+def save_files(
+    spec: RunSpec, learner: Learner, predictions: Mapping[str, Predictions], outside: Outside, folder: Path
+) -> int:
     """All files of the run but its record; -> bytes of the trained tensors."""
     save_predictions(folder / PREDICTIONS, predictions)
+    if outside.scores:
+        save_ood(folder / OOD, outside.scores)
     config = yaml.safe_dump(spec.config, sort_keys=False, allow_unicode=True)
     (folder / "config.yaml").write_text(config, encoding="utf-8")
     about = {

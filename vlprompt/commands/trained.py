@@ -1,7 +1,9 @@
 """`vlprompt evaluate`: trained learners tested again, without training."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from vlprompt.results.record import Record
 
 INTERPOLATION = "interpolation"
+TEST_TIME = "test_time"
 MOST = 1000  # values of a row
 
 
@@ -24,13 +27,22 @@ def register(commands: Any) -> None:
     """Add it to the sub-commands."""
     text = (
         "test finished runs again with another value of a setting that needs no training, as in method.test_rank=1,2, "
-        "or with weights between the frozen and the tuned model, as in interpolation=0,0.1,...,1"
+        "with weights between the frozen and the tuned model, as in interpolation=0,0.1,...,1, or adapted at test "
+        "time, as in test_time=zero,tda, which makes a run of its own, with a record"
     )
     parser = commands.add_parser("evaluate", help=text, description=text)
+    of_test = "test_time=zero,tda test_time.views=16,64"
     parser.add_argument(
-        "setting", metavar="SETTING=VALUES", help="method.test_rank=1,2,4, or interpolation=0,0.1,...,1 (WiSE-FT)"
+        "setting",
+        metavar="SETTING=VALUES",
+        help=f"method.test_rank=1,2,4, interpolation=0,0.1,...,1 (WiSE-FT), or {of_test}",
     )
-    parser.add_argument("runs", nargs="*", type=path_of, metavar="RUN", help="folders of runs, or of results")
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="folders of runs, or of results; before them, of test_time, more settings",
+    )
     add_selection(parser, positional=False)
     parser.set_defaults(folders_anywhere=True)
     parser.add_argument("--plot", type=path_of, metavar="FILE", help="draw the values as a curve: .pdf, .svg, .png")
@@ -47,7 +59,15 @@ def evaluate(options: argparse.Namespace) -> int:
     from vlprompt.reports.render import general_notes
     from vlprompt.results.learner_files import TENSORS
 
+    more = [text for text in options.runs if text.startswith(f"{TEST_TIME}.")]
+    options.runs = [path_of(text) for text in options.runs if text not in more]
     name, values = read_setting(options.setting)
+    if more and name != TEST_TIME:
+        raise UserError(
+            f"{more[0]} is a setting of {TEST_TIME}=NAME: give that first, as in {TEST_TIME}=zero {more[0]}"
+        )
+    if name == TEST_TIME:
+        values = combinations(options.setting, more)
     if options.plot:
         style.check_suffix(options.plot)
         if not all(type(value) in (int, float) for value in values):
@@ -57,11 +77,17 @@ def evaluate(options: argparse.Namespace) -> int:
     options.folders = [*options.folders, *options.runs]
     runs, notes = selected(options)
     runs = {folder: run for folder, run in runs.items() if run.status == "finished" and has_setting(run, name)}
-    if not runs and name == INTERPOLATION:
+    if not runs and name in (INTERPOLATION, TEST_TIME):
         raise UserError("no run here is finished: see vlprompt table for what there is")
     if not runs:
         raise UserError(f"no finished run has the setting method.{name}: see vlprompt table for what there is")
-    testable = {folder: run for folder, run in runs.items() if (folder / TENSORS).is_file()}
+    if name == TEST_TIME:  # which adapts a learner that is not adapted already
+        runs = {folder: run for folder, run in runs.items() if not run.test_time} or runs
+    testable = {
+        folder: run
+        for folder, run in runs.items()
+        if (folder / TENSORS).is_file() or (name == TEST_TIME and not run.config.get("fit"))
+    }
     if not testable:
         raise UserError(f"{next(iter(runs))} holds no {TENSORS}, so it cannot be tested: run it again with force=true")
     if len(testable) < len(runs):
@@ -111,10 +137,10 @@ def read_setting(text: str) -> tuple[str, list[Any]]:
     import yaml
 
     key, equals, values = text.partition("=")
-    if not equals or not values or not (key.startswith("method.") or key == INTERPOLATION):
+    if not equals or not values or not (key.startswith("method.") or key in (INTERPOLATION, TEST_TIME)):
         raise UserError(
-            f"'{text}' is no setting of a method with values: write it as in method.test_rank=1,2,4, or as in "
-            "interpolation=0,0.1,...,1"
+            f"'{text}' is no setting of a method with values: write it as in method.test_rank=1,2,4, as in "
+            f"interpolation=0,0.1,...,1, or as in {TEST_TIME}=zero,tda"
         )
     if key == f"method.{INTERPOLATION}":
         raise UserError(
@@ -144,7 +170,7 @@ def steps(values: Sequence[str]) -> list[str]:
 
 
 def has_setting(run: "Record", name: str) -> bool:
-    return name == INTERPOLATION or name in run.config.get("method", {})
+    return name in (INTERPOLATION, TEST_TIME) or name in run.config.get("method", {})
 
 
 def tested(
@@ -163,13 +189,39 @@ def tested(
     spec = spec_of_record(folder, run, device=options.device)
     metric = options.metric
     rows: list[dict[str, Any]] = []
-    line = name == INTERPOLATION
-    tests = test_line(spec, folder, values) if line else (test_again(spec, folder, {name: v}) for v in values)
+    if name == INTERPOLATION:
+        tests: Iterable[Mapping[str, Any]] = test_line(spec, folder, values)
+    elif name == TEST_TIME:
+        tests = (adapted(folder, run, value, device=options.device).scores for value in values)
+    else:
+        tests = (test_again(spec, folder, {name: value}) for value in values)
     for value, scores in zip(values, tests, strict=True):
         row = {key: getattr(run, key) for key in ("protocol", "dataset", "backbone", "method")}
+        if not any(metric in of_split for of_split in scores.values()):
+            raise UserError(f"{folder} has no {metric}: choose another --metric, or runs that have it")
         row |= {**texts, "shots": run.shots, "seed": run.seed, "precision": spec.precision, name: value}
-        rows.append(row | {split: find_metric(metric).factor * of_split[metric] for split, of_split in scores.items()})
+        factor = find_metric(metric).factor
+        rows.append(row | {split: factor * of_split.get(metric, math.nan) for split, of_split in scores.items()})
     return rows
+
+
+def combinations(first: str, more: Sequence[str]) -> list[str]:
+    """Each combination of the values of settings at test time, in words: `zero views=16`."""
+    pairs = (text.removeprefix(f"{TEST_TIME}.").partition("=") for text in more)
+    names = steps(first.partition("=")[2].split(","))
+    each = [names, *([f"{key}={value}" for value in steps(values.split(","))] for key, _, values in pairs)]
+    rows = (row[:1] if row[0] == "none" else row for row in itertools.product(*each))
+    return list(dict.fromkeys(map(" ".join, rows)))
+
+
+def adapted(folder: Path, run: "Record", value: str, *, device: str) -> "Record":
+    """The record of a run that adapts a finished run's learner at test time, made unless it is there."""
+    from vlprompt.config.at_test import settings_at_test, spec_at_test
+    from vlprompt.run import run as record_of
+
+    method, *more = value.split()
+    settings = settings_at_test([f"{TEST_TIME}={method}", *(f"{TEST_TIME}.{setting}" for setting in more)])
+    return record_of(spec_at_test(folder, run, settings, device=device)) if settings else run
 
 
 def over_seeds(rows: "pd.DataFrame", name: str, metric: str) -> "pd.DataFrame":

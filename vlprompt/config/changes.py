@@ -9,6 +9,7 @@ from vlprompt.config.hashing import ABSENT, changed
 from vlprompt.config.schema import Settings
 
 MOST_WORDS = 6  # settings named in one cell
+CHOSEN = ("test_time.name", "calibration.name")  # which the command line has without the name
 LONGEST = 60  # characters of a value
 
 Tree = Mapping[str, Any]
@@ -29,7 +30,7 @@ def changes_of(settings: Settings, default: Settings, relevant: Tree, relevant_d
             value = relevant["precision"]
         elif (key, value) == value_at(old, key):  # the same file, or what a parent that is null takes along
             continue
-        changes[key] = value
+        changes[key.removesuffix(".name") if key in CHOSEN else key] = value
     for one, other in (("fit.steps", "fit.epochs"), ("fit.epochs", "fit.steps")):
         if changes.get(one) is not None and changes.get(other, "") is None:  # goes without saying
             del changes[other]
@@ -56,12 +57,12 @@ def with_file_names(value: Any) -> Any:
 
 
 def target_list(key: str, relevant: Tree, default: Tree) -> str:
-    """The key itself; of a target that only one of the two tests, that of the list of targets."""
+    """The key itself; of another data set that only one of the two reads, that of the list which names it."""
     part, _, rest = key.partition(".")
-    if part != "targets":
+    if part not in ("targets", "ood"):
         return key
     of_both = set(relevant.get(part, {})) & set(default.get(part, {}))
-    return key if any(f"{rest}.".startswith(f"{name}.") for name in of_both) else "protocol.targets"
+    return key if any(f"{rest}.".startswith(f"{name}.") for name in of_both) else f"protocol.{part}"
 
 
 def value_at(tree: Tree, key: str) -> tuple[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 from vlprompt.config.schema import Settings, check_arguments
 from vlprompt.data.lists import ListSampler
 from vlprompt.data.sampling import SAMPLERS, ImbalancedSampler, Sampler
-from vlprompt.errors import UserError
+from vlprompt.errors import UserError, unknown
+from vlprompt.inference import ADAPTATIONS, Adaptation
 from vlprompt.protocols.base import Protocol
 from vlprompt.textfiles import path_of
 
@@ -44,8 +45,25 @@ def import_named(target: object, where: str) -> Any:
 
 
 def make_protocol(settings: Settings) -> Protocol:
-    protocol, arguments = locate(settings.protocol, Protocol, "protocol")
+    own = {name: value for name, value in settings.protocol.items() if name != "ood"}
+    protocol, arguments = locate(own, Protocol, "protocol")
     return protocol(**arguments)
+
+
+def make_adaptation(settings: Settings) -> Adaptation | None:
+    """How the learner adapts at test time. Raises: UserError for a name that is not known, or a wrong argument."""
+    if settings.test_time is None:
+        return None
+    name, arguments = settings.test_time["name"], named_arguments(settings.test_time)
+    if name not in ADAPTATIONS:
+        raise unknown("test_time.name", name, ADAPTATIONS)
+    check_arguments(ADAPTATIONS[name], arguments, "test_time")
+    return ADAPTATIONS[name](**arguments)
+
+
+def named_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of what is chosen by its name."""
+    return {key: value for key, value in config.items() if key != "name"}
 
 
 def make_sampler(settings: Settings) -> Sampler:

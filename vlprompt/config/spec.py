@@ -13,15 +13,16 @@ import yaml
 from vlprompt import demo
 from vlprompt.config.allowed import from_file
 from vlprompt.config.changes import changes_of, words
-from vlprompt.config.datasets import load_datasets
+from vlprompt.config.datasets import load_datasets, ood_names, target_names
 from vlprompt.config.hashing import changed, variant_of
 from vlprompt.config.identity import is_same_run, result_settings, settings_hash
-from vlprompt.config.locate import locate, make_protocol
+from vlprompt.config.locate import locate, make_adaptation, make_protocol
 from vlprompt.config.overridden import Origin, complete, overridden, refuse, without
 from vlprompt.config.paths import results_root
 from vlprompt.config.schema import Settings, at_these_shots, read_settings
 from vlprompt.data.dataset import Dataset
 from vlprompt.errors import DamagedError, OverriddenError, UserError, first_names
+from vlprompt.inference import Adaptation
 from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import Protocol
 from vlprompt.results.record import Record, RunKey, checked, damaged
@@ -41,6 +42,22 @@ MODEL = "the backbone, which has a text tower or not"
 OF_TRAINING = ("fit", "bank", "augment", "sampler", "seed", "shots")
 
 
+AT_TEST = ("test_time",)
+"""Settings that leave the training as it is."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Where the run lies whose trained tensors this one would come to, too, and the settings of it that count."""
+
+    folder: Path
+    result_settings: dict[str, Any]
+
+    def matches(self, record: Record) -> bool:
+        """Whether a record is that run's."""
+        return is_same_run(record, self.result_settings)
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """A validated run, not started."""
@@ -54,9 +71,12 @@ class RunSpec:
     recipes: list[str]
     dataset: Dataset
     targets: Mapping[str, Dataset]  # other data sets that it tests
+    ood: Mapping[str, Dataset]  # others whose test images are out of distribution
     protocol: Protocol
     learner: type[Learner]
     arguments: dict[str, Any]  # of the learner
+    adaptation: Adaptation | None  # of the trained learner at test time
+    training: Training | None  # of a run that is the same but for what happens at test time
     device: torch.device
     precision: str
 
@@ -67,6 +87,11 @@ class RunSpec:
     @cached_property
     def hash(self) -> str:
         return settings_hash(self.result_settings)
+
+    @property
+    def others(self) -> dict[str, Dataset]:
+        """The data sets that it reads in addition to its own."""
+        return {**self.targets, **self.ood}
 
     def matches(self, record: Record) -> bool:
         """Whether a record is this run's."""
@@ -109,7 +134,8 @@ def read_spec(
     precision = resolve_precision(settings.precision, device)
     learner, _ = locate(settings.method, Learner, "method")
     protocol = make_protocol(settings)
-    dataset, targets = (images, {}) if images else load_datasets(settings)
+    adaptation = make_adaptation(settings)
+    dataset, others = (images, {}) if images else load_datasets(settings)
     if by_model := settings.method.get("head") == "auto":
         model = settings.backbone.model
         check_model(str(demo.BACKBONES.get(model, model)))
@@ -119,9 +145,10 @@ def read_spec(
     settings = resolve(settings, learner)
     arguments = {name: value for name, value in settings.method.items() if name != "_target_"}
     config = with_resolved_method(without(config, rules, given))
-    relevant = result_settings(settings, precision, dataset, targets)
+    relevant = result_settings(settings, precision, dataset, others)
     default_settings = resolve(read_settings(default()), learner)
-    by_default = result_settings(default_settings, resolve_precision("auto", device), dataset, targets)
+    by_default = result_settings(default_settings, resolve_precision("auto", device), dataset, others)
+    by_default |= {name: relevant[name] for name in ("seed", "shots") if name in relevant}  # of the key, no change
     key = RunKey(
         protocol=choices["protocol"],
         dataset=dataset.name,
@@ -129,8 +156,13 @@ def read_spec(
         method=choices["method"],
         variant=settings.name or variant_of(relevant, by_default),
         shots=settings.sampler.drawn(settings.shots) if settings.fit else 0,
-        seed=settings.seed if settings.fit else 0,
+        seed=settings.seed if settings.fit or adaptation else 0,
     )
+    training = None
+    if adaptation and settings.fit:
+        plain = {name: value for name, value in relevant.items() if name not in AT_TEST}
+        of_plain = key.model_copy(update={"variant": variant_of(plain, by_default)})
+        training = Training(of_plain.folder(results_root()), plain)
     return RunSpec(
         settings=settings,
         config=recorded(config),
@@ -140,10 +172,13 @@ def read_spec(
         changes=changes_of(settings, default_settings, relevant, by_default),
         recipes=recipes or [],
         dataset=dataset,
-        targets=targets,
+        targets={name: others[name] for name in target_names(settings, dataset.name) if name in others},
+        ood={name: others[name] for name in ood_names(settings, dataset.name) if name in others},
         protocol=protocol,
         learner=learner,
         arguments=arguments,
+        adaptation=adaptation,
+        training=training,
         device=device,
         precision=precision,
     )
@@ -194,6 +229,7 @@ def check_settings(config: Mapping[str, Any]) -> Settings:
     resolve_precision(settings.precision, resolve_device(settings.device))
     locate(settings.method, Learner, "method")
     make_protocol(settings)
+    make_adaptation(settings)
     return settings
 
 
@@ -231,7 +267,9 @@ def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in config.items()
         if name not in UNRECORDED and (value or name not in ("test_time", "calibration"))
     }
-    return config | {"dataset": {name: value for name, value in config["dataset"].items() if name != "about"}}
+    protocol = {name: value for name, value in config["protocol"].items() if value or name != "ood"}
+    dataset = {name: value for name, value in config["dataset"].items() if name != "about"}
+    return config | {"protocol": protocol, "dataset": dataset}
 
 
 def spec_of_record(folder: Path, record: Record, *, device: str = "auto", allow: Sequence[str] = ()) -> RunSpec:

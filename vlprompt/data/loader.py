@@ -2,9 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,7 @@ from vlprompt.towers import Clip, Images
 
 Batch = tuple[Images, Int[Tensor, " B"]]
 TEST_BATCH = 100
+IMAGES_AT_ONCE = 1000  # whose views are in memory: 64 of 512 numbers each take 131 MB
 EPOCHS_AHEAD = 4  # whose views are read at once, where each epoch has its own
 
 
@@ -77,6 +78,27 @@ class Loader:
             whole = torch.tensor(order.indices(), device=self.clip.device)  # one copy an epoch, not one a step
             for index in itertools.islice(whole.split(batch_size), done, left):
                 yield Images(features=features[index]), labels[index]
+
+    def views(self, split: Split, n_views: int, order: Sequence[int], *, augmix: bool = False) -> Iterator[Images]:
+        """Of each image in an order: its centre crop and `n_views - 1` random views, functions of seed, image and view.
+
+        These are crops of any size and flips, whatever training images are.
+        """
+        augment, views = Augment(augmix=augmix), [None, *range(n_views - 1)]
+        drawn: Any = {"seed": self.seed, "augment": augment}
+        if self.features is None:
+            whole = Views(split, self.clip.preprocess, **drawn, cache=self.images)
+            pairs = [(view, index) for index in order for view in views]
+            batches = Batches(whole, pairs, batch_size=n_views, workers=self.workers, device=self.clip.device)
+            yield from (Images(pixels) for pixels, _ in batches)
+            return
+        for start in range(0, len(order), IMAGES_AT_ONCE):
+            some = replace(split, items=tuple(split.items[i] for i in order[start : start + IMAGES_AT_ONCE]))
+            self.features.fill(some, views, **drawn)
+            of_views = torch.stack([self.features.features(some, view, **drawn) for view in views], dim=1)
+            if len(order) > IMAGES_AT_ONCE:  # a small test's views stay for other tests of the same images
+                self.features.forget(range(n_views - 1), **drawn)
+            yield from (Images(features=of_image) for of_image in of_views)
 
     def read_views(self, split: Split, *, track: Callable[[str, int], AbstractContextManager[Any]]) -> None:
         """Before the first step, compute the features of views that recur, so that the time left is known."""

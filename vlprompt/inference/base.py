@@ -63,3 +63,15 @@ class Adaptation(ABC):
         `class_features` are what `encode_classes` gives; the learner is in `eval` and what the adapter does leaves it
         as it was. Called without gradients, and so is the adapter, unless `takes_gradients`.
         """
+
+
+def views_of(
+    learner: Learner, images: Images, class_features: Float[Tensor, "C *e"] | None, adaptation: Adaptation
+) -> ImageViews:
+    """One image's views, with what the learner makes of them unless the method computes that itself."""
+    if adaptation.takes_gradients:
+        return ImageViews(images)
+    if type(learner).logits is not Learner.logits:
+        return ImageViews(images, learner.logits(images, class_features))
+    features = learner.encode_images(images)
+    return ImageViews(images, learner.compare(features, class_features), features)

@@ -181,6 +181,11 @@ class Learner(nn.Module):
         return False
 
     @property
+    def cosine_scale(self) -> float:
+        """What cosines are multiplied by to give logits: the frozen model's, unless the learner trains one."""
+        return self.clip.scale
+
+    @property
     def n_trained(self) -> int:
         """How many numbers are trained; a learner that keeps fewer of them afterwards overrides it."""
         return sum(p.numel() for p in self.parameters())

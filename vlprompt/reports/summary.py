@@ -22,9 +22,10 @@ SHARED = ["protocol", "dataset", "backbone", "weights", "precision"]  # what the
 KEYS = [*SHARED, "method", "variant", "named", "shots"]  # named: the variant in words
 COSTS = {"parameters": "trained_parameters", "train_s": "train_seconds", "test_s": "test_seconds",
          "peak_bytes": "peak_memory_bytes", "stored_bytes": "stored_bytes", "backbone_bytes": "backbone_bytes",
-         "step_s": "seconds_per_step", "image_s": "seconds_per_image", "image_flops": "flops_per_image",
-         "frozen_image_flops": "flops_per_image_frozen", "classes_flops": "flops_classes",
-         "frozen_classes_flops": "flops_classes_frozen", "mergeable": "mergeable"}  # fmt: skip
+         "step_s": "seconds_per_step", "views": "views", "image_s": "seconds_per_image",
+         "image_flops": "flops_per_image", "frozen_image_flops": "flops_per_image_frozen",
+         "classes_flops": "flops_classes", "frozen_classes_flops": "flops_classes_frozen",
+         "mergeable": "mergeable"}  # fmt: skip
 H, MEAN_OF_H = "H", "mean of H"  # of the means over seeds; the mean of each seed's
 UNTRAINED = 0  # shots and seed of a learner that is not trained
 NO_RUNS = "there are no runs to show: `python run.py` makes the first one, on the demo, without any download."
@@ -233,15 +234,14 @@ def without_selection(table: pd.DataFrame, columns: Sequence[str] = ()) -> pd.Da
 
 
 def missing_metric(records: Sequence[Record], metric: str) -> list[str]:
-    """A note on runs that have results but not this metric."""
-    lacking = {
-        label: None
-        for record, label in zip(records, labels(records), strict=True)
-        if record.scores and not all(metric in scores for scores in record.scores.values())
-    }
-    n = sum(not all(metric in scores for scores in record.scores.values()) for record in records)
+    """A note on runs that have results but not this metric, where it is one of all tests in one of them."""
+    enough = any if find_metric(metric).of_some_tests else all
+    lack = [bool(r.scores) and not enough(metric in scores for scores in r.scores.values()) for r in records]
+    lacking = {label for label, lacks in zip(labels(records), lack, strict=True) if lacks}
+    n = sum(lack)
     learners = ", ".join(sorted(lacking))
-    return [f"{n} runs have neither this metric nor predictions: their cells are empty ({learners})."] if n else []
+    what = "neither this metric nor predictions that give it"
+    return [f"{n} runs have {what}: their cells are empty ({learners})."] if n else []
 
 
 def runs_in(group: pd.DataFrame) -> list[Record]:

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlprompt.errors import UserError
+from vlprompt.inference import Adaptation, views_of
 from vlprompt.learners.base import Learner
 from vlprompt.towers import Clip, Images
 
@@ -43,6 +44,28 @@ def costs_of_use(learner: Learner, *, autocast: Callable[[], AbstractContextMana
         while len(times) < TIMES and time.perf_counter() - start < ENOUGH_SECONDS:
             times.append(timed(learner, some, classes)[1])
     return {**costs, "seconds_per_image": min(times) / TIMED_IMAGES}
+
+
+@torch.no_grad()
+def costs_of_adapting(
+    learner: Learner, adaptation: Adaptation, *, autocast: Callable[[], AbstractContextManager[Any]]
+) -> dict[str, int | float]:
+    """Of each test image that adapts the learner to itself: its views, and the FLOPs and seconds of all that it takes.
+
+    The views come as pixels. What is computed once for all images of a test is no cost of an image.
+    """
+    size = learner.clip.preprocess.size
+    pixels = torch.rand(adaptation.views, 3, size, size, generator=torch.Generator().manual_seed(0))
+    images = Images(pixels.to(learner.clip.device))
+    classes = learner.eval().encode_classes()
+    with torch.set_grad_enabled(adaptation.takes_gradients), autocast():
+        adapter = adaptation.start(learner, classes)
+
+        def adapt() -> Tensor:
+            return adapter(views_of(learner, images, classes, adaptation))
+
+        flops, seconds = count_flops(adapt), timed(adapt)[1]
+    return {"views": adaptation.views, "flops_per_image": flops, "seconds_per_image": seconds}
 
 
 def frozen_classifier(learner: Learner) -> Learner | None:

@@ -1,22 +1,24 @@
 """Scores that are derived from the predictions on a test split."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from vlprompt.errors import Note, UserError, unknown
-from vlprompt.results.predictions import PREDICTIONS, Predictions, load_predictions
+from vlprompt.results.calibration import ERRORS, calibration_scores, confidence_below_1, equal_width, per_bin
+from vlprompt.results.open_world import SCORES, open_world_scores
+from vlprompt.results.predictions import N_BINS, PREDICTIONS, Predictions, load_predictions, select
 from vlprompt.results.record import Record
-
-N_BINS = 15  # equal-width bins of the expected calibration error
 
 
 def score(predictions: Predictions) -> dict[str, float | int]:
     """Accuracy, top-5 accuracy, mean accuracy per class, macro-F1, ECE, negative log-likelihood (nats): fractions.
+
+    And the scores of `calibration.py`, and of an open world those of `open_world.py`, as far as the predictions have
+    what they need.
 
     Macro-F1 and the mean per class are plain means over the classes that have test images. With five classes or fewer
     top-5 is 1. ECE has 15 equal-width bins over the confidence of the predicted class. Source: Guo et al., ICML 2017,
@@ -31,7 +33,7 @@ def score(predictions: Predictions) -> dict[str, float | int]:
     labels, predicted = predictions.labels, predictions.predicted
     correct = predicted == labels
     ece = binary_calibration_error(
-        torch.from_numpy(_confidence(predictions)), torch.from_numpy(correct).int(), n_bins=N_BINS
+        torch.from_numpy(confidence_below_1(predictions)), torch.from_numpy(correct).int(), n_bins=N_BINS
     )
     nll = predictions.logsumexp.astype(np.float64) - predictions.label_logit
     return {
@@ -43,7 +45,56 @@ def score(predictions: Predictions) -> dict[str, float | int]:
         "macro_f1": float(f1_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)),
         "ece": float(ece),
         "nll": float(nll.mean()),
+        **calibration_scores(predictions),
+        **open_world_scores(predictions),
     }
+
+
+def accuracy(predictions: Predictions) -> float:
+    return float((predictions.predicted == predictions.labels).mean())
+
+
+def ece(predictions: Predictions) -> float:
+    share, confidence, accuracy = per_bin(predictions)
+    return float(share @ abs(accuracy - confidence))
+
+
+def nll(predictions: Predictions) -> float:
+    return float((predictions.logsumexp.astype(np.float64) - predictions.label_logit).mean())
+
+
+OF_IMAGES: Mapping[str, Callable[[Predictions], float]] = {
+    "accuracy": accuracy,
+    "ece": ece,
+    "nll": nll,
+    **ERRORS,
+    **SCORES,
+}
+"""What can be computed of any sample of images."""
+
+
+def interval(
+    predictions: Predictions, metric: str, *, n: int = 1000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap over images: `n` samples as large as the test, drawn with replacement.
+
+    Samples that lack one kind of image of an open world count nowhere. Calibration errors are biased upwards in small
+    samples, and the more so in samples of samples: their interval may lie above the value itself. Source: Efron &
+    Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
+
+    Raises: UserError for a metric that needs more than these predictions, or more than a sample of them.
+    """
+    if metric not in OF_IMAGES:
+        raise unknown("metric with a bootstrap interval", metric, OF_IMAGES)
+    if metric not in score(predictions):
+        raise UserError(f"the predictions lack what {metric} is computed from: choose a test that has it.")
+    generator, values = np.random.default_rng(seed), []
+    for _ in range(n):
+        sample = select(predictions, generator.integers(len(predictions), size=len(predictions)))
+        if sample.known is None or metric not in SCORES or 0 < sample.known.sum() < len(sample):
+            values.append(OF_IMAGES[metric](sample))
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def per_class_accuracy(predictions: Predictions) -> pd.DataFrame:
@@ -59,8 +110,8 @@ def reliability(predictions: Predictions, *, n_bins: int = N_BINS) -> pd.DataFra
     One row a bin of equal width; an empty one has no confidence and no accuracy. The mean of the gaps
     between the two, weighted by images, is the calibration error.
     """
-    confidence = _confidence(predictions)
-    bins = (confidence * n_bins).astype(int)  # below 1, so the last bin is n_bins - 1
+    confidence = confidence_below_1(predictions)
+    bins = equal_width(confidence, n_bins)
     images = pd.DataFrame({"confidence": confidence, "accuracy": predictions.predicted == predictions.labels})
     curve = images.groupby(bins).mean().reindex(range(n_bins))
     curve["images"] = np.bincount(bins, minlength=n_bins)
@@ -75,11 +126,6 @@ def calibration_error(curve: pd.DataFrame) -> float:
     return float(gaps.sum() / curve["images"].sum())
 
 
-def _confidence(predictions: Predictions) -> Float[np.ndarray, " N"]:
-    """Below 1: torchmetrics takes values above 1 (rounding) for logits, and gives 1 itself a bin of its own."""
-    return predictions.confidence.astype(np.float64).clip(max=np.nextafter(1.0, 0.0))
-
-
 @dataclass(frozen=True)
 class Metric:
     """How a metric is shown."""
@@ -88,6 +134,7 @@ class Metric:
     factor: float = 100.0  # records hold fractions, tables percent
     decimals: int = 2
     higher_is_better: bool = True
+    of_some_tests: bool = False  # other tests never have it
 
 
 METRICS = {
@@ -95,16 +142,41 @@ METRICS = {
     "top5": Metric("top-5 accuracy (%)"),
     "per_class": Metric("mean accuracy per class (%)"),
     "macro_f1": Metric("macro-F1 (%)"),
-    "ece": Metric("expected calibration error (%)", higher_is_better=False),
+    "ece": Metric("expected calibration error, 15 equal-width bins (%)", higher_is_better=False),
     "nll": Metric("negative log-likelihood (nats)", 1.0, 3, higher_is_better=False),
+    "ace": Metric("adaptive calibration error, 15 equal-mass bins (%)", higher_is_better=False),
+    "classwise_ece": Metric(
+        "class-wise calibration error, 15 equal-width bins (%)", decimals=3, higher_is_better=False
+    ),
+    "mce": Metric("maximum calibration error, 15 equal-width bins (%)", higher_is_better=False),
+    "brier": Metric("Brier score", 1.0, 3, higher_is_better=False),
+    "refinement": Metric("refinement, 15 equal-width bins", 1.0, 4, higher_is_better=False),
+    "confidence": Metric("mean confidence (%)"),
+    "overconfidence": Metric("mean confidence less accuracy (points)", higher_is_better=False),
+    "open_auroc": Metric("AUROC of base against novel images (%)", of_some_tests=True),
+    "openworld_auc": Metric("OpenworldAUC (%)", of_some_tests=True),
+    "open_base": Metric("accuracy of base images among all classes (%)", of_some_tests=True),
+    "open_novel": Metric("accuracy of novel images among all classes (%)", of_some_tests=True),
+    "open_H": Metric("harmonic mean of base and novel among all classes (%)", of_some_tests=True),
+    "open_fpr95": Metric("novel images accepted with 95 % of base (%)", higher_is_better=False, of_some_tests=True),
+    # of images out of distribution (ood.py)
+    "mcm_auroc": Metric("AUROC of MCM (%)"),
+    "mcm_fpr95": Metric("FPR95 of MCM (%)", higher_is_better=False),
+    "max_logit_auroc": Metric("AUROC of the largest logit (%)"),
+    "max_logit_fpr95": Metric("FPR95 of the largest logit (%)", higher_is_better=False),
+    "energy_auroc": Metric("AUROC of the energy (%)"),
+    "energy_fpr95": Metric("FPR95 of the energy (%)", higher_is_better=False),
+    "msp_auroc": Metric("AUROC of the confidence (%)"),
+    "msp_fpr95": Metric("FPR95 of the confidence (%)", higher_is_better=False),
 }
 
 
 def find_metric(name: str) -> Metric:
-    """Raises: UserError for a metric that is not known."""
-    if name not in METRICS:
+    """A metric, or as NAME/DATASET its value for one data set. Raises: UserError for a metric that is not known."""
+    metric, _, dataset = name.partition("/")
+    if metric not in METRICS or name.endswith("/"):
         raise unknown("metric", name, METRICS)
-    return METRICS[name]
+    return replace(METRICS[metric], label=f"{dataset}: {METRICS[metric].label}") if dataset else METRICS[metric]
 
 
 def complete(runs: Mapping[Path, Record], metric: str, notes: list[str]) -> list[Record]:
@@ -125,7 +197,8 @@ def complete(runs: Mapping[Path, Record], metric: str, notes: list[str]) -> list
 
 
 def _completed(record: Record, path: Path, metric: str) -> Record:
-    if all(metric in scores for scores in record.scores.values()) or not path.exists():
+    complete = METRICS[metric].of_some_tests and any("brier" in scores for scores in record.scores.values())
+    if complete or all(metric in scores for scores in record.scores.values()) or not path.exists():
         return record
     computed = {split: score(predictions) for split, predictions in load_predictions(path).items()}
     scores = {split: computed.get(split, {}) | scores for split, scores in record.scores.items()}

@@ -36,6 +36,10 @@ SELECTIONS: Mapping[Selection, str] = {
 """How settings, an epoch or what a method searches were chosen, the less of the test they saw the earlier."""
 
 
+Inference = Literal["inductive", "episodic", "online", "transductive"]
+"""What else of the test a prediction sees: nothing; the image's own views; the images before; all images."""
+
+
 def selected_on(select_on: Literal["val", "test"], sampler: str, shots: int | str) -> Selection:
     """What `fit.select_on` comes to: the validation images are few, unless none are drawn."""
     whole = shots == "all" or sampler == "tip_adapter"
@@ -106,6 +110,10 @@ class Record(RunKey):
     changes: dict[str, Any] | None = None  # settings that are not the default's, by dotted key; None: not known
     recipe: list[str] = []
     selection: Selection = "fixed"
+    inference: Inference = "inductive"
+    test_time: dict[
+        str, str | int
+    ] = {}  # name of the method, views of an image, and the seed of these and of the order
     versions: dict[str, str] = {}
     git: str | None = None
     split_hash: str | None = None
@@ -114,8 +122,9 @@ class Record(RunKey):
     n_classes: dict[str, int] = {}  # by test split: those that are told from each other
     headline: dict[str, float] = {}  # what the protocol makes of the accuracies; fractions
     # trained_parameters, stored_bytes, *_seconds, peak_memory_bytes, steps, seconds_per_step, backbone_bytes,
-    # quantization_error, mergeable; flops_* and seconds_per_image (costs.py);
-    # stops: after which the run was resumed; once also trained_together, of runs that shared the passes of the towers
+    # quantization_error, mergeable; flops_* and seconds_per_image (costs.py); views: of a test image, where it adapts
+    # the learner; stops: after which the run was resumed; once also trained_together, of runs that shared the passes of
+    # the towers
     cost: dict[str, bool | int | float | None] = {}
     preprocess: dict[str, Any] = {}  # how images were prepared for the model; earlier records do not say
     bank: dict[str, Any] = {}
