@@ -17,7 +17,7 @@ from vlprompt.config.paths import config_dir
 from vlprompt.errors import UserError
 from vlprompt.inference import ADAPTATIONS
 from vlprompt.inference.base import ImageViews
-from vlprompt.inference.tpt import CTPT, TPT, most_confident
+from vlprompt.inference.tpt import CTPT, TPT
 from vlprompt.learners.base import Learner
 from vlprompt.learners.cocoop import CoCoOp
 from vlprompt.learners.coop import CoOp
@@ -25,6 +25,7 @@ from vlprompt.learners.dept import DePT
 from vlprompt.learners.ivlp import IVLP
 from vlprompt.learners.maple import MaPLe
 from vlprompt.learners.tcp import TCP
+from vlprompt.learners.vpt import VPT
 from vlprompt.learners.zero_shot import ZeroShot
 from vlprompt.towers import Images
 
@@ -39,6 +40,7 @@ MADE: dict[str, tuple[type[Learner], dict[str, Any]]] = {
     "dept": (DePT, {"inner": "coop", "arguments": {"n_context": 2}}),
     "dept around cocoop": (DePT, {"inner": "cocoop", "arguments": {"reduction": 4}}),
     "zero_shot": (ZeroShot, {}),
+    "vpt": (VPT, {"depth": 1}),
 }
 
 
@@ -189,12 +191,16 @@ def test_steps_and_their_order() -> None:
     torch.testing.assert_close(run(learner, without, pixels[0]), run(learner, TPT(selection=0.4, steps=3), pixels[0]))
 
 
-@pytest.mark.parametrize(("views", "share", "n"), [(64, 0.1, 6), (8, 0.3, 2), (8, 1.0, 8), (5, 0.1, 1), (1, 1.0, 1)])
-def test_the_most_confident_views(views: int, share: float, n: int) -> None:
-    logits = torch.randn(views, 7, generator=torch.Generator().manual_seed(views))
-    selected = most_confident(logits, share)
-    entropy = torch.distributions.Categorical(logits=logits).entropy()
-    assert selected.tolist() == entropy.sort().indices[:n].tolist()
+@pytest.mark.parametrize(("share", "n"), [(0.1, 1), (0.3, 2), (0.5, 4), (1.0, 8)])
+def test_the_surest_views_count(share: float, n: int) -> None:
+    learner, pixels = make("coop", torch.float64)
+    with torch.no_grad():
+        p = learner.logits(Images(pixels[0]), learner.encode_classes()).softmax(-1)
+    chosen = pixels[0][(-(p * p.log()).sum(-1)).sort().indices[:n]]
+    ((gradient,),) = seen_gradients(learner, TPT(selection=share), pixels[0])
+    p = learner.logits(Images(chosen), learner.encode_classes()).softmax(-1)
+    loss = expected_loss(p, torch.eye(2), 0.0)
+    torch.testing.assert_close(gradient, *torch.autograd.grad(loss, learner.context))
 
 
 def test_one_view_alone() -> None:
@@ -262,12 +268,17 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 
 TUNED = {"zero_shot", "coop", "cocoop", "kgcoop", "prograd", "tcp", "maple", "ivlp", "language_prompts", "promptsrc",
          "p_tuning", "dept"}  # fmt: skip
-QUICK = {"lora"}
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case.name not in QUICK), id=case.name) for case in CASES]
-)
+def test_learners_without_a_context_are_refused() -> None:
+    learner, _ = make("vpt")
+    for call in (TPT().check, lambda learner: start(learner, TPT())):
+        with pytest.raises(UserError, match=r"test_time=tpt tunes a context .* VPT has none: choose"):
+            call(learner)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_method_is_tuned_or_refused(case: Case) -> None:
     learner = build(case).eval()
     learner.conclude([], None) if case.method == "p_tuning" else None
