@@ -9,6 +9,7 @@ from parity_closed_form import known
 
 from vlprompt.inference import ADAPTATIONS, tpt
 from vlprompt.inference.base import ImageViews
+from vlprompt.inference.views import by_confidence
 from vlprompt.learners.coop import CoOp
 from vlprompt.learners.zero_shot import ZeroShot
 
@@ -110,18 +111,17 @@ def check_image(adapter, case, name, told, views, bounds):
         return call
 
     def select(logits, share):
-        selected = tpt_select(logits, share)
+        selected, others = by_confidence(logits, share)
         harness.close(logits, case[name + "logits_views"], bounds["logits"])
         entropy = torch.distributions.Categorical(logits=logits).entropy()
         harness.close(entropy, case[name + "entropy_views"], bounds["loss"])
         assert selected.tolist() == case[name + "selected_views"].tolist() == told["selected_views"]
-        return selected
+        return selected, others
 
-    tpt_select = tpt.most_confident
     Noted.steps.clear()
     with (
         mock.patch.object(torch.optim, "AdamW", Noted),
-        mock.patch.object(tpt, "most_confident", select),
+        mock.patch.object(tpt, "by_confidence", select),
         mock.patch.object(adapter.method, "losses", return_value=[noted(loss) for loss in losses]),
     ):
         logits = adapter(views)

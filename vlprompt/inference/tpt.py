@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlprompt.errors import UserError
 from vlprompt.inference.base import Adaptation, ImageViews
+from vlprompt.inference.views import by_confidence, check_selection
 from vlprompt.learners.around import AroundLearner
 from vlprompt.learners.base import Learner, normalize
 from vlprompt.learners.cocoop import CoCoOp
@@ -63,10 +64,11 @@ class TPT(Adaptation):
         ctx_init: str = "a photo of a",
     ) -> None:
         super().__init__(views=views, augmix=augmix)
-        if not 0 < selection <= 1 or steps < 1 or lr <= 0 or weight_decay < 0:
+        check_selection(selection)
+        if steps < 1 or not 0 < lr < math.inf or not 0 <= weight_decay < math.inf:
             raise UserError(
-                f"test_time.{selection=}, {steps=}, {lr=}, {weight_decay=}: allowed are a share above 0 and at most 1, "
-                "at least one step, a rate above 0 and a decay of 0 or more"
+                f"test_time.{steps=}, {lr=}, {weight_decay=}: allowed are at least one step, a rate above 0, and a "
+                "decay of 0 or more"
             )
         if not words_of(ctx_init):
             raise UserError("test_time.ctx_init is empty: give the words that zero-shot CLIP starts from")
@@ -123,7 +125,7 @@ class CTPT(TPT):
     ) -> None:
         of_tpt: dict[str, Any] = {"selection": selection, "steps": steps, "lr": lr, "weight_decay": weight_decay}
         super().__init__(views=views, augmix=augmix, ctx_init=ctx_init, **of_tpt)
-        if dispersion < 0:
+        if not 0 <= dispersion < math.inf:
             raise UserError(f"test_time.dispersion is {dispersion}, allowed is a weight of 0 or more")
         self.dispersion, self.two_step = dispersion, two_step
 
@@ -184,7 +186,7 @@ class Tuning:
                     return self.calls.at(point.context, type(self.learner).logits, images, point.classes)
                 return self.learner.compare(features[at], point.classes)
 
-            selected = most_confident(logits(slice(None), begun.detach()), self.method.selection)
+            selected, _ = by_confidence(logits(slice(None), begun.detach()), self.method.selection)
         context = {name: value.detach().clone() for name, value in begun.context.items()}
         optimizer = torch.optim.AdamW(context.values(), lr=self.method.lr, weight_decay=self.method.weight_decay)
         for n, loss in enumerate([*self.method.losses()] * self.method.steps):
@@ -239,13 +241,6 @@ def moves_images(learner: Learner) -> bool:
 
 def inner_of(learner: Learner) -> Learner:
     return learner.inner if isinstance(learner, AroundLearner) else learner
-
-
-def most_confident(logits: Float[Tensor, "k C"], share: float) -> Int[Tensor, " n"]:
-    """Which views have the predictions of lowest entropy, the lowest first."""
-    log_p = logits.log_softmax(-1)
-    entropy = -(log_p.exp() * log_p).sum(-1)
-    return entropy.argsort(stable=True)[: max(1, int(len(logits) * share))]
 
 
 def entropy_of_mean(logits: Float[Tensor, "n C"], classes: Tensor | None = None) -> Float[Tensor, ""]:
