@@ -203,7 +203,9 @@ def test_choosing_settings_looks_at_no_image_out_of_distribution() -> None:
         slow("tiny_other", ["protocol.ood is 'tiny_other', allowed is a list"]),
         slow("null", ["protocol.ood is None, allowed is a list"]),
         ("[tiny_other,tiny]", ["protocol.ood names tiny,", "in distribution", "base_to_novel"]),
-        ("[caltech101]", ["cannot load protocol.ood caltech101: caltech101 is not complete", "protocol.ood=[] does"]),
+        slow(
+            "[caltech101]", ["cannot load protocol.ood caltech101: caltech101 is not complete", "protocol.ood=[] does"]
+        ),
         slow(
             "[caltech101,tiny_other,folder]",
             ["cannot load caltech101, folder, the first", "protocol.ood=[tiny_other] does"],

@@ -74,7 +74,7 @@ def score_ood(scores: Mapping[str, OodScores]) -> dict[str, float]:
 
 
 def _compared(inside: OodScores, outside: OodScores) -> dict[str, float]:
-    values = {}
+    values: dict[str, float] = {}
     for score in SCORES:
         positive, negative = getattr(inside, score), getattr(outside, score)
         values |= {f"{score}_auroc": auroc(positive, negative), f"{score}_fpr95": fpr95(positive, negative)}
