@@ -98,7 +98,7 @@ def _grid(members: pd.DataFrame, shown: Metric, *, tall: bool) -> Grid:
         del table["n"]
     table[columns] = cells("text").fillna("").to_numpy()
     context = {name: rows[name].iloc[0] for name in [*CONTEXT[:-1], *["shots"] * tall]}
-    averages = [name for name in columns if name == H or name.startswith("average_")]
+    averages = [name for name in columns if name == H or name.startswith("average_") or name.endswith("(corrupted)")]
     keys = ["method", *(name for name in dict.fromkeys([*index, "selection"]) if name != "method" and name in table)]
     return Grid(
         ", ".join(f"{name} {value}" for name, value in context.items() if value != ""),
