@@ -11,6 +11,7 @@ from torch import Tensor
 from vlprompt.config.build import bind_to
 from vlprompt.data.dataset import Split
 from vlprompt.data.loader import TEST_BATCH, Loader
+from vlprompt.inference.calibration import Calibration, calibrator
 from vlprompt.learners.base import Learner
 from vlprompt.results.predictions import Predictions
 from vlprompt.towers.precision import autocast
@@ -37,9 +38,38 @@ def evaluate(
             classes = learner.encode_classes()
         with reporter.track(f"testing on {name}", len(split)) as track:
             logits = logits_of(learner, split, classes, loader, shared, precision, track)
+        logits = calibrator(learner, classes)(logits)
         labels = torch.tensor([item.label for item in split.items])
         predictions[name] = Predictions.from_logits([item.image for item in split.items], labels, logits)
     return predictions
+
+
+@torch.no_grad()
+def fit_calibration(
+    calibration: Calibration,
+    learner: Learner,
+    train: Split,
+    val: Split | None,
+    loader: Loader,
+    *,
+    precision: str,
+    reporter: Reporter,
+) -> None:
+    """Fit it on the logits of the validation images, if it is fitted on any, and give it to the trained learner."""
+    learner.eval()
+    learner.calibration = None
+    bind_to(learner, train)
+    with autocast(loader.clip.device, precision):
+        calibration.attach(learner)
+    if calibration.on_images:
+        assert val is not None
+        bind_to(learner, val)
+        with autocast(loader.clip.device, precision):
+            classes = learner.encode_classes()
+        with reporter.track("calibrating", len(val)) as track:
+            logits = logits_of(learner, val, classes, loader, {}, precision, track)
+        calibration.fit(logits, torch.tensor([item.label for item in val.items]), learner.clip.scale)
+    learner.calibration = calibration
 
 
 def shared_images(learner: Learner, tests: Mapping[str, Split], loader: Loader) -> Shared:

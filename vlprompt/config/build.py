@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from vlprompt import demo
 from vlprompt.config.allowed import METHODS, check_names, named_by
-from vlprompt.config.locate import locate, make_sampler
+from vlprompt.config.locate import locate, locate_named, make_sampler
 from vlprompt.config.paths import bank_folder, data_root
 from vlprompt.config.schema import Preparation, Settings, read_backbone
 from vlprompt.config.spec import RunSpec, spec_of_record
@@ -22,10 +23,11 @@ from vlprompt.data.dataset import Split
 from vlprompt.data.loader import Loader
 from vlprompt.data.transforms import Augment, seed_of
 from vlprompt.errors import NotApplicableError, UserError, printable
+from vlprompt.inference import CALIBRATIONS, Calibration
 from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, check_images
 from vlprompt.results import learner_files
-from vlprompt.results.record import Record
+from vlprompt.results.record import Record, damaged
 from vlprompt.towers import Clip, load_clip
 from vlprompt.training.device import default_workers
 
@@ -37,7 +39,7 @@ def make_episode(spec: RunSpec) -> Episode:
     settings, dataset = spec.settings, spec.dataset
     if settings.protocol.get("part") == FEW_SHOT_VAL:
         dataset = replace(dataset, test=())  # out of reach while settings are chosen
-    if spec.trained:
+    if spec.draws:
         sample = make_sampler(settings)(dataset, shots=settings.shots, seed=settings.seed)
     else:
         sample = list(dataset.train), list(dataset.val)  # nothing is trained
@@ -93,6 +95,31 @@ def make_learner(spec: RunSpec, clip: Clip, episode: Episode) -> Learner:
     return learner
 
 
+def make_calibration(spec: RunSpec, learner: Learner, episode: Episode) -> Calibration | None:
+    """What is to calibrate the trained learner, not fitted; None where nothing is.
+
+    Raises:
+        UserError: no validation images to fit it on.
+        NotApplicableError: a learner that it cannot calibrate.
+    """
+    if not (given := spec.settings.calibration):
+        return None
+    kind, arguments = locate_named(given, CALIBRATIONS, "calibration")
+    if "template" in inspect.signature(kind).parameters and arguments.get("template") is None:
+        arguments["template"] = spec.settings.dataset.template
+    calibration: Calibration = kind(**arguments)
+    if kind.on_images and episode.val is None:
+        raise UserError(
+            f"calibration={kind.name} is fitted on the validation images of the few-shot sample, and "
+            f"{spec.dataset.name} gives none: choose a data set with a validation split, or leave calibration out"
+        )
+    try:
+        calibration.check(learner)
+    except UserError as error:
+        raise NotApplicableError(str(error)) from error
+    return calibration
+
+
 def bind_to(learner: Learner, split: Split) -> None:
     """Classify among the classes of a test."""
     bind(learner, split.classes, rows=split.rows, transfer=split.transfer)
@@ -115,7 +142,33 @@ def reword_learner(spec: RunSpec, learner: Learner, wording: Mapping[str, Any]) 
     """The same tensors with other words around the classes."""
     reworded = spec.learner(learner.clip, learner.trained_classes, **{**spec.arguments, **wording}).to(spec.device)
     reworded.load_state_dict(learner.state_dict(), strict=True)
-    return reworded
+    return calibrated_like(reworded.eval(), learner)
+
+
+def calibrated_like(learner: Learner, other: Learner) -> Learner:
+    """A learner, bound to the classes it was trained on, with the calibration that another one carries."""
+    if other.calibration is not None:
+        learner.calibration = copy(other.calibration)
+        learner.calibration.attach(learner)
+    return learner
+
+
+def restore_calibration(learner: Learner, folder: Path) -> None:
+    """Give a learner, bound to the classes it was trained on, the calibration that its folder holds, if any.
+
+    Raises: UserError, DamagedError: what describes it does not.
+    """
+    if (stored := learner_files.read_config(folder).get("calibration")) is None:
+        return
+    numbers = {name: value for name, value in stored.items() if name not in ("name", "arguments")}
+    kind, arguments = locate_named({"name": stored["name"], **stored["arguments"]}, CALIBRATIONS, "calibration")
+    calibration: Calibration = kind(**arguments)
+    if set(numbers) != set(calibration.fitted):
+        raise damaged(folder / learner_files.CONFIG, f"calibration has {', '.join(numbers) or 'no numbers'}")
+    for name, value in numbers.items():
+        setattr(calibration, name, value)
+    calibration.attach(learner.eval())
+    learner.calibration = calibration
 
 
 def make_loader(spec: RunSpec, learner: Learner) -> Loader:
@@ -188,6 +241,7 @@ def restore_learner(
     learner = untrained(kind, clip, about["classes"], arguments)
     if learner.state_dict() or (folder / learner_files.TENSORS).exists():
         learner_files.load_tensors(learner, folder)
+    restore_calibration(learner, folder)
     return learner.eval()
 
 

@@ -10,6 +10,7 @@ from vlprompt.config.schema import Settings
 
 MOST_WORDS = 6  # settings named in one cell
 LONGEST = 60  # characters of a value
+CHOICES = {f"{group}.name": group for group in ("test_time", "calibration")}  # as they are given
 
 Tree = Mapping[str, Any]
 Changes = Mapping[str, Any]  # values by dotted key
@@ -29,7 +30,7 @@ def changes_of(settings: Settings, default: Settings, relevant: Tree, relevant_d
             value = relevant["precision"]
         elif (key, value) == value_at(old, key):  # the same file, or what a parent that is null takes along
             continue
-        changes[key] = value
+        changes[CHOICES.get(key, key)] = value
     for one, other in (("fit.steps", "fit.epochs"), ("fit.epochs", "fit.steps")):
         if changes.get(one) is not None and changes.get(other, "") is None:  # goes without saying
             del changes[other]

@@ -8,7 +8,7 @@ from typing import Any
 from vlprompt.config.schema import Settings, check_arguments
 from vlprompt.data.lists import ListSampler
 from vlprompt.data.sampling import SAMPLERS, ImbalancedSampler, Sampler
-from vlprompt.errors import UserError
+from vlprompt.errors import UserError, unknown
 from vlprompt.protocols.base import Protocol
 from vlprompt.textfiles import path_of
 
@@ -28,6 +28,19 @@ def locate(config: Mapping[str, Any], kind: type, where: str) -> tuple[Any, dict
     if around := located.built_around(arguments) if hasattr(located, "built_around") else None:
         check_arguments(around[0], around[1], f"{where}.arguments")
     return located, arguments
+
+
+def locate_named(config: Mapping[str, Any], known: Mapping[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
+    """What `name` stands for among those that are known, and its checked arguments.
+
+    Raises:
+        UserError: no such name, or a wrong argument.
+    """
+    if config["name"] not in known:
+        raise unknown(where, config["name"], known)
+    arguments = {key: value for key, value in config.items() if key != "name"}
+    check_arguments(known[config["name"]], arguments, where)
+    return known[config["name"]], arguments
 
 
 def import_named(target: object, where: str) -> Any:

@@ -15,13 +15,14 @@ from vlprompt.config.allowed import from_file
 from vlprompt.config.changes import changes_of, words
 from vlprompt.config.datasets import load_datasets
 from vlprompt.config.hashing import changed, variant_of
-from vlprompt.config.identity import is_same_run, result_settings, settings_hash
-from vlprompt.config.locate import locate, make_protocol
+from vlprompt.config.identity import draws, is_same_run, result_settings, settings_hash
+from vlprompt.config.locate import locate, locate_named, make_protocol
 from vlprompt.config.overridden import Origin, complete, overridden, refuse, without
 from vlprompt.config.paths import results_root
 from vlprompt.config.schema import Settings, at_these_shots, read_settings
 from vlprompt.data.dataset import Dataset
 from vlprompt.errors import DamagedError, OverriddenError, UserError, first_names
+from vlprompt.inference import CALIBRATIONS
 from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import Protocol
 from vlprompt.results.record import Record, RunKey, checked, damaged
@@ -64,6 +65,11 @@ class RunSpec:
     def trained(self) -> bool:
         return self.settings.fit is not None
 
+    @property
+    def draws(self) -> bool:
+        """Whether few-shot images are drawn: to train on, or to calibrate on."""
+        return draws(self.settings)
+
     @cached_property
     def hash(self) -> str:
         return settings_hash(self.result_settings)
@@ -74,7 +80,7 @@ class RunSpec:
 
     def __str__(self) -> str:
         key = self.key
-        training = f", {key.shots} shots, seed {key.seed}" if self.trained else ""
+        training = f", {key.shots} shots, seed {key.seed}" if self.draws else ""
         changes = f" ({words(self.changes)})" if self.changes else ""
         return (
             f"{key.learner}{changes} on {key.dataset}: {key.protocol}{training}; {key.backbone} "
@@ -121,15 +127,17 @@ def read_spec(
     config = with_resolved_method(without(config, rules, given))
     relevant = result_settings(settings, precision, dataset, targets)
     default_settings = resolve(read_settings(default()), learner)
-    by_default = result_settings(default_settings, resolve_precision("auto", device), dataset, targets)
+    by_default = result_settings(
+        default_settings, resolve_precision("auto", device), dataset, targets, drawn=draws(settings)
+    )
     key = RunKey(
         protocol=choices["protocol"],
         dataset=dataset.name,
         backbone=choices["backbone"],
         method=choices["method"],
         variant=settings.name or variant_of(relevant, by_default),
-        shots=settings.sampler.drawn(settings.shots) if settings.fit else 0,
-        seed=settings.seed if settings.fit else 0,
+        shots=settings.sampler.drawn(settings.shots) if draws(settings) else 0,
+        seed=settings.seed if draws(settings) else 0,
     )
     return RunSpec(
         settings=settings,
@@ -194,6 +202,8 @@ def check_settings(config: Mapping[str, Any]) -> Settings:
     resolve_precision(settings.precision, resolve_device(settings.device))
     locate(settings.method, Learner, "method")
     make_protocol(settings)
+    if settings.calibration:
+        locate_named(settings.calibration, CALIBRATIONS, "calibration")
     return settings
 
 
@@ -219,9 +229,9 @@ def check_name(spec: RunSpec) -> None:
 
 
 def of_result(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a configuration that can tell one run from another: those that train only where it trains."""
-    trains = config.get("fit") is not None
-    return {key: v for key, v in config.items() if key not in OF_MACHINE and (trains or key not in OF_TRAINING)}
+    """The settings of a configuration that tell one run from another: of training only where images are drawn."""
+    drawn = draws(config)
+    return {key: v for key, v in config.items() if key not in OF_MACHINE and (drawn or key not in OF_TRAINING)}
 
 
 def recorded(config: Mapping[str, Any]) -> dict[str, Any]:

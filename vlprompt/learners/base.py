@@ -96,6 +96,7 @@ class Learner(nn.Module):
         self.classes = self.trained_classes = check_classes(classes)
         self.rows: tuple[int, ...] | None = None
         self.transfer = False
+        self.calibration: Any = None  # an inference.Calibration, of its logits after the training
         self._prompts: Prompts | None = None
         self._cache: dict[tuple[Any, ...], Tensor] = {}
         if self.has_head:
