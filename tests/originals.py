@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
+import parity_calibration
 import parity_closed_form
 import torch
 from parity_flyp import check_contrastive
@@ -59,7 +60,7 @@ TOLERANCES: Mapping[str, Any] = {
 """How near a case has to come that brings no `tolerances`: absolute and relative, or the relative L2 distance."""
 COMPARED = frozenset({"config", "runs", "trainable_names_in_order", "name_lens", "init_kg_score", "init_ce", "results",
                       "tolerances", "start_of_the_original", "frozen_text_templates", "train_step_batch_sizes",
-                      "ce_loss", "top1_pred"})  # fmt: skip
+                      "ce_loss", "top1_pred", "temperature"})  # fmt: skip
 ABOUT = {
     **dict.fromkeys(("sinkhorn_iterations_init", "transport_times_MN_min_max_init"), "the plans are compared"),
     **dict.fromkeys(("case", "set", "versions", "tensors", "source", "loss"), "says what the case is"),
@@ -174,6 +175,10 @@ def method_of(name: str, case: Mapping[str, Any]) -> str:
     if method is None and name.startswith("tip_adapter"):
         return "tip_adapter_f" if "train_step_batch_sizes" in case else "tip_adapter"
     return method or name
+
+
+def no_learner(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    raise AssertionError("the case has logits and needs no learner")
 
 
 def coop(clip: Clip, case: Mapping[str, Any]) -> Learner:
@@ -961,6 +966,7 @@ METHODS = {
         own_backbone=True,
         decay_all=True,
     ),
+    "calibration": Original(no_learner, check=parity_calibration.check_scaling),
 }
 
 
