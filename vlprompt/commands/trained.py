@@ -1,22 +1,25 @@
 """`vlprompt evaluate`: trained learners tested again, without training."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlprompt.commands.output import add_output, show
 from vlprompt.commands.selection import add_selection, selected
-from vlprompt.errors import Note, UserError
+from vlprompt.errors import NotApplicableError, Note, UserError, unknown
 from vlprompt.textfiles import path_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from vlprompt.config.spec import RunSpec
     from vlprompt.results.record import Record
+    from vlprompt.run import Scores
 
 INTERPOLATION = "interpolation"
+CALIBRATION = "calibration"
 MOST = 1000  # values of a row
 
 
@@ -24,11 +27,14 @@ def register(commands: Any) -> None:
     """Add it to the sub-commands."""
     text = (
         "test finished runs again with another value of a setting that needs no training, as in method.test_rank=1,2, "
-        "or with weights between the frozen and the tuned model, as in interpolation=0,0.1,...,1"
+        "with weights between the frozen and the tuned model, as in interpolation=0,0.1,...,1, or calibrated, as in "
+        "calibration=none,temperature,dac"
     )
     parser = commands.add_parser("evaluate", help=text, description=text)
     parser.add_argument(
-        "setting", metavar="SETTING=VALUES", help="method.test_rank=1,2,4, or interpolation=0,0.1,...,1 (WiSE-FT)"
+        "setting",
+        metavar="SETTING=VALUES",
+        help="method.test_rank=1,2,4, interpolation=0,0.1,...,1 (WiSE-FT), or calibration=none,temperature,dac",
     )
     parser.add_argument("runs", nargs="*", type=path_of, metavar="RUN", help="folders of runs, or of results")
     add_selection(parser, positional=False)
@@ -57,11 +63,12 @@ def evaluate(options: argparse.Namespace) -> int:
     options.folders = [*options.folders, *options.runs]
     runs, notes = selected(options)
     runs = {folder: run for folder, run in runs.items() if run.status == "finished" and has_setting(run, name)}
-    if not runs and name == INTERPOLATION:
+    if not runs and name in (INTERPOLATION, CALIBRATION):
         raise UserError("no run here is finished: see vlprompt table for what there is")
     if not runs:
         raise UserError(f"no finished run has the setting method.{name}: see vlprompt table for what there is")
-    testable = {folder: run for folder, run in runs.items() if (folder / TENSORS).is_file()}
+    without = {folder for folder, run in runs.items() if name == CALIBRATION and run.config.get("fit") is None}
+    testable = {folder: run for folder, run in runs.items() if folder in without or (folder / TENSORS).is_file()}
     if not testable:
         raise UserError(f"{next(iter(runs))} holds no {TENSORS}, so it cannot be tested: run it again with force=true")
     if len(testable) < len(runs):
@@ -97,7 +104,7 @@ def rows_of(
     reasons: list[UserError] = []
     for (folder, run), text in zip(runs.items(), texts, strict=True):
         try:
-            rows += tested(folder, run, name, values, options, text)
+            rows += tested(folder, run, name, values, options, text, notes)
         except UserError as error:
             reasons.append(error)
             notes.append(Note(f"Left out: {{}}: {error}", folder))
@@ -111,11 +118,13 @@ def read_setting(text: str) -> tuple[str, list[Any]]:
     import yaml
 
     key, equals, values = text.partition("=")
-    if not equals or not values or not (key.startswith("method.") or key == INTERPOLATION):
+    if not equals or not values or not (key.startswith("method.") or key in (INTERPOLATION, CALIBRATION)):
         raise UserError(
-            f"'{text}' is no setting of a method with values: write it as in method.test_rank=1,2,4, or as in "
-            "interpolation=0,0.1,...,1"
+            f"'{text}' is no setting of a method with values: write it as in method.test_rank=1,2,4, as in "
+            "interpolation=0,0.1,...,1, or as in calibration=none,temperature"
         )
+    if key == CALIBRATION:
+        return key, check_calibrations(values.split(","))
     if key == f"method.{INTERPOLATION}":
         raise UserError(
             f"{key} is a setting of the training (cross_modal's): train again with another one, or test what lies "
@@ -125,6 +134,16 @@ def read_setting(text: str) -> tuple[str, list[Any]]:
     if key == INTERPOLATION and any(type(v) not in (int, float) or not 0 <= v <= 1 for v in read):
         raise UserError(f"{text}: allowed are numbers from 0, the frozen weights, to 1, the tuned ones")
     return key.removeprefix("method."), read
+
+
+def check_calibrations(names: list[str]) -> list[str]:
+    """Raises: UserError where one is none that there is."""
+    from vlprompt.inference import CALIBRATIONS
+
+    for name in names:
+        if name not in (known := ("none", *CALIBRATIONS)):
+            raise unknown(CALIBRATION, name, known)
+    return names
 
 
 def steps(values: Sequence[str]) -> list[str]:
@@ -144,7 +163,7 @@ def steps(values: Sequence[str]) -> list[str]:
 
 
 def has_setting(run: "Record", name: str) -> bool:
-    return name == INTERPOLATION or name in run.config.get("method", {})
+    return name in (INTERPOLATION, CALIBRATION) or name in run.config.get("method", {})
 
 
 def tested(
@@ -154,8 +173,12 @@ def tested(
     values: Sequence[Any],
     options: argparse.Namespace,
     texts: Mapping[str, str | None],
+    notes: list[str],
 ) -> list[dict[str, Any]]:
-    """A row for each value: what the run is, and its scores in percent."""
+    """A row for each value: what the run is, and its scores in percent; `notes` name calibrations that it cannot have.
+
+    Raises: UserError: the run cannot be tested.
+    """
     from vlprompt.config.spec import spec_of_record
     from vlprompt.results.metrics import find_metric
     from vlprompt.run import test_again, test_line
@@ -163,13 +186,40 @@ def tested(
     spec = spec_of_record(folder, run, device=options.device)
     metric = options.metric
     rows: list[dict[str, Any]] = []
-    line = name == INTERPOLATION
-    tests = test_line(spec, folder, values) if line else (test_again(spec, folder, {name: v}) for v in values)
+    tests: Iterable[Scores]
+    if name == INTERPOLATION:
+        tests = test_line(spec, folder, values)
+    elif name == CALIBRATION:
+        values, tests = calibrated(spec, folder, values, notes)
+    else:
+        tests = (test_again(spec, folder, {name: v}) for v in values)
     for value, scores in zip(values, tests, strict=True):
         row = {key: getattr(run, key) for key in ("protocol", "dataset", "backbone", "method")}
         row |= {**texts, "shots": run.shots, "seed": run.seed, "precision": spec.precision, name: value}
         rows.append(row | {split: find_metric(metric).factor * of_split[metric] for split, of_split in scores.items()})
     return rows
+
+
+def calibrated(
+    spec: "RunSpec", folder: Path, names: Sequence[str], notes: list[str]
+) -> tuple[list[str], list["Scores"]]:
+    """The calibrations that a run can have, and its scores with each; `notes` name the others.
+
+    Raises: UserError where it can have none.
+    """
+    from vlprompt.run import test_calibrated
+
+    scores: dict[str, Scores] = {}
+    refusals: list[UserError] = []
+    for name in names:
+        try:
+            scores[name] = test_calibrated(spec, folder, name)
+        except NotApplicableError as error:
+            refusals.append(error)
+            notes.append(Note(f"Left out: {{}} with {CALIBRATION}={name}: {error}", folder))
+    if not scores:
+        raise refusals[0]
+    return list(scores), list(scores.values())
 
 
 def over_seeds(rows: "pd.DataFrame", name: str, metric: str) -> "pd.DataFrame":

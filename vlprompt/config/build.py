@@ -12,7 +12,7 @@ import torch
 
 from vlprompt import demo
 from vlprompt.config.allowed import METHODS, check_names, named_by
-from vlprompt.config.locate import locate, locate_named, make_sampler
+from vlprompt.config.locate import locate, make_named, make_sampler
 from vlprompt.config.paths import bank_folder, data_root
 from vlprompt.config.schema import Preparation, Settings, read_backbone
 from vlprompt.config.spec import RunSpec, spec_of_record
@@ -23,7 +23,7 @@ from vlprompt.data.dataset import Split
 from vlprompt.data.loader import Loader
 from vlprompt.data.transforms import Augment, seed_of
 from vlprompt.errors import NotApplicableError, UserError, printable
-from vlprompt.inference import CALIBRATIONS, Calibration
+from vlprompt.inference import CALIBRATIONS, DAC, Calibration
 from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, check_images
 from vlprompt.results import learner_files
@@ -104,13 +104,12 @@ def make_calibration(spec: RunSpec, learner: Learner, episode: Episode) -> Calib
     """
     if not (given := spec.settings.calibration):
         return None
-    kind, arguments = locate_named(given, CALIBRATIONS, "calibration")
-    if "template" in inspect.signature(kind).parameters and arguments.get("template") is None:
-        arguments["template"] = spec.settings.dataset.template
-    calibration: Calibration = kind(**arguments)
-    if kind.on_images and episode.val is None:
+    calibration: Calibration = make_named(given, CALIBRATIONS, "calibration")
+    if isinstance(calibration, DAC) and calibration.template is None:
+        calibration = replace(calibration, template=spec.settings.dataset.template)
+    if calibration.on_images and episode.val is None:
         raise UserError(
-            f"calibration={kind.name} is fitted on the validation images of the few-shot sample, and "
+            f"calibration={calibration.name} is fitted on the validation images of the few-shot sample, and "
             f"{spec.dataset.name} gives none: choose a data set with a validation split, or leave calibration out"
         )
     try:
@@ -161,8 +160,8 @@ def restore_calibration(learner: Learner, folder: Path) -> None:
     if (stored := learner_files.read_config(folder).get("calibration")) is None:
         return
     numbers = {name: value for name, value in stored.items() if name not in ("name", "arguments")}
-    kind, arguments = locate_named({"name": stored["name"], **stored["arguments"]}, CALIBRATIONS, "calibration")
-    calibration: Calibration = kind(**arguments)
+    given = {**stored["arguments"], "name": stored["name"]}
+    calibration: Calibration = make_named(given, CALIBRATIONS, "calibration")
     if set(numbers) != set(calibration.fitted):
         raise damaged(folder / learner_files.CONFIG, f"calibration has {', '.join(numbers) or 'no numbers'}")
     for name, value in numbers.items():

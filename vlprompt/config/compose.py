@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vlprompt.config.spec import RunSpec
 
 GROUPS = ("method", "dataset", "protocol", "backbone")
+AT_TEST = ("test_time", "calibration")  # groups of which there is none by default
 SHARED_WITH_REFERENCE = (
     *("dataset", "protocol", "backbone", "precision", "device", "threads", "text_chunk", "workers", "data", "cache"),
     *("jobs_per_gpu", "compile", "bank", "force", "wandb", "debug", "hydra"),
@@ -387,7 +388,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> UserError:
 
 def not_there(name: str, arguments: Sequence[str]) -> UserError | None:
     """What is wrong with a dotted name, by the first part of it that is not there."""
-    choices = [a for a in arguments if a.partition("=")[0] in GROUPS and not set(",[{") & set(a)]
+    choices = [a for a in arguments if a.partition("=")[0] in (*GROUPS, *AT_TEST) and not set(",[{") & set(a)]
     try:
         node, path = compose([*choices, *searched(config_dirs(arguments))]), ""
     except COMPOSITION_ERRORS:
@@ -398,10 +399,10 @@ def not_there(name: str, arguments: Sequence[str]) -> UserError | None:
         do = "its settings are in conf/cluster/slurm.yaml, and come with +cluster=slurm"
         return UnknownSettingError(f"unknown setting '{name}': {do}", name)
     for part in name.split("."):
-        if not isinstance(node, dict):
+        if not isinstance(node, dict) or not node:
             of_training = " (nothing is trained)" if path == "fit." and node is None else ""
             return UnknownSettingError(
-                f"unknown setting '{path}{part}': {path[:-1]} is {node} here{of_training}, drop it", name
+                f"unknown setting '{path}{part}': {path[:-1]} is {node or 'none'} here{of_training}, drop it", name
             )
         if part not in node:
             return unknown_setting(path + part, [path + str(key) for key in node])

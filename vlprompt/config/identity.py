@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from vlprompt import demo
 from vlprompt.config.datasets import dataset_identity, target_names
 from vlprompt.config.hashing import canonical, config_hash
-from vlprompt.config.locate import import_named, locate_named
+from vlprompt.config.locate import import_named, make_named
 from vlprompt.config.schema import Augmentation, Backbone, Bank, DataSource, Fit, Settings
 from vlprompt.data.dataset import Dataset
 from vlprompt.inference import CALIBRATIONS
@@ -88,9 +88,9 @@ def result_settings(
 
 def named_identity(given: Mapping[str, Any], known: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The name of one of those that are known, and its arguments that are not their defaults."""
-    kind, arguments = locate_named(given, known, where)
+    kind = type(make_named(given, known, where))
     defaults = {name: p.default for name, p in inspect.signature(kind).parameters.items()}
-    return {"name": given["name"], **without_defaults(arguments, defaults)}
+    return without_defaults(given, defaults)
 
 
 def settings_hash(relevant: Mapping[str, Any]) -> str:

@@ -30,8 +30,8 @@ def locate(config: Mapping[str, Any], kind: type, where: str) -> tuple[Any, dict
     return located, arguments
 
 
-def locate_named(config: Mapping[str, Any], known: Mapping[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
-    """What `name` stands for among those that are known, and its checked arguments.
+def make_named(config: Mapping[str, Any], known: Mapping[str, Any], where: str) -> Any:
+    """What `name` stands for among those that are known, made with the other settings as its checked arguments.
 
     Raises:
         UserError: no such name, or a wrong argument.
@@ -40,7 +40,7 @@ def locate_named(config: Mapping[str, Any], known: Mapping[str, Any], where: str
         raise unknown(where, config["name"], known)
     arguments = {key: value for key, value in config.items() if key != "name"}
     check_arguments(known[config["name"]], arguments, where)
-    return known[config["name"]], arguments
+    return known[config["name"]](**arguments)
 
 
 def import_named(target: object, where: str) -> Any:

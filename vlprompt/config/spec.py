@@ -16,7 +16,7 @@ from vlprompt.config.changes import changes_of, words
 from vlprompt.config.datasets import load_datasets
 from vlprompt.config.hashing import changed, variant_of
 from vlprompt.config.identity import draws, is_same_run, result_settings, settings_hash
-from vlprompt.config.locate import locate, locate_named, make_protocol
+from vlprompt.config.locate import locate, make_named, make_protocol
 from vlprompt.config.overridden import Origin, complete, overridden, refuse, without
 from vlprompt.config.paths import results_root
 from vlprompt.config.schema import Settings, at_these_shots, read_settings
@@ -203,7 +203,7 @@ def check_settings(config: Mapping[str, Any]) -> Settings:
     locate(settings.method, Learner, "method")
     make_protocol(settings)
     if settings.calibration:
-        locate_named(settings.calibration, CALIBRATIONS, "calibration")
+        make_named(settings.calibration, CALIBRATIONS, "calibration")
     return settings
 
 
