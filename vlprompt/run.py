@@ -257,7 +257,7 @@ def saved(spec: RunSpec, folder: Path) -> tuple[RunSpec, Learner, Episode]:
     if spec.trained:
         learner_files.load_tensors(learner, folder)
     if spec.settings.calibration:
-        build.restore_calibration(learner, folder)
+        build.restore_calibration(learner, learner_files.read_config(folder).get("calibration"))
     return spec, learner, episode
 
 

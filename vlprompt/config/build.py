@@ -27,7 +27,7 @@ from vlprompt.inference import CALIBRATIONS, DAC, Calibration
 from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, check_images
 from vlprompt.results import learner_files
-from vlprompt.results.record import Record, damaged
+from vlprompt.results.record import Record
 from vlprompt.towers import Clip, load_clip
 from vlprompt.training.device import default_workers
 
@@ -152,18 +152,21 @@ def calibrated_like(learner: Learner, other: Learner) -> Learner:
     return learner
 
 
-def restore_calibration(learner: Learner, folder: Path) -> None:
-    """Give a learner, bound to the classes it was trained on, the calibration that its folder holds, if any.
+def restore_calibration(learner: Learner, stored: Mapping[str, Any] | None) -> None:
+    """Give a learner, bound to the classes it was trained on, the calibration that a file describes, if any.
 
-    Raises: UserError, DamagedError: what describes it does not.
+    Raises: UserError: what describes it does not.
     """
-    if (stored := learner_files.read_config(folder).get("calibration")) is None:
+    if stored is None:
         return
     numbers = {name: value for name, value in stored.items() if name not in ("name", "arguments")}
     given = {**stored["arguments"], "name": stored["name"]}
     calibration: Calibration = make_named(given, CALIBRATIONS, "calibration")
     if set(numbers) != set(calibration.fitted):
-        raise damaged(folder / learner_files.CONFIG, f"calibration has {', '.join(numbers) or 'no numbers'}")
+        raise UserError(
+            f"the saved calibration '{given['name']}' has the numbers {', '.join(numbers) or 'none'}, allowed are "
+            f"{', '.join(calibration.fitted) or 'none'}: run it again with force=true"
+        )
     for name, value in numbers.items():
         setattr(calibration, name, value)
     calibration.attach(learner.eval())
@@ -240,7 +243,7 @@ def restore_learner(
     learner = untrained(kind, clip, about["classes"], arguments)
     if learner.state_dict() or (folder / learner_files.TENSORS).exists():
         learner_files.load_tensors(learner, folder)
-    restore_calibration(learner, folder)
+    restore_calibration(learner, about.get("calibration"))
     return learner.eval()
 
 
