@@ -61,6 +61,8 @@ class Learner(nn.Module):
     """Raised when the same settings give other numbers than before, so that finished runs are made again."""
     scale_loss: Callable[[Tensor], Tensor] | None = None
     """In float16, what a `backward` of a method's own applies to its losses, so that small gradients do not vanish."""
+    calibration: Any = None
+    """What scales its logits after the training: an `inference.Calibration`, which those who use it apply."""
     stages: Sequence[float] = (1.0,)
     """The stages of its training: the share of the steps of each. Where there are several, each has an optimiser and a
     schedule of the learning rate of its own, over the parameters that `loss` leaves a gradient in; the buffer `stage`,
@@ -96,7 +98,6 @@ class Learner(nn.Module):
         self.classes = self.trained_classes = check_classes(classes)
         self.rows: tuple[int, ...] | None = None
         self.transfer = False
-        self.calibration: Any = None  # an inference.Calibration, of its logits after the training
         self._prompts: Prompts | None = None
         self._cache: dict[tuple[Any, ...], Tensor] = {}
         if self.has_head:
