@@ -1,5 +1,6 @@
 """Calibration: what is fitted, what it does to logits, and that all who classify with a saved run use it."""
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -9,10 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from running import ask, check_mistake, succeed
+from running import ask, check_mistake
 from test_learners import build, plain, scatter
 from test_predict import BACKBONE
 from tiny_world import CLASSES, RUN, draw
@@ -195,12 +197,12 @@ def test_a_calibrated_run_is_the_run_with_other_confidences(results: Path) -> No
             seen = model.probabilities(pictures).amax(1).numpy()
             assert np.allclose(seen, of_run[test].confidence, atol=1e-5)
     assert json.loads((folder / "learner_config.json").read_text())["calibration"]["scale"] == scale
-    answer = succeed(cli.main, ["evaluate", "calibration=none,temperature,dac", str(plain_folder), "--metric", "ece",
+    answer = ask(cli.main, ["evaluate", "calibration=none,temperature,dac", str(plain_folder), "--metric", "ece",
                                 "--format", "csv"])  # fmt: skip
-    lines = answer.out.splitlines()
-    column = lines[0].split(",").index("novel")
+    rows = pd.read_csv(io.StringIO(answer.out))
     wanted = [100 * r.scores["novel"]["ece"] for r in (plain_record, record, there["coopdac"][1])]
-    assert [float(line.split(",")[column]) for line in lines[1:4]] == pytest.approx(wanted, abs=1e-3)
+    assert rows["calibration"].tolist() == ["none", "temperature", "dac"]
+    assert rows["novel"].tolist() == pytest.approx(wanted, abs=1e-3)
 
 
 @pytest.mark.slow
