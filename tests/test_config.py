@@ -10,12 +10,11 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from vlprompt.config.compose import compose
-from vlprompt.config.locate import locate
+from vlprompt.config.locate import locate, make_protocol
 from vlprompt.config.paths import config_dir
 from vlprompt.config.schema import Settings, check_arguments, read_settings
 from vlprompt.errors import UserError
 from vlprompt.learners.base import Learner
-from vlprompt.protocols.base import Protocol
 from vlprompt.tuning.space import read_space, value_at
 
 CONF = config_dir()
@@ -47,7 +46,7 @@ def check(*overrides: str) -> None:
     """What a run checks before it loads anything, and that a default lies in the method's search space."""
     read = settings(*overrides)
     locate(read.method, Learner, "method")
-    locate(read.protocol, Protocol, "protocol")
+    make_protocol(read)
     space, values = read_space(read), read.model_dump()
     assert bool(space) == (read.fit is not None)
     if not any(override.startswith("recipe=") for override in overrides):  # not every recipe for a purpose is in it
