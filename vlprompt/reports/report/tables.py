@@ -9,7 +9,7 @@ import pandas as pd
 from vlprompt.config.about import display_name
 from vlprompt.reports.render import spread_text
 from vlprompt.reports.report.notes import averages_in_words
-from vlprompt.reports.summary import MEAN_OF_H, H, is_transfer, without_selection
+from vlprompt.reports.summary import MEAN_OF_H, H, is_transfer, without_usual
 from vlprompt.results.metrics import find_metric
 from vlprompt.results.record import shots_order
 
@@ -109,7 +109,7 @@ def results(summary: pd.DataFrame, links: Sequence[str]) -> list[Table]:
 
 def _results(table: pd.DataFrame, protocol: str) -> Table:
     shown = find_metric(table.attrs.get("metric", "accuracy"))
-    keys, asked = _keys(without_selection(table))
+    keys, asked = _keys(without_usual(table))
     numbers = [name for name in number_columns(table) if table[name].notna().any()]
     if (table["n"] <= 1).all():
         numbers = [name for name in numbers if name != "mean_H"]
