@@ -32,8 +32,8 @@ DEMO_NOTE = "The demo world checks the software; it ranks nothing."
 PRECISION_NOTE = "Rows differ in precision: compare them with care."
 COST_NOTE = (
     "Stored: what is trained. Model: the frozen weights. FLOPs: of products and convolutions, without merging; of the "
-    "classes once, of each image then; × frozen: times zero-shot with one template. ms/image: of four at once, from "
-    "pixels."
+    "classes once, of each image then; × frozen: times zero-shot with one template. ms/image: from pixels, of four at "
+    "once; of one with its views where these adapt the learner."
 )
 IMPORTED_NOTE = "Rows of the variant imported were read from logs of other software, most of them rounded to 0.1."
 INTERVAL_NOTES = {

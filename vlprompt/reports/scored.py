@@ -1,6 +1,6 @@
 """Tables of several metrics: a row a learner, for each test the numbers that answer one question."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -92,7 +92,7 @@ def tables(
     chosen = [_of_tests(members, layout) for members in shown]
     grids = [_grid(members, layout) for members in chosen if len(members)]
     raw = pd.concat([numbers(members) for members in chosen])
-    notes = [*notes, *dict.fromkeys(gap for of in gaps for gap in of), _headings_note(layout)]
+    notes = [*notes, *dict.fromkeys(gap for of in gaps for gap in of), _headings_note(layout, {*rows["heading"]})]
     return grids, raw, [*notes, *[BOOTSTRAP_NOTE] * (how == BOOTSTRAP)]
 
 
@@ -150,5 +150,6 @@ def _loaded(folder: Path) -> dict[str, Predictions]:
     return load_predictions(path) if path.exists() else {}
 
 
-def _headings_note(layout: Layout) -> str:
-    return "; ".join(f"{heading}: {find_metric(metric).label}" for heading, metric in layout.all.items()) + "."
+def _headings_note(layout: Layout, there: Collection[str]) -> str:
+    means = (f"{heading}: {find_metric(of).label}" for heading, of in layout.all.items() if heading in there)
+    return "; ".join(means) + "."
