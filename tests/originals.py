@@ -9,6 +9,9 @@ from typing import Any
 from unittest import mock
 
 import parity_closed_form
+import parity_metrics
+import parity_test_time
+import parity_tpt
 import torch
 from parity_flyp import check_contrastive
 from timm.models.vision_transformer import VisionTransformer
@@ -59,10 +62,10 @@ TOLERANCES: Mapping[str, Any] = {
 """How near a case has to come that brings no `tolerances`: absolute and relative, or the relative L2 distance."""
 COMPARED = frozenset({"config", "runs", "trainable_names_in_order", "name_lens", "init_kg_score", "init_ce", "results",
                       "tolerances", "start_of_the_original", "frozen_text_templates", "train_step_batch_sizes",
-                      "ce_loss", "top1_pred"})  # fmt: skip
+                      "ce_loss", "top1_pred", "temperature", "images", "predictions"})  # fmt: skip
 ABOUT = {
     **dict.fromkeys(("sinkhorn_iterations_init", "transport_times_MN_min_max_init"), "the plans are compared"),
-    **dict.fromkeys(("case", "set", "versions", "tensors", "source", "loss"), "says what the case is"),
+    **dict.fromkeys(("case", "set", "versions", "tensors", "source", "loss", "notes"), "says what the case is"),
     **dict.fromkeys(
         ("independent_float64_differences", "independent_float64_differences [weights rel, logits abs]"),
         "how near another version came",
@@ -74,6 +77,11 @@ ABOUT = {
     "init": "the start is the model's, or in the tensors",
     "not_recorded": "says what the case is",
     "gradient_rule": "the gradients are compared",
+    "zero_temperature (float32 eps)": "votes are whole here",
+    "kernel_evaluations_per_image": "the mode that they lead to is compared",
+    **dict.fromkeys(
+        ("notes", "sensitivity_rel_l2_to_1e-6_init_noise", "smallest_margin_of_the_prediction"), "about its numbers"
+    ),
     "quirk_cache_keys_mutated_in_place": "the keys after each step and those that are searched with are compared",
 }
 """What a case's json holds that no number here is compared with, and why."""
@@ -187,6 +195,10 @@ def coop(clip: Clip, case: Mapping[str, Any]) -> Learner:
         class_specific=options["CSC"] and not phrase,  # the original ignores CSC next to CTX_INIT
         position=options["CLASS_TOKEN_POSITION"],
     )
+
+
+def no_learner(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    raise AssertionError("the case is of logits alone")
 
 
 def zero_shot(clip: Clip, case: Mapping[str, Any]) -> Learner:
@@ -917,6 +929,8 @@ METHODS = {
         tolerances={"prototypes_rel_l2": 1e-5, "logits": {"atol": 1e-4}, "probabilities": {"atol": 1e-5}},
         check=parity_closed_form.check_ss_text,
     ),
+    "open_world": Original(no_learner, check=parity_metrics.check_open_world),
+    "calibration": Original(no_learner, check=parity_metrics.check_calibration),
     "ZS-LP": Original(zs_lp, {"prototypes": "weight"}, texts=class_by_class),
     "CLAP": Original(zs_lp, {"prototypes": "weight"}, texts=class_by_class),
     "CrossModal": Original(
@@ -940,6 +954,15 @@ METHODS = {
         },
     ),
     "ProLIP": Original(prolip, texts=texts_by_class),
+    "ZERO": Original(parity_test_time.learner, check=parity_test_time.check_zero),
+    "MTA": Original(parity_test_time.learner, check=parity_test_time.check_mta),
+    "TDA": Original(
+        parity_test_time.learner,
+        tolerances={"probabilities": {"atol": 1e-4}},
+        check=parity_test_time.check_tda,
+    ),
+    "TPT": Original(parity_tpt.build, tolerances=parity_tpt.TOLERANCES, check=parity_tpt.check_tpt),
+    "C-TPT": Original(parity_tpt.build, tolerances=parity_tpt.TOLERANCES, check=parity_tpt.check_tpt),
     "2SFS": Original(
         two_stage,
         {

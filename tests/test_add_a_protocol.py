@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from running import ROOT, ask
+from tiny_world import CLASSES, PER_CLASS
 
 from vlprompt import cli, sweep
 from vlprompt.results.record import Record
@@ -28,12 +30,12 @@ def written(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         path.write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     yield results
-    for name in ("my_protocols.noisy_labels", "my_protocols"):
+    for name in ("my_protocols.long_tail", "my_protocols"):
         sys.modules.pop(name, None)
 
 
 def trained(root: Path) -> list[Record]:
-    return sorted((r for r in find_records([root]) if r.shots), key=lambda r: r.config["protocol"]["noise"])
+    return sorted((r for r in find_records([root]) if r.shots), key=lambda r: r.config["protocol"]["imbalance"])
 
 
 @pytest.mark.slow
@@ -49,33 +51,37 @@ def test_its_headline_is_a_column(written: Path) -> None:
     answer = ask(sweep.main, [*run[2:], *small, "shots=4", "seed=1,2", "bank.views=1", "fit.epochs=1"])
     assert answer.code == 0, answer.err
     records = trained(written)
-    assert [r.config["protocol"]["noise"] for r in records] == [0.25, 0.25, 0.5, 0.5]
+    assert [r.config["protocol"]["imbalance"] for r in records] == [2, 2, 8, 8]
     for record in records:
-        test, mislabelled = (record.scores[name]["accuracy"] for name in ("test", "mislabelled"))
-        assert record.scores["mislabelled"]["total"] == round(record.config["protocol"]["noise"] * 4 * 5)
-        assert record.headline["robust"] == pytest.approx(2 * test * mislabelled / (test + mislabelled))
+        thirds = [record.scores[name] for name in ("many", "medium", "few")]
+        assert sum(third["total"] for third in thirds) == PER_CLASS["test"] * len(CLASSES)
+        assert record.headline["mean"] == pytest.approx(sum(third["accuracy"] for third in thirds) / 3)
     answer = ask(cli.main, table[1:])
     assert answer.code == 0, answer.err
-    assert "robust" in answer.out
+    assert "medium" in answer.out
     csv = ask(cli.main, [*table[1:], "--format", "csv"]).out
     rows = pd.read_csv(StringIO(csv))
-    rows = rows[rows["method"] == "coop"].set_index("protocol.noise")
-    assert rows.loc[0.25, "n"] == 2
-    expected = 100 * sum(r.headline["robust"] for r in records[:2]) / 2
-    assert rows.loc[0.25, "robust"] == pytest.approx(expected)
+    rows = rows[rows["method"] == "coop"].set_index("protocol.imbalance")
+    assert rows.loc[2, "n"] == 2
+    expected = 100 * sum(r.headline["mean"] for r in records[:2]) / 2
+    assert rows.loc[2, "mean"] == pytest.approx(expected)
 
 
-def test_wrong_labels_are_the_training_s_alone(written: Path) -> None:
+@pytest.mark.parametrize(("imbalance", "last"), [(2, 4), (20, 1)])
+def test_the_tail_is_as_long_as_asked(written: Path, imbalance: float, last: int) -> None:
     from vlprompt.config.build import make_episode
     from vlprompt.config.compose import read_run
 
     searched = f"hydra.searchpath=['file://{written.parent}/my_conf']"
-    groups = [searched, "protocol=noisy_labels", "dataset=digits", "shots=4"]
-    noisy = make_episode(read_run([*groups, "protocol.noise=0.5"]))
-    clean = make_episode(read_run(["protocol=few_shot", "dataset=digits", "shots=4"]))
-    assert [item.image for item in noisy.train.items] == [item.image for item in clean.train.items]
-    wrong = {a.image for a, b in zip(noisy.train.items, clean.train.items, strict=True) if a.label != b.label}
-    assert wrong == {item.image for item in noisy.tests["mislabelled"].items}
-    assert len(wrong) == 20
-    truth = {item.image: item.label for item in clean.train.items}
-    assert all(truth[item.image] == item.label for item in noisy.tests["mislabelled"].items)
+    groups = [searched, "protocol=long_tail", "dataset=digits", "shots=8"]
+    tail = make_episode(read_run([*groups, f"protocol.imbalance={imbalance}"]))
+    even = make_episode(read_run(["protocol=few_shot", "dataset=digits", "shots=8"]))
+    assert {*tail.train.items} <= {*even.train.items}
+    counts = Counter(item.label for item in tail.train.items)
+    sizes = [counts[label] for label in range(len(even.train.classes))]
+    assert sizes == sorted(sizes, reverse=True)
+    assert (sizes[0], sizes[-1]) == (8, last)
+    assert {split.classes for split in tail.tests.values()} == {even.train.classes}
+    tested = [item for split in tail.tests.values() for item in split.items]
+    assert Counter(tested) == Counter(even.tests["test"].items)
+    assert max(i.label for i in tail.tests["many"].items) < min(i.label for i in tail.tests["few"].items)

@@ -280,6 +280,19 @@ def arrays(n: int = 4) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
+def open_world(n: int = 4) -> dict[str, np.ndarray]:
+    two = np.zeros((n, 2), np.float32)
+    return {"square_sum": two[:, 0], "classwise_ece": np.array(0.5), "known": np.zeros(n, bool), "side_logsumexp": two,
+            "side_logit": two, "side_class": np.zeros((n, 2), np.int32)}  # fmt: skip
+
+
+@pytest.mark.parametrize("optional", [{}, open_world()], ids=["earlier", "open world"])
+def test_predictions_with_and_without_what_is_optional(tmp_path: Path, optional: dict[str, np.ndarray]) -> None:
+    save_predictions(tmp_path / "predictions.npz", {"test": Predictions(**arrays() | optional)})
+    back = load_predictions(tmp_path / "predictions.npz")["test"]
+    assert {name for name, array in vars(back).items() if array is None} == set(open_world()) - set(optional)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -293,10 +306,18 @@ def arrays(n: int = 4) -> dict[str, np.ndarray]:
         {"images": np.arange(4)},
         {"images": np.array([{}] * 4, dtype=object)},
         {"logsumexp": None},
+        {"square_sum": np.zeros(3, np.float32)},
+        {"classwise_ece": np.zeros(4)},
+        {"classwise_ece": np.int64(0)},
+        {"known": None},
+        {"known": np.zeros(4, np.int64)},
+        {"side_logit": np.zeros((4, 3), np.float32)},
+        {"side_logit": None},
+        {"side_class": np.zeros((4, 2), np.float32)},
     ],
 )
 def test_predictions_of_another_shape(tmp_path: Path, change: dict[str, Any]) -> None:
-    content = {f"test/{k}": v for k, v in (arrays() | change).items() if v is not None}
+    content = {f"test/{k}": v for k, v in (arrays() | open_world() | change).items() if v is not None}
     np.savez(tmp_path / "predictions.npz", **content)
     with pytest.raises(DamagedError, match=r"predictions\.npz"):
         load_predictions(tmp_path / "predictions.npz")

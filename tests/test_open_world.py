@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_records import few_shot
 from sklearn.metrics import roc_auc_score, roc_curve
 from tiny import clip
 
@@ -13,7 +14,8 @@ from vlprompt.data.dataset import Item, Split
 from vlprompt.errors import UserError
 from vlprompt.evaluate import known_columns
 from vlprompt.learners.zero_shot import ZeroShot
-from vlprompt.results.metrics import METRICS, interval, score
+from vlprompt.reports.summary import missing_metric
+from vlprompt.results.metrics import METRICS, complete, interval, score
 from vlprompt.results.open_world import SCORES, auroc, false_positive_rate, openworld_auc_of
 from vlprompt.results.predictions import Predictions, load_predictions, pool, save_predictions
 
@@ -101,12 +103,28 @@ def test_without_the_fields_or_one_kind_of_image_there_are_no_scores() -> None:
 def test_pooled(tmp_path: Any) -> None:
     whole, half = drawn(known=[0, 1])[2], drawn(known=[0, 1], seed=1)[2]
     pooled = pool([whole, half])
-    assert len(pooled.known) == 180
+    assert len(pooled) == 180
+    assert pooled.known is not None
     assert pooled.classwise_ece is None
     assert "open_H" in score(pooled)
     assert "open_H" not in score(pool([whole, drawn()[2]]))
     save_predictions(tmp_path / "predictions.npz", {"all": whole})
     assert score(load_predictions(tmp_path / "predictions.npz")["all"]) == score(whole)
+
+
+def test_what_only_some_tests_have_is_missed_where_none_has_it(tmp_path: Any) -> None:
+    predicted = {"base": drawn()[2], "all": drawn(known=[0, 1])[2]}
+    save_predictions(tmp_path / "predictions.npz", predicted)
+    old = few_shot("coop", "dtd", scores={name: {"accuracy": 0.5} for name in predicted})
+    made = complete({tmp_path: old}, "open_H", [])
+    assert made[0].scores["all"]["open_H"] == score(predicted["all"])["open_H"]
+    assert "open_H" not in made[0].scores["base"]
+    assert missing_metric(made, "open_H") == []
+    closed = few_shot("lora", "dtd", scores={"test": score(predicted["base"])})
+    assert complete({tmp_path: closed}, "open_H", []) == [closed]
+    (note,) = missing_metric([*made, closed], "open_H")
+    assert "lora" in note
+    assert "coop" not in note
 
 
 @cache

@@ -15,6 +15,7 @@ from vlprompt.config.build import clip_at, features_at
 from vlprompt.config.compose import read_reference, read_run
 from vlprompt.config.spec import RunSpec
 from vlprompt.data.loader import Loader
+from vlprompt.evaluate import Outside
 from vlprompt.results.predictions import Predictions, load_predictions
 from vlprompt.results.record import Record
 from vlprompt.results.store import find_records
@@ -174,7 +175,7 @@ def test_what_is_learned_for_each_class_keeps_the_words_of_the_source(
 
     monkeypatch.setattr(vlprompt.run, "evaluate", evaluate)
     tests = {"tiny": spec.dataset.split("test"), "tiny_other": spec.targets["tiny_other"].split("test")}
-    vlprompt.run.test(spec, learner, tests, Loader(clip), Reporter())
+    vlprompt.run.test(spec, learner, tests, Loader(clip), Reporter(), Outside({}))
     assert [*map(list, texts)] == [["a photo of a {}."], [words]]
 
 

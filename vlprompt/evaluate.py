@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -14,12 +14,28 @@ from vlprompt.data.loader import TEST_BATCH, Loader
 from vlprompt.data.transforms import seed_of
 from vlprompt.inference import Adaptation, views_of
 from vlprompt.learners.base import Learner
+from vlprompt.results.ood import INSIDE, OodScores
 from vlprompt.results.predictions import Predictions
 from vlprompt.towers.precision import autocast
 from vlprompt.training.progress import Reporter, Track
 
 ImageName = tuple[str, str]  # the origin of its data set, and its name there
 Shared = dict[ImageName, Float[Tensor, " e"] | None]
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Images out of distribution by the name of their data set, and what was scored on each test.
+
+    `scores` has those of the test's own images next to those of each data set.
+    """
+
+    splits: Mapping[str, Split]
+    scores: dict[str, dict[str, OodScores]] = field(default_factory=dict)
+
+    def of(self, test: Split) -> dict[str, Split]:
+        """Those that are no images of the test's own data set."""
+        return {name: split for name, split in self.splits.items() if not test.origin or split.origin != test.origin}
 
 
 @torch.no_grad()
@@ -31,26 +47,43 @@ def evaluate(
     precision: str,
     reporter: Reporter,
     adaptation: Adaptation | None = None,
+    outside: Outside | None = None,
 ) -> dict[str, Predictions]:
     """Predictions on each test split, among that split's classes; of the learner as the images adapt it, where they do.
+
+    What is `outside` gets its scores.
 
     Images that several tests share (base classes' among all classes') pass the image tower once.
     """
     learner.eval()
-    shared = {} if adaptation else shared_images(learner, tests, loader)
+    outside = outside or Outside({})
+    others = {f"{test}/{name}": other for test, split in tests.items() for name, other in outside.of(split).items()}
+    shared = {} if adaptation else shared_images(learner, {**tests, **others}, loader)
+
+    def judge(split: Split, classes: Float[Tensor, "C *e"] | None, track: Track) -> Float[Tensor, "N C"]:
+        if adaptation:
+            return adapted_logits(learner, split, classes, loader, adaptation, precision, track)
+        return logits_of(learner, split, classes, loader, shared, precision, track)
+
     predictions = {}
     for name, split in tests.items():
         bind_to(learner, split)
         with autocast(loader.clip.device, precision):
             classes = learner.encode_classes()
         with reporter.track(f"testing on {name}", len(split)) as track:
-            if adaptation:
-                logits = adapted_logits(learner, split, classes, loader, adaptation, precision, track)
-            else:
-                logits = logits_of(learner, split, classes, loader, shared, precision, track)
+            logits = judge(split, classes, track)
         labels = torch.tensor([item.label for item in split.items])
         images, known = [item.image for item in split.items], known_columns(learner, split)
         predictions[name] = Predictions.from_logits(images, labels, logits, known)
+        logits_by_set = {INSIDE: (split, logits)}
+        for other, without in outside.of(split).items():
+            with reporter.track(f"{name}: {other}, out of distribution", len(without)) as track:
+                logits_by_set[other] = without, judge(without, classes, track)
+        if len(logits_by_set) > 1:
+            outside.scores[name] = {
+                other: OodScores.from_logits([item.image for item in part.items], logits, scale=learner.cosine_scale)
+                for other, (part, logits) in logits_by_set.items()
+            }
     return predictions
 
 

@@ -19,14 +19,14 @@ from vlprompt.config.spec import RunSpec, check_name
 from vlprompt.data.dataset import Split
 from vlprompt.data.loader import Loader
 from vlprompt.errors import UserError
-from vlprompt.evaluate import evaluate
-from vlprompt.inference import Adaptation
+from vlprompt.evaluate import Outside, evaluate
 from vlprompt.learners.base import Learner
 from vlprompt.learners.zero_shot import OtherModel
 from vlprompt.protocols.base import Episode
 from vlprompt.results import learner_files
 from vlprompt.results.costs import costs_of_adapting, costs_of_use, timed
 from vlprompt.results.metrics import score
+from vlprompt.results.ood import OOD, save_ood, score_ood
 from vlprompt.results.predictions import PREDICTIONS, Predictions, save_predictions
 from vlprompt.results.record import Record, Selection, git_commit, most_seen, selected_on, versions
 from vlprompt.results.store import LOG, OpenRun, finished_run, open_run, tidy
@@ -93,7 +93,7 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
         track(spec.settings.wandb, key=spec.key, origin=origin, folder=results_root()) as tracker,
         state_of(spec, folder, reporter) as state,
     ):
-        episode = build.make_episode(spec)
+        episode, outside = build.make_episode(spec), Outside(build.ood_splits(spec))
         warn_of_single_classes(episode)
         clip = build.make_clip(spec)
         learner = build.make_learner(spec, clip, episode)  # what cannot be tested is refused before it is trained
@@ -103,9 +103,9 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
         for line in curve:
             tracker.log({"loss": line.loss, "accuracy": line.accuracy, "lr": line.lr}, line.epoch + 1)
 
-        predictions, test_seconds = timed(test, spec, learner, episode.tests, loader, reporter, spec.adaptation)
+        predictions, test_seconds = timed(test, spec, learner, episode.tests, loader, reporter, outside)
         peak = peak_memory(spec.device)
-        scores = {name: score(of_split) for name, of_split in predictions.items()}
+        scores = all_scores(predictions, outside)
         log_scores(scores, reporter)
 
         record = Record(
@@ -131,7 +131,7 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
         )
         reporter.log(f"finished; record of {spec.folder}")
         reporter.close()  # its file is among those that are published
-        record = folder.write(lambda: save(spec, learner, predictions, record, folder, reporter))
+        record = folder.write(lambda: save(spec, learner, predictions, outside, record, folder, reporter))
         tracker.finish(record, predictions, {name: split.classes for name, split in episode.tests.items()})
     return record
 
@@ -198,18 +198,31 @@ def test(
     tests: Mapping[str, Split],
     loader: Loader,
     reporter: Reporter,
-    adaptation: Adaptation | None,
+    outside: Outside,
 ) -> dict[str, Predictions]:
-    """Predictions on each test, in the words of its data set; in the source's where something is learned a class."""
+    """Predictions on each test, in the words of its data set; in the source's where something is learned a class.
+
+    What is `outside` gets its scores.
+    """
+
+    def judge(learner: Learner, tests: Mapping[str, Split]) -> dict[str, Predictions]:
+        how: Any = {"precision": spec.precision, "reporter": reporter}
+        return evaluate(learner, tests, loader, adaptation=spec.adaptation, outside=outside, **how)
+
     names = () if learner.class_bound else tests
     wordings = {name: wording for name in names if (wording := build.target_wording(spec, name))}
     same = {name: split for name, split in tests.items() if name not in wordings}
-    how: Any = {"precision": spec.precision, "reporter": reporter, "adaptation": adaptation}
-    predictions = evaluate(learner, same, loader, **how)
+    predictions = judge(learner, same)
     for name, wording in wordings.items():
         reworded = build.reword_learner(spec, learner, wording)
-        predictions |= evaluate(reworded, {name: tests[name]}, loader, **how)
+        predictions |= judge(reworded, {name: tests[name]})
     return {name: predictions[name] for name in tests}
+
+
+def all_scores(predictions: Mapping[str, Predictions], outside: Outside) -> Scores:
+    """Scores on each test, those of what is out of distribution among them."""
+    of_ood = {name: score_ood(scores) for name, scores in outside.scores.items()}
+    return {name: score(of_split) | of_ood.get(name, {}) for name, of_split in predictions.items()}
 
 
 def test_again(spec: RunSpec, folder: Path, changed: Mapping[str, Any]) -> Scores:
@@ -258,9 +271,9 @@ def saved(spec: RunSpec, folder: Path) -> tuple[RunSpec, Learner, Episode]:
 
 def scores_of(spec: RunSpec, learner: Learner, episode: Episode) -> Scores:
     """Scores of a learner on each test."""
-    loader, reporter = build.make_loader(spec, learner), Reporter(aside=True)
-    predictions = test(spec, learner, episode.tests, loader, reporter, spec.adaptation)
-    return {name: score(of_split) for name, of_split in predictions.items()}
+    outside = Outside(build.ood_splits(spec))
+    predictions = test(spec, learner, episode.tests, build.make_loader(spec, learner), Reporter(aside=True), outside)
+    return all_scores(predictions, outside)
 
 
 def selection(spec: RunSpec, learner: Learner, episode: Episode) -> Selection:
@@ -287,7 +300,7 @@ def provenance(spec: RunSpec) -> dict[str, Any]:
         "versions": versions(),
         "git": git_commit(),
         "split_hash": spec.dataset.fingerprint(),
-        "target_hashes": {name: target.fingerprint() for name, target in spec.targets.items()},
+        "target_hashes": {name: target.fingerprint() for name, target in spec.others.items()},
     }
 
 
@@ -319,21 +332,26 @@ def save(
     spec: RunSpec,
     learner: Learner,
     predictions: Mapping[str, Predictions],
+    outside: Outside,
     record: Record,
     folder: OpenRun,
     reporter: Reporter,
 ) -> Record:
     """Write all files of the run and publish them; -> the record, with what the learner takes on the disk."""
     reporter.restore_log()
-    stored_bytes = save_files(spec, learner, predictions, folder.path)
+    stored_bytes = save_files(spec, learner, predictions, outside, folder.path)
     record = record.model_copy(update={"cost": {**record.cost, "stored_bytes": stored_bytes}})
     folder.publish(record)
     return record
 
 
-def save_files(spec: RunSpec, learner: Learner, predictions: Mapping[str, Predictions], folder: Path) -> int:
+def save_files(
+    spec: RunSpec, learner: Learner, predictions: Mapping[str, Predictions], outside: Outside, folder: Path
+) -> int:
     """All files of the run but its record; -> bytes of the trained tensors."""
     save_predictions(folder / PREDICTIONS, predictions)
+    if outside.scores:
+        save_ood(folder / OOD, outside.scores)
     config = yaml.safe_dump(spec.config, sort_keys=False, allow_unicode=True)
     (folder / "config.yaml").write_text(config, encoding="utf-8")
     about = {

@@ -151,9 +151,11 @@ def parts_read(spec: "RunSpec", learner: "Learner", episode: "Episode", loader: 
     """The images that training and tests read, each with its views (None: the centre crop)."""
     from itertools import count
 
+    from vlprompt.config.build import ood_splits
     from vlprompt.training.optim import n_epochs, steps_per_epoch
 
     parts: Parts = [(split, [None]) for split in episode.tests.values()]
+    parts += [(split, [None]) for split in ood_splits(spec).values()]
     if fit := spec.settings.fit:
         selection = episode.selection_split(fit.select_on)
         train = loader.ordered(episode.train, augmented=learner.augmented)
@@ -171,7 +173,7 @@ def describe(spec: "RunSpec", known: Keys) -> dict[str, "Contents"]:
 
     settings = spec.settings
     pairs = [(settings.dataset, spec.dataset)]
-    pairs += [(settings.targets[name].dataset, target) for name, target in spec.targets.items()]
+    pairs += [(settings.targets[name].dataset, target) for name, target in spec.others.items()]
     return {stored_name(described): contents(dataset, known) for described, dataset in pairs}
 
 

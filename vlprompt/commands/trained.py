@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -196,8 +197,11 @@ def tested(
         tests = (test_again(spec, folder, {name: value}) for value in values)
     for value, scores in zip(values, tests, strict=True):
         row = {key: getattr(run, key) for key in ("protocol", "dataset", "backbone", "method")}
+        if not any(metric in of_split for of_split in scores.values()):
+            raise UserError(f"{folder} has no {metric}: choose another --metric, or runs that have it")
         row |= {**texts, "shots": run.shots, "seed": run.seed, "precision": spec.precision, name: value}
-        rows.append(row | {split: find_metric(metric).factor * of_split[metric] for split, of_split in scores.items()})
+        factor = find_metric(metric).factor
+        rows.append(row | {split: factor * of_split.get(metric, math.nan) for split, of_split in scores.items()})
     return rows
 
 

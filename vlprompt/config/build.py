@@ -46,6 +46,13 @@ def make_episode(spec: RunSpec) -> Episode:
     return episode
 
 
+def ood_splits(spec: RunSpec) -> dict[str, Split]:
+    """The images that are out of distribution, by their data set. Raises: UserError where one has no test images."""
+    if empty := [name for name, dataset in spec.ood.items() if not dataset.test]:
+        raise UserError(f"protocol.ood names {empty[0]}, which has no test images: leave it out")
+    return {name: dataset.split("test") for name, dataset in spec.ood.items()}
+
+
 def make_clip(spec: RunSpec) -> Clip:
     """The frozen model on its device."""
     backbone = spec.settings.backbone

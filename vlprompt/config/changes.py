@@ -57,12 +57,12 @@ def with_file_names(value: Any) -> Any:
 
 
 def target_list(key: str, relevant: Tree, default: Tree) -> str:
-    """The key itself; of a target that only one of the two tests, that of the list of targets."""
+    """The key itself; of another data set that only one of the two reads, that of the list which names it."""
     part, _, rest = key.partition(".")
-    if part != "targets":
+    if part not in ("targets", "ood"):
         return key
     of_both = set(relevant.get(part, {})) & set(default.get(part, {}))
-    return key if any(f"{rest}.".startswith(f"{name}.") for name in of_both) else "protocol.targets"
+    return key if any(f"{rest}.".startswith(f"{name}.") for name in of_both) else f"protocol.{part}"
 
 
 def value_at(tree: Tree, key: str) -> tuple[str, Any]:

@@ -43,6 +43,8 @@ WORDING = ("template", "templates", "learned_template", "target_beta")
 """Arguments of a method that may be those of the data set that is tested."""
 SHARED_WITH_DEFAULT = ("seed", "shots", "hydra")
 """What a run has in common with its default: seed and shots, and the folders that both are composed from."""
+NAMING = ("targets", "ood")
+"""Settings of a protocol that name data sets."""
 SINGLE = ("seed", "fit.lr")  # earlier versions took lists of them
 PATHS = (
     *("dataset.root", "dataset.labels", "dataset.names", "dataset.split", "data.root", "sampler.file"),
@@ -271,7 +273,7 @@ def names(group: str, folders: Sequence[Path]) -> list[str]:
 
 
 def plain(config: DictConfig, folders: Sequence[Path]) -> Any:
-    """The resolved configuration, with `targets` filled in: the data sets that `protocol.targets` names."""
+    """The resolved configuration, with `targets` filled in: the data sets that `protocol.targets` and `.ood` name."""
     whole: Any = OmegaConf.to_container(config, resolve=True)
     resolved = without_about(whole)
     known = names("dataset", folders)
@@ -281,8 +283,9 @@ def plain(config: DictConfig, folders: Sequence[Path]) -> Any:
 
 
 def named_targets(config: DictConfig) -> list[str]:
-    listed = OmegaConf.select(config, "protocol.targets")
-    return [name for name in listed if isinstance(name, str)] if isinstance(listed, ListConfig) else []
+    lists = [OmegaConf.select(config, f"protocol.{key}") for key in NAMING]
+    listed = [name for names in lists if isinstance(names, ListConfig) for name in names if isinstance(name, str)]
+    return list(dict.fromkeys(listed))
 
 
 def describe(config: DictConfig, name: str, folders: tuple[Path, ...]) -> dict[str, Any]:
@@ -331,11 +334,12 @@ def check_about(overrides: list[str]) -> None:
 
 
 def check_targets(config: Any) -> None:
-    """Refuse a target that no file describes."""
-    known, listed = names("dataset", config_dirs()), config["protocol"].get("targets")
-    for name in listed if isinstance(listed, list) else []:
-        if name not in known:
-            raise unknown("data set in protocol.targets", name, known)
+    """Refuse a target, or a data set out of distribution, that no file describes."""
+    known, protocol = names("dataset", config_dirs()), config["protocol"]
+    for key, listed in ((key, protocol.get(key)) for key in NAMING):
+        for name in listed if isinstance(listed, list) else []:
+            if name not in known:
+                raise unknown(f"data set in protocol.{key}", name, known)
 
 
 def explained(error: Exception, arguments: Sequence[str]) -> Exception:
@@ -387,7 +391,8 @@ def explain(error: Exception, arguments: Sequence[str]) -> UserError:
 
 def not_there(name: str, arguments: Sequence[str]) -> UserError | None:
     """What is wrong with a dotted name, by the first part of it that is not there."""
-    choices = [a for a in arguments if a.partition("=")[0] in GROUPS and not set(",[{") & set(a)]
+    groups = (*GROUPS, "test_time", "calibration")
+    choices = [a for a in arguments if a.partition("=")[0] in groups and not set(",[{") & set(a)]
     try:
         node, path = compose([*choices, *searched(config_dirs(arguments))]), ""
     except COMPOSITION_ERRORS:
@@ -403,6 +408,8 @@ def not_there(name: str, arguments: Sequence[str]) -> UserError | None:
             return UnknownSettingError(
                 f"unknown setting '{path}{part}': {path[:-1]} is {node} here{of_training}, drop it", name
             )
+        if path and not node:
+            return UnknownSettingError(f"'{name}' needs a choice of {path[:-1]}: give {path[:-1]}=NAME, too", name)
         if part not in node:
             return unknown_setting(path + part, [path + str(key) for key in node])
         path, node = f"{path}{part}.", node[part]

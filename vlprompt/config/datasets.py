@@ -24,7 +24,7 @@ LOCATION = ("path", "labels", "names", "stored")  # arguments of a source that s
 
 
 def load_datasets(settings: Settings) -> tuple[Dataset, dict[str, Dataset]]:
-    """The data set that is trained on, and the targets that the protocol tests as well.
+    """The data set that is trained on, and all others by name: targets, and those out of distribution.
 
     Raises: UserError that names all which cannot be loaded.
     """
@@ -40,13 +40,15 @@ def load_datasets(settings: Settings) -> tuple[Dataset, dict[str, Dataset]]:
     source = settings.dataset.name
     attempt(source, settings.dataset)
     dataset = loaded.pop(source, None)
-    names = target_names(settings, dataset.name if dataset else source)
-    if unknown := [name for name in names if name not in settings.targets]:
-        raise UserError(f"protocol.targets names {', '.join(unknown)}, which conf/dataset does not describe.")
-    for name in names:
+    by_name = dataset.name if dataset else source
+    lists = {"targets": target_names(settings, by_name), "ood": ood_names(settings, by_name)}
+    for key, names in lists.items():
+        if unknown := [name for name in names if name not in settings.targets]:
+            raise UserError(f"protocol.{key} names {', '.join(unknown)}, which conf/dataset does not describe.")
+    for name in dict.fromkeys([*lists["targets"], *lists["ood"]]):
         attempt(name, settings.targets[name].dataset)
     if dataset is None or problems:
-        raise not_loaded(problems, source, names)
+        raise not_loaded(problems, source, lists)
     if settings.debug:
         n = settings.debug.images
         return dataset.first(n), {name: target.first(n) for name, target in loaded.items()}
@@ -59,7 +61,21 @@ def target_names(settings: Settings, source: str) -> list[str]:
     return [name for name in dict.fromkeys(make_protocol(settings).targets) if name not in sources]
 
 
-def not_loaded(problems: Mapping[str, UserError], source: str, names: Sequence[str]) -> UserError:
+def ood_names(settings: Settings, source: str) -> list[str]:
+    """The data sets whose test images are out of distribution; none where a test image shall not be looked at.
+
+    Raises: UserError where one of them is the source.
+    """
+    names = list(dict.fromkeys(settings.protocol.get("ood", [])))
+    if itself := {source, settings.dataset.name}.intersection(names):
+        raise UserError(
+            f"protocol.ood names {itself.pop()}, the data set that the run is on, whose images are in distribution: "
+            "name others (new classes of the same data set are what protocol=base_to_novel tests)"
+        )
+    return names if settings.protocol.get("part", "test") == "test" else []
+
+
+def not_loaded(problems: Mapping[str, UserError], source: str, lists: Mapping[str, Sequence[str]]) -> UserError:
     """One sentence for all data sets that cannot be loaded, with the reason of the first."""
     first = next(iter(problems.values()))
     if list(problems) == [source]:
@@ -67,10 +83,14 @@ def not_loaded(problems: Mapping[str, UserError], source: str, names: Sequence[s
     which = (
         f"{', '.join(problems)}, the first of them because"
         if len(problems) > 1
-        else f"the target {next(iter(problems))}:"
+        else f"{'the target' if next(iter(problems)) in lists['targets'] else 'protocol.ood'} {next(iter(problems))}:"
     )
-    left = [name for name in names if name not in problems]
-    without = f" protocol.targets=[{','.join(left)}] does without targets that are not there." if left else ""
+    without = ""
+    for key, names in lists.items():
+        left = [name for name in names if name not in problems]
+        if len(left) < len(names) and (left or key == "ood"):
+            what = "targets" if key == "targets" else "data sets"
+            without += f" protocol.{key}=[{','.join(left)}] does without {what} that are not there."
     why = str(first) if source in problems else str(first).replace(f", {USE_PRESENT}", "")  # targets have to be whole
     return UserError(f"cannot load {which} {why.rstrip('.')}.{without}")
 

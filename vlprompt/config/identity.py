@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from vlprompt import demo
-from vlprompt.config.datasets import dataset_identity, target_names
+from vlprompt.config.datasets import dataset_identity, ood_names, target_names
 from vlprompt.config.hashing import canonical, config_hash
 from vlprompt.config.locate import import_named, named_arguments
 from vlprompt.config.schema import Augmentation, Backbone, Bank, DataSource, Fit, Settings
@@ -36,24 +36,30 @@ FIRST: dict[str, dict[str, Any]] = {
 
 
 def result_settings(
-    settings: Settings, precision: str, dataset: Dataset, targets: Mapping[str, Dataset]
+    settings: Settings, precision: str, dataset: Dataset, others: Mapping[str, Dataset]
 ) -> dict[str, Any]:
     """The settings that can change a result: what the hash and the variant of a run are made of.
 
-    `targets` are those that this run tests; of others, which a default may name, nothing but the settings is known.
+    `others` are the data sets that this run reads in addition; of more, which a default may name, nothing but the
+    settings is known.
     """
     chosen: dict[str, Any] = {
         "backbone": weights_identity(settings),
         "dataset": dataset_identity(settings.dataset) | {"name": dataset.name},
         "split": dataset.fingerprint(),
-        "protocol": {key: value for key, value in settings.protocol.items() if key != "targets"},
+        "protocol": {key: value for key, value in settings.protocol.items() if key not in ("targets", "ood")},
         "method": with_contents(settings.method),
         "precision": precision,
     }
     if (revision := getattr(import_named(settings.method["_target_"], "setting"), "revision", 1)) > 1:
         chosen["method"] |= {"revision": revision}
     if names := target_names(settings, dataset.name):  # their order changes nothing
-        chosen["targets"] = {name: target_identity(settings, name, targets) for name in names}
+        chosen["targets"] = {name: target_identity(settings, name, others) for name in names}
+    if names := ood_names(settings, dataset.name):
+        identities = {name: target_identity(settings, name, others) for name in names}
+        for identity in identities.values():
+            identity.pop("method", None)  # its classes' names are never read, so that words around them are none
+        chosen["ood"] = identities
     if settings.test_time:
         arguments = named_arguments(settings.test_time)
         defaults = keyword_defaults(ADAPTATIONS[settings.test_time["name"]])
@@ -92,8 +98,9 @@ def defaults_of(relevant: Mapping[str, Any]) -> dict[str, Any]:
     def of_source(dataset: Mapping[str, Any]) -> dict[str, Any]:
         return model_defaults(DataSource) | {"source": argument_defaults(dataset["source"])}
 
-    targets = {name: target for name, target in relevant.get("targets", {}).items() if "dataset" in target}
-    defaults["targets"] = {name: {"dataset": of_source(target["dataset"])} for name, target in targets.items()}
+    for key in ("targets", "ood"):
+        described = {name: other for name, other in relevant.get(key, {}).items() if "dataset" in other}
+        defaults[key] = {name: {"dataset": of_source(other["dataset"])} for name, other in described.items()}
     return defaults | {"dataset": of_source(relevant["dataset"])}
 
 

@@ -108,7 +108,7 @@ def remember(note: Path | None, spec: "RunSpec", runs: Runs) -> None:
     if note is None:
         return
     noted = {
-        "splits": splits_of(spec.dataset, spec.targets),
+        "splits": splits_of(spec.dataset, spec.others),
         "runs": [[str(folder.absolute()), record.config_hash] for folder, record in runs],
     }
     with contextlib.suppress(OSError), whole_file(note, lasting=False) as draft:

@@ -45,7 +45,8 @@ def import_named(target: object, where: str) -> Any:
 
 
 def make_protocol(settings: Settings) -> Protocol:
-    protocol, arguments = locate(settings.protocol, Protocol, "protocol")
+    own = {name: value for name, value in settings.protocol.items() if name != "ood"}
+    protocol, arguments = locate(own, Protocol, "protocol")
     return protocol(**arguments)
 
 

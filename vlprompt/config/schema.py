@@ -169,6 +169,15 @@ Named = Annotated[dict[str, Any], AfterValidator(_check_named)]  # a name, and a
 Chosen = Annotated[
     Named | None, BeforeValidator(lambda config: None if config == {} else config)
 ]  # {}: a group's choice of none
+
+
+def _check_ood(protocol: dict[str, Any]) -> dict[str, Any]:
+    names = protocol.get("ood", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"protocol.ood is {names!r}, allowed is a list of data sets: set it as in protocol.ood=[dtd]")
+    return protocol
+
+
 Located = Annotated[dict[str, Any], AfterValidator(_check_target)]  # what `_target_` names, and its arguments
 
 
@@ -296,10 +305,10 @@ class Settings(BaseModel):
     data: Data
     backbone: Backbone
     dataset: DataSource
-    protocol: Located
+    protocol: Annotated[Located, AfterValidator(_check_ood)]  # with `ood`, which no protocol sees
     method: Located
     fit: Fit | None
-    targets: dict[str, Target] = {}  # by name in the configuration; filled from `protocol.targets`
+    targets: dict[str, Target] = {}  # by name in the configuration; filled from `protocol.targets` and `.ood`
     search: dict[str, Any] = {}  # what a search for settings may vary; a run does not read it
     debug: Debug | None = None
     test_time: Chosen = None  # how a trained learner adapts to test images

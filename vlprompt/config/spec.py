@@ -13,7 +13,7 @@ import yaml
 from vlprompt import demo
 from vlprompt.config.allowed import from_file
 from vlprompt.config.changes import changes_of, words
-from vlprompt.config.datasets import load_datasets
+from vlprompt.config.datasets import load_datasets, ood_names, target_names
 from vlprompt.config.hashing import changed, variant_of
 from vlprompt.config.identity import is_same_run, result_settings, settings_hash
 from vlprompt.config.locate import locate, make_adaptation, make_protocol
@@ -71,6 +71,7 @@ class RunSpec:
     recipes: list[str]
     dataset: Dataset
     targets: Mapping[str, Dataset]  # other data sets that it tests
+    ood: Mapping[str, Dataset]  # others whose test images are out of distribution
     protocol: Protocol
     learner: type[Learner]
     arguments: dict[str, Any]  # of the learner
@@ -86,6 +87,11 @@ class RunSpec:
     @cached_property
     def hash(self) -> str:
         return settings_hash(self.result_settings)
+
+    @property
+    def others(self) -> dict[str, Dataset]:
+        """The data sets that it reads in addition to its own."""
+        return {**self.targets, **self.ood}
 
     def matches(self, record: Record) -> bool:
         """Whether a record is this run's."""
@@ -129,7 +135,7 @@ def read_spec(
     learner, _ = locate(settings.method, Learner, "method")
     protocol = make_protocol(settings)
     adaptation = make_adaptation(settings)
-    dataset, targets = (images, {}) if images else load_datasets(settings)
+    dataset, others = (images, {}) if images else load_datasets(settings)
     if by_model := settings.method.get("head") == "auto":
         model = settings.backbone.model
         check_model(str(demo.BACKBONES.get(model, model)))
@@ -139,9 +145,9 @@ def read_spec(
     settings = resolve(settings, learner)
     arguments = {name: value for name, value in settings.method.items() if name != "_target_"}
     config = with_resolved_method(without(config, rules, given))
-    relevant = result_settings(settings, precision, dataset, targets)
+    relevant = result_settings(settings, precision, dataset, others)
     default_settings = resolve(read_settings(default()), learner)
-    by_default = result_settings(default_settings, resolve_precision("auto", device), dataset, targets)
+    by_default = result_settings(default_settings, resolve_precision("auto", device), dataset, others)
     by_default |= {name: relevant[name] for name in ("seed", "shots") if name in relevant}  # of the key, no change
     key = RunKey(
         protocol=choices["protocol"],
@@ -166,7 +172,8 @@ def read_spec(
         changes=changes_of(settings, default_settings, relevant, by_default),
         recipes=recipes or [],
         dataset=dataset,
-        targets=targets,
+        targets={name: others[name] for name in target_names(settings, dataset.name) if name in others},
+        ood={name: others[name] for name in ood_names(settings, dataset.name) if name in others},
         protocol=protocol,
         learner=learner,
         arguments=arguments,
@@ -260,7 +267,9 @@ def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in config.items()
         if name not in UNRECORDED and (value or name not in ("test_time", "calibration"))
     }
-    return config | {"dataset": {name: value for name, value in config["dataset"].items() if name != "about"}}
+    protocol = {name: value for name, value in config["protocol"].items() if value or name != "ood"}
+    dataset = {name: value for name, value in config["dataset"].items() if name != "about"}
+    return config | {"protocol": protocol, "dataset": dataset}
 
 
 def spec_of_record(folder: Path, record: Record, *, device: str = "auto", allow: Sequence[str] = ()) -> RunSpec:

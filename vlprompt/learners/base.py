@@ -57,6 +57,8 @@ class Learner(nn.Module):
     """Whether `prepare` or `conclude` choose something on the validation images; the record says so."""
     without_text: ClassVar[str] = "linear"
     """The head that `head=auto` stands for on a model without a text tower."""
+    context_names: ClassVar[tuple[str, ...]] = ("context",)
+    """How the names begin of the parameters that test-time prompt tuning tunes; a learner may have none of these."""
     revision: ClassVar[int] = 1
     """Raised when the same settings give other numbers than before, so that finished runs are made again."""
     scale_loss: Callable[[Tensor], Tensor] | None = None
@@ -177,6 +179,11 @@ class Learner(nn.Module):
     def closed_form(self) -> bool:
         """Whether `prepare` fits it, without a step of an optimiser."""
         return False
+
+    @property
+    def cosine_scale(self) -> float:
+        """What cosines are multiplied by to give logits: the frozen model's, unless the learner trains one."""
+        return self.clip.scale
 
     @property
     def n_trained(self) -> int:

@@ -56,15 +56,15 @@ class CoCoOp(ContextLearner):
     def encode_classes(self) -> None:
         """They depend on the image."""
 
-    def compare(
-        self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C e"] | None
-    ) -> Float[Tensor, "B C"]:
+    def compare(self, features: Float[Tensor, "B e"], class_features: Tensor | None) -> Float[Tensor, "B C"]:
+        if class_features is not None:  # of one context for all images
+            return super().compare(features, class_features)
         parts = [features] if torch.is_grad_enabled() else features.split(max(1, PROMPTS_AT_ONCE // len(self.classes)))
         pairs = ((f, c) for part in parts for f, c in zip(part, self.classes_for(part), strict=True))
         return torch.cat([scaled_cosine(f[None], c, self.clip.scale) for f, c in pairs])
 
-    def classes_for(
-        self, features: Float[Tensor, "B e"], class_features: Tensor | None = None
-    ) -> Float[Tensor, "B C e"]:
-        shift = self.meta_net(F.normalize(features.to(self.context.dtype), dim=-1))  # [B, d]
-        return self.text(self.prompts.with_context(self.context + shift[:, None]))
+    def classes_for(self, features: Tensor, class_features: Tensor | None = None) -> Float[Tensor, "B C e"]:
+        return self.text(self.prompts.with_context(self.context_for(features)))
+
+    def context_for(self, features: Float[Tensor, "B e"]) -> Float[Tensor, "B n d"]:
+        return self.context + self.meta_net(F.normalize(features.to(self.context.dtype), dim=-1))[:, None]

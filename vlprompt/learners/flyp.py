@@ -39,6 +39,10 @@ class FLYP(FullFinetune):
         self.captions = expand_templates(captions or template)
         self.log_scale = nn.Parameter(torch.tensor(math.log(clip.scale)))
 
+    @property
+    def cosine_scale(self) -> float:
+        return float(self.log_scale.detach().exp())
+
     def compare(
         self, features: Float[Tensor, "B e"], class_features: Float[Tensor, "C e"] | None
     ) -> Float[Tensor, "B C"]:

@@ -27,6 +27,7 @@ class IVLP(ContextLearner):
     """
 
     neutral_settings = WORDS | {"depth": 1, "image_depth": 0}
+    context_names = ("context", "deep")
 
     def __init__(
         self,

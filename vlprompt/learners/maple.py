@@ -28,6 +28,7 @@ class MaPLe(ContextLearner):
 
     needs = frozenset({"text", "vit"})
     edits_image = True
+    context_names = ("context", "deep", "coupling")
     neutral_settings = None  # its tokens are attended to whatever they hold
 
     def __init__(

@@ -35,6 +35,7 @@ class PTuning(BlockLearner):
     Differs: tokens stand before the class name.
     """
 
+    context_names = ("tokens.text.start",)
     neutral_settings: ClassVar = {"towers": "text", "ctx_init": "a photo of a", "encoder": "none"}
 
     def __init__(

@@ -37,6 +37,7 @@ class PLOTPlusPlus(Learner):
     authors' code (CHENGY12/PLOT, commit 728539f, plot-pp/trainers/plotpp.py).
     """
 
+    context_names = ()  # they are several
     neutral_settings: ClassVar = {"openings": ["a photo of a"], "n_image_tokens": 0}
 
     def __init__(

@@ -99,6 +99,11 @@ class Protocol(ABC):
         """The headline numbers, in the order to show them, from the accuracy on each test. All are fractions."""
         return dict(accuracies)
 
+    @classmethod
+    def against_zero_shot(cls, numbers: Mapping[str, float], zero_shot: Mapping[str, float]) -> dict[str, float]:
+        """More headline numbers for the tables, from those of a learner and of zero-shot on the same images."""
+        return {}
+
 
 def val_split(dataset: Dataset, items: list[Item]) -> Split | None:
     """The few-shot validation sample; None where it is empty."""

@@ -24,6 +24,7 @@ from vlprompt.reports.summary import (
     says,
     sources,
     spread,
+    summed_up,
     values_by,
 )
 from vlprompt.results.record import Record
@@ -73,6 +74,8 @@ def across_datasets(
                     spreads |= {(label, part): value for part, value in averages.items()}
                     notes += [Note(f"No {label} of {{}}, {lacking} missing.", row["learner"]) for lacking in missing]
             spreads |= _harmonic(spreads, row, sets)
+            tests = summed_up(row["protocol"], [part for _, part in spreads])
+            spreads = {key: s for key, s in spreads.items() if key[1] not in tests}
             rows[group["run"].iloc[0]] = _long(row, spreads, group)
     types = {"n": int, "mean": float, "deviation": float, "half_width": float}
     ordered = [row for run in sorted(rows) for row in rows[run]]

@@ -127,7 +127,7 @@ def learners_by(
         del table["n"]
     table[[*columns]] = cells("text").fillna("").to_numpy()
     context = {name: rows[name].iloc[0] for name in [*CONTEXT[:-1], *["shots"] * (block != "shots")]}
-    averages = [name for name in columns if name == H or name.startswith("average_")]
+    averages = [name for name in columns if name == H or name.startswith("average_") or name.endswith("(corrupted)")]
     keys = ["method", *(name for name in dict.fromkeys([*index, *TOLD]) if name != "method" and name in table)]
     return Grid(
         ", ".join(f"{name} {value}" for name, value in context.items() if value != ""),

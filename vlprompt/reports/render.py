@@ -35,6 +35,14 @@ COST_NOTE = (
     "classes once, of each image then; × frozen: times zero-shot with one template. ms/image: from pixels, of four at "
     "once; of one with its views where these adapt the learner."
 )
+MCE_NOTE = (
+    "mCE: mean over kinds of the error over severities, in percent of that of zero-shot without further settings; "
+    "smaller is better."
+)
+NO_MCE_NOTE = (
+    "No mCE where zero-shot has no run on the same corruptions, data set and backbone: run method=zero_shot with the "
+    "same settings of the protocol."
+)
 IMPORTED_NOTE = "Rows of the variant imported were read from logs of other software, most of them rounded to 0.1."
 INTERVAL_NOTES = {
     "none": [],
@@ -82,6 +90,10 @@ def summary_grids(
 
 def summary_notes(table: pd.DataFrame, *, costs: bool = False) -> list[str]:
     notes = [*INTERVAL_NOTES[table.attrs.get("interval", "none")], *general_notes(table)]
+    if "corrupted" in table and table.attrs.get("metric") == "accuracy":
+        corrupted = table["corrupted"].notna()
+        related = table["mCE"].notna() if "mCE" in table else ~corrupted
+        notes += [MCE_NOTE] * bool(related.any()) + [NO_MCE_NOTE] * bool((corrupted & ~related).any())
     return [*notes, *[COST_NOTE] * costs]
 
 
@@ -157,11 +169,13 @@ def _summary_grid(table: pd.DataFrame, metric: str, costs: bool, mark: bool) -> 
     asked = [name for name in names[:n] if name not in (*SHARED, "method", "variant", "shots")]
     keys = [name for name in ("method", "dataset", "variant", "shots", *asked, *SHARED[2:], "protocol") if name in rows]
     headline = [name for name in (H, "test", "average") if name in rows][:1]
+    headline += [name for name in ("mCE", "corrupted", "clean") if name in rows]
     splits = [name for name in names[n + 1 :] if name in table and name not in ("failed", "missing", "parameters")]
     first, last = ("failed", "parameters", "all"), ("train s", "peak MB", MEAN_OF_H, "missing")
     extras = [*first, *(name for name in names[n + 1 :] if name not in (*splits, *first, *last)), *last]
     cells = table[[*SHARED, "shots"]].astype(str).agg(" ".join, axis=1).tolist()
-    marks = best_and_second(table[splits], cells, find_metric(metric)) if mark else {}
+    marked = [name for name in splits if name != "mCE"]  # of which the smallest is the best
+    marks = best_and_second(table[marked], cells, find_metric(metric)) if mark else {}
     return Grid(
         "", rows, marks, keys=keys, shared=[*SHARED, *TOLD],
         extras=[name for name in extras if name in rows], order=[*keys[:1], *headline, "inference", *keys[1:], "n"],

@@ -136,6 +136,12 @@ def headline(protocol: str, dataset: str, values: Mapping[str, float], metric: s
     return {name: value for name, value in numbers.items() if name not in hidden}
 
 
+def summed_up(protocol: str, tests: Iterable[str]) -> set[str]:
+    """The tests that a protocol shows by other numbers alone: a table has no column of each."""
+    values = dict.fromkeys({*tests} - {"", MEAN_OF_H}, NAN)
+    return {*values} - {*headline(protocol, "", values, "accuracy")}
+
+
 def _at_every_shots(records: Sequence[Record]) -> list[tuple[Record, int | str]]:
     """Each record with its shots; an untrained learner's once for every number that others of its context have."""
 
@@ -175,7 +181,8 @@ def summarise(
     """One row a learner, data set and number of shots: over its seeds, n and for each split the mean and the deviation.
 
     Percent, except what is no fraction. A headline number of a protocol of the package (`H`, `average`) is made of the
-    means, as published, and has no deviation; `mean_H` is the mean of each seed's. With an interval, `<split>_ci95` is
+    means, as published, and has no deviation; `mean_H` is the mean of each seed's. What relates a learner to zero-shot
+    (`mCE`) is there where zero-shot has a run on the same images. With an interval, `<split>_ci95` is
     half its width. Costs are means. `failed` counts the seeds without a result (failed or not applicable), `missing`
     those that other learners of the same context and shots have. Learners that differ in one of `columns` have rows of
     their own.
@@ -187,15 +194,20 @@ def summarise(
     keys = list(values.columns[: list(values).index("given_shots")])
     context = [*SHARED[:3], "shots"]
     seeds = values[values["seed"] != UNTRAINED].groupby(context)["seed"].agg(set).to_dict()
-    rows, numbers = [], []
+    rows, numbers, first = [], [], []
     for key, group in values.groupby(keys, sort=False):
         row = dict(zip(keys, key, strict=True)) | {"changes": group["changes"].iloc[0]}
         ran = set(group["seed"])
         expected = seeds.get(tuple(row[name] for name in context), set()) if UNTRAINED not in ran else set()
         numbers.append(_numbers(group, interval))
+        first.append(next((record for record in group["record"] if record.scores), group["record"].iloc[0]))
         row |= numbers[-1] | _costs(runs_in(group)) | {"missing": len(expected - ran)}
         row |= {name: of(group["record"]) for name, of in TOLD.items()}
         rows.append(row | {"source": sources(group["record"])})
+    if metric == "accuracy":
+        for row, of_row, more in zip(rows, numbers, _against_zero_shot(first, numbers), strict=True):
+            row |= more
+            of_row |= more
     rows.sort(key=lambda row: (*(row[name] for name in SHARED[:4]), *learner_order(row, keys[len(KEYS) :])))
     names = merged(sorted(numbers, key=lambda of_row: "base" not in of_row))
     shown = [name for key in keys for name in (key, *["changes"] * (key == "named"))]
@@ -254,13 +266,14 @@ def without_usual(table: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFr
 
 
 def missing_metric(records: Sequence[Record], metric: str) -> list[str]:
-    """A note on runs that have results but not this metric."""
+    """A note on runs that have results but not this metric, where it is one of all tests in one of them."""
     enough = any if find_metric(metric).of_some_tests else all
-    without = [bool(record.scores) and not enough(metric in of for of in record.scores.values()) for record in records]
-    lacking = {label: None for label, lacks in zip(labels(records), without, strict=True) if lacks}
-    n = sum(without)
+    lack = [bool(r.scores) and not enough(metric in scores for scores in r.scores.values()) for r in records]
+    lacking = {label for label, lacks in zip(labels(records), lack, strict=True) if lacks}
+    n = sum(lack)
     learners = ", ".join(sorted(lacking))
-    return [f"{n} runs have neither this metric nor predictions: their cells are empty ({learners})."] if n else []
+    what = "neither this metric nor predictions that give it"
+    return [f"{n} runs have {what}: their cells are empty ({learners})."] if n else []
 
 
 def runs_in(group: pd.DataFrame) -> list[Record]:
@@ -291,6 +304,30 @@ def _numbers(group: pd.DataFrame, interval: Interval) -> dict[str, float]:
         elif name == H and mean_of_h:
             columns["mean_H"] = mean_of_h.mean
     return columns
+
+
+def _against_zero_shot(records: Sequence[Record], numbers: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """What protocols make of learners and zero-shot without further settings; each learner is given by one record."""
+
+    def images(record: Record) -> tuple[object, ...]:
+        part = record.config.get("protocol", {}).get("part")
+        tests = tuple(sorted(record.scores))
+        return record.protocol, record.dataset, record.backbone, record.weights, record.split_hash, part, tests
+
+    def fractions(values: Mapping[str, float]) -> dict[str, float]:
+        return {name: value / 100 for name, value in values.items()}
+
+    zero_shot = {
+        images(record): fractions(of_record)
+        for record, of_record in zip(records, numbers, strict=True)
+        if record.method == "zero_shot" and all(key.startswith("protocol.") for key in record.changes or {})
+    }
+    more: list[dict[str, float]] = []
+    for record, of_record in zip(records, numbers, strict=True):
+        reference, protocol = zero_shot.get(images(record)), PROTOCOLS.get(record.protocol)
+        related = protocol.against_zero_shot(fractions(of_record), reference) if protocol and reference else {}
+        more.append({name: 100 * value for name, value in related.items()})
+    return more
 
 
 def _costs(runs: Sequence[Record]) -> dict[str, int | float]:

@@ -1,14 +1,14 @@
 """Scores that are derived from the predictions on a test split."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from vlprompt.errors import Note, UserError, unknown
-from vlprompt.results.calibration import ERRORS, calibration_scores, confidence_below_1, equal_width
+from vlprompt.results.calibration import ERRORS, calibration_scores, confidence_below_1, equal_width, per_bin
 from vlprompt.results.open_world import SCORES, open_world_scores
 from vlprompt.results.predictions import N_BINS, PREDICTIONS, Predictions, load_predictions, select
 from vlprompt.results.record import Record
@@ -55,16 +55,21 @@ def accuracy(predictions: Predictions) -> float:
 
 
 def ece(predictions: Predictions) -> float:
-    return calibration_error(reliability(predictions))
+    share, confidence, accuracy = per_bin(predictions)
+    return float(share @ abs(accuracy - confidence))
 
 
 def nll(predictions: Predictions) -> float:
     return float((predictions.logsumexp.astype(np.float64) - predictions.label_logit).mean())
 
 
-OF_IMAGES: Mapping[str, Callable[[Predictions], float]] = (
-    {"accuracy": accuracy, "ece": ece, "nll": nll} | ERRORS | SCORES
-)
+OF_IMAGES: Mapping[str, Callable[[Predictions], float]] = {
+    "accuracy": accuracy,
+    "ece": ece,
+    "nll": nll,
+    **ERRORS,
+    **SCORES,
+}
 """What can be computed of any sample of images."""
 
 
@@ -137,7 +142,7 @@ METRICS = {
     "top5": Metric("top-5 accuracy (%)"),
     "per_class": Metric("mean accuracy per class (%)"),
     "macro_f1": Metric("macro-F1 (%)"),
-    "ece": Metric("expected calibration error (%)", higher_is_better=False),
+    "ece": Metric("expected calibration error, 15 equal-width bins (%)", higher_is_better=False),
     "nll": Metric("negative log-likelihood (nats)", 1.0, 3, higher_is_better=False),
     "ace": Metric("adaptive calibration error, 15 equal-mass bins (%)", higher_is_better=False),
     "classwise_ece": Metric(
@@ -154,14 +159,24 @@ METRICS = {
     "open_novel": Metric("accuracy of novel images among all classes (%)", of_some_tests=True),
     "open_H": Metric("harmonic mean of base and novel among all classes (%)", of_some_tests=True),
     "open_fpr95": Metric("novel images accepted with 95 % of base (%)", higher_is_better=False, of_some_tests=True),
+    # of images out of distribution (ood.py)
+    "mcm_auroc": Metric("AUROC of MCM (%)"),
+    "mcm_fpr95": Metric("FPR95 of MCM (%)", higher_is_better=False),
+    "max_logit_auroc": Metric("AUROC of the largest logit (%)"),
+    "max_logit_fpr95": Metric("FPR95 of the largest logit (%)", higher_is_better=False),
+    "energy_auroc": Metric("AUROC of the energy (%)"),
+    "energy_fpr95": Metric("FPR95 of the energy (%)", higher_is_better=False),
+    "msp_auroc": Metric("AUROC of the confidence (%)"),
+    "msp_fpr95": Metric("FPR95 of the confidence (%)", higher_is_better=False),
 }
 
 
 def find_metric(name: str) -> Metric:
-    """Raises: UserError for a metric that is not known."""
-    if name not in METRICS:
+    """A metric, or as NAME/DATASET its value for one data set. Raises: UserError for a metric that is not known."""
+    metric, _, dataset = name.partition("/")
+    if metric not in METRICS or name.endswith("/"):
         raise unknown("metric", name, METRICS)
-    return METRICS[name]
+    return replace(METRICS[metric], label=f"{dataset}: {METRICS[metric].label}") if dataset else METRICS[metric]
 
 
 def complete(runs: Mapping[Path, Record], metric: str, notes: list[str]) -> list[Record]:

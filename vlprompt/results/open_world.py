@@ -89,10 +89,11 @@ def openworld_auc(predictions: Predictions) -> float:
     repository (huacong/OpenworldAUC). Where all new images score above all known ones the repository counts pairs with
     both images wrong; the definition does not.
     """
+    assert predictions.known is not None
     assert predictions.side_class is not None
     in_side = np.where(predictions.known, *predictions.side_class.T)
     return openworld_auc_of(
-        *by_side(predictions, largest_known(predictions)), *by_side(predictions, in_side == predictions.labels)
+        *by_side(predictions, largest_known(predictions)), *by_side(predictions, np.equal(in_side, predictions.labels))
     )
 
 

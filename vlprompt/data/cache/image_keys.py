@@ -2,10 +2,12 @@
 
 import hashlib
 import sys
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from vlprompt.data import corruptions
 from vlprompt.data.dataset import Split
 from vlprompt.data.sources.banked import Banked
 from vlprompt.data.sources.files import Files
@@ -16,9 +18,13 @@ LENGTH = 32  # of a key, in hexadecimal digits
 def image_key(split: Split, image: str) -> str:
     """A key for an image of a split: of its name, from which random views are drawn, and of what it shows.
 
-    That is the file's bytes; for drawn images their data set and the code that draws them.
+    That is the file's bytes; for drawn images their data set and the code that draws them. A corrupted image is the
+    clean one, the corruption and the code of all corruptions.
     """
     opener = split.open_image
+    if isinstance(opener, corruptions.Corrupted):
+        clean = image_key(replace(split, open_image=opener.open_image), image)
+        return _digest(clean.encode(), f"{opener.kind} {opener.severity}".encode(), _code_of_corruptions())
     if isinstance(opener, Banked):
         return opener.key(image)
     if isinstance(opener, Files):
@@ -52,6 +58,11 @@ def code_of(module: str) -> str:
     path = getattr(sys.modules.get(module), "__file__", None)
     files = sorted(Path(path).parent.glob("*.py")) if path else []
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+@cache
+def _code_of_corruptions() -> bytes:
+    return Path(corruptions.__file__).read_bytes()
 
 
 def _digest(*parts: bytes) -> str:
