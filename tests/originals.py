@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
+import parity_calibration
 import parity_closed_form
 import parity_metrics
 import parity_test_time
@@ -184,6 +185,15 @@ def method_of(name: str, case: Mapping[str, Any]) -> str:
     return method or name
 
 
+def no_learner(clip: Clip, case: Mapping[str, Any]) -> Learner:
+    raise AssertionError("the case has logits and needs no learner")
+
+
+def check_calibration(clip: Clip, original: "Original", case: Any) -> None:
+    parity_metrics.check_calibration_metrics(case)
+    parity_calibration.check_scaling(clip, original, case)
+
+
 def coop(clip: Clip, case: Mapping[str, Any]) -> Learner:
     options = case["config"]["trainer_options"]
     phrase = options["CTX_INIT"] or ""
@@ -195,10 +205,6 @@ def coop(clip: Clip, case: Mapping[str, Any]) -> Learner:
         class_specific=options["CSC"] and not phrase,  # the original ignores CSC next to CTX_INIT
         position=options["CLASS_TOKEN_POSITION"],
     )
-
-
-def no_learner(clip: Clip, case: Mapping[str, Any]) -> Learner:
-    raise AssertionError("the case is of logits alone")
 
 
 def zero_shot(clip: Clip, case: Mapping[str, Any]) -> Learner:
@@ -930,7 +936,7 @@ METHODS = {
         check=parity_closed_form.check_ss_text,
     ),
     "open_world": Original(no_learner, check=parity_metrics.check_open_world),
-    "calibration": Original(no_learner, check=parity_metrics.check_calibration),
+    "calibration": Original(no_learner, check=check_calibration),
     "ZS-LP": Original(zs_lp, {"prototypes": "weight"}, texts=class_by_class),
     "CLAP": Original(zs_lp, {"prototypes": "weight"}, texts=class_by_class),
     "CrossModal": Original(

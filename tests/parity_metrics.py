@@ -118,7 +118,3 @@ def check_metrics(case, side, logits, told, *, after_dac):
         fraction = name == "confidence" or form
         assert ours[name] == pytest.approx(value, abs=atol / 100 if fraction else atol), name
     assert usual["confidence"] == pytest.approx(told["confidence"], abs=1e-5)
-
-
-def check_calibration(clip, original, case):
-    check_calibration_metrics(case)

@@ -20,6 +20,7 @@ from vlprompt.data.given import Given, GivenBatches, GivenLoader
 from vlprompt.data.photos import BATCH, Photo, PhotoTransform, listed, prepared, read_photos
 from vlprompt.data.transforms import normalise
 from vlprompt.errors import UserError
+from vlprompt.inference.calibration import Calibrator, calibrator
 from vlprompt.learners.base import Learner, check_classes
 from vlprompt.protocols.base import Episode
 from vlprompt.results import learner_files, metrics
@@ -123,7 +124,7 @@ class Model:
         return self.logits(images).softmax(-1).cpu()
 
     def logits(self, images: Photos) -> Float[Tensor, "N C"]:
-        """Logits in float32, on the model's device. Raises: UserError as `predict`."""
+        """Logits in float32, calibrated as the run was, on the model's device. Raises: UserError as `predict`."""
         return torch.cat([rows for _, rows in self.iterate(images)])
 
     def features(self, images: Photos) -> Float[Tensor, "N e"]:
@@ -141,7 +142,9 @@ class Model:
         Raises:
             UserError: as `predict`, where `damaged` is None.
         """
-        return self._each(images, lambda batch: self.learner.logits(batch, self._class_features), damaged)
+        return self._each(
+            images, lambda batch: self._calibrate(self.learner.logits(batch, self._class_features)), damaged
+        )
 
     def _each(
         self, images: Photos, compute: Callable[[Images], Tensor], damaged: Damaged | None = None
@@ -173,6 +176,11 @@ class Model:
         self.learner.eval()
         with torch.no_grad(), autocast(self.clip.device, self.precision):
             return self.learner.encode_classes()
+
+    @cached_property
+    def _calibrate(self) -> Calibrator:
+        """What is done to the logits."""
+        return calibrator(self.learner, self._class_features)
 
 
 def load(
@@ -349,8 +357,9 @@ def score(learner: Learner | Model, batches: Given, *, precision: str = "auto") 
     logits, labels = [], []
     with autocast(device, model.precision):
         classes = learner.encode_classes()
+        calibrate = calibrator(learner, classes)
         for images, of_batch in GivenBatches(batches, learner.clip, len(learner.classes)):
-            logits.append(learner.logits(images, classes).float().cpu())
+            logits.append(calibrate(learner.logits(images, classes)).float().cpu())
             labels.append(of_batch.cpu())
     names = [str(i) for i in range(sum(map(len, labels)))]
     return Score(**metrics.score(Predictions.from_logits(names, torch.cat(labels), torch.cat(logits))))  # type: ignore[arg-type]

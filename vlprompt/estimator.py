@@ -21,6 +21,7 @@ from vlprompt.config.spec import RunSpec
 from vlprompt.data.dataset import Dataset, Item
 from vlprompt.data.photos import Photo, listed, open_photo
 from vlprompt.errors import UserError
+from vlprompt.evaluate import fit_calibration
 from vlprompt.train import Epoch, train
 from vlprompt.training.device import same_randomness
 from vlprompt.training.progress import Reporter
@@ -101,9 +102,14 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         episode = build.make_episode(spec)
         learner = build.make_learner(spec, build.make_clip(spec), episode)
         reporter = Reporter(aside=True, quiet=not self.verbose)
+        calibration = build.make_calibration(spec, learner, episode)
         loader, self.curve_ = build.make_loader(spec, learner), list[Epoch]()
         if fit := spec.settings.fit:  # zero-shot CLIP has none
             self.curve_ = train(learner, episode, loader, fit, precision=spec.precision, reporter=reporter)
+        if calibration:
+            fit_calibration(
+                *(calibration, learner, episode.train, episode.val, loader), precision=spec.precision, reporter=reporter
+            )
         self.model_ = Model(learner, spec.precision)
         return self
 
@@ -157,7 +163,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
         if model := state.pop("model_", None):
             learner = model.learner
             tensors = {name: tensor.cpu() for name, tensor in learner.state_dict().items()}
-            state["saved_"] = {"tensors": tensors, "names": learner.trained_classes}
+            calibration = learner.calibration and learner.calibration.stored
+            state["saved_"] = {"tensors": tensors, "names": learner.trained_classes, "calibration": calibration}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -169,6 +176,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):
             spec = self._spec(blank, labels)
             learner = build.untrained(spec.learner, build.make_clip(spec), saved["names"], spec.arguments)
             learner.load_state_dict(saved["tensors"])
+            build.restore_calibration(learner, saved.get("calibration"))
             self.model_ = Model(learner.eval(), spec.precision)
 
 

@@ -13,6 +13,7 @@ from vlprompt.data.dataset import Split
 from vlprompt.data.loader import TEST_BATCH, Loader
 from vlprompt.data.transforms import seed_of
 from vlprompt.inference import Adaptation, views_of
+from vlprompt.inference.calibration import Calibration, calibrator
 from vlprompt.learners.base import Learner
 from vlprompt.results.ood import INSIDE, OodScores
 from vlprompt.results.predictions import Predictions
@@ -62,8 +63,10 @@ def evaluate(
 
     def judge(split: Split, classes: Float[Tensor, "C *e"] | None, track: Track) -> Float[Tensor, "N C"]:
         if adaptation:
-            return adapted_logits(learner, split, classes, loader, adaptation, precision, track)
-        return logits_of(learner, split, classes, loader, shared, precision, track)
+            logits = adapted_logits(learner, split, classes, loader, adaptation, precision, track)
+        else:
+            logits = logits_of(learner, split, classes, loader, shared, precision, track)
+        return calibrator(learner, classes)(logits)
 
     predictions = {}
     for name, split in tests.items():
@@ -85,6 +88,41 @@ def evaluate(
                 for other, (part, logits) in logits_by_set.items()
             }
     return predictions
+
+
+@torch.no_grad()
+def fit_calibration(
+    calibration: Calibration,
+    learner: Learner,
+    train: Split,
+    val: Split | None,
+    loader: Loader,
+    *,
+    precision: str,
+    reporter: Reporter,
+    adaptation: Adaptation | None = None,
+) -> None:
+    """Fit it on the logits of the validation images, if it is fitted on any, and give it to the trained learner.
+
+    Logits are those that are tested: of the learner as each image adapts it, where they do.
+    """
+    learner.eval()
+    learner.calibration = None
+    bind_to(learner, train)
+    with autocast(loader.clip.device, precision):
+        calibration.attach(learner)
+    if calibration.on_images:
+        assert val is not None
+        bind_to(learner, val)
+        with autocast(loader.clip.device, precision):
+            classes = learner.encode_classes()
+        with reporter.track("calibrating", len(val)) as track:
+            if adaptation:
+                logits = adapted_logits(learner, val, classes, loader, adaptation, precision, track)
+            else:
+                logits = logits_of(learner, val, classes, loader, {}, precision, track)
+        calibration.fit(logits, torch.tensor([item.label for item in val.items]), learner.clip.scale)
+    learner.calibration = calibration
 
 
 def known_columns(learner: Learner, split: Split) -> list[int] | None:

@@ -19,7 +19,8 @@ from vlprompt.config.spec import RunSpec, check_name
 from vlprompt.data.dataset import Split
 from vlprompt.data.loader import Loader
 from vlprompt.errors import UserError
-from vlprompt.evaluate import Outside, evaluate
+from vlprompt.evaluate import Outside, evaluate, fit_calibration
+from vlprompt.inference import Calibration
 from vlprompt.learners.base import Learner
 from vlprompt.learners.zero_shot import OtherModel
 from vlprompt.protocols.base import Episode
@@ -97,12 +98,15 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
         warn_of_single_classes(episode)
         clip = build.make_clip(spec)
         learner = build.make_learner(spec, clip, episode)  # what cannot be tested is refused before it is trained
+        calibration = build.make_calibration(spec, learner, episode)
         loader = build.make_loader(spec, learner)
 
         curve, train_seconds = fit(spec, learner, episode, loader, state, reporter)
         for line in curve:
             tracker.log({"loss": line.loss, "accuracy": line.accuracy, "lr": line.lr}, line.epoch + 1)
 
+        if calibration:
+            calibrate(spec, calibration, learner, episode, loader, reporter)
         predictions, test_seconds = timed(test, spec, learner, episode.tests, loader, reporter, outside)
         peak = peak_memory(spec.device)
         scores = all_scores(predictions, outside)
@@ -115,6 +119,7 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
             selection=selection(spec, learner, episode),
             **at_test_time(spec),
             scores=scores,
+            calibration=calibration.told if calibration else {},
             n_classes={name: len(split.classes) for name, split in episode.tests.items()},
             headline=spec.protocol.summary({name: of_split["accuracy"] for name, of_split in scores.items()}),
             curve=[asdict(line) for line in curve],
@@ -225,6 +230,17 @@ def all_scores(predictions: Mapping[str, Predictions], outside: Outside) -> Scor
     return {name: score(of_split) | of_ood.get(name, {}) for name, of_split in predictions.items()}
 
 
+def calibrate(
+    spec: RunSpec, calibration: Calibration, learner: Learner, episode: Episode, loader: Loader, reporter: Reporter
+) -> None:
+    """Fit a calibration, and give it to the trained learner."""
+    how: Any = {"precision": spec.precision, "reporter": reporter, "adaptation": spec.adaptation}
+    fit_calibration(calibration, learner, episode.train, episode.val, loader, **how)
+    if calibration.fitted:
+        numbers = ", ".join(f"{name} {value:.4f}" for name, value in calibration.fitted.items())
+        reporter.say(f"calibration: {calibration.name}, {numbers}")
+
+
 def test_again(spec: RunSpec, folder: Path, changed: Mapping[str, Any]) -> Scores:
     """Scores on each test of a saved run, with some settings changed that need no training.
 
@@ -257,15 +273,33 @@ def test_line(spec: RunSpec, folder: Path, shares: Sequence[float]) -> list[Scor
     tuned = learner.eval().merged()
     templates = list(getattr(learner, "templates", [learner.template]))  # one, but for prolip
     spec = replace(spec, learner=OtherModel, arguments={"templates": templates})
-    models = (learner.clip.toward(tuned, share) for share in shares)
-    return [scores_of(spec, OtherModel(model, learner.classes, **spec.arguments), episode) for model in models]
+    models = (OtherModel(learner.clip.toward(tuned, share), learner.classes, **spec.arguments) for share in shares)
+    return [scores_of(spec, build.calibrated_like(model, learner), episode) for model in models]
+
+
+def test_calibrated(spec: RunSpec, folder: Path, name: str) -> Scores:
+    """Scores on each test of a saved run with another calibration, fitted anew, or with "none".
+
+    Raises:
+        UserError: no such calibration, no validation images, or a learner that it cannot calibrate.
+    """
+    given = None if name == "none" else {"name": name}
+    spec = replace(spec, settings=spec.settings.model_copy(update={"calibration": given}))
+    spec, learner, episode = saved(spec, folder)
+    if calibration := build.make_calibration(spec, learner, episode):
+        loader = build.make_loader(spec, learner)
+        calibrate(spec, calibration, learner, episode, loader, Reporter(aside=True, quiet=True))
+    return scores_of(spec, learner, episode)
 
 
 def saved(spec: RunSpec, folder: Path) -> tuple[RunSpec, Learner, Episode]:
     """A saved run's learner, and its images."""
     episode = build.make_episode(spec)
     learner = build.make_learner(spec, build.make_clip(spec), episode)
-    learner_files.load_tensors(learner, folder)
+    if spec.trained:
+        learner_files.load_tensors(learner, folder)
+    if spec.settings.calibration:
+        build.restore_calibration(learner, learner_files.read_config(folder).get("calibration"))
     return spec, learner, episode
 
 
@@ -281,6 +315,8 @@ def selection(spec: RunSpec, learner: Learner, episode: Episode) -> Selection:
     settings = spec.settings
     fit, of_files = settings.fit, settings.selection or "fixed"
     chosen = fit is not None and (fit.keep == "best" or learner.uses_validation)
+    if learner.calibration is not None and learner.calibration.on_images:
+        of_files = most_seen(of_files, selected_on("val", settings.sampler.name, settings.shots))
     if not (fit and chosen and episode.selection_split(fit.select_on)):
         return of_files
     of_run = selected_on(fit.select_on, settings.sampler.name, settings.shots)

@@ -65,6 +65,13 @@ def learner_of(source: Path, classes: Sequence[str] | None = None, *, quantized:
     return Model(learner).with_classes(classes).learner if classes is not None else learner
 
 
+def tell_of_calibration(learner: "Learner", whose: str) -> None:
+    """Say that an export leaves it out."""
+    if learner.calibration is not None:
+        told = ", ".join(str(value) for value in learner.calibration.told.values())
+        print(f"{whose} no calibration: logits are the learner's without it ({told})")  # noqa: T201
+
+
 def to_peft(source: Path, options: argparse.Namespace) -> list[str]:
     from vlprompt.interop.peft import CONFIG, TENSORS, write_peft
     from vlprompt.learners.lora import LoRA
@@ -81,6 +88,7 @@ def to_peft(source: Path, options: argparse.Namespace) -> list[str]:
             f"{others}"
         )
     write_peft(learner, options.folder, force=options.force)
+    tell_of_calibration(learner, "PEFT's form has")
     return [CONFIG, TENSORS]
 
 
@@ -91,6 +99,7 @@ def to_open_clip(source: Path, options: argparse.Namespace) -> list[str]:
     learner = learner_of(source)
     model = read_config(source)["backbone"]["model"] if learner.mergeable else ""
     names = write_open_clip(learner, model, options.folder, force=options.force)
+    tell_of_calibration(learner, "open_clip's models have")
     if (pre := learner.clip.preprocess).crop_pct != 1:  # which open_clip has no setting for
         larger = int(pre.size / pre.crop_pct)
         print(f"open_clip resizes images to {pre.size} pixels, here they were resized to {larger} and cut")  # noqa: T201

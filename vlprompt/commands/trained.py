@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from vlprompt.commands.output import add_output, show
 from vlprompt.commands.selection import add_selection, selected
-from vlprompt.errors import Note, UserError
+from vlprompt.errors import NotApplicableError, Note, UserError, unknown
 from vlprompt.textfiles import path_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from vlprompt.config.spec import RunSpec
     from vlprompt.results.record import Record
+    from vlprompt.run import Scores
 
 INTERPOLATION = "interpolation"
-TEST_TIME = "test_time"
+TEST_TIME, CALIBRATION = "test_time", "calibration"
+OF_ANY_RUN = (INTERPOLATION, TEST_TIME, CALIBRATION)
 MOST = 1000  # values of a row
 
 
@@ -27,15 +30,17 @@ def register(commands: Any) -> None:
     """Add it to the sub-commands."""
     text = (
         "test finished runs again with another value of a setting that needs no training, as in method.test_rank=1,2, "
-        "with weights between the frozen and the tuned model, as in interpolation=0,0.1,...,1, or adapted at test "
-        "time, as in test_time=zero,tda, which makes a run of its own, with a record"
+        "with weights between the frozen and the tuned model, as in interpolation=0,0.1,...,1, calibrated, as in "
+        "calibration=none,temperature,dac, or adapted at test time, as in test_time=zero,tda, which makes a run of its "
+        "own, with a record"
     )
     parser = commands.add_parser("evaluate", help=text, description=text)
     of_test = "test_time=zero,tda test_time.views=16,64"
     parser.add_argument(
         "setting",
         metavar="SETTING=VALUES",
-        help=f"method.test_rank=1,2,4, interpolation=0,0.1,...,1 (WiSE-FT), or {of_test}",
+        help="method.test_rank=1,2,4, interpolation=0,0.1,...,1 (WiSE-FT), calibration=none,temperature,dac, "
+        f"or {of_test}",
     )
     parser.add_argument(
         "runs",
@@ -77,17 +82,14 @@ def evaluate(options: argparse.Namespace) -> int:
     options.folders = [*options.folders, *options.runs]
     runs, notes = selected(options)
     runs = {folder: run for folder, run in runs.items() if run.status == "finished" and has_setting(run, name)}
-    if not runs and name in (INTERPOLATION, TEST_TIME):
+    if not runs and name in OF_ANY_RUN:
         raise UserError("no run here is finished: see vlprompt table for what there is")
     if not runs:
         raise UserError(f"no finished run has the setting method.{name}: see vlprompt table for what there is")
     if name == TEST_TIME:  # which adapts a learner that is not adapted already
         runs = {folder: run for folder, run in runs.items() if not run.test_time} or runs
-    testable = {
-        folder: run
-        for folder, run in runs.items()
-        if (folder / TENSORS).is_file() or (name == TEST_TIME and not run.config.get("fit"))
-    }
+    without = {f for f, run in runs.items() if name in (TEST_TIME, CALIBRATION) and run.config.get("fit") is None}
+    testable = {folder: run for folder, run in runs.items() if folder in without or (folder / TENSORS).is_file()}
     if not testable:
         raise UserError(f"{next(iter(runs))} holds no {TENSORS}, so it cannot be tested: run it again with force=true")
     if len(testable) < len(runs):
@@ -123,7 +125,7 @@ def rows_of(
     reasons: list[UserError] = []
     for (folder, run), text in zip(runs.items(), texts, strict=True):
         try:
-            rows += tested(folder, run, name, values, options, text)
+            rows += tested(folder, run, name, values, options, text, notes)
         except UserError as error:
             reasons.append(error)
             notes.append(Note(f"Left out: {{}}: {error}", folder))
@@ -137,11 +139,13 @@ def read_setting(text: str) -> tuple[str, list[Any]]:
     import yaml
 
     key, equals, values = text.partition("=")
-    if not equals or not values or not (key.startswith("method.") or key in (INTERPOLATION, TEST_TIME)):
+    if not equals or not values or not (key.startswith("method.") or key in OF_ANY_RUN):
         raise UserError(
             f"'{text}' is no setting of a method with values: write it as in method.test_rank=1,2,4, as in "
-            f"interpolation=0,0.1,...,1, or as in {TEST_TIME}=zero,tda"
+            f"interpolation=0,0.1,...,1, in {CALIBRATION}=none,temperature, or in {TEST_TIME}=zero,tda"
         )
+    if key == CALIBRATION:
+        return key, check_calibrations(values.split(","))
     if key == f"method.{INTERPOLATION}":
         raise UserError(
             f"{key} is a setting of the training (cross_modal's): train again with another one, or test what lies "
@@ -151,6 +155,16 @@ def read_setting(text: str) -> tuple[str, list[Any]]:
     if key == INTERPOLATION and any(type(v) not in (int, float) or not 0 <= v <= 1 for v in read):
         raise UserError(f"{text}: allowed are numbers from 0, the frozen weights, to 1, the tuned ones")
     return key.removeprefix("method."), read
+
+
+def check_calibrations(names: list[str]) -> list[str]:
+    """Raises: UserError where one is none that there is."""
+    from vlprompt.inference import CALIBRATIONS
+
+    for name in names:
+        if name not in (known := ("none", *CALIBRATIONS)):
+            raise unknown(CALIBRATION, name, known)
+    return names
 
 
 def steps(values: Sequence[str]) -> list[str]:
@@ -170,7 +184,7 @@ def steps(values: Sequence[str]) -> list[str]:
 
 
 def has_setting(run: "Record", name: str) -> bool:
-    return name in (INTERPOLATION, TEST_TIME) or name in run.config.get("method", {})
+    return name in OF_ANY_RUN or name in run.config.get("method", {})
 
 
 def tested(
@@ -180,8 +194,12 @@ def tested(
     values: Sequence[Any],
     options: argparse.Namespace,
     texts: Mapping[str, str | None],
+    notes: list[str],
 ) -> list[dict[str, Any]]:
-    """A row for each value: what the run is, and its scores in percent."""
+    """A row for each value: what the run is, and its scores in percent; `notes` name calibrations that it cannot have.
+
+    Raises: UserError: the run cannot be tested.
+    """
     from vlprompt.config.spec import spec_of_record
     from vlprompt.results.metrics import find_metric
     from vlprompt.run import test_again, test_line
@@ -189,8 +207,11 @@ def tested(
     spec = spec_of_record(folder, run, device=options.device)
     metric = options.metric
     rows: list[dict[str, Any]] = []
+    tests: Iterable[Scores]
     if name == INTERPOLATION:
-        tests: Iterable[Mapping[str, Any]] = test_line(spec, folder, values)
+        tests = test_line(spec, folder, values)
+    elif name == CALIBRATION:
+        values, tests = calibrated(spec, folder, values, notes)
     elif name == TEST_TIME:
         tests = (adapted(folder, run, value, device=options.device).scores for value in values)
     else:
@@ -222,6 +243,28 @@ def adapted(folder: Path, run: "Record", value: str, *, device: str) -> "Record"
     method, *more = value.split()
     settings = settings_at_test([f"{TEST_TIME}={method}", *(f"{TEST_TIME}.{setting}" for setting in more)])
     return record_of(spec_at_test(folder, run, settings, device=device)) if settings else run
+
+
+def calibrated(
+    spec: "RunSpec", folder: Path, names: Sequence[str], notes: list[str]
+) -> tuple[list[str], list["Scores"]]:
+    """The calibrations that a run can have, and its scores with each; `notes` name the others.
+
+    Raises: UserError where it can have none.
+    """
+    from vlprompt.run import test_calibrated
+
+    scores: dict[str, Scores] = {}
+    refusals: list[UserError] = []
+    for name in names:
+        try:
+            scores[name] = test_calibrated(spec, folder, name)
+        except NotApplicableError as error:
+            refusals.append(error)
+            notes.append(Note(f"Left out: {{}} with {CALIBRATION}={name}: {error}", folder))
+    if not scores:
+        raise refusals[0]
+    return list(scores), list(scores.values())
 
 
 def over_seeds(rows: "pd.DataFrame", name: str, metric: str) -> "pd.DataFrame":

@@ -61,10 +61,12 @@ def about(group: Group, name: str, folders: tuple[Path, ...] = ()) -> About:
 def display_name(method: str, variant: str | None = None) -> str:
     """A learner as papers print it: "CoOp", "VPT-Deep (n_tokens=4)". Of METHOD@VARIANT both parts are read.
 
-    `variant` is a name, or settings as `method.n_tokens=4,fit.lr=0.1`; those of the method are shown without its name.
+    `variant` is a name, or settings as `method.n_tokens=4,fit.lr=0.1`; those of the method are shown without its name,
+    and what is done to the trained learner by its name alone: "CoOp (temperature)".
     """
     method, _, label = method.partition("@")
-    settings = (variant or label).replace("method.", "").replace(",", ", ").replace(",  ", ", ")
+    bare = re.sub(r"\bmethod\.|\b(calibration|test_time)=", "", variant or label)
+    settings = bare.replace(",", ", ").replace(",  ", ", ")
     name = about("method", method).name
     return f"{name} ({settings})" if settings else name
 

@@ -10,11 +10,10 @@ from vlprompt.config.allowed import from_file
 from vlprompt.config.compose import composed, default
 from vlprompt.config.hashing import config_hash
 from vlprompt.config.paths import results_root
-from vlprompt.config.spec import AT_TEST, RunSpec, read_config, read_spec
+from vlprompt.config.schema import AT_TEST
+from vlprompt.config.spec import RunSpec, Training, read_config, read_spec, spec_of_record
 from vlprompt.errors import UserError
 from vlprompt.results.record import Record
-from vlprompt.training.device import resolve_device
-from vlprompt.training.precision import precision_again
 
 
 def settings_at_test(overrides: Sequence[str]) -> dict[str, Any]:
@@ -30,22 +29,20 @@ def spec_at_test(folder: Path, record: Record, settings: Mapping[str, Any], *, d
     begins with it.
 
     Raises:
-        UserError: as `spec_of_record`; or images that have changed since.
+        UserError: as `spec_of_record`.
     """
+    own = spec_of_record(folder, record, device=device)
     path = folder / "config.yaml"
-    precision = record.precision and precision_again(record.precision, resolve_device(device))
-    config = {name: value for name, value in read_config(path).items() if name not in AT_TEST}
-    config |= {"device": device, "precision": precision, "force": False, **settings}
+    config = {name: value for name, value in read_config(path).items() if name not in settings}
+    config |= {"device": device, "precision": own.precision, "force": False, **settings}
     choices = {**record.model_dump(include={"protocol", "backbone", "method"}), "dataset": record.dataset}
     read: Any = partial(read_spec, choices=choices, recipes=record.recipe, held=partial(from_file, file=path))
     if config.get("name"):
         config["name"] = f"{config['name']}+{config_hash(settings)[:8]}"
     spec: RunSpec = read(config, default=lambda: default_of(record, choices, config))
-    if spec.dataset.fingerprint() != record.split_hash:
-        raise UserError(f"{folder} was trained on another split of {record.dataset}: run it again with force=true")
     names = record.key.folder_names
     root = folder.parents[len(names)] if folder.parts[-len(names) :] == names else results_root()
-    training = replace(spec.training, folder=folder) if spec.training else None
+    training = Training(folder, own.result_settings) if own.trained else None
     return replace(spec, folder=spec.key.folder(root), training=training)
 
 

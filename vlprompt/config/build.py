@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from vlprompt import demo
 from vlprompt.config.allowed import METHODS, check_names, named_by
-from vlprompt.config.locate import locate, make_sampler
+from vlprompt.config.locate import locate, make_named, make_sampler
 from vlprompt.config.paths import bank_folder, data_root
 from vlprompt.config.schema import Preparation, Settings, read_backbone
 from vlprompt.config.spec import RunSpec, spec_of_record
@@ -22,6 +23,7 @@ from vlprompt.data.dataset import Split
 from vlprompt.data.loader import Loader
 from vlprompt.data.transforms import Augment, seed_of
 from vlprompt.errors import NotApplicableError, UserError, printable
+from vlprompt.inference import CALIBRATIONS, DAC, Calibration
 from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import FEW_SHOT_VAL, Episode, check_images
 from vlprompt.results import learner_files
@@ -37,7 +39,7 @@ def make_episode(spec: RunSpec) -> Episode:
     settings, dataset = spec.settings, spec.dataset
     if settings.protocol.get("part") == FEW_SHOT_VAL:
         dataset = replace(dataset, test=())  # out of reach while settings are chosen
-    if spec.trained:
+    if spec.draws:
         sample = make_sampler(settings)(dataset, shots=settings.shots, seed=settings.seed)
     else:
         sample = list(dataset.train), list(dataset.val)  # nothing is trained
@@ -102,6 +104,30 @@ def make_learner(spec: RunSpec, clip: Clip, episode: Episode) -> Learner:
     return learner
 
 
+def make_calibration(spec: RunSpec, learner: Learner, episode: Episode) -> Calibration | None:
+    """What is to calibrate the trained learner, not fitted; None where nothing is.
+
+    Raises:
+        UserError: no validation images to fit it on.
+        NotApplicableError: a learner that it cannot calibrate.
+    """
+    if not (given := spec.settings.calibration):
+        return None
+    calibration: Calibration = make_named(given, CALIBRATIONS, "calibration")
+    if isinstance(calibration, DAC) and calibration.template is None:
+        calibration = replace(calibration, template=spec.settings.dataset.template)
+    if calibration.on_images and episode.val is None:
+        raise UserError(
+            f"calibration={calibration.name} is fitted on the validation images of the few-shot sample, and "
+            f"{spec.dataset.name} gives none: choose a data set with a validation split, or leave calibration out"
+        )
+    try:
+        calibration.check(learner)
+    except UserError as error:
+        raise NotApplicableError(str(error)) from error
+    return calibration
+
+
 def bind_to(learner: Learner, split: Split) -> None:
     """Classify among the classes of a test."""
     bind(learner, split.classes, rows=split.rows, transfer=split.transfer)
@@ -124,7 +150,36 @@ def reword_learner(spec: RunSpec, learner: Learner, wording: Mapping[str, Any]) 
     """The same tensors with other words around the classes."""
     reworded = spec.learner(learner.clip, learner.trained_classes, **{**spec.arguments, **wording}).to(spec.device)
     reworded.load_state_dict(learner.state_dict(), strict=True)
-    return reworded
+    return calibrated_like(reworded.eval(), learner)
+
+
+def calibrated_like(learner: Learner, other: Learner) -> Learner:
+    """A learner, bound to the classes it was trained on, with the calibration that another one carries."""
+    if other.calibration is not None:
+        learner.calibration = copy(other.calibration)
+        learner.calibration.attach(learner)
+    return learner
+
+
+def restore_calibration(learner: Learner, stored: Mapping[str, Any] | None) -> None:
+    """Give a learner, bound to the classes it was trained on, the calibration that a file describes, if any.
+
+    Raises: UserError: what describes it does not.
+    """
+    if stored is None:
+        return
+    numbers = {name: value for name, value in stored.items() if name not in ("name", "arguments")}
+    given = {**stored["arguments"], "name": stored["name"]}
+    calibration: Calibration = make_named(given, CALIBRATIONS, "calibration")
+    if set(numbers) != set(calibration.fitted):
+        raise UserError(
+            f"the saved calibration '{given['name']}' has the numbers {', '.join(numbers) or 'none'}, allowed are "
+            f"{', '.join(calibration.fitted) or 'none'}: run it again with force=true"
+        )
+    for name, value in numbers.items():
+        setattr(calibration, name, value)
+    calibration.attach(learner.eval())
+    learner.calibration = calibration
 
 
 def make_loader(spec: RunSpec, learner: Learner) -> Loader:
@@ -197,6 +252,7 @@ def restore_learner(
     learner = untrained(kind, clip, about["classes"], arguments)
     if learner.state_dict() or (folder / learner_files.TENSORS).exists():
         learner_files.load_tensors(learner, folder)
+    restore_calibration(learner, about.get("calibration"))
     return learner.eval()
 
 

@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from vlprompt.config.build import make_clip, make_episode, make_learner
 from vlprompt.config.compose import GROUPS, Choices, check_asked, chosen, composed, spec_of
 from vlprompt.config.hashing import ABSENT, canonical, changed, config_hash
+from vlprompt.config.identity import draws
 from vlprompt.config.spec import check_name, check_settings, of_result
 from vlprompt.errors import ChoiceError, ClassBoundError, UnknownSettingError, UserError, first_names
 
@@ -47,7 +48,7 @@ class Cell:
 
 def key_of(config: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, Any]:
     """The key of a run, as far as its configuration tells before it is checked."""
-    shots = config.get("shots") if config.get("fit") else 0
+    shots = config.get("shots") if draws(config) else 0
     names = {group: choices.get(group) for group in ("protocol", "dataset", "backbone", "method")}
     return names | {"variant": config.get("name"), "shots": shots, "seed": config.get("seed") if shots else 0}
 

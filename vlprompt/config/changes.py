@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from vlprompt.config.hashing import ABSENT, changed
-from vlprompt.config.schema import Settings
+from vlprompt.config.schema import AT_TEST, Settings
 
 MOST_WORDS = 6  # settings named in one cell
-CHOSEN = ("test_time.name", "calibration.name")  # which the command line has without the name
 LONGEST = 60  # characters of a value
+CHOICES = {f"{group}.name": group for group in AT_TEST}  # as they are given
 
 Tree = Mapping[str, Any]
 Changes = Mapping[str, Any]  # values by dotted key
@@ -30,7 +30,7 @@ def changes_of(settings: Settings, default: Settings, relevant: Tree, relevant_d
             value = relevant["precision"]
         elif (key, value) == value_at(old, key):  # the same file, or what a parent that is null takes along
             continue
-        changes[key.removesuffix(".name") if key in CHOSEN else key] = value
+        changes[CHOICES.get(key, key)] = value
     for one, other in (("fit.steps", "fit.epochs"), ("fit.epochs", "fit.steps")):
         if changes.get(one) is not None and changes.get(other, "") is None:  # goes without saying
             del changes[other]

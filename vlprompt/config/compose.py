@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vlprompt.config import recipes
 from vlprompt.config.about import without_about
 from vlprompt.config.paths import config_dir, unknown_dataset
+from vlprompt.config.schema import AT_TEST
 from vlprompt.data.dataset import Dataset
 from vlprompt.errors import ChoiceError, UnknownSettingError, UserError, unknown, unknown_setting
 from vlprompt.textfiles import path_of
@@ -391,8 +392,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> UserError:
 
 def not_there(name: str, arguments: Sequence[str]) -> UserError | None:
     """What is wrong with a dotted name, by the first part of it that is not there."""
-    groups = (*GROUPS, "test_time", "calibration")
-    choices = [a for a in arguments if a.partition("=")[0] in groups and not set(",[{") & set(a)]
+    choices = [a for a in arguments if a.partition("=")[0] in (*GROUPS, *AT_TEST) and not set(",[{") & set(a)]
     try:
         node, path = compose([*choices, *searched(config_dirs(arguments))]), ""
     except COMPOSITION_ERRORS:

@@ -15,10 +15,10 @@ from pydantic import BaseModel
 from vlprompt import demo
 from vlprompt.config.datasets import dataset_identity, ood_names, target_names
 from vlprompt.config.hashing import canonical, config_hash
-from vlprompt.config.locate import import_named, named_arguments
+from vlprompt.config.locate import import_named, make_named
 from vlprompt.config.schema import Augmentation, Backbone, Bank, DataSource, Fit, Settings
 from vlprompt.data.dataset import Dataset
-from vlprompt.inference import ADAPTATIONS
+from vlprompt.inference import ADAPTATIONS, CALIBRATIONS
 from vlprompt.results.record import Record
 from vlprompt.towers import RANDOM, files_of, full_name, is_timm, published_preprocess
 
@@ -35,13 +35,24 @@ FIRST: dict[str, dict[str, Any]] = {
 """The settings that the first hashes held even at their defaults."""
 
 
+def draws(settings: Settings | Mapping[str, Any]) -> bool:
+    """Whether few-shot images are drawn: to train on, or to calibrate on."""
+    given = settings if isinstance(settings, Mapping) else vars(settings)
+    return bool(given.get("fit") or given.get("calibration"))
+
+
 def result_settings(
-    settings: Settings, precision: str, dataset: Dataset, others: Mapping[str, Dataset]
+    settings: Settings,
+    precision: str,
+    dataset: Dataset,
+    others: Mapping[str, Dataset],
+    *,
+    drawn: bool | None = None,
 ) -> dict[str, Any]:
     """The settings that can change a result: what the hash and the variant of a run are made of.
 
     `others` are the data sets that this run reads in addition; of more, which a default may name, nothing but the
-    settings is known.
+    settings is known. `drawn`: whether few-shot images are, if it is another run that says so.
     """
     chosen: dict[str, Any] = {
         "backbone": weights_identity(settings),
@@ -61,9 +72,7 @@ def result_settings(
             identity.pop("method", None)  # its classes' names are never read, so that words around them are none
         chosen["ood"] = identities
     if settings.test_time:
-        arguments = named_arguments(settings.test_time)
-        defaults = keyword_defaults(ADAPTATIONS[settings.test_time["name"]])
-        chosen["test_time"] = {"name": settings.test_time["name"], **without_defaults(arguments, defaults)}
+        chosen["test_time"] = named_identity(settings.test_time, ADAPTATIONS, "test_time")
         chosen["seed"] = settings.seed  # of the views, and of the order
     if settings.debug:
         chosen["debug"] = settings.debug.model_dump()
@@ -73,13 +82,21 @@ def result_settings(
         later = {name: default for name, default in model_defaults(Fit).items() if name not in FIRST["fit"]}
         chosen["fit"] = {name: v for name, v in fit.items() if name not in later or v != later[name]}
         chosen |= {"bank": settings.bank.model_dump(), "augment": settings.augment.model_dump()}
+    if draws(settings) if drawn is None else drawn:
         chosen |= {"seed": settings.seed, "shots": settings.shots}
         if settings.sampler.name != "coop":
             file = settings.sampler.file
             chosen |= {"sampler": {"name": settings.sampler.name, "file": file and file_hash(Path(file))}}
             if settings.sampler.total is not None:
                 chosen["sampler"] |= settings.sampler.model_dump(include={"total", "every_class"})
+    if settings.calibration:
+        chosen["calibration"] = named_identity(settings.calibration, CALIBRATIONS, "calibration")
     return chosen
+
+
+def named_identity(given: Mapping[str, Any], known: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The name of one of those that are known, and its arguments that are not their defaults."""
+    return without_defaults(given, keyword_defaults(type(make_named(given, known, where))))
 
 
 def settings_hash(relevant: Mapping[str, Any]) -> str:

@@ -9,7 +9,6 @@ from vlprompt.config.schema import Settings, check_arguments
 from vlprompt.data.lists import ListSampler
 from vlprompt.data.sampling import SAMPLERS, ImbalancedSampler, Sampler
 from vlprompt.errors import UserError, unknown
-from vlprompt.inference import ADAPTATIONS, Adaptation
 from vlprompt.protocols.base import Protocol
 from vlprompt.textfiles import path_of
 
@@ -31,6 +30,19 @@ def locate(config: Mapping[str, Any], kind: type, where: str) -> tuple[Any, dict
     return located, arguments
 
 
+def make_named(config: Mapping[str, Any], known: Mapping[str, Any], where: str) -> Any:
+    """What `name` stands for among those that are known, made with the other settings as its checked arguments.
+
+    Raises:
+        UserError: no such name, or a wrong argument.
+    """
+    if config["name"] not in known:
+        raise unknown(where, config["name"], known)
+    arguments = {key: value for key, value in config.items() if key != "name"}
+    check_arguments(known[config["name"]], arguments, where)
+    return known[config["name"]](**arguments)
+
+
 def import_named(target: object, where: str) -> Any:
     """What a dotted name stands for. Raises: UserError where that cannot be imported."""
     try:
@@ -48,22 +60,6 @@ def make_protocol(settings: Settings) -> Protocol:
     own = {name: value for name, value in settings.protocol.items() if name != "ood"}
     protocol, arguments = locate(own, Protocol, "protocol")
     return protocol(**arguments)
-
-
-def make_adaptation(settings: Settings) -> Adaptation | None:
-    """How the learner adapts at test time. Raises: UserError for a name that is not known, or a wrong argument."""
-    if settings.test_time is None:
-        return None
-    name, arguments = settings.test_time["name"], named_arguments(settings.test_time)
-    if name not in ADAPTATIONS:
-        raise unknown("test_time.name", name, ADAPTATIONS)
-    check_arguments(ADAPTATIONS[name], arguments, "test_time")
-    return ADAPTATIONS[name](**arguments)
-
-
-def named_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of what is chosen by its name."""
-    return {key: value for key, value in config.items() if key != "name"}
 
 
 def make_sampler(settings: Settings) -> Sampler:

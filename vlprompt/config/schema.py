@@ -28,6 +28,8 @@ from vlprompt.textfiles import path_of
 
 _STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 _FINITE = ConfigDict(**_STRICT, allow_inf_nan=False)
+AT_TEST = ("test_time", "calibration")
+"""Groups of which there is none by default, and which leave the training as it is."""
 Share = Annotated[float, Field(gt=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 

@@ -15,14 +15,14 @@ from vlprompt.config.allowed import from_file
 from vlprompt.config.changes import changes_of, words
 from vlprompt.config.datasets import load_datasets, ood_names, target_names
 from vlprompt.config.hashing import changed, variant_of
-from vlprompt.config.identity import is_same_run, result_settings, settings_hash
-from vlprompt.config.locate import locate, make_adaptation, make_protocol
+from vlprompt.config.identity import draws, is_same_run, result_settings, settings_hash
+from vlprompt.config.locate import locate, make_named, make_protocol
 from vlprompt.config.overridden import Origin, complete, overridden, refuse, without
 from vlprompt.config.paths import results_root
-from vlprompt.config.schema import Settings, at_these_shots, read_settings
+from vlprompt.config.schema import AT_TEST, Settings, at_these_shots, read_settings
 from vlprompt.data.dataset import Dataset
 from vlprompt.errors import DamagedError, OverriddenError, UserError, first_names
-from vlprompt.inference import Adaptation
+from vlprompt.inference import ADAPTATIONS, CALIBRATIONS, Adaptation
 from vlprompt.learners.base import Learner
 from vlprompt.protocols.base import Protocol
 from vlprompt.results.record import Record, RunKey, checked, damaged
@@ -40,10 +40,6 @@ OF_MACHINE = (
 )
 MODEL = "the backbone, which has a text tower or not"
 OF_TRAINING = ("fit", "bank", "augment", "sampler", "seed", "shots")
-
-
-AT_TEST = ("test_time",)
-"""Settings that leave the training as it is."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +80,11 @@ class RunSpec:
     def trained(self) -> bool:
         return self.settings.fit is not None
 
+    @property
+    def draws(self) -> bool:
+        """Whether few-shot images are drawn: to train on, or to calibrate on."""
+        return draws(self.settings)
+
     @cached_property
     def hash(self) -> str:
         return settings_hash(self.result_settings)
@@ -99,7 +100,7 @@ class RunSpec:
 
     def __str__(self) -> str:
         key = self.key
-        training = f", {key.shots} shots, seed {key.seed}" if self.trained else ""
+        training = f", {key.shots} shots, seed {key.seed}" if self.draws else ""
         changes = f" ({words(self.changes)})" if self.changes else ""
         return (
             f"{key.learner}{changes} on {key.dataset}: {key.protocol}{training}; {key.backbone} "
@@ -134,7 +135,7 @@ def read_spec(
     precision = resolve_precision(settings.precision, device)
     learner, _ = locate(settings.method, Learner, "method")
     protocol = make_protocol(settings)
-    adaptation = make_adaptation(settings)
+    adaptation = make_named(settings.test_time, ADAPTATIONS, "test_time") if settings.test_time else None
     dataset, others = (images, {}) if images else load_datasets(settings)
     if by_model := settings.method.get("head") == "auto":
         model = settings.backbone.model
@@ -147,7 +148,8 @@ def read_spec(
     config = with_resolved_method(without(config, rules, given))
     relevant = result_settings(settings, precision, dataset, others)
     default_settings = resolve(read_settings(default()), learner)
-    by_default = result_settings(default_settings, resolve_precision("auto", device), dataset, others)
+    auto = resolve_precision("auto", device)
+    by_default = result_settings(default_settings, auto, dataset, others, drawn=draws(settings))
     by_default |= {name: relevant[name] for name in ("seed", "shots") if name in relevant}  # of the key, no change
     key = RunKey(
         protocol=choices["protocol"],
@@ -155,11 +157,11 @@ def read_spec(
         backbone=choices["backbone"],
         method=choices["method"],
         variant=settings.name or variant_of(relevant, by_default),
-        shots=settings.sampler.drawn(settings.shots) if settings.fit else 0,
-        seed=settings.seed if settings.fit or adaptation else 0,
+        shots=settings.sampler.drawn(settings.shots) if draws(settings) else 0,
+        seed=settings.seed if draws(settings) or adaptation else 0,
     )
     training = None
-    if adaptation and settings.fit:
+    if (adaptation or settings.calibration) and settings.fit:
         plain = {name: value for name, value in relevant.items() if name not in AT_TEST}
         of_plain = key.model_copy(update={"variant": variant_of(plain, by_default)})
         training = Training(of_plain.folder(results_root()), plain)
@@ -229,7 +231,10 @@ def check_settings(config: Mapping[str, Any]) -> Settings:
     resolve_precision(settings.precision, resolve_device(settings.device))
     locate(settings.method, Learner, "method")
     make_protocol(settings)
-    make_adaptation(settings)
+    if settings.test_time:
+        make_named(settings.test_time, ADAPTATIONS, "test_time")
+    if settings.calibration:
+        make_named(settings.calibration, CALIBRATIONS, "calibration")
     return settings
 
 
@@ -255,17 +260,15 @@ def check_name(spec: RunSpec) -> None:
 
 
 def of_result(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a configuration that can tell one run from another: those that train only where it trains."""
-    trains = config.get("fit") is not None
-    return {key: v for key, v in config.items() if key not in OF_MACHINE and (trains or key not in OF_TRAINING)}
+    """The settings of a configuration that tell one run from another: of training only where images are drawn."""
+    drawn = draws(config)
+    return {key: v for key, v in config.items() if key not in OF_MACHINE and (drawn or key not in OF_TRAINING)}
 
 
 def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration as records keep it: without keys that affect no run."""
     config = {
-        name: value
-        for name, value in config.items()
-        if name not in UNRECORDED and (value or name not in ("test_time", "calibration"))
+        name: value for name, value in config.items() if name not in UNRECORDED and (value or name not in AT_TEST)
     }
     protocol = {name: value for name, value in config["protocol"].items() if value or name != "ood"}
     dataset = {name: value for name, value in config["dataset"].items() if name != "about"}

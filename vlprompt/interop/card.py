@@ -117,10 +117,17 @@ def facts_of(
         "images a class": record.shots if trained and record else None,
         "seed": record.seed if trained and record else None,
         "precision": shared.get("precision"),
+        "calibration": in_words(learner.calibration.told) if learner.calibration is not None else None,
         "licence of the backbone": known,
     }
     rows = [(name, markdown(value)) for name, value in facts.items() if value is not None]
     return [*rows, (f"{len(learner.trained_classes):,} classes", names)]
+
+
+def in_words(calibration: Mapping[str, Any]) -> str:
+    """temperature, scale 1.23"""
+    numbers = (f", {name} {value:.4g}" for name, value in calibration.items() if name != "name")
+    return calibration["name"] + "".join(numbers)
 
 
 def usage(shared: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlprompt.errors import UserError
+from vlprompt.inference.calibration import calibrator
 from vlprompt.interop.folder import whole_folder
 from vlprompt.learners.base import Learner, normalize
 from vlprompt.learners.mmrl import MMRL
@@ -70,17 +71,40 @@ def write_classifier(learner: Learner, folder: Path, *, force: bool = False) -> 
 def classifier_of(learner: Learner) -> Classifier | None:
     """The matrix that reads what `image_outputs` gives; None where the logits are no linear function of it.
 
-    Whatever the method, what is returned gives the logits of random images.
+    Whatever the method, what is returned gives the logits of random images, calibrated where the learner is.
+
+    Raises:
+        UserError: a calibration that no matrix holds.
     """
     classes = learner.encode_classes()
     images = random_images(learner)
-    logits = learner.logits(images, classes).float()
+    temperature = temperature_of(learner, classes)
+    logits = calibrator(learner, classes)(learner.logits(images, classes).float())
     outputs, limit = image_outputs(learner, images), TOLERANCE * max(1.0, float(logits.abs().max()))
-    for candidate in _candidates(learner, classes):
+    for plain in _candidates(learner, classes):
+        candidate = replace(plain, scale=temperature * plain.scale, bias=temperature * plain.bias)
         ours = mixed(candidate, outputs, shares(learner))
         if ours.shape == logits.shape and float((ours - logits).abs().max()) <= limit:
             return candidate
     return None
+
+
+def temperature_of(learner: Learner, classes: Tensor | None) -> float:
+    """The factor of all logits of a calibrated learner; 1 where it is not.
+
+    Raises:
+        UserError: a calibration in which a picture's factor depends on its class.
+    """
+    if learner.calibration is None:
+        return 1.0
+    n = len(learner.classes)
+    factors = calibrator(learner, classes)(torch.eye(n)).diagonal()  # of a picture of each class
+    if not torch.equal(factors, factors[:1].expand(n)):
+        raise UserError(
+            f"calibration={learner.calibration.name} multiplies a picture's logits by a factor of its predicted class, "
+            "which no matrix does: export it among the classes that it was trained on, or use --to hub"
+        )
+    return float(factors[0])
 
 
 def _candidates(learner: Learner, classes: Tensor | None) -> Iterator[Classifier]:
@@ -130,7 +154,8 @@ def mixed(classifier: Classifier, outputs: Outputs, of: Mapping[str, float]) -> 
 
 
 def write_preprocess(path: Path, learner: Learner, classifier: Classifier | None, **more: Any) -> None:
-    """How pictures become pixels, and features become logits, as JSON."""
+    """How pictures become pixels, and features become logits, as JSON; a matrix has the calibration in its numbers."""
+    calibration = learner.calibration
     content = {
         "backbone": learner.clip.name,
         **asdict(learner.clip.preprocess),
@@ -139,6 +164,7 @@ def write_preprocess(path: Path, learner: Learner, classifier: Classifier | None
         "unit": None if classifier is None else classifier.unit,
         "shares": shares(learner),
         "classifier": None if classifier is None else CLASSIFIER,
+        **({} if calibration is None else {"calibration": calibration.stored}),
         **more,
     }
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -63,6 +63,8 @@ class Learner(nn.Module):
     """Raised when the same settings give other numbers than before, so that finished runs are made again."""
     scale_loss: Callable[[Tensor], Tensor] | None = None
     """In float16, what a `backward` of a method's own applies to its losses, so that small gradients do not vanish."""
+    calibration: Any = None
+    """What scales its logits after the training: an `inference.Calibration`, which those who use it apply."""
     stages: Sequence[float] = (1.0,)
     """The stages of its training: the share of the steps of each. Where there are several, each has an optimiser and a
     schedule of the learning rate of its own, over the parameters that `loss` leaves a gradient in; the buffer `stage`,

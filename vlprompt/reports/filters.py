@@ -25,6 +25,8 @@ def value_of(record: Record, key: str) -> Any:
 
     A setting that depends on shots (`fit.epochs`) is the one of this run's shots.
     """
+    if key == "calibration":
+        return record.calibration.get("name", "none")
     if key in FIELDS:
         return getattr(record, key)
     node: Any = record.config

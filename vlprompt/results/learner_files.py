@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from vlprompt import __version__
@@ -34,7 +34,9 @@ def describe(learner: Learner, folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def _described(learner: Learner, about: Mapping[str, Any]) -> dict[str, Any]:
-    return {**about, "classes": list(learner.trained_classes), "preprocess": asdict(learner.clip.preprocess)}
+    fitted = {} if learner.calibration is None else {"calibration": learner.calibration.stored}
+    known = {"classes": list(learner.trained_classes), "preprocess": asdict(learner.clip.preprocess)}
+    return {**about, **known, **fitted}
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> int:
@@ -60,6 +62,16 @@ class Backbone(BaseModel):
     quantize: str | None = None
 
 
+class Calibration(BaseModel):
+    """How the logits are calibrated; what else it says are the numbers that were fitted."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(init=False)
+
+    name: str
+    arguments: dict[str, Any]
+
+
 class About(BaseModel):
     """What `learner_config.json` has to say; the rest of it is for people, or of a later version."""
 
@@ -71,6 +83,7 @@ class About(BaseModel):
     classes: list[str]
     precision: str | None = None  # earlier files say neither this nor what follows
     as_shown: bool = True
+    calibration: Calibration | None = None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -125,6 +125,7 @@ class Record(RunKey):
     split_hash: str | None = None
     target_hashes: dict[str, str] = {}  # of the splits of other data sets that were tested
     scores: dict[str, dict[str, int | float]] = {}  # by test split; fractions
+    calibration: dict[str, Any] = {}  # its name, and the numbers that were fitted
     n_classes: dict[str, int] = {}  # by test split: those that are told from each other
     headline: dict[str, float] = {}  # what the protocol makes of the accuracies; fractions
     # trained_parameters, stored_bytes, *_seconds, peak_memory_bytes, steps, seconds_per_step, backbone_bytes,
