@@ -18,6 +18,7 @@ COSTS = {
     "parameters": ("trained parameters", 1, ",.0f"),
     "train_s": ("training (s)", 1, ",.1f"),
     "step_s": ("step (ms)", 1e3, ",.1f"),
+    "views": ("views", 1, ",.0f"),
     "image_s": ("image (ms)", 1e3, ",.2f"),
     "image_flops": ("image (MFLOPs)", 1e-6, ",.1f"),
     "classes_flops": ("classes (MFLOPs)", 1e-6, ",.1f"),
