@@ -23,6 +23,7 @@ from vlprompt.data.corruptions import (
     corrupt,
 )
 from vlprompt.data.dataset import Dataset
+from vlprompt.data.sources.banked import Banked
 from vlprompt.data.sources.files import Files
 from vlprompt.errors import UserError
 from vlprompt.evaluate import image_names
@@ -128,6 +129,10 @@ def test_caches_tell_corrupted_images_apart(tmp_path: Path) -> None:
         tests = episode_of(Corruptions(kinds=kinds, severities=[1, 2]), dataset, 1).tests
         keys = [image_key(split, split.items[0].image) for split in tests.values()]
         assert len({*keys}) == len(keys) == 5
+        name = dataset.test[0].image  # a bank that was unpacked has the keys of clean images alone
+        banked = replace(dataset, open_image=Banked("world", {name: keys[0]}))
+        unpacked = episode_of(Corruptions(kinds=kinds, severities=[1, 2]), banked, 1).tests
+        assert [image_key(split, name) for split in unpacked.values()] == keys
         names = [name for split in tests.values() for name in image_names(split)]
         assert len({*names}) == len(names)  # so that no test takes another's features
         again = episode_of(Corruptions(kinds=kinds, severities=[1, 2]), dataset, 1).tests

@@ -17,6 +17,7 @@ from vlprompt.protocols.base_to_novel import BaseToNovel, halves, harmonic_mean
 from vlprompt.protocols.cross_dataset import CrossDataset
 from vlprompt.protocols.domain_generalization import DomainGeneralization
 from vlprompt.protocols.few_shot import FewShot
+from vlprompt.protocols.noisy_labels import NoisyLabels
 from vlprompt.protocols.train_val import TrainVal
 from vlprompt.protocols.transfer import Transfer
 
@@ -282,3 +283,45 @@ def test_classes_without_training_images_are_refused(protocol: Protocol, chosen:
     lacking = classes - {dataset.classes[label] for label in chosen}
     assert all((f"'{name}'" in str(caught.value)) == (name in lacking) for name in dataset.classes)
     check_images(dataset, episode, trained=False)
+
+
+@pytest.mark.parametrize(("noise", "shots", "wrong"), [(0.5, 2, 4), (0.25, 2, 2), (0.125, 4, 2), (0.9, 2, 7)])
+def test_wrong_labels_are_the_training_s_alone(noise: float, shots: int, wrong: int) -> None:
+    world = make_world("world", "abcd")  # two images of a class in each part
+    world = replace(world, train=tuple(Item(f"{i}/{j}", i) for i in range(4) for j in range(4)))
+    noisy, clean = (episode_of(protocol, world, shots) for protocol in (NoisyLabels(noise=noise), FewShot()))
+    assert [item.image for item in noisy.train.items] == [item.image for item in clean.train.items]
+    changed = {a.image for a, b in zip(noisy.train.items, clean.train.items, strict=True) if a.label != b.label}
+    assert len(changed) == wrong
+    assert changed == images(noisy.tests["mislabelled"])
+    assert {*noisy.tests["mislabelled"].items} <= {*clean.train.items}  # with their true labels
+    assert (noisy.val, noisy.tests["test"]) == (clean.val, clean.tests["test"])
+    assert noisy == episode_of(NoisyLabels(noise=noise), world, shots)
+    assert noisy.train != episode_of(NoisyLabels(noise=noise), world, shots, seed=2).train
+
+
+def test_wrong_labels_without_a_look_at_the_test() -> None:
+    world = make_world("world", "ab")
+    for part, expected in (("val", world.val), (FEW_SHOT_VAL, None)):
+        episode = episode_of(NoisyLabels(part=part), world, 2)
+        assert list(episode.tests) == [part]
+        assert episode.tests[part].items == (expected or episode.val.items)
+
+
+def test_headline_of_wrong_labels() -> None:
+    summary = NoisyLabels.summary({"test": 0.75, "mislabelled": 0.5})
+    assert list(summary.items()) == [("test", 0.75), ("mislabelled", 0.5), ("robust", pytest.approx(0.6))]
+    assert NoisyLabels.summary({"val": 0.75}) == {"val": 0.75}
+
+
+@pytest.mark.parametrize("noise", [0, 1, -0.5, 1.5, float("nan")])
+def test_noise_is_a_share(noise: float) -> None:
+    with pytest.raises(UserError, match=r"protocol\.noise"):
+        NoisyLabels(noise=noise)
+
+
+def test_noise_that_changes_no_label_is_refused() -> None:
+    with pytest.raises(UserError, match=r"protocol\.noise=0\.1"):
+        episode_of(NoisyLabels(noise=0.1), make_world("world"), 1)
+    with pytest.raises(UserError, match="one class"):
+        episode_of(NoisyLabels(), make_world("world", "a"), 1)

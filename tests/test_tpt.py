@@ -1,7 +1,9 @@
 """Test-time prompt tuning: gradients, independence of images, and which learners it takes."""
 
 import math
+from argparse import Namespace
 from functools import cache
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -242,7 +244,7 @@ def test_floating_point_operations_are_counted(name: str) -> None:
 def test_half_precision(name: str, dtype: torch.dtype) -> None:
     """It comes near; what autocast remembers within an image or between images changes nothing."""
     learner, pixels = make(name)
-    method = CTPT(selection=0.5, steps=2, dispersion=2.0, lr=0.02)
+    method = CTPT(selection=1.0, steps=2, dispersion=2.0, lr=0.02)  # of all views: rounding may select others
     with torch.autocast("cpu", dtype):
         adapter = start(learner, method)
         at_once = [adapter(ImageViews(Images(views))) for views in pixels]
@@ -304,3 +306,19 @@ def test_the_files_have_the_settings(kind: type[TPT]) -> None:
     settings = yaml.safe_load((config_dir() / "test_time" / f"{kind.name}.yaml").read_text())
     assert ADAPTATIONS[settings.pop("name")] is kind
     assert settings == kind.__init__.__kwdefaults__
+
+
+@pytest.mark.slow
+def test_the_benchmark_compares_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+    import speed_tpt
+
+    options = {"backbone": "shapes_vit", "classes": 5, "views": 12, "device": "cpu", "repeats": 1}
+    row = speed_tpt.tuned(Namespace(**options, parts=speed_tpt.PARTS))
+    for part in speed_tpt.PARTS:
+        assert row[part]["logits_difference"] <= speed_tpt.SAME
+        assert row[part]["cpu_ratio"] > 0
+    monkeypatch.setattr(speed_tpt, "WORDS", "one photo of a")  # of one side alone
+    monkeypatch.setattr(speed_tpt, "TPT", lambda **settings: TPT(**{**settings, "ctx_init": "a photo of a"}))
+    with pytest.raises(SystemExit, match="logits differ by"):
+        speed_tpt.tuned(Namespace(**options, parts=["text"]))

@@ -149,7 +149,7 @@ def saturate(x: Array, rng: Rng, factor: float, more: float) -> Array:
     """A colour is V - S * (its distance from V at full saturation); grey has the hue of red."""
     value, lowest = x.max(-1, keepdims=True), x.min(-1, keepdims=True)
     saturation = np.divide(value - lowest, value, out=np.zeros_like(value), where=value > 0)
-    full = np.divide(value - x, saturation, out=value * np.float32([0, 1, 1]), where=saturation > 0)
+    full = np.divide(value - x, saturation, out=value * np.array([0, 1, 1], np.float32), where=saturation > 0)
     return value - (saturation * factor + more).clip(0, 1) * full
 
 
@@ -191,7 +191,7 @@ def spatter(x: Array, rng: Rng, mean: float, deviation: float, sigma: float, lea
         return x * (1 - cover) + cover * np.array([63, 42, 20]) / 255
     edges = drops & ~ndimage.binary_erosion(drops, border_value=1)
     distance = ndimage.uniform_filter(np.minimum(ndimage.distance_transform_edt(~edges), 20), 3, mode="mirror")
-    distance = np.float32(ImageOps.equalize(Image.fromarray(distance.astype(np.uint8))))
+    distance = np.asarray(ImageOps.equalize(Image.fromarray(distance.astype(np.uint8))), np.float32)
     light = ndimage.correlate(distance, np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]), mode="mirror").clip(0, 255)
     water = np.where(drops, liquid, 0) * ndimage.uniform_filter(light, 3, mode="mirror")
     return x + amount * (water / max(water.max(), 1e-12))[..., None] * np.array([175, 238, 238]) / 255

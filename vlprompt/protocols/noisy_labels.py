@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
-from vlprompt.data.dataset import Dataset
+from vlprompt.data.dataset import Dataset, Split
 from vlprompt.errors import UserError
 from vlprompt.protocols.base import Episode, Protocol, Sample, Source, val_split
 from vlprompt.protocols.base_to_novel import harmonic_mean
@@ -43,7 +43,7 @@ class NoisyLabels(Protocol):
             raise UserError(
                 f"protocol.noise={self.noise} mislabels none of {len(train)} training images: give more noise or shots"
             )
-        tests = {self.part: self.test_of(dataset, val)}
+        tests: dict[str, Split] = {self.part: self.test_of(dataset, val)}
         if self.part == "test":
             tests[MISLABELLED] = dataset.split("train", [train[i] for i in wrong])
         for i in wrong:

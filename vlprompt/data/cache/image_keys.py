@@ -23,8 +23,9 @@ def image_key(split: Split, image: str) -> str:
     """
     opener = split.open_image
     if isinstance(opener, corruptions.Corrupted):
-        clean = image_key(replace(split, open_image=opener.open_image), image)
-        return _digest(clean.encode(), f"{opener.kind} {opener.severity}".encode(), _code_of_corruptions())
+        done = f"{opener.kind} {opener.severity}"
+        clean = replace(split, open_image=opener.open_image, origin=split.origin.removesuffix(f" {done}"))
+        return _digest(image_key(clean, image).encode(), done.encode(), _code_of_corruptions())
     if isinstance(opener, Banked):
         return opener.key(image)
     if isinstance(opener, Files):

@@ -142,7 +142,7 @@ def part_of(results: pd.DataFrame, request: Request) -> str:
     known = list(dict.fromkeys(results["part"]))
     if request.split is not None and request.split not in known:
         raise unknown("split", request.split, known)
-    return request.split or next((name for name in (H, "all", "test", *known) if name in known), "test")
+    return request.split or next((name for name in (H, "all", "test", "corrupted", *known) if name in known), "test")
 
 
 def one_dataset(results: pd.DataFrame, notes: list[str]) -> pd.DataFrame:

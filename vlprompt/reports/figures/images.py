@@ -24,7 +24,7 @@ from vlprompt.reports.figures.cells import (
 )
 from vlprompt.reports.figures.data import COLUMNS, titled
 from vlprompt.reports.significance import paired
-from vlprompt.reports.summary import is_transfer
+from vlprompt.reports.summary import is_transfer, summed_up
 from vlprompt.results.metrics import calibration_error, per_class_accuracy
 from vlprompt.results.metrics import reliability as curve_of
 from vlprompt.results.predictions import PREDICTIONS, Predictions, pool
@@ -155,6 +155,9 @@ def forest(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
             raise unknown("test split", request.split, rows["split"].unique())
     elif {"base", "novel"} & {*last["split"]}:
         last = last[last["split"] != "all"]
+    else:  # those of which there are too many to show each
+        protocol = next(iter(runs.values())).protocol
+        last = last[~last["split"].isin(summed_up(protocol, last["split"]))]
     datasets, splits = in_papers_order(last["dataset"]), in_parts_order(last["split"])
     orders = {"dataset": datasets, "split": splits}
     last = last.sort_values([*orders], key=lambda of: of.map(orders[of.name].index), kind="stable")
