@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vlprompt.reports.published import Published
     from vlprompt.results.record import Record
 
-SCORED = ("calibration", "open_world")  # layouts of several metrics
+SCORED = ("calibration", "open_world", "ood")  # layouts of several metrics
 LAYOUTS = (
     *("runs", "base_to_novel", "few_shot", "cross_dataset", "domain_generalization", "auto"),
     *("test_time", *SCORED, "published"),

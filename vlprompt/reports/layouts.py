@@ -14,7 +14,7 @@ from vlprompt.results.metrics import Metric, find_metric
 from vlprompt.results.record import Record
 
 PAPERS = ("base_to_novel", "few_shot", "cross_dataset", "domain_generalization")
-LAYOUTS = ("runs", *PAPERS, "auto", "test_time", "calibration", "open_world", "published")
+LAYOUTS = ("runs", *PAPERS, "auto", "test_time", "calibration", "open_world", "ood", "published")
 H_NOTE = (
     "H: harmonic mean of the means of base and novel, as published. mean of H: the mean of harmonic means, over seeds "
     "for a data set, over data sets for an average."
@@ -125,7 +125,7 @@ def learners_by(
     table = without_usual(table, index)
     if (table["n"] == "").all():  # papers alone
         del table["n"]
-    table[[*columns]] = cells("text").fillna("").to_numpy()
+    table[[*columns]] = cells("text").astype(object).fillna("").to_numpy()
     context = {name: rows[name].iloc[0] for name in [*CONTEXT[:-1], *["shots"] * (block != "shots")]}
     averages = [name for name in columns if name == H or name.startswith("average_") or name.endswith("(corrupted)")]
     keys = ["method", *(name for name in dict.fromkeys([*index, *TOLD]) if name != "method" and name in table)]

@@ -59,6 +59,13 @@ LAYOUTS = {
         tests=("all",),
         lacking="they need the test all of base_to_novel; earlier records lack it: run them again with force=true",
     ),
+    "ood": Layout(
+        {"acc": "accuracy", "MCM AUROC": "mcm_auroc", "MCM FPR95": "mcm_fpr95", "energy AUROC": "energy_auroc",
+         "energy FPR95": "energy_fpr95"},
+        {"max-logit AUROC": "max_logit_auroc", "max-logit FPR95": "max_logit_fpr95", "MSP AUROC": "msp_auroc",
+         "MSP FPR95": "msp_fpr95"},
+        lacking="run with protocol.ood=[dtd] or other data sets",
+    ),
 }  # fmt: skip
 """By the name that `--layout` takes: a table more is an entry here, and one in `vlprompt/commands/tables.py`."""
 
@@ -92,6 +99,8 @@ def tables(
     chosen = [_of_tests(members, layout) for members in shown]
     grids = [_grid(members, layout) for members in chosen if len(members)]
     raw = pd.concat([numbers(members) for members in chosen])
+    if how == BOOTSTRAP:
+        raw[["low", "high"]] = pd.concat(chosen)[["low", "high"]]
     notes = [*notes, *dict.fromkeys(gap for of in gaps for gap in of), _headings_note(layout, {*rows["heading"]})]
     return grids, raw, [*notes, *[BOOTSTRAP_NOTE] * (how == BOOTSTRAP)]
 
@@ -107,13 +116,14 @@ def _grid(members: pd.DataFrame, layout: Layout) -> Grid:
     headings = [(part, heading) for of in (layout.metrics, layout.more) for part in parts for heading in of]
     there = {*zip(members["part"], members["heading"], strict=True)}
     columns: dict[str, Metric | None] = {}
+    more = []
     for part, heading in headings:
         if (part, heading) in there:
-            metric = None if heading in layout.unmarked else find_metric(layout.all[heading])
-            columns[f"{part} {heading}" if several else heading] = metric
+            column = f"{part} {heading}" if several else heading
+            columns[column] = None if heading in layout.unmarked else find_metric(layout.all[heading])
+            more += [column] * (heading in layout.more)
     rows = in_learners_order(members)
     rows = rows.assign(column=rows["part"] + " " + rows["heading"] if several else rows["heading"])
-    more = [column for column in columns if column.rpartition(" ")[2] in layout.more]
     title = "" if several or parts == ["test"] else f"test {parts[0]}"
     blocks = in_papers_order(rows["dataset"], rows["source"].iloc[0])
     return learners_by(rows, "dataset", columns, blocks=blocks, extras=more, unit=title)
