@@ -30,8 +30,9 @@ from vlprompt.results.record import Record
 VIEWS = {"tpt": 64, "zero": 16, "tda": 1, "mine": 3}
 
 
-def adapted(method: str, name: str, seed: int = 1, *, settings: dict[str, Any] = {}, **fields: Any) -> Record:
-    """A run that is adapted at test time, with this name and settings; `changes` are others."""
+def adapted(method: str, name: str, seed: int = 1, **fields: Any) -> Record:
+    """A run that is adapted at test time, with this name and `settings`; `changes` are others."""
+    settings = fields.pop("settings", {})
     at_test = {"test_time": name, **{f"test_time.{key}": value for key, value in settings.items()}}
     changes = {**fields.pop("changes", {}), **at_test}
     known = {"test_time": {"name": name, "views": VIEWS[name], "seed": seed}, "changes": changes}
@@ -167,18 +168,14 @@ def test_variants_are_those_of_the_training() -> None:
     made = [plain("coop"), plain("coop", changes=lr, variant="0123abcd", base=0.5), adapted("coop", "zero")]
     made += [adapted("coop", "zero", changes=lr, base=0.55)]
     made += [adapted("coop", "mine", settings={"views": 3}, base=0.65), adapted("coop", "mine", base=0.75)]
-    fast = {"variant": "fast", "config": {"name": "fast"}, "changes": {"fit.epochs": 1}}
-    again = {"variant": "fast+00112233", "config": {"name": "fast+00112233"}}
-    made += [plain("coop", **fast), adapted("coop", "zero", **again, base=0.35)]
+    fast: dict[str, Any] = {"variant": "fast", "config": {"name": "fast"}, "changes": {"fit.epochs": 1}}
+    again: dict[str, Any] = {"variant": "fast+00112233", "config": {"name": "fast+00112233"}}
+    made += [plain("coop", **fast), adapted("coop", "zero", **again, changes=fast["changes"], base=0.35)]
     (grid,), *_ = at_test_time.tables(made, "accuracy")
     shown = grid.rows.set_index("variant")
     assert [*shown.index] == ["", "fast", "fit.lr=0.1"]
-    assert [name for name in shown if name.startswith(("none", "zero", "mine"))] == [
-        "none",
-        "zero",
-        "mine",
-        "mine views=3",
-    ]
+    columns = [name for name in shown if name.startswith(("none", "zero", "mine"))]
+    assert columns == ["none", "zero", "mine", "mine views=3"]
     assert shown.loc["fit.lr=0.1", "zero"] == f"{2 * 55 * 60 / 115:.2f}"
     assert shown.loc["fast", "zero"] == f"{2 * 35 * 60 / 95:.2f}"
     assert (shown.loc["fast", "mine"], shown.loc["", "mine views=3"]) == ("", f"{2 * 65 * 60 / 125:.2f}")
@@ -197,7 +194,7 @@ def test_six_by_six_fits(width: int) -> None:
 
 
 def test_latex_aligns_numbers_next_to_what_was_refused() -> None:
-    (grid,), *_ = at_test_time.tables(both(), "accuracy")
+    (grid,), *_ = at_test_time.tables([*both(), adapted("coop", "tpt")], "accuracy")
     text = render_grids([grid], [], "latex")
     assert r"\multicolumn{1}{c}{n/a}" in text
     assert re.search(r"@\{\}ll?r+@\{\}", text.replace("{@{}", "@{}", 1))
@@ -295,6 +292,7 @@ def test_other_protocols_have_the_test(tmp_path: Path) -> None:
         scored.tables(runs_in(tmp_path), "open_world")
 
 
+@pytest.mark.slow
 def test_records_that_lack_fields_have_empty_cells(written: Path, tmp_path: Path) -> None:
     old = record("lora", scores={name: {"accuracy": 0.5, "ece": 0.1} for name in ("base", "novel", "all")})
     save(tmp_path, [old])
@@ -303,6 +301,7 @@ def test_records_that_lack_fields_have_empty_cells(written: Path, tmp_path: Path
     assert (row["base acc"], row["base ECE"], row["base conf"], row["novel Brier"]) == ("50.00", "10.00", "", "")
 
 
+@pytest.mark.slow
 def test_intervals_by_bootstrap_are_those_of_each_seed(written: Path) -> None:
     runs = {folder: r for folder, r in runs_in(written).items() if r.learner == "coop" and r.dataset == "dtd"}
     (grid,), raw, notes = scored.tables(runs, "calibration", how="bootstrap")
@@ -318,7 +317,7 @@ def test_intervals_by_bootstrap_are_those_of_each_seed(written: Path) -> None:
     assert any("bootstrap" in note for note in notes)
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [80, pytest.param(120, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("layout", ["calibration", "open_world"])
 def test_the_layouts_fit(layout: str, width: int, written: Path) -> None:
     runs = {folder: r for folder, r in runs_in(written).items() if r.variant is None}
@@ -329,6 +328,7 @@ def test_the_layouts_fit(layout: str, width: int, written: Path) -> None:
     assert all(word in flat for heading in scored.LAYOUTS[layout].metrics for word in heading.split())
 
 
+@pytest.mark.slow
 def test_options_of_the_layouts(written: Path) -> None:
     layout = ["table", str(written), "--layout", "calibration"]
     assert ask(cli.main, [*layout, "--format", "latex"]).out.count(r"\begin{tabular}") == 1
@@ -348,14 +348,14 @@ def test_the_help_lists_every_metric(capsys: pytest.CaptureFixture[str]) -> None
         assert {*METRICS} <= words
 
 
+@pytest.mark.slow
 def test_two_learners_by_other_metrics(written: Path) -> None:
     runs = ["--results", str(written), "--dataset", "dtd"]
     answer = ask(cli.main, ["compare", "coop", "maple", *runs, "--metric", "nll", "--format", "csv"])
     rows = list(csv.DictReader(io.StringIO(answer.out.split("\n\n")[0])))
     assert "p" not in rows[0]
-    known = {
-        r.seed: r.scores["base"]["nll"] for r in runs_in(written).values() if (r.learner, r.dataset) == ("coop", "dtd")
-    }
+    of_coop = (r for r in runs_in(written).values() if (r.learner, r.dataset) == ("coop", "dtd"))
+    known = {r.seed: r.scores["base"]["nll"] for r in of_coop}
     (of_seed,) = (row for row in rows if (row["split"], row["seed"]) == ("base", "1"))
     assert float(of_seed["first"]) == pytest.approx(known[1], abs=1e-5)
     assert float(of_seed["low"]) < float(of_seed["difference"]) < float(of_seed["high"])
@@ -364,13 +364,13 @@ def test_two_learners_by_other_metrics(written: Path) -> None:
         assert (wrong.code, wrong.out) == (2, "")
         assert metric in wrong.err
         assert "nll" in wrong.err
-    across = ask(
-        cli.main, ["compare", "--results", str(written), "--metric", "openworld_auc", "--where", "learner=coop,maple"]
-    )
+    ranks = ["--results", str(written), "--where", "learner=coop,maple"]
+    across = ask(cli.main, ["compare", *ranks, "--metric", "openworld_auc"])
     assert across.code == 0, across.err
     assert "mean ranks by all" in across.out
 
 
+@pytest.mark.slow
 def test_a_comparison_says_who_was_adapted(written: Path) -> None:
     runs = ["--results", str(written), "--dataset", "dtd"]
     answer = ask(cli.main, ["compare", "coop", "coop@test_time=tda", *runs])
@@ -379,6 +379,7 @@ def test_a_comparison_says_who_was_adapted(written: Path) -> None:
     assert "Adapted" not in ask(cli.main, ["compare", "coop", "maple", *runs]).out
 
 
+@pytest.mark.slow
 def test_untrained_learners_meet_by_seed_where_both_have_one(tmp_path: Path) -> None:
     for seed in (1, 2):
         fields = {"changes": {"test_time": "tda"}, "variant": "0a0b0c0d", "inference": "online"}

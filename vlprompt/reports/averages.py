@@ -205,7 +205,7 @@ def numbers(results: pd.DataFrame) -> pd.DataFrame:
     changes = [changes_in(records) for records in results["records"]]
     table = results.rename(columns={"source": "trained_on"})
     table = table.assign(low=low, high=high, changes=changes, source=results["records"].map(sources))
-    told = [name for name in TOLD if name in ALWAYS_TOLD or says(results.to_dict("records"), name)]
+    told = [name for name in TOLD if name in ALWAYS_TOLD or says(results[name], name)]
     names = ["protocol", "trained_on", "backbone", "weights", *in_csv(identity(results)), "shots", *told, "metric"]
     names += ["dataset", "part", "n", "mean", "deviation", "low", "high", *["source"] * bool(table["source"].any())]
     return table.assign(n=table["n"].astype(object).mask(table["source"] != "", ""))[names]

@@ -147,7 +147,7 @@ def _marks(
         names = list(columns)
         return {(list(means.index).index(row), names[i]): mark for (i, row), mark in turned.items()}
     marks: dict[tuple[int, str], str] = {}
-    for metric in {*columns.values()} - {None}:
+    for metric in {metric for metric in columns.values() if metric}:
         of_metric = [name for name, of in columns.items() if of == metric]
         marks |= best_and_second(means[of_metric], blocks, metric)
     return marks

@@ -178,7 +178,11 @@ def paired(
         for split, both in splits.items():
             cell = a.protocol, a.dataset, shots, split
             difference = both["first"] - both["second"]
-            tested = mcnemar(both["first"] > 0, both["second"] > 0) if metric in RIGHT_OR_WRONG else {}
+            tested = (
+                mcnemar(*(both[name].to_numpy() > 0 for name in ("first", "second")))
+                if metric in RIGHT_OR_WRONG
+                else {}
+            )
             rows.setdefault(cell, []).append({"seed": str(seed)} | _compare(both, difference, factor) | tested)
             differences.setdefault(cell, []).append(difference)
     if not rows:

@@ -211,7 +211,9 @@ def summarise(
     rows.sort(key=lambda row: (*(row[name] for name in SHARED[:4]), *learner_order(row, keys[len(KEYS) :])))
     names = merged(sorted(numbers, key=lambda of_row: "base" not in of_row))
     shown = [name for key in keys for name in (key, *["changes"] * (key == "named"))]
-    shown += [name for name in TOLD if name not in keys and (name in ALWAYS_TOLD or says(rows, name))]
+    shown += [
+        name for name in TOLD if name not in keys and (name in ALWAYS_TOLD or says((row[name] for row in rows), name))
+    ]
     last = ["source"] * any(row["source"] for row in rows)
     table = pd.DataFrame(rows, columns=[*shown, "n", *names, *COSTS, "failed", "missing", *last])
     table.attrs |= {"metric": metric, "interval": interval, "columns": tuple(columns)}
@@ -254,14 +256,14 @@ WORDS: Mapping[str, Mapping[Any, str]] = {"selection": SELECTIONS, "inference": 
 ALWAYS_TOLD = ("selection",)  # in raw numbers
 
 
-def says(rows: Iterable[Mapping[str, Any]], name: str) -> bool:
-    """Whether any row of a table has something other than the usual of `TOLD`."""
-    return bool({row[name] for row in rows} - {"", USUAL[name]})
+def says(values: Iterable[str], name: str) -> bool:
+    """Whether a column of `TOLD` has something other than the usual."""
+    return bool({*values} - {"", USUAL[name]})
 
 
 def without_usual(table: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFrame:
     """A table without the columns of `TOLD` that have only the usual and that `columns` do not ask for."""
-    usual = [name for name in TOLD if name in table and name not in columns and not {*table[name]} - {"", USUAL[name]}]
+    usual = [name for name in TOLD if name in table and name not in columns and not says(table[name], name)]
     return table.drop(columns=usual)
 
 

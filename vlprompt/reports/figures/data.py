@@ -92,7 +92,7 @@ def open_world(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
     if not runs:
         raise UserError("there are no base-to-novel results to draw: run protocol=base_to_novel first")
     runs = one_cell(runs, ("backbone", "weights", "shots"), notes)
-    columns = {}
+    columns: dict[str, pd.Series] = {}
     for name, metric in {"base": "open_base", "novel": "open_novel", "H": "open_H"}.items():
         results = of_datasets(runs, replace(request, metric=metric), notes)
         of_all = results[results["part"] == "all"].set_index(["dataset", *COLUMNS])

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vlprompt.config.about import display_name
 from vlprompt.reports import at_test_time, scored
@@ -59,7 +60,7 @@ def of_grid(grid: Grid, caption: str) -> Table:
     return Table(averages_in_words(gathered.title) or caption, columns, rows, texts, "method")
 
 
-def _cell(name: str, row: Mapping[str, str], mark: str, keys: Sequence[str]) -> Cell:
+def _cell(name: str, row: Mapping[Any, Any], mark: str, keys: Sequence[str]) -> Cell:
     text = str(row[name])
     if name == "method":
         return Cell(display_name(text, row.get("variant") or None) if text != "all" else text)
