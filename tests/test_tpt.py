@@ -11,11 +11,13 @@ import pytest
 import tiny
 import torch
 import yaml
+from PIL import Image
 from test_learners import CASES, Case, build, scatter
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlprompt.config.paths import config_dir
+from vlprompt.data.transforms import Augment, train_transform
 from vlprompt.errors import UserError
 from vlprompt.inference import ADAPTATIONS
 from vlprompt.inference.base import ImageViews
@@ -29,7 +31,7 @@ from vlprompt.learners.maple import MaPLe
 from vlprompt.learners.tcp import TCP
 from vlprompt.learners.vpt import VPT
 from vlprompt.learners.zero_shot import ZeroShot
-from vlprompt.towers import Images
+from vlprompt.towers import Images, Preprocess
 
 CLASSES = ("cat", "striped red star", "a_very_long_name", "dog")
 MADE: dict[str, tuple[type[Learner], dict[str, Any]]] = {
@@ -322,3 +324,12 @@ def test_the_benchmark_compares_the_same_numbers(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(speed_tpt, "TPT", lambda **settings: TPT(**{**settings, "ctx_init": "a photo of a"}))
     with pytest.raises(SystemExit, match="logits differ by"):
         speed_tpt.tuned(Namespace(**options, parts=["text"]))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_views_are_mixed_whatever_the_crop_is_resized_with(interpolation: str) -> None:
+    """All operations come up in so many views."""
+    image = Image.frombytes("RGB", (20, 16), bytes(range(240)) * 4)
+    mix = train_transform(Preprocess(size=16, interpolation=interpolation), Augment(augmix=True))
+    torch.manual_seed(0)
+    assert {tuple(mix(image).shape) for _ in range(30)} == {(3, 16, 16)}

@@ -210,7 +210,8 @@ def adapted_logits(
         order = torch.randperm(len(split), generator=generator).tolist()
     rows = []
     with torch.set_grad_enabled(adaptation.takes_gradients):
-        adapter = adaptation.start(learner, classes)
+        with autocast(loader.clip.device, precision):
+            adapter = adaptation.start(learner, classes)
         for images in loader.views(split, adaptation.views, order, augmix=adaptation.augmix):
             with autocast(loader.clip.device, precision):  # anew: it remembers parameters that may have changed
                 rows.append(adapter(views_of(learner, images, classes, adaptation)).detach().float().cpu())

@@ -56,7 +56,8 @@ def train_transform(pre: Preprocess, augment: Augment = PUBLISHED) -> transforms
     crop = [transforms.RandomResizedCrop(pre.size, scale=augment.scale, interpolation=mode, antialias=True)]
     if augment.crop == "center":
         crop = eval_transform(pre).transforms[:-1]
-    mixed = [transforms.AugMix(severity=1, all_ops=False, interpolation=mode)] if augment.augmix else []
+    bilinear = InterpolationMode.BILINEAR  # bytes are not turned or sheared otherwise
+    mixed = [transforms.AugMix(severity=1, all_ops=False, interpolation=bilinear)] if augment.augmix else []
     flip = transforms.RandomHorizontalFlip(augment.flip)
     return transforms.Compose([*crop, flip, transforms.PILToTensor(), *mixed])
 
