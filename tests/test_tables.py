@@ -16,7 +16,7 @@ from vlprompt.results.record import Record
 
 CSV_COLUMNS = (
     "protocol,dataset,backbone,weights,precision,method,variant,changes,shots,selection,n,base,base_sd,novel,novel_sd,"
-    "H,mean_H,parameters,train_s,test_s,peak_bytes,stored_bytes,backbone_bytes,step_s,image_s,image_flops,frozen_image_flops,"
+    "H,mean_H,parameters,train_s,test_s,peak_bytes,stored_bytes,backbone_bytes,step_s,views,image_s,image_flops,frozen_image_flops,"
     "classes_flops,frozen_classes_flops,mergeable,failed,missing"
 )
 

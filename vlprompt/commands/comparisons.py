@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
     from vlprompt.reports.grid import Grid
     from vlprompt.reports.significance import Ranking
+    from vlprompt.results.metrics import Metric
+    from vlprompt.results.record import Record
 
-PAIRED_NOTE = (
-    "difference: first less second, in points; low, high: its 95 % interval by a paired bootstrap over images; p: "
-    "McNemar's exact test of one seed. Seeds share their images: their p-values must not be combined."
-)
+PAIRED_NOTE = "difference: first less second; low, high: its 95 % interval by a paired bootstrap over images."
+P_NOTE = "p: McNemar's exact test of one seed. Seeds share their images: their p-values must not be combined."
 RANK_NOTE = (
     "wins, losses: data sets on which the first is better, worse; p_holm: Wilcoxon's signed-rank p, Holm's correction."
 )
@@ -51,12 +51,13 @@ def show_comparison(options: argparse.Namespace) -> int:
     drawn: list[Grid] = []
     if options.learners:
         with naming_left_out(notes):
-            table, gaps = paired(*(runs_of(runs, name) for name in options.learners))
+            table, gaps = paired(*(runs_of(runs, name) for name in options.learners), metric=options.metric)
         tables.append(table)
-        drawn.append(_paired_grid(table, options.learners))
-        notes += [PAIRED_NOTE, *gaps]
+        drawn.append(_paired_grid(table, options.learners, find_metric(options.metric)))
+        notes += [PAIRED_NOTE, *[P_NOTE] * ("p" in table), *gaps]
         notes += unfinished(runs, options.learners)
     results, _ = across_datasets(complete(runs, options.metric, notes), metric=options.metric)
+    notes += _told(list(runs.values()), options.learners)
     if options.split and options.split not in (parts := {*results["part"]}):
         raise unknown("split", options.split, parts)
     for ranking in rankings(results, options.metric, options.split):
@@ -66,23 +67,41 @@ def show_comparison(options: argparse.Namespace) -> int:
     if not drawn:
         raise UserError("ranks need two learners with results on two data sets or more: name two learners instead")
     if options.format == "csv":
-        notes = [note for note in notes if note not in (PAIRED_NOTE, RANK_NOTE)]
+        notes = [note for note in notes if note not in (PAIRED_NOTE, P_NOTE, RANK_NOTE)]
     show(drawn, notes, options, tables)
     return 0
 
 
-def _paired_grid(table: "pd.DataFrame", learners: Sequence[str]) -> "Grid":
+def _paired_grid(table: "pd.DataFrame", learners: Sequence[str], metric: "Metric") -> "Grid":
     from vlprompt.reports.grid import Grid
 
-    forms = {"first": ".2f", "second": ".2f", "difference": "+.2f", "low": "+.2f", "high": "+.2f", "p": ".2g"}
+    forms = dict.fromkeys(("first", "second"), f".{metric.decimals}f") | {"p": ".2g"}
+    forms |= dict.fromkeys(("difference", "low", "high"), f"+.{metric.decimals}f")
     forms |= {"images": ",.0f", "only_first": ",.0f", "only_second": ",.0f"}
     blocks = table[["protocol", "dataset", "shots"]].astype(str).agg(" ".join, axis=1).tolist()
     keys = ["seed", "protocol", "dataset", "shots", "split"]
     return Grid(
         f"first: {learners[0]}, second: {learners[1]}", _as_text(table, forms), blocks=blocks, keys=keys,
         extras=["only_first", "only_second", "images"],
-        order=["seed", "difference", "split", "shots", "dataset", "protocol", "low", "high", "p"], unit="accuracy (%)",
+        order=["seed", "difference", "split", "shots", "dataset", "protocol", "low", "high", "p"], unit=metric.label,
     )  # fmt: skip
+
+
+def _told(records: Sequence["Record"], learners: Sequence[str]) -> list[str]:
+    """How the test images of learners were judged, where not all were judged alike."""
+    from vlprompt.reports.render import told_notes
+    from vlprompt.reports.variants import labels
+
+    by_learner = {
+        label: record.inference
+        for record, label in zip(records, labels(records), strict=True)
+        if record.scores and (not learners or label in learners or record.learner in learners)
+    }
+    if not (means := told_notes(by_learner.values(), "inference")):
+        return []
+    of = {name: [label for label, seen in by_learner.items() if seen == name] for name in {*by_learner.values()}}
+    adapted = (f"{', '.join(labels)}: {name}" for name, labels in sorted(of.items()) if name != "inductive")
+    return [f"Adapted at test time: {'; '.join(adapted)}; all others inductive.", *means]
 
 
 def _ranking_grids(ranking: "Ranking", unit: str) -> list["Grid"]:

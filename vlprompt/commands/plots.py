@@ -12,6 +12,7 @@ from vlprompt.textfiles import path_of
 KINDS = {
     "few-shot": "accuracy against shots, of each data set and on average",
     "base-novel": "novel against base accuracy, with contours of their harmonic mean",
+    "open-world": "the same of base and novel images among all classes",
     "cost": "accuracy against trained parameters, time and FLOPs, with the Pareto front",
     "critical-difference": "mean ranks over data sets, and which do not differ",
     "reliability": "accuracy against confidence, a panel a learner",
@@ -22,7 +23,7 @@ KINDS = {
 }
 APPLIES = {
     "metric": ("few-shot", "base-novel", "cost", "critical-difference"),
-    "split": tuple(kind for kind in KINDS if kind not in ("base-novel", "training")),
+    "split": tuple(kind for kind in KINDS if kind not in ("base-novel", "open-world", "training")),
     "against": ("class-gains", "forest"),
 }
 WIDTHS = ("column", "text")
@@ -39,7 +40,7 @@ def register(commands: Any) -> None:
     )
     plot.add_argument("kind", metavar="KIND", help="few-shot, base-novel, cost, ...: see above")
     add_selection(plot)
-    plot.add_argument("--split", help="the test that counts: base, novel, H, all, test")
+    plot.add_argument("--split", help="the test that counts: base, novel, H, all, test; reliability: base,novel")
     plot.add_argument("--against", metavar="LEARNER", help="class-gains, forest: compare with it (default: zero_shot)")
     plot.add_argument(
         "--width",

@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 TARGETS = ("method", "protocol", "dataset.source")  # what a configuration names to be imported
 
 
+class MetricNames(str):
+    """A help text that lists all metrics, which are read when it is shown: they need numpy."""
+
+    __slots__ = ()
+
+    def __mod__(self, values: Any) -> str:
+        from vlprompt.results.metrics import METRICS
+
+        return super().__mod__({**values, "metrics": ", ".join(METRICS)})
+
+
 def add_selection(parser: argparse.ArgumentParser, *, positional: bool = True) -> None:
     """What commands on results share: folders, conditions, the metric."""
     text = "results folders (default: the runs of ./results, or of VLPROMPT_RESULTS)"
@@ -30,7 +41,7 @@ def add_selection(parser: argparse.ArgumentParser, *, positional: bool = True) -
     parser.add_argument(
         "--where", nargs="+", default=[], metavar="KEY=VALUES", help="only these runs: method=coop,lora shots=16"
     )
-    parser.add_argument("--metric", default="accuracy", help="accuracy, top5, per_class, macro_f1, ece, nll")
+    parser.add_argument("--metric", default="accuracy", help=MetricNames("%(metrics)s"))
 
 
 def selected(options: argparse.Namespace, others: Sequence["Record"] = ()) -> tuple[dict[Path, "Record"], list[str]]:

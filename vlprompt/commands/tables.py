@@ -11,19 +11,28 @@ from vlprompt.commands.selection import add_selection, no_runs, published_settin
 from vlprompt.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
     from vlprompt.reports.grid import Grid
     from vlprompt.reports.published import Published
     from vlprompt.results.record import Record
 
-LAYOUTS = ("runs", "base_to_novel", "few_shot", "cross_dataset", "domain_generalization", "auto", "published")
+SCORED = ("calibration", "open_world", "ood")  # layouts of several metrics
+LAYOUTS = (
+    *("runs", "base_to_novel", "few_shot", "cross_dataset", "domain_generalization", "auto"),
+    *("test_time", *SCORED, "published"),
+)
 UNBOUND = ("runs", "auto")  # layouts of all protocols
 CONTEXT = ("protocol", "dataset", "backbone", "shots")  # conditions that papers' rows have to meet, too
 PUBLISHED_NOTE = (
     "Published numbers in percent, in brackets ours less theirs in points. Theirs were computed in float16, mostly; "
     "precision is no part of a setting."
 )
+
+
+INTERVALS = "95 %% around means; bootstrap: over test images, in the layouts calibration and open_world"
 
 
 def register(commands: Any) -> None:
@@ -33,7 +42,8 @@ def register(commands: Any) -> None:
     add_output(table)
     table.add_argument("--layout", choices=LAYOUTS, default="runs", help="runs: a row a learner; or as papers print")
     table.add_argument("--costs", action="store_true", help="all costs: bytes, time and FLOPs of a step, of an image")
-    table.add_argument("--interval", choices=("t", "normal", "none"), default="none", help="95 %% around means")
+    table.add_argument("--interval", choices=("t", "normal", "bootstrap", "none"), default="none", help=INTERVALS)
+    table.add_argument("--split", type=words, default=[], metavar="TESTS", help="in test_time: base,novel,H or others")
     text = "difference: a table below, where papers have the same cells; rows: the papers' numbers as rows, too"
     table.add_argument("--published", choices=("difference", "rows", "none"), help=f"{text} (default with --papers)")
     text = "only the published numbers of these papers: maple,promptsrc"
@@ -45,8 +55,10 @@ def register(commands: Any) -> None:
 
 def show_table(options: argparse.Namespace) -> int:
     from vlprompt.reports.averages import side_by_side
+
+    check_options(options)
     from vlprompt.reports.grid import has_columns
-    from vlprompt.reports.layouts import of_layout
+    from vlprompt.reports.layouts import PAPERS, of_layout
     from vlprompt.reports.published import as_records, legend, load, of_papers
     from vlprompt.reports.summary import missing_metric
     from vlprompt.reports.terminal import WIDE
@@ -58,7 +70,9 @@ def show_table(options: argparse.Namespace) -> int:
     printed = of_papers(load(), options.papers)
     theirs = [r for r in as_records(printed) if options.layout in (r.protocol, *UNBOUND)] if as_rows else []
     runs, notes = selected(options, theirs)
-    ours, others = of_layout(complete(runs, options.metric, notes), options.layout)
+    completed = complete(runs, options.metric, notes)
+    runs = dict(zip(runs, completed, strict=True))
+    ours, others = of_layout(completed, options.layout)
     papers, lacking = published_records(ours, theirs, printed, options) if as_rows else ([], [])
     records = [*ours, *papers]
     if not records:
@@ -70,14 +84,19 @@ def show_table(options: argparse.Namespace) -> int:
     how = {"metric": options.metric, "interval": options.interval}
     how |= {"columns": list(dict.fromkeys([*settings, *by_themselves]))}
     names = asked if len(settings) < len(asked) else []  # settings alone are columns more
-    grids, raw, reading = tables_of(records, how, options, printed, every=bool(names))
+    below: list[Grid] = []
+    if options.layout in SCORED:
+        grids, raw, reading = scored_tables(runs, options, settings)
+    elif options.layout == "test_time":
+        grids, below, raw, reading = test_time_tables(records, options)
+    else:
+        grids, raw, reading = tables_of(records, how, options, printed, every=bool(names))
     if options.layout not in ("runs", "published") and not has_columns(raw, names):
         raw = side_by_side(raw)
     gaps = [*missing_metric(records, options.metric), *lacking, *legend(papers)]
-    below: list[Grid] = []
     if options.layout == "published" and not grids:
         raise UserError("no published number is of the same cells as these runs")
-    compared = ours and published != "none" and options.layout != "published" and options.metric == "accuracy"
+    compared = ours and published != "none" and options.layout in (*UNBOUND, *PAPERS) and options.metric == "accuracy"
     if compared and options.format != "csv":  # which holds one table
         below, _, more = published_tables(ours, how, printed, options)
         reading = [*reading, *more]
@@ -111,9 +130,53 @@ def tables_of(
     results, gaps = across_datasets(records, **how)
     notes = [*notes_of(results, records, options.interval), *INTERVAL_NOTES[options.interval]]
     drawn = grids(results, options.metric, on_terminal=on_terminal)
-    if not (options.format != "latex" if options.mark_best is None else options.mark_best):
-        drawn = [replace(grid, marks={}) for grid in drawn]
-    return drawn, numbers(results), [*notes, *general_notes(results), *gaps]
+    return marked(drawn, options), numbers(results), [*notes, *general_notes(results), *gaps]
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raises: UserError for an option that the layout knows nothing of."""
+    layout = options.layout
+    if options.split and layout != "test_time":
+        raise UserError(f"--split has no effect on the layout {layout}: leave it out, or take --layout test_time")
+    if options.interval == "bootstrap" and layout not in SCORED:
+        raise UserError(
+            f"--interval bootstrap is for --layout {' or '.join(SCORED)}: take t or normal, or one of these"
+        )
+    if layout in SCORED and options.metric != "accuracy":
+        raise UserError(f"the layout {layout} has metrics of its own: leave --metric {options.metric} out")
+    if layout in (*SCORED, "test_time") and options.papers:
+        raise UserError(f"papers have no rows in the layout {layout}: leave --papers out")
+
+
+def scored_tables(
+    runs: Mapping["Path", "Record"], options: argparse.Namespace, columns: Sequence[str]
+) -> tuple[list["Grid"], "pd.DataFrame", list[str]]:
+    """The tables of a layout of several metrics, as `tables_of`."""
+    from vlprompt.reports.render import INTERVAL_NOTES, general_notes
+    from vlprompt.reports.scored import tables
+    from vlprompt.reports.summary import without_result
+
+    grids, raw, notes = tables(runs, options.layout, how=options.interval, columns=columns)
+    notes = [*notes, *INTERVAL_NOTES.get(options.interval, [])]
+    return marked(grids, options), raw, [*notes, *general_notes(raw), *without_result([*runs.values()])]
+
+
+def test_time_tables(
+    records: Sequence["Record"], options: argparse.Namespace
+) -> tuple[list["Grid"], list["Grid"], "pd.DataFrame", list[str]]:
+    """Learners by what is done at test time: the scores, the costs, raw numbers and notes."""
+    from vlprompt.reports.at_test_time import tables
+    from vlprompt.reports.render import INTERVAL_NOTES, general_notes
+
+    grids, costs, raw, notes = tables(records, options.metric, options.interval, options.split)
+    notes = [*notes, *INTERVAL_NOTES[options.interval], *general_notes(raw.drop(columns="inference", errors="ignore"))]
+    return marked(grids, options), costs, raw, notes
+
+
+def marked(grids: Sequence["Grid"], options: argparse.Namespace) -> list["Grid"]:
+    """With the best marked, or without: in LaTeX only where it is asked for."""
+    marks = options.format != "latex" if options.mark_best is None else options.mark_best
+    return [*grids] if marks else [replace(grid, marks={}) for grid in grids]
 
 
 def published_tables(

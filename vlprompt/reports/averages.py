@@ -9,8 +9,11 @@ import pandas as pd
 from vlprompt.config.changes import words
 from vlprompt.errors import Note
 from vlprompt.reports.summary import (
+    ALWAYS_TOLD,
     MEAN_OF_H,
+    TOLD,
     UNTRAINED,
+    WORDS,
     H,
     Interval,
     Spread,
@@ -18,13 +21,13 @@ from vlprompt.reports.summary import (
     headline,
     is_transfer,
     runs_in,
-    selections,
+    says,
     sources,
     spread,
     summed_up,
     values_by,
 )
-from vlprompt.results.record import SELECTIONS, Record
+from vlprompt.results.record import Record
 
 CONTEXT = ["protocol", "source", "backbone", "weights", "shots"]  # what learners share that are compared
 ELEVEN = (
@@ -143,7 +146,7 @@ def _long(row: Mapping[str, Any], spreads: Spreads, group: pd.DataFrame) -> list
     return [
         {**row, "dataset": dataset, "part": part, **vars(s)}
         | {"records": (of_set := [r for r in finished if row["source"] or r.dataset == dataset] or finished)}
-        | {"selection": selections(of_set)}
+        | {name: of(of_set) for name, of in TOLD.items()}
         for (dataset, part), s in spreads.items()
         if s.n or dataset not in filled
     ]
@@ -202,16 +205,8 @@ def numbers(results: pd.DataFrame) -> pd.DataFrame:
     changes = [changes_in(records) for records in results["records"]]
     table = results.rename(columns={"source": "trained_on"})
     table = table.assign(low=low, high=high, changes=changes, source=results["records"].map(sources))
-    names = [
-        "protocol",
-        "trained_on",
-        "backbone",
-        "weights",
-        *in_csv(identity(results)),
-        "shots",
-        "selection",
-        "metric",
-    ]
+    told = [name for name in TOLD if name in ALWAYS_TOLD or says(results[name], name)]
+    names = ["protocol", "trained_on", "backbone", "weights", *in_csv(identity(results)), "shots", *told, "metric"]
     names += ["dataset", "part", "n", "mean", "deviation", "low", "high", *["source"] * bool(table["source"].any())]
     return table.assign(n=table["n"].astype(object).mask(table["source"] != "", ""))[names]
 
@@ -224,21 +219,23 @@ def side_by_side(table: pd.DataFrame) -> pd.DataFrame:
     table = table.assign(
         column=table["part"].where(tall, heading).replace(MEAN_OF_H, "mean_H"), dataset=table["dataset"].where(tall, "")
     )
-    last = ["part", "n", "mean", "deviation", "low", "high", "column", "selection"]
-    keys = [name for name in table if name not in last]
+    told = [name for name in TOLD if name in table]
+    last = ["part", "n", "mean", "deviation", "low", "high", "column"]
+    keys = [name for name in table if name not in (*last, *told)]
     rows = []
     for key, group in table.groupby(keys, sort=False, dropna=False):
-        row = dict(zip(keys, key, strict=True)) | {"n": min(group["n"]), "selection": joined(group["selection"])}
+        row = dict(zip(keys, key, strict=True)) | {"n": min(group["n"])}
+        row |= {name: joined(group[name], name) for name in told}
         for name, mean, deviation, low, high in group[["column", *last[2:6]]].itertuples(index=False):
             row |= {name: mean, f"{name}_sd": deviation, f"{name}_ci95": (high - low) / 2}
         rows.append(row)
     return pd.DataFrame(rows).dropna(axis="columns", how="all")
 
 
-def joined(texts: Iterable[str]) -> str:
-    """All selections of a row that stands for several."""
-    named = {name for text in texts for name in text.split(", ")}
-    return ", ".join(name for name in SELECTIONS if name in named)
+def joined(texts: Iterable[str], name: str) -> str:
+    """What a column of `TOLD` says of a row that stands for several."""
+    said = {word for text in texts for word in text.split(", ")}
+    return ", ".join(word for word in WORDS[name] if word in said)
 
 
 def in_csv(names: Iterable[str]) -> list[str]:

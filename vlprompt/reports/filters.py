@@ -12,7 +12,8 @@ from vlprompt.config.changes import value_text
 from vlprompt.errors import UserError, unknown
 from vlprompt.results.record import Record, RunKey
 
-FIELDS = (*RunKey.model_fields, "learner", "status", "weights", "precision", "device", "selection", "git", "split_hash")
+FIELDS = (*RunKey.model_fields, "learner", "status", "weights", "precision", "device", "selection", "inference", "git",
+          "split_hash")  # fmt: skip
 """What can be asked of a record itself; every other key is one of its configuration."""
 
 MOST_NAMES = 10  # of those that a message lists

@@ -9,9 +9,10 @@ from vlprompt.errors import unknown
 from vlprompt.reports.filters import MOST_NAMES
 
 BEST, SECOND = "best", "second"
+NOT_APPLICABLE, FAILED = "n/a", "failed"  # instead of a number
 RAW = {"mean of h": "mean_H", "peak mb": "peak_bytes", "stored kb": "stored_bytes", "model mb": "backbone_bytes",
-       "ms/step": "step_s", "ms/image": "image_s", "mflops/image": "image_flops", "can be merged": "mergeable",
-       "mflops of classes": "classes_flops"}  # fmt: skip
+       "ms/step": "step_s", "ms/image": "image_s", "mflops/image": "image_flops", "gflops/image": "image_flops",
+       "can be merged": "mergeable", "mflops of classes": "classes_flops"}  # fmt: skip
 """Columns of a table by their names in CSV, which has other units."""
 
 
@@ -109,6 +110,8 @@ def _chosen(grid: Grid, names: Sequence[str]) -> Grid:
     grid = replace(grid, rows=grid.rows[[*columns, *(name for name in unasked if name in grid.rows)]])
     constant = grid.gathered(unasked)
     marks = {(i, name): mark for (i, name), mark in grid.marks.items() if name in columns}
+    if "inference" in grid.rows and "inference" not in columns and grid.rows["inference"].nunique() > 1:
+        marks = {}  # what saw more of the test is not compared with the others in silence
     return replace(constant, rows=grid.rows[columns], marks=marks, keys=(), shared=(), extras=(), order=())
 
 

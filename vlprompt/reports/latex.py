@@ -6,7 +6,7 @@ from functools import partial
 
 from vlprompt.config.about import about, display_name
 from vlprompt.reports.escapes import UNICODE, latex, latex_comment
-from vlprompt.reports.grid import BEST, SECOND, Grid
+from vlprompt.reports.grid import BEST, FAILED, NOT_APPLICABLE, SECOND, Grid
 
 MARKED = {BEST: r"\textbf{{{}}}", SECOND: r"\underline{{{}}}"}
 NUMBER = r"[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?"
@@ -15,13 +15,14 @@ CELL = re.compile(
 )
 AROUND = [("", ""), (r" $\pm$ ", ""), (" [", ""), (", ", "]"), (" (", ")"), (" to ", "")]
 """What stands before and after each number of a cell."""
+WITHOUT = (NOT_APPLICABLE, FAILED)
 PAGE = 70  # characters of a line in LaTeX's article
 LONG = 40  # characters, from which on a text wraps
 TALL = 45  # rows, from which on a table goes over several pages
 DEFINITION = rf"\providecommand{{{UNICODE}}}[2]{{\ifdefined\Umathchar#1\else[#2]\fi}}"
 CAPITALS = (
     *("method", "dataset", "backbone", "weights", "precision", "protocol", "variant", "shots", "learner", "source"),
-    "selection",
+    *("selection", "inference", "cost"),
     *("base", "novel", "all", "test", "failed", "missing", "parameters", "settings", "printed", "split", "seed"),
     *("images", "first", "second", "difference", "median_difference", "low", "high", "only_first", "only_second"),
     *("verdict", "published", "ours", "off by", "allowed", "why", "metric", "recipe"),
@@ -90,6 +91,9 @@ def drawn_column(texts: Sequence[str], marks: dict[int, str]) -> tuple[str, list
     used = [n for n, numbers in enumerate(slots) if numbers]
     rows = []
     for row, cell in enumerate(cells):
+        if texts[row] in WITHOUT:
+            rows.append(rf"\multicolumn{{1}}{{c}}{{{texts[row]}}}")
+            continue
         parts = []
         for n in used if any(cell) else []:
             before, after = AROUND[n]
@@ -139,7 +143,8 @@ def heading(name: str, column: Sequence[str]) -> str:
 
 
 def numeric(texts: Sequence[str]) -> bool:
-    return any(texts) and all(CELL.fullmatch(text) for text in texts if text)
+    numbers = [text for text in texts if text not in ("", *WITHOUT)]
+    return bool(numbers) and all(map(CELL.fullmatch, numbers))
 
 
 def printed(column: str, text: str) -> str:

@@ -1,6 +1,6 @@
 """Tables as papers print them: base, novel and H of each data set; data sets side by side; averages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -9,12 +9,12 @@ from vlprompt.reports.averages import CONTEXT, identity, in_papers_order, in_par
 from vlprompt.reports.grid import Grid
 from vlprompt.reports.marks import best_and_second
 from vlprompt.reports.render import spread_text
-from vlprompt.reports.summary import MEAN_OF_H, H, Interval, learner_order, sources, without_result, without_selection
+from vlprompt.reports.summary import MEAN_OF_H, TOLD, H, Interval, learner_order, sources, without_result, without_usual
 from vlprompt.results.metrics import Metric, find_metric
 from vlprompt.results.record import Record
 
 PAPERS = ("base_to_novel", "few_shot", "cross_dataset", "domain_generalization")
-LAYOUTS = ("runs", *PAPERS, "auto", "published")
+LAYOUTS = ("runs", *PAPERS, "auto", "test_time", "calibration", "open_world", "ood", "published")
 H_NOTE = (
     "H: harmonic mean of the means of base and novel, as published. mean of H: the mean of harmonic means, over seeds "
     "for a data set, over data sets for an average."
@@ -63,53 +63,97 @@ def grids(results: pd.DataFrame, metric: str = "accuracy", *, on_terminal: bool 
 def _grid(members: pd.DataFrame, shown: Metric, *, tall: bool) -> Grid:
     """Rows: the learners, in blocks of a data set each (`tall`; columns: the parts), or of a number of shots (columns:
     the data sets). Averages come last."""
-    asked = identity(members)[identity(members).index("named") + 1 :]
-    order = [learner_order(row, asked) for row in members.to_dict("records")]
-    members = members.assign(variant=members["named"])
-    names = [name for name in identity(members) if name != "named"]
-    index = ["dataset" if tall else "shots", *names]
-    rows = members.iloc[sorted(range(len(members)), key=order.__getitem__)]
-    rows = rows.astype(dict.fromkeys(index, str)).assign(
-        column=rows["part"] if tall else _headings(rows),
+    rows = in_learners_order(members)
+    rows = rows.assign(
+        column=rows["part"] if tall else headings(rows),
         text=[spread_text(*s, decimals=shown.decimals) for s in rows[["mean", "deviation", "half_width"]].to_numpy()],
     )
     datasets = in_papers_order(rows["dataset"], rows["source"].iloc[0])
-    shape = rows[index].drop_duplicates()
-    if tall:  # a block for each data set, of the learners that ran on it
-        shape = shape.sort_values("dataset", key=lambda names: names.map(datasets.index), kind="stable")
-    filled = rows[rows["n"] > 0].drop_duplicates([*index, "column"])
-    columns = filled.sort_values("dataset", key=lambda names: names.map(datasets.index), kind="stable")
-    columns = in_parts_order(filled["part"]) if tall else list(dict.fromkeys(columns["column"]))
-
-    def cells(name: str) -> pd.DataFrame:
-        table = filled.pivot(index=index, columns="column", values=name)
-        return table.reindex(index=pd.MultiIndex.from_frame(shape), columns=columns)
-
-    table = shape.reset_index(drop=True)
-    low, high = (cells("n").agg(of, axis=1).fillna(0) for of in ("min", "max"))
-    table["n"] = [f"{a:.0f}" if a == b else f"{a:.0f} to {b:.0f}" for a, b in zip(low, high, strict=True)]
-    printed = set(rows[rows["records"].map(sources) != ""][index].itertuples(index=False, name=None))
-    table["n"] = table["n"].mask([cell in printed for cell in shape.itertuples(index=False, name=None)], "")
-    if "selection" not in index:  # where it is asked for
-        chosen = rows.groupby(index, sort=False)["selection"].agg(joined)
-        table.insert(len(index), "selection", [chosen[cell] for cell in shape.itertuples(index=False, name=None)])
-        table = without_selection(table)
-    if (table["n"] == "").all():  # papers alone
-        del table["n"]
-    table[columns] = cells("text").fillna("").to_numpy()
-    context = {name: rows[name].iloc[0] for name in [*CONTEXT[:-1], *["shots"] * tall]}
-    averages = [name for name in columns if name == H or name.startswith("average_") or name.endswith("(corrupted)")]
-    keys = ["method", *(name for name in dict.fromkeys([*index, "selection"]) if name != "method" and name in table)]
-    return Grid(
-        ", ".join(f"{name} {value}" for name, value in context.items() if value != ""),
-        table, best_and_second(cells("mean"), shape[index[0]].tolist(), shown), shape[index[0]].tolist(),
-        keys=keys, shared=("precision", "variant", "shots", "selection"),
-        extras=[name for name in ("all", MEAN_OF_H) if name in columns],
-        order=[keys[0], index[0], *averages, *keys[1:], "n"], unit=shown.label,
+    filled = rows[rows["n"] > 0]
+    by_dataset = filled.sort_values("dataset", key=lambda names: names.map(datasets.index), kind="stable")
+    columns = in_parts_order(filled["part"]) if tall else by_dataset["column"].tolist()
+    return learners_by(
+        rows, "dataset" if tall else "shots", dict.fromkeys(columns, shown), blocks=datasets if tall else (),
+        extras=("all", MEAN_OF_H), unit=shown.label,
     )  # fmt: skip
 
 
-def _headings(rows: pd.DataFrame) -> pd.Series:
+def in_learners_order(members: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `across_datasets` by shots, zero-shot first, then by name and settings."""
+    asked = identity(members)[identity(members).index("named") + 1 :]
+    order = [learner_order(row, asked) for row in members.to_dict("records")]
+    return members.iloc[sorted(range(len(members)), key=order.__getitem__)]
+
+
+def learners_by(
+    rows: pd.DataFrame,
+    block: str,
+    columns: Mapping[str, Metric | None],
+    *,
+    blocks: Sequence[str] = (),
+    extras: Sequence[str] = (),
+    unit: str = "",
+    across: bool = False,
+) -> Grid:
+    """A table of learners, in `blocks` (default: as they come) by a column of this name.
+
+    `rows` are results as of `across_datasets`, each with its `text` and the name of its `column`. The best of a column
+    is marked within its block, where the column has a metric; `across`: the best of each row.
+    """
+    rows = rows.assign(variant=rows["named"])
+    index = [block, *(name for name in identity(rows) if name not in ("named", block))]
+    rows = rows.astype(dict.fromkeys(index, str))
+    shape = rows[index].drop_duplicates()
+    if blocks:
+        shape = shape.sort_values(block, key=lambda names: names.map([*blocks].index), kind="stable")
+    members = list(shape.itertuples(index=False, name=None))
+    filled = rows[rows["text"] != ""].drop_duplicates([*index, "column"])
+
+    def cells(name: str) -> pd.DataFrame:
+        table = filled.pivot(index=index, columns="column", values=name)
+        return table.reindex(index=pd.MultiIndex.from_frame(shape), columns=[*columns])
+
+    table = shape.reset_index(drop=True)
+    low, high = (cells("n").where(lambda n: n > 0).agg(of, axis=1).fillna(0) for of in ("min", "max"))
+    table["n"] = [f"{a:.0f}" if a == b else f"{a:.0f} to {b:.0f}" for a, b in zip(low, high, strict=True)]
+    printed = set(rows[rows["records"].map(sources) != ""][index].itertuples(index=False, name=None))
+    table["n"] = table["n"].mask([member in printed for member in members], "")
+    told = [name for name in TOLD if name not in index]  # others are asked for
+    for name in reversed(told):
+        said = rows.groupby(index, sort=False)[name].agg(joined, name)
+        table.insert(len(index), name, [said[member] for member in members])
+    table = without_usual(table, index)
+    if (table["n"] == "").all():  # papers alone
+        del table["n"]
+    table[[*columns]] = cells("text").astype(object).fillna("").to_numpy()
+    context = {name: rows[name].iloc[0] for name in [*CONTEXT[:-1], *["shots"] * (block != "shots")]}
+    averages = [name for name in columns if name == H or name.startswith("average_") or name.endswith("(corrupted)")]
+    keys = ["method", *(name for name in dict.fromkeys([*index, *TOLD]) if name != "method" and name in table)]
+    return Grid(
+        ", ".join(f"{name} {value}" for name, value in context.items() if value != ""),
+        table, _marks(cells("mean"), shape[block].tolist(), columns, across=across), shape[block].tolist(),
+        keys=keys, shared=("precision", "variant", "shots", *TOLD),
+        extras=[name for name in extras if name in columns],
+        order=[keys[0], index[0], "inference", *averages, *keys[1:], "n"], unit=unit,
+    )  # fmt: skip
+
+
+def _marks(
+    means: pd.DataFrame, blocks: Sequence[str], columns: Mapping[str, Metric | None], *, across: bool
+) -> dict[tuple[int, str], str]:
+    if across:
+        (shown,) = {*columns.values()}
+        turned = best_and_second(means.T, [""] * len(columns), shown) if shown else {}
+        names = list(columns)
+        return {(list(means.index).index(row), names[i]): mark for (i, row), mark in turned.items()}
+    marks: dict[tuple[int, str], str] = {}
+    for metric in {metric for metric in columns.values() if metric}:
+        of_metric = [name for name, of in columns.items() if of == metric]
+        marks |= best_and_second(means[of_metric], blocks, metric)
+    return marks
+
+
+def headings(rows: pd.DataFrame) -> pd.Series:
     return rows["dataset"].where(rows["part"] == "test", rows["dataset"] + " (" + rows["part"] + ")")
 
 

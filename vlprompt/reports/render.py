@@ -10,19 +10,30 @@ from vlprompt.reports import latex
 from vlprompt.reports.escapes import ESCAPES, csv
 from vlprompt.reports.grid import BEST, SECOND, Grid
 from vlprompt.reports.marks import best_and_second
-from vlprompt.reports.summary import MEAN_OF_H, NO_RUNS, SHARED, H, summarise, without_result, without_selection
+from vlprompt.reports.summary import (
+    MEAN_OF_H,
+    NO_RUNS,
+    SHARED,
+    TOLD,
+    USUAL,
+    WORDS,
+    H,
+    summarise,
+    without_result,
+    without_usual,
+)
 from vlprompt.reports.terminal import WIDE, draw, terminal_width, wrapped
 from vlprompt.reports.variants import distinguishing, single_class_notes
 from vlprompt.results.metrics import find_metric
-from vlprompt.results.record import SELECTIONS, Record
+from vlprompt.results.record import Record
 
 FORMATS = ("terminal", "markdown", "csv", "latex")
 DEMO_NOTE = "The demo world checks the software; it ranks nothing."
 PRECISION_NOTE = "Rows differ in precision: compare them with care."
 COST_NOTE = (
     "Stored: what is trained. Model: the frozen weights. FLOPs: of products and convolutions, without merging; of the "
-    "classes once, of each image then; × frozen: times zero-shot with one template. ms/image: of four at once, from "
-    "pixels."
+    "classes once, of each image then; × frozen: times zero-shot with one template. ms/image: from pixels, of four at "
+    "once; of one with its views where these adapt the learner."
 )
 MCE_NOTE = (
     "mCE: mean over kinds of the error over severities, in percent of that of zero-shot without further settings; "
@@ -40,6 +51,8 @@ INTERVAL_NOTES = {
 }
 MARKED = {"markdown": {BEST: "**{}**", SECOND: "<u>{}</u>"}}
 NO_ROOM = "widen the terminal, or send this to a file"
+MANY_FLOPS = 1e11
+OF_WHAT = {"selection": "selection, of settings or the epoch", "inference": "inference, how each test image is judged"}
 
 
 def render(table: pd.DataFrame, format: str = "terminal", *, costs: bool = False, width: int | None = None) -> str:
@@ -71,7 +84,7 @@ def summary_grids(
     ran = _checked(table)["n"] > 0
     shown = table[ran] if on_terminal and ran.any() else table
     metric, columns = table.attrs.get("metric", "accuracy"), table.attrs.get("columns", ())
-    parts = [without_selection(part, columns) for _, part in shown.groupby("protocol", sort=False)]
+    parts = [without_usual(part, columns) for _, part in shown.groupby("protocol", sort=False)]
     return [_summary_grid(part, metric, costs, mark) for part in parts]
 
 
@@ -124,16 +137,17 @@ def general_notes(table: pd.DataFrame) -> list[str]:
     mixed = len({*table["precision"]} - {"", None}) > 1
     imported = table["variant"].fillna("").str.match(r"imported(-|$)")
     notes = {DEMO_NOTE: demo.any(), PRECISION_NOTE: mixed, IMPORTED_NOTE: imported.any()}
-    return [*(note for note, applies in notes.items() if applies), *selection_notes(table.get("selection", ()))]
+    told = [note for name in TOLD for note in told_notes(table.get(name, ()), name)]
+    return [*(note for note, applies in notes.items() if applies), *told]
 
 
-def selection_notes(values: Iterable[str]) -> list[str]:
-    """What the words in a column of selections mean; nothing where nothing was selected."""
-    chosen = {name for value in values for name in value.split(", ")} - {""}
-    if chosen <= {"fixed"}:
+def told_notes(values: Iterable[str], name: str) -> list[str]:
+    """What the words in a column of `TOLD` mean; nothing where they are the usual."""
+    said = {word for value in values for word in value.split(", ")} - {""}
+    if said <= {USUAL[name]}:
         return []
-    means = "; ".join(f"{name}: {means}" for name, means in SELECTIONS.items() if name in chosen)
-    return [f"selection, of settings or the epoch: {means}."]
+    means = "; ".join(f"{word}: {means}" for word, means in WORDS[name].items() if word in said)
+    return [f"{OF_WHAT[name]}: {means}."]
 
 
 def number(value: float, form: str = ".2f") -> str:
@@ -163,8 +177,8 @@ def _summary_grid(table: pd.DataFrame, metric: str, costs: bool, mark: bool) -> 
     marked = [name for name in splits if name != "mCE"]  # of which the smallest is the best
     marks = best_and_second(table[marked], cells, find_metric(metric)) if mark else {}
     return Grid(
-        "", rows, marks, keys=keys, shared=[*SHARED, "selection"],
-        extras=[name for name in extras if name in rows], order=[*keys[:1], *headline, *keys[1:], "n"],
+        "", rows, marks, keys=keys, shared=[*SHARED, *TOLD],
+        extras=[name for name in extras if name in rows], order=[*keys[:1], *headline, "inference", *keys[1:], "n"],
         unit="" if metric == "accuracy" else find_metric(metric).label,
     )  # fmt: skip
 
@@ -196,20 +210,27 @@ def _readable(table: pd.DataFrame, decimals: int, costs: bool) -> pd.DataFrame:
 
 def _costs(table: pd.DataFrame) -> dict[str, list[str]]:
     """Columns of the costs that a table shows where it is asked for them."""
-    flops = {"image": "MFLOPs/image", "classes": "MFLOPs of classes"}
+    unit, factor = flops_unit(table["image_flops"])
+    flops = {"image": (f"{unit}/image", factor), "classes": ("MFLOPs of classes", 1e6)}
     columns = {
         "stored kB": [number(value / 2**10, ",.1f") for value in table["stored_bytes"]],
         "model MB": [number(value / 2**20, ",.1f") for value in table["backbone_bytes"]],
         "ms/step": [number(1000 * value, ".1f") for value in table["step_s"]],
+        "views": [number(value, ",.0f") for value in table["views"]],
         "ms/image": [number(1000 * value, ".2f") for value in table["image_s"]],
     }
-    for part, title in flops.items():
+    for part, (title, factor) in flops.items():
         learner, frozen = table[f"{part}_flops"], table[f"frozen_{part}_flops"]
-        columns[title] = [number(value / 1e6, ",.1f") for value in learner]
+        columns[title] = [number(value / factor, ",.1f") for value in learner]
         columns[f"{part}: × frozen"] = [number(value, ".3f") for value in learner / frozen.where(frozen > 0)]
     words = {1.0: "yes", 0.0: "no"}
     columns["can be merged"] = [words.get(value, "") for value in table["mergeable"]]
     return columns
+
+
+def flops_unit(flops: Iterable[float]) -> tuple[str, float]:
+    """In what FLOPs of an image read well: their unit, and so many."""
+    return ("GFLOPs", 1e9) if any(value >= MANY_FLOPS for value in flops) else ("MFLOPs", 1e6)
 
 
 def _draw(grid: Grid, format: str) -> str:

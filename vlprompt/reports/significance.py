@@ -1,6 +1,6 @@
 """Which of several learners is better: two on the same images, all across data sets. scipy is loaded when needed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -13,13 +13,13 @@ from jaxtyping import Bool, Float
 from vlprompt.errors import Note, UserError, first_names, unknown
 from vlprompt.reports.averages import CONTEXT, averaged
 from vlprompt.reports.filters import MOST_NAMES
-from vlprompt.reports.summary import LEVEL, UNTRAINED, H
+from vlprompt.reports.summary import LEVEL, H
 from vlprompt.reports.variants import labels
 from vlprompt.results.metrics import find_metric
-from vlprompt.results.predictions import PREDICTIONS, load_predictions
+from vlprompt.results.predictions import PREDICTIONS, Predictions, load_predictions
 from vlprompt.results.record import Record, shots_order
 
-RESAMPLES = 10_000
+RESAMPLES, AT_ONCE, FEW = 10_000, 100, 100
 CELL = ["protocol", "dataset", "shots", "split"]  # what the rows of one comparison share, but for the seed
 
 
@@ -35,7 +35,8 @@ def mcnemar(first: Bool[np.ndarray, " N"], second: Bool[np.ndarray, " N"]) -> di
 
 
 def paired_bootstrap(differences: Float[np.ndarray, " N"], *, seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean difference, images drawn anew with replacement 10,000 times.
+    """The 95 % percentile interval of the mean difference, images drawn anew with replacement 10,000 times; 1,000 times
+    where there are more than 100 values, as of probabilities.
 
     Equal differences are exchangeable, so how often each value is drawn is drawn, not every image: exact, and at 50,000
     images a millisecond, where scipy.stats.bootstrap takes a quarter of a minute. Source: Efron, Annals of Statistics
@@ -43,7 +44,9 @@ def paired_bootstrap(differences: Float[np.ndarray, " N"], *, seed: int = 0) -> 
     """
     values, counts = np.unique(differences, return_counts=True)
     n = len(differences)
-    means = np.random.default_rng(seed).multinomial(n, counts / n, size=RESAMPLES) @ values / n
+    generator, resamples = np.random.default_rng(seed), RESAMPLES if len(values) <= FEW else RESAMPLES // 10
+    sizes = [min(AT_ONCE, resamples - done) for done in range(0, resamples, AT_ONCE)]
+    means = np.concatenate([generator.multinomial(n, counts / n, size=size) @ values / n for size in sizes])
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
@@ -118,31 +121,69 @@ def runs_of(runs: Mapping[Path, Record], name: str) -> dict[Path, Record]:
     return of_learner
 
 
-def paired(first: Mapping[Path, Record], second: Mapping[Path, Record]) -> tuple[pd.DataFrame, list[str]]:
+def of_images(metric: str) -> Callable[[Predictions], Float[np.ndarray, " N"]]:
+    """What each image adds to a metric that is a mean over images. Raises: UserError for one that is none."""
+    find_metric(metric)
+    if metric not in OF_EACH_IMAGE:
+        raise UserError(
+            f"{metric} is no mean over images, so that two learners have no differences on the same images: choose "
+            f"{', '.join(OF_EACH_IMAGE)}, or compare all learners across data sets (vlprompt compare --metric {metric})"
+        )
+    return OF_EACH_IMAGE[metric]
+
+
+def _brier(predictions: Predictions) -> Float[np.ndarray, " N"]:
+    if predictions.square_sum is None:
+        raise UserError("predictions of an earlier version lack what the Brier score is made of")
+    of_label = np.exp(predictions.label_logit.astype(np.float64) - predictions.logsumexp)
+    return predictions.square_sum.astype(np.float64) - 2 * of_label + 1
+
+
+OF_EACH_IMAGE: Mapping[str, Callable[[Predictions], Float[np.ndarray, " N"]]] = {
+    "accuracy": lambda p: (p.predicted == p.labels).astype(float),
+    "top5": lambda p: (p.top5 == p.labels[:, None]).any(axis=1).astype(float),
+    "nll": lambda p: p.logsumexp.astype(np.float64) - p.label_logit,
+    "brier": _brier,
+    "confidence": lambda p: p.confidence.astype(np.float64),
+    "overconfidence": lambda p: p.confidence.astype(np.float64) - (p.predicted == p.labels),
+}
+RIGHT_OR_WRONG = ("accuracy", "top5")  # which McNemar's test is for
+
+
+def paired(
+    first: Mapping[Path, Record], second: Mapping[Path, Record], metric: str = "accuracy"
+) -> tuple[pd.DataFrame, list[str]]:
     """Two learners on the same images: one row a cell, test split and seed, and one over the seeds.
 
-    Percent. `low` and `high`: the 95 % interval of the difference by a paired bootstrap over images; over seeds, of the
-    mean of the seeds' differences. `p` is McNemar's, exact, of one seed: seeds share their images, so that they cannot
-    be pooled. A learner that is not trained is paired with every seed and number of shots of the other.
-    Raises: UserError where no two runs meet, or both are the same.
+    Percent, except what is no fraction. The metric is a mean over images. `low` and `high`: the 95 % interval of the
+    difference by a paired bootstrap over images; over seeds, of the mean of the seeds' differences. `p` is McNemar's,
+    exact, of one seed, where images are right or wrong: seeds share their images, so that they cannot be pooled. A
+    learner that is not trained is paired with every seed and number of shots of the other.
+    Raises: UserError where no two runs meet, or both are the same; a metric that is no mean over images.
     """
     if first.keys() == second.keys():
         raise UserError("both learners are the same runs: name two that differ, as vlprompt table shows them")
+    values, factor = of_images(metric), find_metric(metric).factor
     rows: dict[tuple, list[dict[str, Any]]] = {}
     differences: dict[tuple, list[pd.Series]] = {}
     pairs = _pairs(first, second)
     reasons: list[str] = []
     for (a_folder, a), (b_folder, b) in pairs:
         try:
-            splits = _correct_of_both(a_folder, b_folder)
+            splits = _of_both(a_folder, b_folder, values)
         except UserError as error:
             reasons.append(f"Not compared: {a.dataset}, seed {a.seed}: {error}")
             continue
-        trained = a if a.shots != UNTRAINED else b
+        shots, seed = a.shots or b.shots, a.seed or b.seed  # 0 of what is not trained
         for split, both in splits.items():
-            cell = a.protocol, a.dataset, trained.shots, split
-            difference = both["first"].astype(float) - both["second"]
-            rows.setdefault(cell, []).append({"seed": str(trained.seed)} | _compare(both, difference))
+            cell = a.protocol, a.dataset, shots, split
+            difference = both["first"] - both["second"]
+            tested = (
+                mcnemar(*(both[name].to_numpy() > 0 for name in ("first", "second")))
+                if metric in RIGHT_OR_WRONG
+                else {}
+            )
+            rows.setdefault(cell, []).append({"seed": str(seed)} | _compare(both, difference, factor) | tested)
             differences.setdefault(cell, []).append(difference)
     if not rows:
         reason = reasons[0] if reasons else "they have no protocol, data set, backbone, shots and seed in common"
@@ -150,7 +191,7 @@ def paired(first: Mapping[Path, Record], second: Mapping[Path, Record]) -> tuple
     for cell, of_seeds in differences.items():
         if len(of_seeds) > 1:
             mean = pd.concat(of_seeds, axis=1).mean(axis=1)
-            rows[cell].append({"seed": f"mean of {len(of_seeds)}", "images": len(mean), **_interval(mean)})
+            rows[cell].append({"seed": f"mean of {len(of_seeds)}", "images": len(mean), **_interval(mean, factor)})
     ordered = sorted(rows, key=lambda cell: (*cell[:2], shots_order(cell[2])))
     table = [dict(zip(CELL, cell, strict=True)) | row for cell in ordered for row in rows[cell]]
     return pd.DataFrame(table), list(dict.fromkeys([*reasons, *_without_partner(first, second, pairs)]))
@@ -161,8 +202,8 @@ def _pairs(first: Mapping[Path, Record], second: Mapping[Path, Record]) -> list[
 
     def meet(a: Record, b: Record) -> bool:
         names = ["protocol", "dataset", *([] if single else ["backbone", "weights"])]
-        names += [] if single or UNTRAINED in (a.shots, b.shots) else ["shots", "seed"]
-        return all(getattr(a, name) == getattr(b, name) for name in names)
+        names += [name for name in ("shots", "seed") if not single and getattr(a, name) and getattr(b, name)]
+        return all(getattr(a, name) == getattr(b, name) for name in names)  # 0: not trained, any of them
 
     return [(a, b) for a in first.items() for b in second.items() if meet(a[1], b[1])]
 
@@ -180,35 +221,34 @@ def _without_partner(first: Mapping[Path, Record], second: Mapping[Path, Record]
     return notes
 
 
-def _correct_of_both(first: Path, second: Path) -> dict[str, pd.DataFrame]:
-    """By split, what each run has right on each image. Raises: UserError where images or labels differ."""
+def _of_both(
+    first: Path, second: Path, values: Callable[[Predictions], Float[np.ndarray, " N"]]
+) -> dict[str, pd.DataFrame]:
+    """By split, what each run has on each image. Raises: UserError where images or labels differ."""
     a, b = load_predictions(first / PREDICTIONS), load_predictions(second / PREDICTIONS)
     common = [split for split in a if split in b]
     if not common:
         raise UserError(f"{first} and {second} have no test split in common")
     splits = {}
     for split in common:
-        one, other = (
-            pd.DataFrame({"right": p.predicted == p.labels, "label": p.labels}, p.images) for p in (a[split], b[split])
-        )
+        one, other = (pd.DataFrame({"value": values(p), "label": p.labels}, p.images) for p in (a[split], b[split]))
         if not one.index.is_unique or set(one.index) != set(other.index):
             raise UserError(f"{first} and {second} were not tested on the same images of '{split}'")
         other = other.loc[one.index]
         if (one["label"] != other["label"]).any():
             raise UserError(f"{first} and {second} have other labels for the images of '{split}'")
-        splits[split] = pd.DataFrame({"first": one["right"], "second": other["right"]})
+        splits[split] = pd.DataFrame({"first": one["value"], "second": other["value"]})
     return splits
 
 
-def _compare(both: pd.DataFrame, difference: pd.Series) -> dict[str, Any]:
-    means = {name: 100 * both[name].mean() for name in ("first", "second")}
-    test = mcnemar(both["first"].to_numpy(), both["second"].to_numpy())
-    return {"images": len(both), **means, **_interval(difference), **test}
+def _compare(both: pd.DataFrame, difference: pd.Series, factor: float) -> dict[str, Any]:
+    means = {name: factor * both[name].mean() for name in ("first", "second")}
+    return {"images": len(both), **means, **_interval(difference, factor)}
 
 
-def _interval(difference: pd.Series) -> dict[str, float]:
+def _interval(difference: pd.Series, factor: float) -> dict[str, float]:
     low, high = paired_bootstrap(difference.to_numpy(dtype=float))
-    return {"difference": 100 * difference.mean(), "low": 100 * low, "high": 100 * high}
+    return {"difference": factor * difference.mean(), "low": factor * low, "high": factor * high}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The one aggregation of all tables, figures and comparisons: a tidy frame of values, grouped over seeds."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from vlprompt.protocols import PROTOCOLS
 from vlprompt.reports.filters import check_key
 from vlprompt.reports.variants import labels, shared_changes, shown_value, variant_texts
 from vlprompt.results.metrics import find_metric
-from vlprompt.results.record import SELECTIONS, Record, shots_order
+from vlprompt.results.record import INFERENCES, SELECTIONS, Record, shots_order
 
 SHARED = ["protocol", "dataset", "backbone", "weights", "precision"]  # what the rows of a table often share
 KEYS = [*SHARED, "method", "variant", "named", "shots"]  # named: the variant in words
@@ -202,7 +202,8 @@ def summarise(
         numbers.append(_numbers(group, interval))
         first.append(next((record for record in group["record"] if record.scores), group["record"].iloc[0]))
         row |= numbers[-1] | _costs(runs_in(group)) | {"missing": len(expected - ran)}
-        rows.append(row | {"source": sources(group["record"]), "selection": selections(group["record"])})
+        row |= {name: of(group["record"]) for name, of in TOLD.items()}
+        rows.append(row | {"source": sources(group["record"])})
     if metric == "accuracy":
         for row, of_row, more in zip(rows, numbers, _against_zero_shot(first, numbers), strict=True):
             row |= more
@@ -210,7 +211,9 @@ def summarise(
     rows.sort(key=lambda row: (*(row[name] for name in SHARED[:4]), *learner_order(row, keys[len(KEYS) :])))
     names = merged(sorted(numbers, key=lambda of_row: "base" not in of_row))
     shown = [name for key in keys for name in (key, *["changes"] * (key == "named"))]
-    shown += ["selection"] * ("selection" not in keys)
+    shown += [
+        name for name in TOLD if name not in keys and (name in ALWAYS_TOLD or says((row[name] for row in rows), name))
+    ]
     last = ["source"] * any(row["source"] for row in rows)
     table = pd.DataFrame(rows, columns=[*shown, "n", *names, *COSTS, "failed", "missing", *last])
     table.attrs |= {"metric": metric, "interval": interval, "columns": tuple(columns)}
@@ -239,10 +242,29 @@ def selections(records: Iterable[Record]) -> str:
     return ", ".join(name for name in SELECTIONS if name in chosen)
 
 
-def without_selection(table: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFrame:
-    """A table without its column of selections, where no run selected anything and `columns` do not ask for it."""
-    says = "selection" in columns or {*table["selection"]} - {"", "fixed"}
-    return table if says else table.drop(columns="selection")
+def inferences(records: Iterable[Record]) -> str:
+    """What else of the test the predictions of our finished runs saw; "" of others."""
+    seen = {r.inference for r in records if r.status == "finished" and not getattr(r, "source", "")}
+    return ", ".join(name for name in INFERENCES if name in seen)
+
+
+TOLD: Mapping[str, Callable[[Iterable[Record]], str]] = {"selection": selections, "inference": inferences}
+"""What a table tells of runs where any of them differs from the usual."""
+USUAL = {"selection": "fixed", "inference": "inductive"}
+WORDS: Mapping[str, Mapping[Any, str]] = {"selection": SELECTIONS, "inference": INFERENCES}
+"""What each may say, and what that means."""
+ALWAYS_TOLD = ("selection",)  # in raw numbers
+
+
+def says(values: Iterable[str], name: str) -> bool:
+    """Whether a column of `TOLD` has something other than the usual."""
+    return bool({*values} - {"", USUAL[name]})
+
+
+def without_usual(table: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """A table without the columns of `TOLD` that have only the usual and that `columns` do not ask for."""
+    usual = [name for name in TOLD if name in table and name not in columns and not says(table[name], name)]
+    return table.drop(columns=usual)
 
 
 def missing_metric(records: Sequence[Record], metric: str) -> list[str]:

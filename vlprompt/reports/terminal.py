@@ -13,13 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from vlprompt.reports.escapes import terminal
-from vlprompt.reports.grid import BEST, SECOND, Grid
+from vlprompt.reports.grid import BEST, FAILED, NOT_APPLICABLE, SECOND, Grid
 
 GAP = 2  # characters between columns
 ROOMY, NARROW, LEAST = 28, 20, 12  # characters that a column of texts may always have
 HEADING = 14  # and a heading
 WIDE = 100  # characters of a line in which settings have columns of their own, and are not words in that of variants
-NUMBER = re.compile(r"([-+−]?[\d.,]+(e[-+]?\d+)?( .*)?)?")
+NUMBER = re.compile(rf"([-+−]?[\d.,]+(e[-+]?\d+)?( .*)?|{NOT_APPLICABLE}|{FAILED})?")
 DEVIATION = re.compile(r" ± [\d.]+( \[[^]]*\])?")
 STYLES = {BEST: "bold", SECOND: "underline"}
 
@@ -40,7 +40,7 @@ class Column:
 
 
 def aligned(numbers: Sequence[str]) -> list[str]:
-    whole = [re.split(r"[. ]", number)[0] for number in numbers]
+    whole = ["" if number in (NOT_APPLICABLE, FAILED) else re.split(r"[. ]", number)[0] for number in numbers]
     most = max(map(len, whole), default=0)
     return [" " * (most - len(part)) + number for part, number in zip(whole, numbers, strict=True)]
 

@@ -37,6 +37,12 @@ SELECTIONS: Mapping[Selection, str] = {
 
 
 Inference = Literal["inductive", "episodic", "online", "transductive"]
+INFERENCES: Mapping[Inference, str] = {
+    "inductive": "each image by the learner as it was trained",
+    "episodic": "by the learner as the image's own views adapt it",
+    "online": "as the images before adapt it, in an order that the seed draws, so that n seeds are n orders",
+    "transductive": "as all images of the test adapt it",
+}
 """What else of the test a prediction sees: nothing; the image's own views; the images before; all images."""
 
 

@@ -22,7 +22,8 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
     figure = new_figure(width, max(min(0.75 * width, 3.6), LINE * len(table) / 72 + 0.7))
     heading(figure, table.attrs["title"])
     panel = figure.subplots()
-    panel.set(xlabel=f"base classes: {label}", ylabel=f"novel classes: {label}")
+    axes = table.attrs.get("axes", "{} classes")
+    panel.set(xlabel=f"{axes.format('base')}: {label}", ylabel=f"{axes.format('novel')}: {label}")
     names = names_for(figure, dict(zip(table["learner"], table["name"], strict=True)), drawn)
     rows: Any = table.itertuples()
     for row in rows:

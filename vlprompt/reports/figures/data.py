@@ -1,12 +1,13 @@
 """What figures of scores show, as tidy tables: one function a figure, one row a point.
 
-`few_shot`, `base_novel`, `cost`, `critical_difference` and `training` take runs by their folders, what is asked for and
-a list that they add notes to; what comes from predictions is in `images.py`. All tables have `learner` (as commands
+They take runs by their folders, what is asked for and a list that they add notes to; what comes from predictions is in
+`images.py`. All tables have `learner` (as commands
 take it), `name` (as figures show it) and `method`, and `attrs["title"]`: what all rows share, in words. Percent where a
 metric is a fraction. All raise UserError, in a sentence, where there is nothing to draw.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -80,6 +81,30 @@ def base_novel(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
         raise UserError("no run has results on both base and novel classes: run protocol=base_to_novel first")
     table = one_dataset(wide, notes).reset_index(drop=True)
     return titled(table, runs, request, ("protocol", "backbone", "shots"), "", table["dataset"].iloc[0])
+
+
+def open_world(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
+    """As `base_novel`, of the test of all classes: accuracy of base and of novel images, told from all classes.
+
+    `H` is the mean of the seeds' harmonic means.
+    """
+    runs = {folder: record for folder, record in runs.items() if record.protocol == "base_to_novel"}
+    if not runs:
+        raise UserError("there are no base-to-novel results to draw: run protocol=base_to_novel first")
+    runs = one_cell(runs, ("backbone", "weights", "shots"), notes)
+    columns: dict[str, pd.Series] = {}
+    for name, metric in {"base": "open_base", "novel": "open_novel", "H": "open_H"}.items():
+        results = of_datasets(runs, replace(request, metric=metric), notes)
+        of_all = results[results["part"] == "all"].set_index(["dataset", *COLUMNS])
+        columns |= {name: of_all["mean"], f"{name}_deviation": of_all["deviation"]}
+    wide = pd.DataFrame(columns).dropna(subset=["base", "novel"]).reset_index()
+    if wide.empty:
+        raise UserError("no run has its images of both kinds among all classes: earlier records lack them, run again")
+    notes[:] = dict.fromkeys(notes)
+    table = one_dataset(wide, notes).reset_index(drop=True)
+    table = titled(table, runs, request, ("protocol", "backbone", "shots"), "all", table["dataset"].iloc[0])
+    table.attrs["axes"] = "{} images"  # all classes are in the title
+    return table
 
 
 def cost(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:

@@ -4,6 +4,7 @@ As in `data.py`: each takes runs by their folders, what is asked for and a list 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import PurePath
 
 import numpy as np
@@ -31,19 +32,22 @@ from vlprompt.results.record import Record
 
 
 def reliability(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
-    """A row a learner and bin of confidence: `low`, `high`, `confidence`, `accuracy`, `share` of the images, and `ece`.
+    """A row a learner, test and bin of confidence: `split`, `low`, `high`, `confidence`, `accuracy`, `share`, `ece`.
 
-    Fractions; of the images of all its seeds; `ece` is the mean of the seeds' errors. An empty bin has no confidence.
+    Fractions; of the images of all its seeds, `share` of these; `ece` is the mean of the seeds' errors. An empty bin
+    has no confidence. The request may name several tests: base,novel.
     """
     runs = one_cell(runs, CELL, notes, needs=PREDICTIONS)
-    split, table, of_learners = of_split(runs, request, notes)
-    curves = []
-    for learner, predictions in of_learners.items():
-        curve = curve_of(pool(predictions))
-        ece = float(np.mean([calibration_error(curve_of(one)) for one in predictions]))
-        shared = {"learner": learner, **table.loc[learner, ["name", "method"]]}
-        curves.append(curve.assign(share=curve["images"] / curve["images"].sum(), ece=ece, **shared))
-    return titled(pd.concat(curves, ignore_index=True), runs, request, CELL, split)
+    curves, splits = [], list[str]()
+    for asked in request.split.split(",") if request.split else [None]:
+        split, table, of_learners = of_split(runs, replace(request, split=asked), notes)
+        splits.append(split)
+        for learner, predictions in of_learners.items():
+            curve = curve_of(pool(predictions))
+            ece = float(np.mean([calibration_error(curve_of(one)) for one in predictions]))
+            shared = {"learner": learner, **table.loc[learner, ["name", "method"]], "split": split}
+            curves.append(curve.assign(share=curve["images"] / curve["images"].sum(), ece=ece, **shared))
+    return titled(pd.concat(curves, ignore_index=True), runs, request, CELL, " and ".join(splits))
 
 
 def confusion(runs: Runs, request: Request, notes: list[str], *, most: int = 20) -> pd.DataFrame:

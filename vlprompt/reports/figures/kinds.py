@@ -42,6 +42,7 @@ class Kind:
 KINDS = {
     "few-shot": Kind(data.few_shot, few_shot.draw, TEXT),
     "base-novel": Kind(data.base_novel, base_novel.draw, COLUMN),
+    "open-world": Kind(data.open_world, base_novel.draw, COLUMN),
     "cost": Kind(data.cost, cost.draw, TEXT),
     "critical-difference": Kind(data.critical_difference, ranks.draw, TEXT),
     "reliability": Kind(images.reliability, reliability.draw, TEXT),

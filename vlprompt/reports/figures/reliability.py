@@ -15,12 +15,19 @@ RIGHT, GAP, SHARE = "#56B4E9", "#D55E00", "0.35"
 
 
 def draw(table: pd.DataFrame, width: float) -> "Figure":
-    """The best calibrated first. Below the diagonal a learner is more confident than right."""
+    """The best calibrated first, its tests next to one another. Below the diagonal a learner is surer than right."""
     from matplotlib.patches import Patch
 
-    order = table.drop_duplicates("learner").sort_values(["ece", "learner"])["learner"].tolist()
+    panels_of = table.drop_duplicates(["learner", "split"])
+    errors = panels_of.groupby("learner")["ece"].mean().rename("mean")
+    panels_of = panels_of.join(errors, on="learner").sort_values(["mean", "learner"], kind="stable")
+    order = list(panels_of[["learner", "split"]].itertuples(index=False, name=None))
+    splits = list(dict.fromkeys(table["split"]))
     most = (3 if len(order) <= 9 else 4) if width <= COLUMN else (6 if len(order) <= 24 else 7)
     n_columns = max(2, balanced(len(order), most))
+    if len(splits) > 1:  # a learner's panels stay in one row
+        n_columns = max(most // len(splits), 1) * len(splits)
+        n_columns = min(n_columns, len(order))
     n_rows = -(-len(order) // n_columns)
     left, right, bottom, gap = 28.0, 6.0, 24.0, 12.0  # points: explicit, since layouts of many are slow
     top = 2 * LINE + (20.0 if table.attrs["title"] else 6.0)
@@ -43,11 +50,11 @@ def draw(table: pd.DataFrame, width: float) -> "Figure":
     grid = {"left": left / 72 / width, "right": 1 - right / 72 / width, "bottom": bottom / total,
             "top": 1 - top / total, "wspace": gap / across, "hspace": between / high}  # fmt: skip
     cells = above.add_gridspec(n_rows, n_columns, **grid)
-    for i, learner in enumerate(order):
-        curve = table[table["learner"] == learner]
+    for i, (learner, split) in enumerate(order):
+        curve = table[(table["learner"] == learner) & (table["split"] == split)]
         panel = above.add_subplot(cells[divmod(i, n_columns)])
         bars(panel, curve)
-        error = f"ECE {100 * curve['ece'].iloc[0]:.1f} %"
+        error = f"{split}: " * (len(splits) > 1) + f"ECE {100 * curve['ece'].iloc[0]:.1f} %"
         panel.set_title(f"{shown[curve['name'].iloc[0]]}\n{error}", linespacing=1.1)
         panel.tick_params(labelbottom=i + n_columns >= len(order), labelleft=i % n_columns == 0)
     heading(above, table.attrs["title"], y=1 - 3 / total, va="top")

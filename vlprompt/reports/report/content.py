@@ -20,6 +20,7 @@ from vlprompt.reports.report.charts import Styles
 from vlprompt.reports.report.distance import distances
 from vlprompt.reports.report.figures import draw_all
 from vlprompt.reports.report.images import ImagesOf, Thumbnails
+from vlprompt.reports.report.layouts import sections
 from vlprompt.reports.report.notes import in_print
 from vlprompt.reports.report.runs import Group
 from vlprompt.reports.summary import KEYS, UNTRAINED, frame, summarise
@@ -65,6 +66,7 @@ def content(runs: Mapping[Path, Record], metric: str, notes: Sequence[str], sour
         "counts": counts(records),
         "winners": tables.winners(results, metric),
         "results": tables.results(summary, links),
+        "sections": sections(by_folder, metric),
         "costs": tables.costs(summary, links),
         "charts": charts,
         "missing": missing,

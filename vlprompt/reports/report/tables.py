@@ -9,7 +9,7 @@ import pandas as pd
 from vlprompt.config.about import display_name
 from vlprompt.reports.render import spread_text
 from vlprompt.reports.report.notes import averages_in_words
-from vlprompt.reports.summary import MEAN_OF_H, H, is_transfer, without_selection
+from vlprompt.reports.summary import MEAN_OF_H, H, is_transfer, without_usual
 from vlprompt.results.metrics import find_metric
 from vlprompt.results.record import shots_order
 
@@ -18,6 +18,7 @@ COSTS = {
     "parameters": ("trained parameters", 1, ",.0f"),
     "train_s": ("training (s)", 1, ",.1f"),
     "step_s": ("step (ms)", 1e3, ",.1f"),
+    "views": ("views", 1, ",.0f"),
     "image_s": ("image (ms)", 1e3, ",.2f"),
     "image_flops": ("image (MFLOPs)", 1e-6, ",.1f"),
     "classes_flops": ("classes (MFLOPs)", 1e-6, ",.1f"),
@@ -109,7 +110,7 @@ def results(summary: pd.DataFrame, links: Sequence[str]) -> list[Table]:
 
 def _results(table: pd.DataFrame, protocol: str) -> Table:
     shown = find_metric(table.attrs.get("metric", "accuracy"))
-    keys, asked = _keys(without_selection(table))
+    keys, asked = _keys(without_usual(table))
     numbers = [name for name in number_columns(table) if table[name].notna().any()]
     if (table["n"] <= 1).all():
         numbers = [name for name in numbers if name != "mean_H"]
