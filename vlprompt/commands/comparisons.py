@@ -51,7 +51,8 @@ def show_comparison(options: argparse.Namespace) -> int:
     drawn: list[Grid] = []
     if options.learners:
         with naming_left_out(notes):
-            table, gaps = paired(*(runs_of(runs, name) for name in options.learners), metric=options.metric)
+            first, second = (runs_of(runs, name) for name in options.learners)
+            table, gaps = paired(first, second, options.metric)
         tables.append(table)
         drawn.append(_paired_grid(table, options.learners, find_metric(options.metric)))
         notes += [PAIRED_NOTE, *[P_NOTE] * ("p" in table), *gaps]

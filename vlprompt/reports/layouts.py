@@ -92,13 +92,15 @@ def learners_by(
     *,
     blocks: Sequence[str] = (),
     extras: Sequence[str] = (),
+    first: Sequence[str] = (),
     unit: str = "",
     across: bool = False,
 ) -> Grid:
     """A table of learners, in `blocks` (default: as they come) by a column of this name.
 
     `rows` are results as of `across_datasets`, each with its `text` and the name of its `column`. The best of a column
-    is marked within its block, where the column has a metric; `across`: the best of each row.
+    is marked within its block, where the column has a metric; `across`: the best of each row. `extras` are columns that
+    only a wide terminal shows, `first` those that a narrow one shows rather than others.
     """
     rows = rows.assign(variant=rows["named"])
     index = [block, *(name for name in identity(rows) if name not in ("named", block))]
@@ -134,7 +136,7 @@ def learners_by(
         table, _marks(cells("mean"), shape[block].tolist(), columns, across=across), shape[block].tolist(),
         keys=keys, shared=("precision", "variant", "shots", *TOLD),
         extras=[name for name in extras if name in columns],
-        order=[keys[0], index[0], "inference", *averages, *keys[1:], "n"], unit=unit,
+        order=[keys[0], index[0], "inference", *first, *averages, *keys[1:], "n"], unit=unit,
     )  # fmt: skip
 
 

@@ -38,6 +38,7 @@ class Layout:
     more: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     tests: Sequence[str] = ()
     unmarked: Sequence[str] = ()
+    first: Sequence[str] = ()  # headings that matter most
     lacking: str = ""  # what to do where no run has these metrics
 
     @property
@@ -51,6 +52,7 @@ LAYOUTS = {
         {"ACE": "ace", "NLL": "nll", "Brier": "brier", "MCE": "mce", "cw-ECE": "classwise_ece", "refin": "refinement"},
         tests=("base", "novel", "test"),
         unmarked=("conf", "over"),
+        first=("over", "ECE"),
         lacking="records without predictions next to them have no confidences: run them again with force=true",
     ),
     "open_world": Layout(
@@ -126,7 +128,9 @@ def _grid(members: pd.DataFrame, layout: Layout) -> Grid:
     rows = rows.assign(column=rows["part"] + " " + rows["heading"] if several else rows["heading"])
     title = "" if several or parts == ["test"] else f"test {parts[0]}"
     blocks = in_papers_order(rows["dataset"], rows["source"].iloc[0])
-    return learners_by(rows, "dataset", columns, blocks=blocks, extras=more, unit=title)
+    first = [column for column in columns if column not in more]
+    first.sort(key=lambda column: not column.endswith(tuple(layout.first)))
+    return learners_by(rows, "dataset", columns, blocks=blocks, extras=more, first=first, unit=title)
 
 
 def _texts(rows: pd.DataFrame) -> list[str]:

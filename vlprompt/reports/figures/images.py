@@ -47,7 +47,7 @@ def reliability(runs: Runs, request: Request, notes: list[str]) -> pd.DataFrame:
             ece = float(np.mean([calibration_error(curve_of(one)) for one in predictions]))
             shared = {"learner": learner, **table.loc[learner, ["name", "method"]], "split": split}
             curves.append(curve.assign(share=curve["images"] / curve["images"].sum(), ece=ece, **shared))
-    return titled(pd.concat(curves, ignore_index=True), runs, request, CELL, " and ".join(splits))
+    return titled(pd.concat(curves, ignore_index=True), runs, request, CELL, splits[0] if len(splits) == 1 else "")
 
 
 def confusion(runs: Runs, request: Request, notes: list[str], *, most: int = 20) -> pd.DataFrame:
