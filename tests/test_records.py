@@ -344,7 +344,8 @@ def test_what_files_and_the_run_say_of_the_selection() -> None:
         fit = SimpleNamespace(keep="last", select_on=select_on)
         settings = SimpleNamespace(fit=fit, selection=of_files, shots=4, sampler=SimpleNamespace(name="coop"))
         episode = SimpleNamespace(selection_split=lambda select_on: val or None)
-        return run.selection(SimpleNamespace(settings=settings), SimpleNamespace(uses_validation=searches), episode)
+        learner = SimpleNamespace(uses_validation=searches, calibration=None)
+        return run.selection(SimpleNamespace(settings=settings), learner, episode)
 
     assert [says(of_files) for of_files in (None, "fixed", "val", "test")] == ["few_shot_val"] * 2 + ["val", "test"]
     assert (says("per_target"), says("per_target", "test")) == ("per_target", "test")
