@@ -10,12 +10,14 @@ import pytest
 from made_records import record
 from PIL import Image
 from test_protocols import episode_of, make_world
+from torchvision import transforms
 
 from vlprompt.data.cache.image_keys import image_key
 from vlprompt.data.corruptions import (
     BENCHMARK_KINDS,
     EXTRA_KINDS,
     PARAMETERS,
+    RESIZED,
     SIZE,
     Corrupted,
     as_image,
@@ -30,6 +32,7 @@ from vlprompt.evaluate import image_names
 from vlprompt.protocols.base import FEW_SHOT_VAL
 from vlprompt.protocols.corruptions import Corruptions
 from vlprompt.reports.averages import across_datasets
+from vlprompt.reports.render import render
 from vlprompt.reports.summary import summarise
 from vlprompt.results.record import Record
 
@@ -100,10 +103,9 @@ def test_corrupted_images_are_those_of_imagenet_c_s_size_and_depend_on_the_name(
     def opened(name: str) -> Image.Image:
         return picture(100, 150)
 
-    wide = picture(128, 200)
-    middle = wide.resize((400, 256), Image.Resampling.BILINEAR).crop((88, 16, 312, 240))
-    assert centre_crop(wide).tobytes() == middle.tobytes()
-    assert centre_crop(wide.rotate(90, expand=True)).size == (SIZE, SIZE)
+    published = transforms.Compose([transforms.Resize(RESIZED), transforms.CenterCrop(SIZE)])
+    for height, width in [(128, 200), (200, 128), (375, 500), (251, 335), (301, 250), (30, 30)]:
+        assert centre_crop(picture(height, width)).tobytes() == published(picture(height, width)).tobytes()
     noisy = Corrupted(opened, "gaussian_noise", 2)
     first, again, other = (np.asarray(noisy(name)) for name in ("a", "a", "b"))
     assert (first == again).all()
@@ -202,6 +204,29 @@ def test_mean_corruption_error_by_hand() -> None:
     assert not {"fog_1", "fog_5"} & {*across_datasets([zero_shot, coop])[0]["part"]}
     assert "mCE" not in summarise([coop])
     assert "mCE" not in summarise([zero_shot, coop], metric="ece")
+
+
+def test_mean_corruption_error_is_relative_to_zero_shot_on_as_many_images() -> None:
+    """`debug=fast` leaves images out: zero-shot's run with all of them is no reference then, nor the other way."""
+    few = {"config": {"protocol": {"part": "test"}, "debug": {"images": 2}}, "changes": {"debug.images": 2}}
+    runs = [of("zero_shot", {"clean": 0.9, "fog_3": value}, shots=0, seed=0, **more)
+            for value, more in ((0.6, {}), (0.2, {"variant": "12345678", **few}))]  # fmt: skip
+    learners = [of("coop", {"clean": 0.9, "fog_3": 0.8}), of("maple", {"clean": 0.9, "fog_3": 0.8}, **few)]
+    table = summarise([*runs, *learners]).set_index("method")
+    assert table["mCE"].drop("zero_shot").to_dict() == pytest.approx({"coop": 50.0, "maple": 25.0})
+
+
+def test_mean_corruption_error_of_several_seeds_is_that_of_the_mean_errors() -> None:
+    """Of seed 1 fog 0.2 / 0.4 and snow 0.5 / 0.5, of seed 2 0.4 / 0.4 and 0.3 / 0.5: (0.3 / 0.4 + 0.4 / 0.5) / 2."""
+    zero_shot = of("zero_shot", {"clean": 0.9, "fog_1": 0.6, "snow_1": 0.5}, shots=0, seed=0)
+    seeds = [of("coop", {"clean": 0.9, "fog_1": fog, "snow_1": snow}, seed=seed)
+             for seed, fog, snow in ((1, 0.8, 0.5), (2, 0.6, 0.7))]  # fmt: skip
+    table = summarise([zero_shot, *seeds])
+    assert table.set_index("method").loc["coop", "mCE"] == pytest.approx(77.5)
+    for form in ("markdown", "csv", "latex", "terminal"):
+        text = render(table, form)
+        assert "mCE" in text
+        assert "77.5" in text
 
 
 @pytest.mark.parametrize(

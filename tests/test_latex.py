@@ -87,6 +87,8 @@ def test_names_are_those_of_papers() -> None:
         assert printed(column, name) == expected
     title = "protocol base_to_novel, dataset eurosat, backbone vit_b16, weights a_b, shots 1; accuracy (%)"
     assert caption(title) == r"Base to novel, EuroSAT, CLIP ViT-B/16, weights a\_b, 1 shot; accuracy (\%)"
+    listed = "dataset eurosat, variant protocol.kinds=[fog, snow], protocol.severities=[1, 5], shots 1"
+    assert caption(listed) == "EuroSAT, variant protocol.kinds=[fog, snow], 1 shot, protocol.severities=[1, 5]"
 
 
 def test_comments_titles_and_packages() -> None:

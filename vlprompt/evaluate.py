@@ -69,11 +69,12 @@ def evaluate(
         return calibrator(learner, classes)(logits)
 
     predictions = {}
-    for name, split in tests.items():
+    for i, (name, split) in enumerate(tests.items(), 1):
         bind_to(learner, split)
         with autocast(loader.clip.device, precision):
             classes = learner.encode_classes()
-        with reporter.track(f"testing on {name}", len(split)) as track:
+        title = f"testing on {name}" + f" ({i} of {len(tests)})" * (len(tests) > 1)
+        with reporter.track(title, len(split)) as track:
             logits = judge(split, classes, track)
         labels = torch.tensor([item.label for item in split.items])
         images, known = [item.image for item in split.items], known_columns(learner, split)

@@ -43,9 +43,9 @@ class Corrupted:
 
 
 def centre_crop(image: Image.Image) -> Image.Image:
-    """224 x 224 of an image whose shorter side becomes 256."""
-    width, height = (round(side * RESIZED / min(image.size)) for side in image.size)
-    left, top = (width - SIZE) // 2, (height - SIZE) // 2
+    """224 x 224 of an image whose shorter side becomes 256, to the pixel as by torchvision's transforms."""
+    width, height = (side * RESIZED // min(image.size) for side in image.size)
+    left, top = round((width - SIZE) / 2), round((height - SIZE) / 2)
     resized = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
     return resized.crop((left, top, left + SIZE, top + SIZE))
 

@@ -67,7 +67,7 @@ class Corruptions(Protocol):
     def against_zero_shot(cls, numbers: Mapping[str, float], zero_shot: Mapping[str, float]) -> dict[str, float]:
         """mCE: the mean over kinds of the error, summed over severities, relative to that of zero-shot. 1 is its own.
 
-        Equation 1 of the paper, where AlexNet is what others are relative to. nan where zero-shot makes no error.
+        Section 4 of the paper, where errors are relative to AlexNet's. nan where zero-shot makes no error.
         """
         kinds = [name for name in numbers if name in (*BENCHMARK_KINDS, *EXTRA_KINDS)]
         ratios = [(1 - numbers[kind]) / error if (error := 1 - zero_shot[kind]) else float("nan") for kind in kinds]

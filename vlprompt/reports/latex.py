@@ -177,7 +177,7 @@ def caption(title: str) -> str:
         "precision": str,
     }
     head, semicolon, unit = title.partition("; ")
-    parts = [(part, *part.partition(" ")[::2]) for part in head.split(", ") if part]
+    parts = [(part, *part.partition(" ")[::2]) for part in re.split(r", (?![^\[]*\])", head) if part]
     last = {name: i for i, name in enumerate(ORDER)}
     parts.sort(key=lambda part: last.get(part[1], len(ORDER) if "." in part[1] or part[1] == "seed" else -1))
     told = [words[key](value) if key in words and value else part for part, key, value in parts]

@@ -312,9 +312,9 @@ def _against_zero_shot(records: Sequence[Record], numbers: Sequence[Mapping[str,
     """What protocols make of learners and zero-shot without further settings; each learner is given by one record."""
 
     def images(record: Record) -> tuple[object, ...]:
-        part = record.config.get("protocol", {}).get("part")
-        tests = tuple(sorted(record.scores))
-        return record.protocol, record.dataset, record.backbone, record.weights, record.split_hash, part, tests
+        part, debug = record.config.get("protocol", {}).get("part"), record.config.get("debug")
+        images = (debug or {}).get("images"), part, *sorted(record.scores)
+        return record.protocol, record.dataset, record.backbone, record.weights, record.split_hash, *images
 
     def fractions(values: Mapping[str, float]) -> dict[str, float]:
         return {name: value / 100 for name, value in values.items()}
@@ -322,7 +322,7 @@ def _against_zero_shot(records: Sequence[Record], numbers: Sequence[Mapping[str,
     zero_shot = {
         images(record): fractions(of_record)
         for record, of_record in zip(records, numbers, strict=True)
-        if record.method == "zero_shot" and all(key.startswith("protocol.") for key in record.changes or {})
+        if record.method == "zero_shot" and all(key.startswith(("protocol.", "debug.")) for key in record.changes or {})
     }
     more: list[dict[str, float]] = []
     for record, of_record in zip(records, numbers, strict=True):
