@@ -125,7 +125,7 @@ def drawn(name: str) -> Image.Image:
     return picture(30, 30)
 
 
-def test_caches_tell_corrupted_images_apart(tmp_path: Path) -> None:
+def test_caches_never_take_one_corrupted_image_for_another(tmp_path: Path) -> None:
     for dataset in (of_files(tmp_path), replace(make_world("world"), open_image=partial(drawn))):
         kinds = ["fog", "contrast"]
         tests = episode_of(Corruptions(kinds=kinds, severities=[1, 2]), dataset, 1).tests

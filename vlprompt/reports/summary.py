@@ -313,8 +313,8 @@ def _against_zero_shot(records: Sequence[Record], numbers: Sequence[Mapping[str,
 
     def images(record: Record) -> tuple[object, ...]:
         part, debug = record.config.get("protocol", {}).get("part"), record.config.get("debug")
-        images = (debug or {}).get("images"), part, *sorted(record.scores)
-        return record.protocol, record.dataset, record.backbone, record.weights, record.split_hash, *images
+        tests = part, (debug or {}).get("images"), *sorted(record.scores)
+        return record.protocol, record.dataset, record.backbone, record.weights, record.split_hash, *tests
 
     def fractions(values: Mapping[str, float]) -> dict[str, float]:
         return {name: value / 100 for name, value in values.items()}
