@@ -59,7 +59,8 @@ def check_images(dataset: Dataset, episode: Episode, *, trained: bool, may_lack:
         names = first_names([f"'{episode.train.classes[label]}'" for label in sorted(lacking)], 4)
         raise UserError(
             f"the training images chosen from {dataset.name} lack {len(lacking)} of the classes ({names}): "
-            "add some (to sampler.file, where that chooses them), or leave these classes out."
+            "add some (to sampler.file, where that chooses them; by more shots or less protocol.noise, where labels "
+            "are wrong), or leave these classes out."
         )
 
 
