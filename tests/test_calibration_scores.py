@@ -99,13 +99,13 @@ def test_equal_confidences_share_an_adaptive_bin() -> None:
 def test_perfect_and_wrong_calibration() -> None:
     """Labels drawn from the probabilities: every error comes near 0; a sharper softmax is over-confident."""
     generator = torch.Generator().manual_seed(0)
-    logits = 1.5 * torch.randn(40_000, 4, generator=generator)
+    logits = 1.5 * torch.randn(8_000, 4, generator=generator)
     labels = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]
     got, sharp, flat = (score(Predictions.from_logits([""] * len(labels), labels, f * logits)) for f in (1, 3, 0.3))
     for name in ("ece", "ace", "classwise_ece"):
-        assert got[name] < 0.01
+        assert got[name] < 0.02
         assert sharp[name] > 5 * got[name]
-    assert abs(got["overconfidence"]) < 0.01
+    assert abs(got["overconfidence"]) < 0.02
     assert sharp["overconfidence"] > 0.1
     assert flat["overconfidence"] < -0.1
     assert got["brier"] < min(sharp["brier"], flat["brier"])

@@ -30,7 +30,9 @@ from vlprompt.evaluate import Outside, evaluate
 from vlprompt.protocols.few_shot import FewShot
 from vlprompt.results import ood
 from vlprompt.results.metrics import METRICS, find_metric
-from vlprompt.results.ood import INSIDE, SCORES, OodScores, auroc, fpr95, load_ood, save_ood, score_ood
+from vlprompt.results.ood import INSIDE, SCORES, OodScores, load_ood, save_ood, score_ood
+from vlprompt.results.open_world import auroc
+from vlprompt.results.open_world import false_positive_rate as fpr95
 from vlprompt.results.predictions import load_predictions
 from vlprompt.results.record import Record
 from vlprompt.results.store import find_runs
