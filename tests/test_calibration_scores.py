@@ -1,6 +1,7 @@
 """Errors of calibration: against plain loops, scikit-learn and torchmetrics."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.calibration import calibration_curve
@@ -8,6 +9,7 @@ from sklearn.metrics import brier_score_loss
 from torchmetrics.functional.classification import binary_calibration_error
 
 from vlprompt.errors import UserError
+from vlprompt.reports.marks import best_and_second
 from vlprompt.results import calibration, clip_calibration
 from vlprompt.results.calibration import equal_mass, per_bin
 from vlprompt.results.metrics import METRICS, OF_IMAGES, interval, score
@@ -159,3 +161,10 @@ def test_a_confidence_of_1_counts_in_the_weight_alone() -> None:
     confidence, right = np.array([0.97, 1.0, 0.5]), np.array([False, True, True])
     assert clip_calibration.ece_clip_calibration(confidence, right) == pytest.approx((2 * 0.97 + 0.5) / 3)
     assert clip_calibration.ece_c_tpt(confidence, right) == pytest.approx((abs(1 - 1.97) + 0.5) / 3)
+
+
+@pytest.mark.parametrize("name", ["confidence", "overconfidence"])
+def test_no_confidence_is_the_best(name: str) -> None:
+    means = pd.DataFrame({"base": [1.0, 2.0]})
+    assert best_and_second(means, ["", ""], METRICS["ece"])
+    assert not best_and_second(means, ["", ""], METRICS[name])

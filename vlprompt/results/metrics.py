@@ -199,7 +199,7 @@ def complete(runs: Mapping[Path, Record], metric: str, notes: list[str]) -> list
 
 
 def _completed(record: Record, path: Path, metric: str) -> Record:
-    complete = METRICS[metric].of_some_tests and any("brier" in scores for scores in record.scores.values())
+    complete = find_metric(metric).of_some_tests and any("brier" in scores for scores in record.scores.values())
     if complete or all(metric in scores for scores in record.scores.values()) or not path.exists():
         return record
     computed = {split: score(predictions) for split, predictions in load_predictions(path).items()}
