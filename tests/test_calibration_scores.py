@@ -1,6 +1,7 @@
 """Errors of calibration: against plain loops, scikit-learn and torchmetrics."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.calibration import calibration_curve
@@ -8,6 +9,7 @@ from sklearn.metrics import brier_score_loss
 from torchmetrics.functional.classification import binary_calibration_error
 
 from vlprompt.errors import UserError
+from vlprompt.reports.marks import best_and_second
 from vlprompt.results import calibration, clip_calibration
 from vlprompt.results.calibration import equal_mass, per_bin
 from vlprompt.results.metrics import METRICS, OF_IMAGES, interval, score
@@ -99,13 +101,13 @@ def test_equal_confidences_share_an_adaptive_bin() -> None:
 def test_perfect_and_wrong_calibration() -> None:
     """Labels drawn from the probabilities: every error comes near 0; a sharper softmax is over-confident."""
     generator = torch.Generator().manual_seed(0)
-    logits = 1.5 * torch.randn(40_000, 4, generator=generator)
+    logits = 1.5 * torch.randn(8_000, 4, generator=generator)
     labels = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]
     got, sharp, flat = (score(Predictions.from_logits([""] * len(labels), labels, f * logits)) for f in (1, 3, 0.3))
     for name in ("ece", "ace", "classwise_ece"):
-        assert got[name] < 0.01
+        assert got[name] < 0.02
         assert sharp[name] > 5 * got[name]
-    assert abs(got["overconfidence"]) < 0.01
+    assert abs(got["overconfidence"]) < 0.02
     assert sharp["overconfidence"] > 0.1
     assert flat["overconfidence"] < -0.1
     assert got["brier"] < min(sharp["brier"], flat["brier"])
@@ -159,3 +161,10 @@ def test_a_confidence_of_1_counts_in_the_weight_alone() -> None:
     confidence, right = np.array([0.97, 1.0, 0.5]), np.array([False, True, True])
     assert clip_calibration.ece_clip_calibration(confidence, right) == pytest.approx((2 * 0.97 + 0.5) / 3)
     assert clip_calibration.ece_c_tpt(confidence, right) == pytest.approx((abs(1 - 1.97) + 0.5) / 3)
+
+
+@pytest.mark.parametrize("name", ["confidence", "overconfidence"])
+def test_no_confidence_is_the_best(name: str) -> None:
+    means = pd.DataFrame({"base": [1.0, 2.0]})
+    assert best_and_second(means, ["", ""], METRICS["ece"])
+    assert not best_and_second(means, ["", ""], METRICS[name])

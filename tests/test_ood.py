@@ -30,7 +30,9 @@ from vlprompt.evaluate import Outside, evaluate
 from vlprompt.protocols.few_shot import FewShot
 from vlprompt.results import ood
 from vlprompt.results.metrics import METRICS, find_metric
-from vlprompt.results.ood import INSIDE, SCORES, OodScores, auroc, fpr95, load_ood, save_ood, score_ood
+from vlprompt.results.ood import INSIDE, SCORES, OodScores, load_ood, save_ood, score_ood
+from vlprompt.results.open_world import auroc
+from vlprompt.results.open_world import false_positive_rate as fpr95
 from vlprompt.results.predictions import load_predictions
 from vlprompt.results.record import Record
 from vlprompt.results.store import find_runs
@@ -164,8 +166,9 @@ class Own(FewShot):
     """A protocol of somebody's own, whose constructor knows no data sets."""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("results")
-@pytest.mark.parametrize("protocol", ["own", *map(slow, ("few_shot", "base_to_novel", "train_val"))])
+@pytest.mark.parametrize("protocol", ["own", "few_shot", "base_to_novel", "train_val"])
 def test_every_protocol_takes_them(protocol: str) -> None:
     given = ["protocol._target_=test_ood.Own"] if protocol == "own" else [f"protocol={protocol}"]
     plainly, empty = spec_of(*given), spec_of(*given, "protocol.ood=[]")
@@ -258,6 +261,18 @@ def test_a_run_scores_what_is_out_of_distribution_among_the_classes_of_each_test
         file.write(b"\0\1\2\3")
     with pytest.raises(DamagedError, match="not the file that its record was written with"):
         load_ood(folder / "ood.npz")
+
+
+@pytest.mark.slow
+def test_what_is_trained_already_is_only_tested(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [*TINY, "method=coop", "protocol=few_shot", "debug=fast"]
+    succeed(sweep.main, given)
+    monkeypatch.setattr(vlprompt.run, "train", lambda *_, **__: pytest.fail("it was trained again"))
+    succeed(sweep.main, [*given, "protocol.ood=[tiny_other]"])
+    runs = {record.variant: (folder, record) for folder, record in find_runs([results]).items() if record.shots}
+    (_, first), (_, more) = sorted(runs.values(), key=lambda run: len(run[1].scores["test"]))
+    assert more.scores["test"].items() >= first.scores["test"].items()
+    assert (more.curve, "mcm_auroc" in more.scores["test"]) == (first.curve, True)
 
 
 @pytest.mark.slow

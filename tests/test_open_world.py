@@ -1,5 +1,6 @@
 """Trained and other classes in one test: each score against its definition, or scikit-learn's."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -84,6 +85,21 @@ def test_probabilities_that_round_to_1_are_no_ties() -> None:
     assert (predicted.confidence == 1).all()
     assert score(predicted)["open_auroc"] == 1
     assert score(predicted)["open_fpr95"] == 0
+
+
+def test_confident_images_are_ordered_by_their_exact_probability() -> None:
+    """Whose logsumexps in float32 would be coarser than what they differ by."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 6
+    logits = 25 + torch.randn(60, 6, generator=generator) + 17 * torch.nn.functional.one_hot(labels % 3, 6)
+    predicted = Predictions.from_logits([*map(str, labels)], labels, logits, [0, 1, 2])
+    largest = logits.double().log_softmax(dim=1)[:, :3].amax(dim=1)  # near 0, as precise as the probability of the rest
+    right = np.where(predicted.known, *predicted.side_class.T) == predicted.labels  # type: ignore[union-attr]
+    new = ~predicted.known  # type: ignore[operator]
+    wanted = openworld_auc_of(largest.numpy()[~new], largest.numpy()[new], right[~new], right[new])
+    assert score(predicted)["openworld_auc"] == pytest.approx(wanted, abs=1e-9)
+    coarse = replace(predicted, side_logsumexp=predicted.side_logsumexp.astype(np.float32))  # type: ignore[union-attr]
+    assert abs(score(coarse)["openworld_auc"] - wanted) > 1e-3
 
 
 def test_without_the_fields_or_one_kind_of_image_there_are_no_scores() -> None:

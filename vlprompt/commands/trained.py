@@ -63,7 +63,9 @@ def evaluate(options: argparse.Namespace) -> int:
     from vlprompt.reports.grid import Grid
     from vlprompt.reports.render import general_notes
     from vlprompt.results.learner_files import TENSORS
+    from vlprompt.results.metrics import find_metric
 
+    find_metric(options.metric)  # before anything is tested
     more = [text for text in options.runs if text.startswith(f"{TEST_TIME}.")]
     options.runs = [path_of(text) for text in options.runs if text not in more]
     name, values = read_setting(options.setting)

@@ -161,8 +161,9 @@ def read_spec(
         seed=settings.seed if draws(settings) or adaptation else 0,
     )
     training = None
-    if (adaptation or settings.calibration) and settings.fit:
-        plain = {name: value for name, value in relevant.items() if name not in AT_TEST}
+    after_training = (*AT_TEST, "ood")
+    if settings.fit and not relevant.keys().isdisjoint(after_training):
+        plain = {name: value for name, value in relevant.items() if name not in after_training}
         of_plain = key.model_copy(update={"variant": variant_of(plain, by_default)})
         training = Training(of_plain.folder(results_root()), plain)
     return RunSpec(

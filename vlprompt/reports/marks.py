@@ -12,9 +12,9 @@ def best_and_second(means: pd.DataFrame, blocks: Sequence[object], shown: Metric
     """By row and column of `means`, compared within each block: BEST or SECOND.
 
     Equal means, as printed, share a mark; where all are equal, or there is one alone, none is marked. The metric says
-    whether more is better.
+    whether more is better, or that none is best.
     """
-    if means.empty:
+    if means.empty or not shown.has_best:
         return {}
     rounded = means.astype(float).round(shown.decimals).reset_index(drop=True)
     grouped = rounded.groupby(pd.Series([str(block) for block in blocks]))

@@ -89,6 +89,7 @@ def interval(
     if metric not in score(predictions):
         raise UserError(f"the predictions lack what {metric} is computed from: choose a test that has it.")
     generator, values = np.random.default_rng(seed), []
+    predictions = replace(predictions, images=np.zeros(len(predictions), "U1"))  # names would be most of a sample
     for _ in range(n):
         sample = select(predictions, generator.integers(len(predictions), size=len(predictions)))
         if sample.known is None or metric not in SCORES or 0 < sample.known.sum() < len(sample):
@@ -135,6 +136,7 @@ class Metric:
     decimals: int = 2
     higher_is_better: bool = True
     of_some_tests: bool = False  # other tests never have it
+    has_best: bool = True  # else none is marked as the best
 
 
 METRICS = {
@@ -151,8 +153,8 @@ METRICS = {
     "mce": Metric("maximum calibration error, 15 equal-width bins (%)", higher_is_better=False),
     "brier": Metric("Brier score", 1.0, 3, higher_is_better=False),
     "refinement": Metric("refinement, 15 equal-width bins", 1.0, 4, higher_is_better=False),
-    "confidence": Metric("mean confidence (%)"),
-    "overconfidence": Metric("mean confidence less accuracy (points)", higher_is_better=False),
+    "confidence": Metric("mean confidence (%)", has_best=False),
+    "overconfidence": Metric("mean confidence less accuracy (points)", higher_is_better=False, has_best=False),
     "open_auroc": Metric("AUROC of base against novel images (%)", of_some_tests=True),
     "openworld_auc": Metric("OpenworldAUC (%)", of_some_tests=True),
     "open_base": Metric("accuracy of base images among all classes (%)", of_some_tests=True),

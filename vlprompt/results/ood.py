@@ -10,17 +10,20 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from vlprompt.errors import NonFiniteError, UserError
+from vlprompt.results.open_world import auroc, false_positive_rate
 from vlprompt.results.predictions import ROWS_AT_ONCE
 from vlprompt.results.record import checked, damaged
 
 OOD = "ood.npz"  # next to the record
 INSIDE = ""  # what a test's own images are called next to the names of data sets
-RECALL = 0.95
 
 
 @dataclass(frozen=True)
 class OodScores:
     """Scores of images among the classes of one test, in float64; the higher, the more in distribution.
+
+    The logits are those that the test judges by, after a calibration, if there is one: a temperature is then that of
+    `mcm`, too.
 
     `mcm`: the largest softmax probability of the logits divided by the scale of cosines: of cosines, at temperature 1,
     where class features classify; of a head, a cache or a mixture their softmax at that temperature. Source: Ming et
@@ -77,26 +80,9 @@ def _compared(inside: OodScores, outside: OodScores) -> dict[str, float]:
     values: dict[str, float] = {}
     for score in SCORES:
         positive, negative = getattr(inside, score), getattr(outside, score)
-        values |= {f"{score}_auroc": auroc(positive, negative), f"{score}_fpr95": fpr95(positive, negative)}
+        values[f"{score}_auroc"] = auroc(positive, negative)
+        values[f"{score}_fpr95"] = false_positive_rate(positive, negative)
     return values
-
-
-def auroc(positive: Float[np.ndarray, " P"], negative: Float[np.ndarray, " N"]) -> float:
-    """The share of pairs in which the positive has the higher score, where equal ones count half."""
-    from sklearn.metrics import roc_auc_score  # not at the top: tables are made without it
-
-    labels = np.repeat([1, 0], [len(positive), len(negative)])
-    return float(roc_auc_score(labels, np.concatenate([positive, negative])))
-
-
-def fpr95(positive: Float[np.ndarray, " P"], negative: Float[np.ndarray, " N"]) -> float:
-    """The share of negatives accepted at the highest threshold that accepts at least 95 % of the positives.
-
-    A score that equals the threshold is accepted. Differs: the code of MCM takes the threshold whose share of accepted
-    positives is closest to 95 %, be it above or below.
-    """
-    n_accepted = int(np.ceil(RECALL * len(positive) - 1e-9))  # which rounding does not make one more
-    return float((negative >= np.sort(positive)[-n_accepted]).mean())
 
 
 def save_ood(path: Path, scores: Mapping[str, Mapping[str, OodScores]]) -> None:

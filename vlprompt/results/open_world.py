@@ -25,7 +25,8 @@ def false_positive_rate(
 ) -> float:
     """The share of new images that score at least the threshold: the largest that `accepted` % of the known reach.
 
-    scikit-learn's `roc_curve` has it as the first rate whose true positive rate is at least `accepted` %.
+    scikit-learn's `roc_curve` has it as the first rate whose true positive rate is at least `accepted` %. Differs: the
+    code of MCM takes the threshold whose share of accepted images is closest to 95 %, be it above or below.
     """
     n_accepted = -(-accepted * len(known) // 100)
     threshold = np.sort(known)[len(known) - n_accepted]

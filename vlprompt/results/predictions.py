@@ -34,7 +34,7 @@ class Predictions:
     square_sum: Float[np.ndarray, " N"] | None = None  # of all the image's probabilities
     classwise_ece: Float[np.ndarray, ""] | None = None  # of the split: it needs whole rows (`classwise_error`)
     known: Bool[np.ndarray, " N"] | None = None  # whether the image's class was trained on
-    side_logsumexp: Float[np.ndarray, "N 2"] | None = None
+    side_logsumexp: Float[np.ndarray, "N 2"] | None = None  # in float64: scores are differences to `side_logit`
     side_logit: Float[np.ndarray, "N 2"] | None = None  # the largest
     side_class: Int[np.ndarray, "N 2"] | None = None  # the class that has it, among all of the test
 
@@ -118,7 +118,7 @@ def _sides(
     classes = [torch.tensor(columns)[of.indices] for columns, of in zip((sorted(known), others), top, strict=True)]
     return {
         "known": torch.isin(labels, torch.tensor(known)).numpy(),
-        "side_logsumexp": torch.stack([side.logsumexp(dim=1) for side in sides], dim=1).numpy(),
+        "side_logsumexp": torch.stack([side.double().logsumexp(dim=1) for side in sides], dim=1).numpy(),
         "side_logit": torch.stack([of.values for of in top], dim=1).numpy(),
         "side_class": torch.stack(classes, dim=1).int().numpy(),
     }

@@ -115,7 +115,7 @@ def _results(table: pd.DataFrame, protocol: str) -> Table:
     if (table["n"] <= 1).all():
         numbers = [name for name in numbers if name != "mean_H"]
     counts = ["n", *(name for name in ("failed", "missing") if table[name].any())]
-    marks = best(table, headline_of(numbers, protocol), shown.higher_is_better)
+    marks = best(table, headline_of(numbers, protocol), shown.higher_is_better) if shown.has_best else {}
     shown_costs = ("parameters", "train_s") if len(numbers) <= MOST_NUMBERS else ()
     rows = []
     for i, row in enumerate(table.to_dict("records")):
