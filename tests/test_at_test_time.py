@@ -1,5 +1,6 @@
 """Learners adapted at test time as runs: what a record says, what is trained again and what is not, and refusals."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from running import ask, check_mistake, set_up
+from running import ROOT, ask, check_mistake, set_up
 from test_learners import CLASSES, build, plain, scatter
 from tiny_world import RUN
 
@@ -285,3 +286,17 @@ def test_mistakes_are_told_before_any_test(
     answer = ask(cli.main, ["evaluate", *given, str(folder)])
     assert (answer.code, answer.out) == (2, "")
     assert not [word for word in words if word not in answer.err], answer.err
+
+
+def test_the_method_of_the_docs_is_one() -> None:
+    page = (ROOT / "docs" / "test_time.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"<!-- test -->\n```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    learner, split = scatter(build(plain("coop"))), pictures(4)
+    alone = judged(learner, split, Loader(learner.clip), None)
+    told = judged(learner, split, Loader(learner.clip), names["Mean"](views=1))
+    np.testing.assert_array_equal(told.top5, alone.top5)
+    several = judged(learner, split, Loader(learner.clip), names["Mean"](views=3))
+    assert not np.allclose(several.label_logit, told.label_logit)
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(ADAPTATIONS)
