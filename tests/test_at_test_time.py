@@ -1,19 +1,25 @@
 """Learners adapted at test time as runs: what a record says, what is trained again and what is not, and refusals."""
 
+import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from running import ask, check_mistake, set_up
+from running import ROOT, ask, check_mistake, set_up
 from test_learners import CLASSES, build, plain, scatter
 from tiny_world import RUN
 
+import vlprompt.commands.tested
+import vlprompt.run
 from vlprompt import cli, sweep
+from vlprompt.config.build import saved_learner
 from vlprompt.config.compose import read_run
 from vlprompt.data.cache.features import FeatureCache
 from vlprompt.data.dataset import Item, Split
@@ -22,6 +28,7 @@ from vlprompt.evaluate import evaluate
 from vlprompt.inference import ADAPTATIONS, Adaptation, ImageViews
 from vlprompt.inference.tda import TDA
 from vlprompt.inference.zero import Zero
+from vlprompt.reports.variants import has_name
 from vlprompt.results.predictions import Predictions, load_predictions
 from vlprompt.results.record import Record
 from vlprompt.results.store import find_runs
@@ -123,7 +130,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def records(results: Path) -> dict[str, tuple[Path, Record]]:
-    return {r.test_time.get("name", "none"): (f, r) for f, r in find_runs([results]).items() if r.method == "coop"}
+    of_coop = {f: r for f, r in find_runs([results]).items() if r.method == "coop" and not has_name(r)}
+    return {r.test_time.get("name", "none"): (f, r) for f, r in of_coop.items()}
 
 
 def test_a_finished_run_is_adapted_and_has_a_record(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +171,12 @@ def test_the_name_of_a_run_begins_that_of_its_adaptation(results: Path, monkeypa
     assert ask(sweep.main, [*WORLD, "name=mine"]).code == 0
     folder = next(f for f, r in find_runs([results]).items() if r.variant == "mine")
     assert ask(cli.main, ["evaluate", "test_time=tda", str(folder)]).code == 0
-    assert [r for r in find_runs([results]).values() if (r.variant or "").startswith("mine+") and r.test_time]
+    adapted = [f for f, r in find_runs([results]).items() if (r.variant or "").startswith("mine+") and r.test_time]
+    assert len(adapted) == 1
+    answer = ask(cli.main, ["evaluate", "test_time=none,tda", *map(str, adapted)])  # which knows whose it is
+    assert answer.code == 0
+    assert not [r for r in find_runs([results]).values() if (r.variant or "").count("+") > 1]
+    assert answer.out.count("mine ") == 2
 
 
 def test_seeds_of_an_untrained_learner_are_seeds_of_one_row(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,3 +213,90 @@ def test_every_method_has_a_file_of_settings_with_its_defaults() -> None:
         spec = read_run(["method=zero_shot", f"test_time={name}"])
         assert isinstance(spec.adaptation, kind)
         assert spec.result_settings["test_time"] == {"name": name}
+
+
+def test_what_uses_an_adapted_run_says_that_it_does_not_adapt(
+    results: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    set_up(monkeypatch, results.parent)
+    of_plain, _ = records(results)["none"]
+    assert ask(cli.main, ["evaluate", "test_time=tda", str(of_plain)]).code == 0
+    saved_learner(of_plain)
+    assert not caplog.messages
+    saved_learner(records(results)["tda"][0])
+    assert ["test_time=tda" in message for message in caplog.messages] == [True]
+
+
+@pytest.mark.slow
+def test_an_adapted_run_gives_its_learner_back(results: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """To be tested alone, or adapted in another way, once for each training, whatever adapted it."""
+    set_up(monkeypatch, results.parent)
+    of_plain, record = records(results)["none"]
+    for more in ("zero test_time.views=2", "tda"):
+        assert ask(cli.main, ["evaluate", *f"test_time={more}".split(), str(of_plain)]).code == 0
+    adapted = [f for f, r in find_runs([results]).items() if r.method == "coop" and r.test_time and not has_name(r)]
+    assert len(adapted) > 1
+    table = tmp_path / "adapted.csv"
+    alone = [shutil.copytree(folder, tmp_path / "elsewhere" / folder.relative_to(results)) for folder in adapted]
+    options = ["--format", "csv", "--output", str(table)]
+    monkeypatch.setattr(vlprompt.run, "train", lambda *_, **__: pytest.fail("it was trained"))
+    answer = ask(cli.main, ["evaluate", "test_time=none,tda", *map(str, alone), *options])
+    assert answer.code == 0, answer
+    rows = pd.read_csv(table).set_index("test_time")
+    assert list(rows.index) == ["none", "tda"]
+    assert set(rows.variant) == {record.variant}
+    assert rows.test["none"] == pytest.approx(100 * record.scores["test"]["accuracy"])
+    (again,) = [
+        run for run in find_runs([tmp_path / "elsewhere"]).values() if run.method == "coop" and not run.test_time
+    ]
+    assert again.config_hash == record.config_hash
+
+
+@pytest.mark.slow
+def test_values_that_a_run_cannot_have_are_named_next_to_those_that_it_can(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_up(monkeypatch, results.parent)
+    method = [*RUN[:3], "protocol=few_shot", "method=mmrl", "fit.epochs=1", "shots=2"]
+    assert ask(sweep.main, method).code == 0
+    folder = next(f for f, r in find_runs([results]).items() if r.method == "mmrl")
+    answer = ask(cli.main, ["evaluate", "test_time=none,mta,zero", "test_time.views=2", str(folder)])
+    assert answer.code == 0, answer
+    assert "test_time=mta views=2" in answer.out
+    assert "zero views=2" in answer.out
+    assert ask(cli.main, ["evaluate", "test_time=mta", str(folder)]).code == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["test_time=tda,zer"], ["test_time", "zer", "zero"]),
+        (["test_time=zero,mta", "test_time.selection=0.5"], ["test_time.selection", "test_time.iterations"]),
+        (["test_time=tda,zero", "test_time.views=0"], ["test_time.views", "0", "at least 1"]),
+        (["test_time=zero", "calibration=temperature"], ["calibration=temperature", "test_time=zero", "other"]),
+        (["calibration=none", "test_time.views=4"], ["test_time.views=4", "test_time=NAME"]),
+    ],
+)
+def test_mistakes_are_told_before_any_test(
+    given: list[str], words: list[str], results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_up(monkeypatch, results.parent)
+    monkeypatch.setattr(vlprompt.commands.tested, "run", lambda *_, **__: pytest.fail("it was tested"))
+    folder, _ = records(results)["none"]
+    answer = ask(cli.main, ["evaluate", *given, str(folder)])
+    assert (answer.code, answer.out) == (2, "")
+    assert not [word for word in words if word not in answer.err], answer.err
+
+
+def test_the_method_of_the_docs_is_one() -> None:
+    page = (ROOT / "docs" / "test_time.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"<!-- test -->\n```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    learner, split = scatter(build(plain("coop"))), pictures(4)
+    alone = judged(learner, split, Loader(learner.clip), None)
+    told = judged(learner, split, Loader(learner.clip), names["Mean"](views=1))
+    np.testing.assert_array_equal(told.top5, alone.top5)
+    several = judged(learner, split, Loader(learner.clip), names["Mean"](views=3))
+    assert not np.allclose(several.label_logit, told.label_logit)
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(ADAPTATIONS)

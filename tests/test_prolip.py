@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from vlprompt import run
+from vlprompt.commands import tested
 from vlprompt.config.compose import read_run
 from vlprompt.config.spec import RunSpec
 from vlprompt.errors import UserError
@@ -52,11 +52,11 @@ def test_its_line_to_the_frozen_model_has_all_of_its_templates(monkeypatch: pyte
     learner.projection.data += 0.1 * torch.randn_like(learner.projection)
     expected = learner.logits(images, learner.encode_classes()).detach()
     spec: Any = RunSpec.__new__(RunSpec)
-    monkeypatch.setattr(run, "replace", lambda spec, **settings: SimpleNamespace(**settings))
-    monkeypatch.setattr(run, "saved", lambda *_: (spec, learner, None))
-    monkeypatch.setattr(run, "scores_of", lambda spec, model, episode: model.logits(images, model.encode_classes()))
+    monkeypatch.setattr(tested, "replace", lambda spec, **settings: SimpleNamespace(**settings))
+    monkeypatch.setattr(tested, "saved", lambda *_: (spec, learner, None))
+    monkeypatch.setattr(tested, "scores_of", lambda spec, model, episode: model.logits(images, model.encode_classes()))
     object.__setattr__(spec, "learner", ProLIP)
-    frozen, tuned = run.test_line(spec, Path(), [0, 1])
+    frozen, tuned = tested.test_line(spec, Path(), [0, 1])
     torch.testing.assert_close(tuned, expected, atol=1e-4, rtol=1e-4)
     features, classes = clip.image(images), learner.zero_shot_features(learner.templates)
     torch.testing.assert_close(frozen, scaled_cosine(features, classes, clip.scale), atol=1e-4, rtol=1e-4)

@@ -15,6 +15,8 @@ from running import ask, check_mistake, set_up
 from tiny_world import RUN
 
 from vlprompt import cli, sweep
+from vlprompt.commands.tested import test_again as retest
+from vlprompt.commands.tested import test_line as line
 from vlprompt.commands.trained import read_setting
 from vlprompt.config.build import restore_learner
 from vlprompt.config.spec import spec_of_record
@@ -22,8 +24,6 @@ from vlprompt.errors import UserError
 from vlprompt.learners.dylora import DyLoRA
 from vlprompt.results.record import Record
 from vlprompt.results.store import find_runs
-from vlprompt.run import test_again as retest
-from vlprompt.run import test_line as line
 
 WORLD = [*RUN[:3], "shots=2", "fit.epochs=2", "fit.lr=0.05"]
 

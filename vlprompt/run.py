@@ -1,7 +1,7 @@
 """One run, top to bottom: load, train, evaluate, record."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
@@ -12,17 +12,13 @@ import torch
 import yaml
 
 from vlprompt.config import build
-from vlprompt.config.locate import locate
-from vlprompt.config.overridden import overridden, refuse
 from vlprompt.config.paths import results_root
 from vlprompt.config.spec import RunSpec, check_name
 from vlprompt.data.dataset import Split
 from vlprompt.data.loader import Loader
-from vlprompt.errors import UserError
 from vlprompt.evaluate import Outside, evaluate, fit_calibration
 from vlprompt.inference import Calibration
 from vlprompt.learners.base import Learner
-from vlprompt.learners.zero_shot import OtherModel
 from vlprompt.protocols.base import Episode
 from vlprompt.results import learner_files
 from vlprompt.results.costs import costs_of_adapting, costs_of_use, timed
@@ -241,75 +237,6 @@ def calibrate(
         reporter.say(f"calibration: {calibration.name}, {numbers}")
 
 
-def test_again(spec: RunSpec, folder: Path, changed: Mapping[str, Any]) -> Scores:
-    """Scores on each test of a saved run, with some settings changed that need no training.
-
-    Raises:
-        UserError: an unknown setting, a wrong value, or one that other tensors belong to.
-    """
-    method = {**spec.settings.method, **changed}
-    learner_class, arguments = locate(method, Learner, "method")
-    settings = spec.settings.model_copy(update={"method": method})
-    refuse(overridden(settings, learner_class, val=True), [f"method.{name}" for name in changed], settings)
-    return scores_of(*saved(replace(spec, learner=learner_class, arguments=arguments), folder))
-
-
-def test_line(spec: RunSpec, folder: Path, shares: Sequence[float]) -> list[Scores]:
-    """Scores on each test of a saved run, with weights on the line from the frozen model (0) to the tuned one (1).
-
-    Source: Wortsman et al., CVPR 2022, https://arxiv.org/abs/2109.01903, section 3 (WiSE-FT).
-
-    Raises:
-        UserError: a learner that leaves nothing but other weights is needed.
-    """
-    learner = None
-    if spec.learner.mergeable:
-        _, learner, episode = saved(spec, folder)
-    if learner is None or not learner.mergeable:
-        raise UserError(
-            f"interpolation is between weights, and {spec.learner.__name__}, as it is set here, leaves no others than "
-            "the frozen model's: choose runs of a mergeable method, such as full_finetune or lora"
-        )
-    tuned = learner.eval().merged()
-    templates = list(getattr(learner, "templates", [learner.template]))  # one, but for prolip
-    spec = replace(spec, learner=OtherModel, arguments={"templates": templates})
-    models = (OtherModel(learner.clip.toward(tuned, share), learner.classes, **spec.arguments) for share in shares)
-    return [scores_of(spec, build.calibrated_like(model, learner), episode) for model in models]
-
-
-def test_calibrated(spec: RunSpec, folder: Path, name: str) -> Scores:
-    """Scores on each test of a saved run with another calibration, fitted anew, or with "none".
-
-    Raises:
-        UserError: no such calibration, no validation images, or a learner that it cannot calibrate.
-    """
-    given = None if name == "none" else {"name": name}
-    spec = replace(spec, settings=spec.settings.model_copy(update={"calibration": given}))
-    spec, learner, episode = saved(spec, folder)
-    if calibration := build.make_calibration(spec, learner, episode):
-        loader = build.make_loader(spec, learner)
-        calibrate(spec, calibration, learner, episode, loader, Reporter(aside=True, quiet=True))
-    return scores_of(spec, learner, episode)
-
-
-def saved(spec: RunSpec, folder: Path) -> tuple[RunSpec, Learner, Episode]:
-    """A saved run's learner, and its images."""
-    episode = build.make_episode(spec)
-    learner = build.make_learner(spec, build.make_clip(spec), episode)
-    if spec.trained:
-        learner_files.load_tensors(learner, folder)
-    if spec.settings.calibration:
-        build.restore_calibration(learner, learner_files.read_config(folder).get("calibration"))
-    return spec, learner, episode
-
-
-def scores_of(spec: RunSpec, learner: Learner, episode: Episode) -> Scores:
-    """Scores of a learner on each test."""
-    outside = Outside(build.ood_splits(spec))
-    predictions = test(spec, learner, episode.tests, build.make_loader(spec, learner), Reporter(aside=True), outside)
-    return all_scores(predictions, outside)
-
-
 def selection(spec: RunSpec, learner: Learner, episode: Episode) -> Selection:
     """How settings were chosen: as their files say, or as the run chose an epoch, or searched, if that saw more."""
     settings = spec.settings
@@ -400,6 +327,7 @@ def save_files(
         "split_hash": spec.dataset.fingerprint(),
         "precision": spec.precision,
         "as_shown": getattr(spec.dataset.open_image, "as_shown", True),
+        **({"test_time": spec.adaptation.name} if spec.adaptation else {}),
     }
     if not spec.trained:
         learner_files.describe(learner, folder, about)

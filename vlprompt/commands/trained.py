@@ -3,7 +3,7 @@
 import argparse
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ from vlprompt.textfiles import path_of
 if TYPE_CHECKING:
     import pandas as pd
 
-    from vlprompt.config.spec import RunSpec
     from vlprompt.results.record import Record
     from vlprompt.run import Scores
 
@@ -66,9 +65,11 @@ def evaluate(options: argparse.Namespace) -> int:
     from vlprompt.results.metrics import find_metric
 
     find_metric(options.metric)  # before anything is tested
-    more = [text for text in options.runs if text.startswith(f"{TEST_TIME}.")]
+    more = [text for text in options.runs if is_setting(text) and not path_of(text).is_dir()]
     options.runs = [path_of(text) for text in options.runs if text not in more]
     name, values = read_setting(options.setting)
+    if others := [text for text in more if not text.startswith(f"{TEST_TIME}.")]:
+        raise UserError(f"{others[0]} is a second setting next to {options.setting}: test with one after the other")
     if more and name != TEST_TIME:
         raise UserError(
             f"{more[0]} is a setting of {TEST_TIME}=NAME: give that first, as in {TEST_TIME}=zero {more[0]}"
@@ -88,8 +89,8 @@ def evaluate(options: argparse.Namespace) -> int:
         raise UserError("no run here is finished: see vlprompt table for what there is")
     if not runs:
         raise UserError(f"no finished run has the setting method.{name}: see vlprompt table for what there is")
-    if name == TEST_TIME:  # which adapts a learner that is not adapted already
-        runs = {folder: run for folder, run in runs.items() if not run.test_time} or runs
+    if name == TEST_TIME:
+        runs = {folder: run for folder, run in runs.items() if not run.test_time} or unadapted(runs)
     without = {f for f, run in runs.items() if name in (TEST_TIME, CALIBRATION) and run.config.get("fit") is None}
     testable = {folder: run for folder, run in runs.items() if folder in without or (folder / TENSORS).is_file()}
     if not testable:
@@ -159,6 +160,12 @@ def read_setting(text: str) -> tuple[str, list[Any]]:
     return key.removeprefix("method."), read
 
 
+def is_setting(text: str) -> bool:
+    """Whether it is like name=value or part.name=value."""
+    name, equals, _ = text.partition("=")
+    return bool(equals) and all(part.isidentifier() for part in name.split("."))
+
+
 def check_calibrations(names: list[str]) -> list[str]:
     """Raises: UserError where one is none that there is."""
     from vlprompt.inference import CALIBRATIONS
@@ -198,13 +205,13 @@ def tested(
     texts: Mapping[str, str | None],
     notes: list[str],
 ) -> list[dict[str, Any]]:
-    """A row for each value: what the run is, and its scores in percent; `notes` name calibrations that it cannot have.
+    """A row for each value: what the run is, and its scores in percent; `notes` name values that it cannot have.
 
     Raises: UserError: the run cannot be tested.
     """
+    from vlprompt.commands.tested import test_adapted, test_again, test_calibrated, test_line
     from vlprompt.config.spec import spec_of_record
     from vlprompt.results.metrics import find_metric
-    from vlprompt.run import test_again, test_line
 
     spec = spec_of_record(folder, run, device=options.device)
     metric = options.metric
@@ -213,9 +220,11 @@ def tested(
     if name == INTERPOLATION:
         tests = test_line(spec, folder, values)
     elif name == CALIBRATION:
-        values, tests = calibrated(spec, folder, values, notes)
+        values, tests = each(values, lambda value: test_calibrated(spec, folder, value), name, folder, notes)
     elif name == TEST_TIME:
-        tests = (adapted(folder, run, value, device=options.device).scores for value in values)
+        values, tests = each(
+            values, lambda value: test_adapted(folder, value, device=options.device), name, folder, notes
+        )
     else:
         tests = (test_again(spec, folder, {name: value}) for value in values)
     for value, scores in zip(values, tests, strict=True):
@@ -229,41 +238,50 @@ def tested(
 
 
 def combinations(first: str, more: Sequence[str]) -> list[str]:
-    """Each combination of the values of settings at test time, in words: `zero views=16`."""
+    """Each combination of the values of settings at test time, in words: `zero views=16`. Raises: UserError."""
+    from vlprompt.commands.tested import check_adaptation
+
     pairs = (text.removeprefix(f"{TEST_TIME}.").partition("=") for text in more)
     names = steps(first.partition("=")[2].split(","))
     each = [names, *([f"{key}={value}" for value in steps(values.split(","))] for key, _, values in pairs)]
     rows = (row[:1] if row[0] == "none" else row for row in itertools.product(*each))
-    return list(dict.fromkeys(map(" ".join, rows)))
+    values = list(dict.fromkeys(map(" ".join, rows)))
+    for value in values:  # before anything is tested
+        check_adaptation(value)
+    return values
 
 
-def adapted(folder: Path, run: "Record", value: str, *, device: str) -> "Record":
-    """The record of a run that adapts a finished run's learner at test time, made unless it is there."""
-    from vlprompt.config.at_test import settings_at_test, spec_at_test
-    from vlprompt.run import run as record_of
+def unadapted(runs: Mapping[Path, "Record"]) -> dict[Path, "Record"]:
+    """Of runs that are adapted at test time one for each training, with what the run without has for a variant."""
+    from vlprompt.config.at_test import spec_at_test
 
-    method, *more = value.split()
-    settings = settings_at_test([f"{TEST_TIME}={method}", *(f"{TEST_TIME}.{setting}" for setting in more)])
-    return record_of(spec_at_test(folder, run, settings, device=device)) if settings else run
+    of_training: dict[Any, tuple[Path, Record]] = {}
+    for folder, run in runs.items():
+        try:
+            spec = spec_at_test(folder, run, {TEST_TIME: None})
+        except UserError:  # which is told when it is tested
+            of_training[folder] = folder, run
+            continue
+        known = {"variant": spec.key.variant, "changes": spec.changes, "config": spec.config}
+        of_training.setdefault(spec.folder, (folder, run.model_copy(update=known)))
+    return dict(of_training.values())
 
 
-def calibrated(
-    spec: "RunSpec", folder: Path, names: Sequence[str], notes: list[str]
+def each(
+    values: Sequence[str], test: Callable[[str], "Scores"], name: str, folder: Path, notes: list[str]
 ) -> tuple[list[str], list["Scores"]]:
-    """The calibrations that a run can have, and its scores with each; `notes` name the others.
+    """The values that a run can have, and its scores with each; `notes` name the others.
 
     Raises: UserError where it can have none.
     """
-    from vlprompt.run import test_calibrated
-
     scores: dict[str, Scores] = {}
     refusals: list[UserError] = []
-    for name in names:
+    for value in values:
         try:
-            scores[name] = test_calibrated(spec, folder, name)
+            scores[value] = test(value)
         except NotApplicableError as error:
             refusals.append(error)
-            notes.append(Note(f"Left out: {{}} with {CALIBRATION}={name}: {error}", folder))
+            notes.append(Note(f"Left out: {{}} with {name}={value}: {error}", folder))
     if not scores:
         raise refusals[0]
     return list(scores), list(scores.values())

@@ -33,17 +33,28 @@ def spec_at_test(folder: Path, record: Record, settings: Mapping[str, Any], *, d
     """
     own = spec_of_record(folder, record, device=device)
     path = folder / "config.yaml"
-    config = {name: value for name, value in read_config(path).items() if name not in settings}
+    before = read_config(path)
+    config = {name: value for name, value in before.items() if name not in settings}
     config |= {"device": device, "precision": own.precision, "force": False, **settings}
     choices = {**record.model_dump(include={"protocol", "backbone", "method"}), "dataset": record.dataset}
     read: Any = partial(read_spec, choices=choices, recipes=record.recipe, held=partial(from_file, file=path))
     if config.get("name"):
-        config["name"] = f"{config['name']}+{config_hash(settings)[:8]}"
+        config["name"] = renamed(config["name"], {name: before.get(name) for name in settings}, settings)
     spec: RunSpec = read(config, default=lambda: default_of(record, choices, config))
     names = record.key.folder_names
     root = folder.parents[len(names)] if folder.parts[-len(names) :] == names else results_root()
     training = Training(folder, own.result_settings) if own.trained else None
     return replace(spec, folder=spec.key.folder(root), training=training)
+
+
+def renamed(name: str, before: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """The name with what stands for the settings, instead of for those of before; without any, that of the training."""
+    first = name.removesuffix(suffix(before))
+    return first if first != name and not any(settings.values()) else first + suffix(settings)
+
+
+def suffix(settings: Mapping[str, Any]) -> str:
+    return f"+{config_hash(settings)[:8]}"
 
 
 def default_of(record: Record, choices: Mapping[str, str], config: Mapping[str, Any]) -> Any:

@@ -1,6 +1,7 @@
 """From a run's settings to its objects: the frozen model, the learner, the episode, the loader."""
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, replace
@@ -32,6 +33,7 @@ from vlprompt.towers import Clip, load_clip
 from vlprompt.training.device import default_workers
 
 GB = 10**9
+logger = logging.getLogger(__name__)
 
 
 def make_episode(spec: RunSpec) -> Episode:
@@ -272,6 +274,8 @@ def saved_learner(
     if (folder / learner_files.CONFIG).is_file():
         about = learner_files.read_config(folder)
         learner = restore_learner(folder, allow, device=device, quantized=quantized, plain=plain)
+        if adapted_by := about.get("test_time"):
+            logger.warning("%s was tested with test_time=%s: this is its learner without that", folder, adapted_by)
         return learner, about.get("precision"), about.get("as_shown", True)
     return rebuild(folder, device=str(device or "cpu"), allow=allow)
 

@@ -118,6 +118,7 @@ def facts_of(
         "seed": record.seed if trained and record else None,
         "precision": shared.get("precision"),
         "calibration": in_words(learner.calibration.told) if learner.calibration is not None else None,
+        "adapted at test time, in the scores alone": shared.get("test_time"),
         "licence of the backbone": known,
     }
     rows = [(name, markdown(value)) for name, value in facts.items() if value is not None]

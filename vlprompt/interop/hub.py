@@ -21,7 +21,7 @@ README = "README.md"
 SCHEME = "hf://"
 PART = r"[A-Za-z0-9][\w.-]{0,95}"
 SOURCE = re.compile(rf"hf:/{{1,2}}(?P<repository>{PART}/{PART})(@(?P<revision>[\w][\w./-]{{0,199}}))?", re.ASCII)
-TRAVELS = ("method", "target", "arguments", "dataset", "protocol", "split_hash", "precision", "as_shown")
+TRAVELS = ("method", "target", "arguments", "dataset", "protocol", "split_hash", "precision", "as_shown", "test_time")
 """What of a learner's description goes to a hub, in addition to its backbone, classes and preprocessing."""
 BACKBONE = ("model", "weights", "quantize", "images")
 

@@ -84,6 +84,7 @@ class About(BaseModel):
     precision: str | None = None  # earlier files say neither this nor what follows
     as_shown: bool = True
     calibration: Calibration | None = None
+    test_time: str | None = None  # what adapted it to the images that its run was tested on
 
 
 def read_config(folder: Path) -> dict[str, Any]:
