@@ -131,7 +131,8 @@ def headline(protocol: str, dataset: str, values: Mapping[str, float], metric: s
     source = {dataset: values.get(dataset, NAN)} if is_transfer(protocol) else {}
     numbers = PROTOCOLS[protocol].summary({**source, **values})
     hidden = {*source} - {*values}
-    if not find_metric(metric).higher_is_better:  # a harmonic mean of errors says nothing
+    shown = find_metric(metric)
+    if not (shown.higher_is_better and shown.has_best) or shown.of_some_tests:  # H is of accuracies and their kin
         hidden.add(H)
     return {name: value for name, value in numbers.items() if name not in hidden}
 
