@@ -36,7 +36,7 @@ def test_again(spec: RunSpec, folder: Path, changed: Mapping[str, Any]) -> Score
     return scores_of(*saved(replace(spec, learner=learner_class, arguments=arguments), folder))
 
 
-def test_line(spec: RunSpec, folder: Path, shares: Sequence[float]) -> list[Scores]:
+def test_line(spec: RunSpec, folder: Path, shares: Sequence[int | float]) -> list[Scores]:
     """Scores on each test of a saved run, with weights on the line from the frozen model (0) to the tuned one (1).
 
     Source: Wortsman et al., CVPR 2022, https://arxiv.org/abs/2109.01903, section 3 (WiSE-FT).

@@ -6,7 +6,7 @@ An image is known where its class was trained on, else new. All scores come from
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 
 from vlprompt.results.predictions import Predictions
 
@@ -66,7 +66,7 @@ def largest_known(predictions: Predictions) -> Float[np.ndarray, " N"]:
     return predictions.side_logit[:, 0] - sides[:, 0] - np.logaddexp(0, sides[:, 1] - sides[:, 0])
 
 
-def by_side(predictions: Predictions, values: np.ndarray) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, " M"]]:
+def by_side(predictions: Predictions, values: np.ndarray) -> tuple[Shaped[np.ndarray, " K"], Shaped[np.ndarray, " M"]]:
     """Of the known images, and of the new ones."""
     assert predictions.known is not None
     return values[predictions.known], values[~predictions.known]
