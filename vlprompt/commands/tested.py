@@ -36,7 +36,7 @@ def test_again(spec: RunSpec, folder: Path, changed: Mapping[str, Any]) -> Score
     return scores_of(*saved(replace(spec, learner=learner_class, arguments=arguments), folder))
 
 
-def test_line(spec: RunSpec, folder: Path, shares: Sequence[int | float]) -> list[Scores]:
+def test_line(spec: RunSpec, folder: Path, shares: Sequence[float | int]) -> list[Scores]:
     """Scores on each test of a saved run, with weights on the line from the frozen model (0) to the tuned one (1).
 
     Source: Wortsman et al., CVPR 2022, https://arxiv.org/abs/2109.01903, section 3 (WiSE-FT).
@@ -55,7 +55,9 @@ def test_line(spec: RunSpec, folder: Path, shares: Sequence[int | float]) -> lis
     tuned = learner.eval().merged()
     templates = list(getattr(learner, "templates", [learner.template]))  # one, but for prolip
     spec = replace(spec, learner=OtherModel, arguments={"templates": templates})
-    models = (OtherModel(learner.clip.toward(tuned, share), learner.classes, **spec.arguments) for share in shares)
+    models = (
+        OtherModel(learner.clip.toward(tuned, float(share)), learner.classes, **spec.arguments) for share in shares
+    )
     return [scores_of(spec, build.calibrated_like(model, learner), episode) for model in models]
 
 
