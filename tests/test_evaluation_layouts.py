@@ -21,7 +21,7 @@ from vlprompt.reports import at_test_time, scored
 from vlprompt.reports.averages import across_datasets, numbers
 from vlprompt.reports.grid import NOT_APPLICABLE, choose
 from vlprompt.reports.layouts import grids
-from vlprompt.reports.render import render, render_grids, summary_grids
+from vlprompt.reports.render import render, render_grids, summary_grids, told_notes
 from vlprompt.reports.summary import summarise
 from vlprompt.results.metrics import METRICS, interval, score
 from vlprompt.results.predictions import PREDICTIONS, Predictions, save_predictions
@@ -414,3 +414,9 @@ def test_the_commands_of_the_page_run(
     assert name == "vlprompt"
     answer = ask(cli.main, arguments)
     assert answer.code == 0, answer.err
+
+
+def test_words_of_tables_that_lack_the_column_are_left_out() -> None:
+    """Tables that are put into one, of which one has nothing to say of how images were judged."""
+    table = pd.concat([pd.DataFrame({"inference": ["online"]}), pd.DataFrame({"n": [1]})])
+    assert told_notes(table["inference"], "inference") == told_notes(["online"], "inference") != []

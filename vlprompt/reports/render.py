@@ -142,8 +142,8 @@ def general_notes(table: pd.DataFrame) -> list[str]:
 
 
 def told_notes(values: Iterable[str], name: str) -> list[str]:
-    """What the words in a column of `TOLD` mean; nothing where they are the usual."""
-    said = {word for value in values for word in value.split(", ")} - {""}
+    """What the words in a column of `TOLD` mean; nothing where they are the usual. Tables without it have NaN there."""
+    said = {word for value in values if isinstance(value, str) for word in value.split(", ")} - {""}
     if said <= {USUAL[name]}:
         return []
     means = "; ".join(f"{word}: {means}" for word, means in WORDS[name].items() if word in said)

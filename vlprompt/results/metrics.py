@@ -162,14 +162,14 @@ METRICS = {
     "open_H": Metric("harmonic mean of base and novel among all classes (%)", of_some_tests=True),
     "open_fpr95": Metric("novel images accepted with 95 % of base (%)", higher_is_better=False, of_some_tests=True),
     # of images out of distribution (ood.py)
-    "mcm_auroc": Metric("AUROC of MCM (%, of_some_tests=True)"),
-    "mcm_fpr95": Metric("FPR95 of MCM (%, of_some_tests=True)", higher_is_better=False),
-    "max_logit_auroc": Metric("AUROC of the largest logit (%, of_some_tests=True)"),
-    "max_logit_fpr95": Metric("FPR95 of the largest logit (%, of_some_tests=True)", higher_is_better=False),
-    "energy_auroc": Metric("AUROC of the energy (%, of_some_tests=True)"),
-    "energy_fpr95": Metric("FPR95 of the energy (%, of_some_tests=True)", higher_is_better=False),
-    "msp_auroc": Metric("AUROC of the confidence (%, of_some_tests=True)"),
-    "msp_fpr95": Metric("FPR95 of the confidence (%, of_some_tests=True)", higher_is_better=False),
+    "mcm_auroc": Metric("AUROC of MCM (%)", of_some_tests=True),
+    "mcm_fpr95": Metric("FPR95 of MCM (%)", higher_is_better=False, of_some_tests=True),
+    "max_logit_auroc": Metric("AUROC of the largest logit (%)", of_some_tests=True),
+    "max_logit_fpr95": Metric("FPR95 of the largest logit (%)", higher_is_better=False, of_some_tests=True),
+    "energy_auroc": Metric("AUROC of the energy (%)", of_some_tests=True),
+    "energy_fpr95": Metric("FPR95 of the energy (%)", higher_is_better=False, of_some_tests=True),
+    "msp_auroc": Metric("AUROC of the confidence (%)", of_some_tests=True),
+    "msp_fpr95": Metric("FPR95 of the confidence (%)", higher_is_better=False, of_some_tests=True),
 }
 
 

@@ -218,7 +218,7 @@ def _winner(shared: Mapping[str, Any], ranked: pd.DataFrame, decimals: int, part
         return Cell(spread_text(row["mean"], row["deviation"], decimals=decimals), row["mean"])
 
     rows = ranked.to_dict("records")
-    zero = [row for row in rows if row["method"] == "zero_shot"]
+    zero = [row for row in rows if row["method"] == "zero_shot" and not row["named"]]  # without settings
     dataset = averages_in_words(shared["dataset"])
     cells = [cell(str(text)) for text in (shared["protocol"], dataset, shared["backbone"], shared["shots"], part)]
     for row in [*rows[:2], None][:2]:
