@@ -153,6 +153,21 @@ def test_a_finished_run_is_adapted_and_has_a_record(results: Path, monkeypatch: 
     assert load_predictions(folder / "predictions.npz").keys() == record.scores.keys()
 
 
+def test_a_damaged_learner_is_told_and_not_trained_anew(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_up(monkeypatch, results.parent)
+    copied = tmp_path / "other" / "runs"
+    shutil.copytree(results / "runs", copied)
+    folder = next(f for f, r in find_runs([copied]).items() if r.method == "coop" and not r.test_time)
+    tensors = folder / "learner.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-9])
+    before = set(find_runs([copied]))
+    answer = ask(cli.main, ["evaluate", "test_time=mta", str(folder)])
+    assert (answer.code, "learner.safetensors" in answer.err) == (2, True)
+    assert set(find_runs([copied])) == before
+
+
 @pytest.mark.slow
 def test_both_commands_come_to_the_same(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_up(monkeypatch, results.parent)

@@ -203,6 +203,8 @@ def test_a_calibrated_run_is_the_run_with_other_confidences(results: Path) -> No
     wanted = [100 * r.scores["novel"]["ece"] for r in (plain_record, record, there["coopdac"][1])]
     assert rows["calibration"].tolist() == ["none", "temperature", "dac"]
     assert rows["novel"].tolist() == pytest.approx(wanted, abs=1e-3)
+    answer = ask(cli.main, ["evaluate", "calibration=none,dac", str(there["cooptemperature"][0]), "--format", "csv"])
+    assert "calibration=temperature" not in answer.out  # which is the run's, and no row's
 
 
 @pytest.mark.slow

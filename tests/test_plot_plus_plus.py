@@ -71,8 +71,8 @@ def test_plans_are_those_of_each_image_alone(threshold: float) -> None:
 
 def test_plans_of_a_batch_end_at_once() -> None:
     cosines = torch.cat([pairs(0.01)[:1], pairs()])  # of the first image alone one iteration is enough
-    together, alone = (sinkhorn(those, stop="batch")[:1] for those in (cosines, cosines[:1]))
-    assert not torch.equal(together, alone)
+    of_batch, alone = (sinkhorn(those, stop="batch")[:1] for those in (cosines, cosines[:1]))
+    assert not torch.equal(of_batch, alone)
     assert torch.equal(sinkhorn(cosines)[:1], alone)
 
 

@@ -140,13 +140,20 @@ def make_record(spec: RunSpec, folder: OpenRun, reporter: Reporter) -> Record:
 def fit(
     spec: RunSpec, learner: Learner, episode: Episode, loader: Loader, state: State, reporter: Reporter
 ) -> tuple[list[Epoch], float]:
-    """Train the learner, or take over what a finished run of the same training holds; -> the curve, and seconds."""
+    """Train the learner, or take over what a finished run of the same training holds; -> the curve, and seconds.
+
+    Raises: DamagedError where that is needed and cannot be read.
+    """
     settings, training = spec.settings, spec.training
     reset_peak_memory(spec.device)
     if settings.fit is None:
         return [], 0.0
-    record = finished_run(training.folder, training.matches) if training and not settings.force else None
-    if training and record and (training.folder / learner_files.TENSORS).is_file():
+    record = None
+    if training and training.needed:
+        record = Record.read(training.folder)
+    elif training and not settings.force and (training.folder / learner_files.TENSORS).is_file():
+        record = finished_run(training.folder, training.matches)
+    if training and record:
         learner_files.load_tensors(learner, training.folder)
         reporter.say(f"trained already: {training.folder}")
         curve: list[Any] = [Epoch(**line) for line in record.curve]  # type: ignore[arg-type]  # as they were written

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 INTERPOLATION = "interpolation"
 TEST_TIME, CALIBRATION = "test_time", "calibration"
-OF_ANY_RUN = (INTERPOLATION, TEST_TIME, CALIBRATION)
+AFTER_TRAINING = (TEST_TIME, CALIBRATION)  # fields of a record, too
+OF_ANY_RUN = (INTERPOLATION, *AFTER_TRAINING)
 MOST = 1000  # values of a row
 
 
@@ -89,9 +90,9 @@ def evaluate(options: argparse.Namespace) -> int:
         raise UserError("no run here is finished: see vlprompt table for what there is")
     if not runs:
         raise UserError(f"no finished run has the setting method.{name}: see vlprompt table for what there is")
-    if name == TEST_TIME:
-        runs = {folder: run for folder, run in runs.items() if not run.test_time} or unadapted(runs)
-    without = {f for f, run in runs.items() if name in (TEST_TIME, CALIBRATION) and run.config.get("fit") is None}
+    if name in AFTER_TRAINING:  # which a run has already is not what its learner is
+        runs = {folder: run for folder, run in runs.items() if not getattr(run, name)} or without_setting(runs, name)
+    without = {f for f, run in runs.items() if name in AFTER_TRAINING and run.config.get("fit") is None}
     testable = {folder: run for folder, run in runs.items() if folder in without or (folder / TENSORS).is_file()}
     if not testable:
         raise UserError(f"{next(iter(runs))} holds no {TENSORS}, so it cannot be tested: run it again with force=true")
@@ -243,22 +244,22 @@ def combinations(first: str, more: Sequence[str]) -> list[str]:
 
     pairs = (text.removeprefix(f"{TEST_TIME}.").partition("=") for text in more)
     names = steps(first.partition("=")[2].split(","))
-    each = [names, *([f"{key}={value}" for value in steps(values.split(","))] for key, _, values in pairs)]
-    rows = (row[:1] if row[0] == "none" else row for row in itertools.product(*each))
+    choices = [names, *([f"{key}={value}" for value in steps(values.split(","))] for key, _, values in pairs)]
+    rows = (row[:1] if row[0] == "none" else row for row in itertools.product(*choices))
     values = list(dict.fromkeys(map(" ".join, rows)))
     for value in values:  # before anything is tested
         check_adaptation(value)
     return values
 
 
-def unadapted(runs: Mapping[Path, "Record"]) -> dict[Path, "Record"]:
-    """Of runs that are adapted at test time one for each training, with what the run without has for a variant."""
+def without_setting(runs: Mapping[Path, "Record"], name: str) -> dict[Path, "Record"]:
+    """Of runs that have one of `AFTER_TRAINING` one for each training, with what the run without has for a variant."""
     from vlprompt.config.at_test import spec_at_test
 
     of_training: dict[Any, tuple[Path, Record]] = {}
     for folder, run in runs.items():
         try:
-            spec = spec_at_test(folder, run, {TEST_TIME: None})
+            spec = spec_at_test(folder, run, {name: None})
         except UserError:  # which is told when it is tested
             of_training[folder] = folder, run
             continue

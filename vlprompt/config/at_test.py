@@ -31,11 +31,11 @@ def spec_at_test(folder: Path, record: Record, settings: Mapping[str, Any], *, d
     Raises:
         UserError: as `spec_of_record`.
     """
-    own = spec_of_record(folder, record, device=device)
+    finished = spec_of_record(folder, record, device=device)
     path = folder / "config.yaml"
     before = read_config(path)
     config = {name: value for name, value in before.items() if name not in settings}
-    config |= {"device": device, "precision": own.precision, "force": False, **settings}
+    config |= {"device": device, "precision": finished.precision, "force": False, **settings}
     choices = {**record.model_dump(include={"protocol", "backbone", "method"}), "dataset": record.dataset}
     read: Any = partial(read_spec, choices=choices, recipes=record.recipe, held=partial(from_file, file=path))
     if config.get("name"):
@@ -43,7 +43,7 @@ def spec_at_test(folder: Path, record: Record, settings: Mapping[str, Any], *, d
     spec: RunSpec = read(config, default=lambda: default_of(record, choices, config))
     names = record.key.folder_names
     root = folder.parents[len(names)] if folder.parts[-len(names) :] == names else results_root()
-    training = Training(folder, own.result_settings) if own.trained else None
+    training = Training(folder, finished.result_settings, needed=True) if finished.trained else None
     return replace(spec, folder=spec.key.folder(root), training=training)
 
 

@@ -57,8 +57,8 @@ def import_named(target: object, where: str) -> Any:
 
 
 def make_protocol(settings: Settings) -> Protocol:
-    own = {name: value for name, value in settings.protocol.items() if name != "ood"}
-    protocol, arguments = locate(own, Protocol, "protocol")
+    without_ood = {name: value for name, value in settings.protocol.items() if name != "ood"}
+    protocol, arguments = locate(without_ood, Protocol, "protocol")
     return protocol(**arguments)
 
 

@@ -48,6 +48,7 @@ class Training:
 
     folder: Path
     result_settings: dict[str, Any]
+    needed: bool = False  # whether nothing is trained where its tensors cannot be read
 
     def matches(self, record: Record) -> bool:
         """Whether a record is that run's."""
